@@ -1,0 +1,68 @@
+# make help lists the targets. Every variable here can be set on the command line: make demo DEMO_BYTES=64
+
+PYTHON      ?= python3
+VENV        ?= .venv
+CHECKPOINT  ?= checkpoints/blt-d-8m
+BUNDLE      ?= build/demo-bundle
+METHODS     ?= ar,s:4,s:8,s:16
+BENCH_JSON  ?= build/demo-bench.json
+PYTEST_ARGS ?=
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+BIN         := $(VENV)/bin
+INSTALL     := $(BIN)/python -m pip install --quiet --no-compile -c constraints.txt
+DEMO_READY  := $(VENV)/.demo-installed
+TEST_READY  := $(VENV)/.test-installed
+PACKAGING   := pyproject.toml setup.py constraints.txt
+
+# The bundle is made anew when the checkpoint or the code that exports it is newer.
+MANIFEST         := $(BUNDLE)/manifest.json
+CHECKPOINT_FILES := $(wildcard $(CHECKPOINT)/*)
+EXPORT_SOURCES   := $(wildcard export/*.py export/*/*.py models/*.py)
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test lint format clean distclean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+demo: $(MANIFEST) ## export the shipped checkpoint, generate text, measure the ways of decoding
+	$(BIN)/fastblt generate $(BUNDLE) --show
+	$(BIN)/fastblt bench $(BUNDLE) --methods $(METHODS) --against eager --json $(BENCH_JSON)
+
+test: lint ## all checks: ruff, mypy, pytest
+	$(BIN)/pytest $(PYTEST_ARGS)
+
+lint: $(TEST_READY) ## the checks that run no code: ruff, mypy
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+format: $(TEST_READY) ## rewrite the sources the way lint wants them
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+clean: ## remove what was built, but not the environment
+	rm -rf build dist src/*.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+distclean: clean ## remove the environment too
+	rm -rf $(VENV)
+
+$(MANIFEST): $(CHECKPOINT_FILES) $(EXPORT_SOURCES) | $(DEMO_READY)
+	$(BIN)/fastblt export $(CHECKPOINT) $(BUNDLE)
+
+$(BIN)/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "fastblt needs Python 3.11 or newer, $(PYTHON) is older or missing: make PYTHON=python3.11 ..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(DEMO_READY): $(PACKAGING) | $(BIN)/pip
+	$(INSTALL) -e '.[export]'
+	@touch $@
+
+$(TEST_READY): $(PACKAGING) | $(BIN)/pip
+	$(INSTALL) -e '.[export,train,dev]'
+	@touch $@
