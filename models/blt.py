@@ -1,0 +1,55 @@
+"""The whole model: bytes -> patcher -> encoder -> global transformer -> decoder -> bytes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from fastblt.models.config import BltConfig
+from fastblt.models.decoder import BlockRows, Decoder
+from fastblt.models.encoder import Encoder
+from fastblt.models.global_transformer import GlobalTransformer
+from fastblt.models.patcher import Patcher, entropy
+from fastblt.models.patching import Patches, closes_patch, find_patches
+
+
+class Blt(nn.Module):
+    """A Byte Latent Transformer (BLT or BLT-D, by its configuration) with its entropy patcher."""
+
+    def __init__(self, config: BltConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.patcher = Patcher(config.patcher, config.vocab_size)
+        self.encoder = Encoder(config)
+        self.global_transformer = GlobalTransformer(config)
+        self.decoder = Decoder(config)
+
+    @torch.no_grad()
+    def segment(self, ids: Tensor, pad_to: int = 1) -> Patches:
+        """Patches of whole sequences ``ids`` [batch, length], each beginning with BOS; see `find_patches`."""
+        return find_patches(closes_patch(entropy(self.patcher(ids)), self.config.patching), pad_to)
+
+    def forward(
+        self,
+        ids: Tensor,
+        patches: Patches | None = None,
+        blocks: BlockRows | None = None,
+        latent_index: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Logits of whole sequences.
+
+        Args:
+            ids: int64 [batch, length], each beginning with BOS.
+            patches: from `segment`; None: computed here.
+            blocks: corrupted blocks (BLT-D training).
+            latent_index: int64 [batch, length]: read these latents instead of the last closed ones, to see what
+                a draft sees.
+
+        Returns:
+            Logits [batch, length, vocab] of the byte after each position, and logits of the block rows or None.
+        """
+        patches = self.segment(ids) if patches is None else patches
+        states, patch_embeddings = self.encoder(ids, patches)
+        latents = self.global_transformer(patch_embeddings)
+        index = patches.latent_index if latent_index is None else latent_index
+        return self.decoder(self.decoder.rows(ids, states), latents, index, blocks)

@@ -1,0 +1,62 @@
+"""Preallocated key/value caches of the eager incremental path."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastblt.models.config import StackConfig
+from fastblt.models.layers import Attend, attention, rope_table
+
+
+class StackCache:
+    """Keys and values of every layer of a stack, allocated once; slot = position, so rewinding needs no work.
+
+    Rows at and after the position that the caller regards as its length are garbage and get overwritten.
+    """
+
+    def __init__(self, config: StackConfig, capacity: int, dtype: torch.dtype, device: torch.device) -> None:
+        shape = (config.layers, 1, capacity, config.heads, config.head_dim)
+        self.window = config.window
+        self.keys = torch.zeros(shape, dtype=dtype, device=device)
+        self.values = torch.zeros(shape, dtype=dtype, device=device)
+        self.rope = rope_table(torch.arange(capacity, device=device), config.head_dim, config.rope_theta)
+
+    def rows(self, position: int, count: int, visible_end: int | None = None) -> CacheRows:
+        """New rows at ``position``, ``position + 1``, ...
+
+        Args:
+            position: slot of the first row.
+            count: rows.
+            visible_end: every row sees slots below this (a block that is denoised); None: causal rows.
+        """
+        start = 0 if self.window is None else max(0, position - self.window + 1)
+        end = position + count
+        mask: Tensor | None = None
+        if count > 1:
+            row = torch.arange(position, end, device=self.keys.device).unsqueeze(1)
+            key = torch.arange(start, end, device=self.keys.device).unsqueeze(0)
+            mask = key <= row if visible_end is None else key < visible_end
+            if self.window is not None:
+                mask = mask & (key > row - self.window)
+        return CacheRows(self, position, start, end, mask)
+
+
+class CacheRows:
+    """What all layers of a stack share for some new rows: rotations, mask, and the live part of the cache."""
+
+    def __init__(self, cache: StackCache, position: int, start: int, end: int, mask: Tensor | None) -> None:
+        self.rope = cache.rope[position:end]
+        self._cache, self._position, self._start, self._end, self._mask = cache, position, start, end, mask
+
+    def attend(self, layer: int) -> Attend:
+        """An ``attend`` that appends the rows to a layer's cache and reads what is live."""
+        keys, values = self._cache.keys[layer], self._cache.values[layer]
+
+        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            keys[:, self._position : self._end] = k
+            values[:, self._position : self._end] = v
+            live = slice(self._start, self._end)
+            return attention(q, keys[:, live], values[:, live], self._mask)
+
+        return attend

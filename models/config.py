@@ -1,0 +1,280 @@
+"""The geometry of a Byte Latent Transformer: one frozen, validated, JSON-serialisable dataclass.
+
+Nothing here imports torch: the runtime reads the same configuration on boxes that have no PyTorch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args, get_type_hints
+
+from fastblt.models.tokens import VOCAB_SIZE
+
+DecoderInput = Literal["encoder", "embedding"]
+
+#: Multipliers of the rolling n-gram hash, one per hash function (blt-1b uses the first only).
+HASH_PRIMES: tuple[int, ...] = (
+    1000000007,
+    5915587277,
+    1500450271,
+    3267000013,
+    5754853343,
+    4093082899,
+    9576890767,
+    3628273133,
+    2860486313,
+    5463458053,
+    3367900313,
+)
+
+
+class ConfigError(ValueError):
+    """A configuration that no model can have; the message names the field, the value and what is expected."""
+
+
+def _expect(condition: bool, name: str, found: object, expected: str) -> None:
+    if not condition:
+        raise ConfigError(f"config field {name!r}: found {found!r}, expected {expected}")
+
+
+@dataclass(frozen=True)
+class StackConfig:
+    """One stack of pre-norm transformer blocks (RMSNorm, RoPE attention, SwiGLU)."""
+
+    dim: int
+    """Width of the residual stream."""
+    layers: int
+    """Number of blocks."""
+    heads: int
+    """Attention heads; ``dim / heads`` is the head dimension and must be even (RoPE rotates pairs)."""
+    ffn_dim: int
+    """Hidden width of the SwiGLU feed-forward network."""
+    rope_theta: float = 500_000.0
+    """Base of the rotary position embedding."""
+    window: int | None = None
+    """Positions that a row sees, itself included; None: all earlier ones."""
+    norm_eps: float = 1e-5
+    """Epsilon of every RMSNorm in the stack."""
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.dim // self.heads
+
+    def validate(self, name: str) -> None:
+        """Raise `ConfigError` unless the stack can exist; ``name`` prefixes the field in the message."""
+        for key in ("dim", "layers", "heads", "ffn_dim"):
+            value = getattr(self, key)
+            _expect(isinstance(value, int) and value > 0, f"{name}.{key}", value, "a positive integer")
+        _expect(self.dim % self.heads == 0, f"{name}.heads", self.heads, f"a divisor of dim={self.dim}")
+        _expect(self.head_dim % 2 == 0, f"{name}.heads", self.heads, "an even head dimension dim/heads")
+        _expect(
+            self.window is None or (isinstance(self.window, int) and self.window > 0),
+            f"{name}.window",
+            self.window,
+            "null or a positive integer",
+        )
+        _expect(self.rope_theta > 0, f"{name}.rope_theta", self.rope_theta, "a positive number")
+        _expect(self.norm_eps > 0, f"{name}.norm_eps", self.norm_eps, "a positive number")
+
+
+@dataclass(frozen=True)
+class PatchingConfig:
+    """The rule that opens patches (entropy mode, the only one of released checkpoints)."""
+
+    threshold: float = 1.335442066192627
+    """A patch closes at a byte whose next-byte entropy, in nats, is strictly greater than this."""
+    max_patch_length: int | None = None
+    """A patch closes when it has this many bytes; None: no limit."""
+
+    def validate(self) -> None:
+        """Raise `ConfigError` unless the rule makes sense."""
+        _expect(self.threshold >= 0, "patching.threshold", self.threshold, "a number >= 0 (nats)")
+        _expect(
+            self.max_patch_length is None
+            or (isinstance(self.max_patch_length, int) and self.max_patch_length > 0),
+            "patching.max_patch_length",
+            self.max_patch_length,
+            "null or a positive integer",
+        )
+
+
+@dataclass(frozen=True)
+class HashConfig:
+    """Hash n-gram embedding tables; table ``f * len(sizes) + g`` belongs to function f and size ``sizes[g]``."""
+
+    sizes: tuple[int, ...] = (3, 4, 5, 6, 7, 8)
+    """n-gram lengths in tokens."""
+    rows: int = 500_002
+    """Rows of each table."""
+    functions: int = 1
+    """Hash functions, each with its own multiplier and its own tables."""
+
+    @property
+    def tables(self) -> int:
+        """Number of tables."""
+        return len(self.sizes) * self.functions
+
+    @property
+    def context(self) -> int:
+        """Tokens that the longest n-gram spans."""
+        return max(self.sizes, default=1)
+
+    def validate(self) -> None:
+        """Raise `ConfigError` unless the tables can exist."""
+        ok = all(isinstance(n, int) and n > 0 for n in self.sizes) and len(set(self.sizes)) == len(self.sizes)
+        _expect(ok, "hash.sizes", list(self.sizes), "distinct positive integers")
+        _expect(isinstance(self.rows, int) and self.rows > 0, "hash.rows", self.rows, "a positive integer")
+        _expect(
+            0 <= self.functions <= len(HASH_PRIMES),
+            "hash.functions",
+            self.functions,
+            f"an integer in 0..{len(HASH_PRIMES)}",
+        )
+
+
+@dataclass(frozen=True)
+class BltConfig:
+    """Everything that determines the shapes and the control flow of one model.
+
+    ``decoder_input`` separates the two families: "encoder" is BLT (the decoder starts from the encoder's byte
+    states), "embedding" is BLT-D (the decoder has an embedding table of its own, with a [MASK] row, and can
+    denoise blocks of up to ``block_size`` bytes).
+    """
+
+    name: str
+    patcher: StackConfig
+    encoder: StackConfig
+    global_transformer: StackConfig
+    decoder: StackConfig
+    patching: PatchingConfig = field(default_factory=PatchingConfig)
+    hash: HashConfig = field(default_factory=HashConfig)
+    cross_attn_k: int = 2
+    """Queries that pool a patch, and tokens that a latent becomes in the decoder."""
+    decoder_input: DecoderInput = "encoder"
+    block_size: int = 0
+    """Longest block that the model was trained to denoise; 0: no block diffusion."""
+    vocab_size: int = VOCAB_SIZE
+
+    def __post_init__(self) -> None:
+        """Validate every field."""
+        for name in ("patcher", "encoder", "global_transformer", "decoder"):
+            getattr(self, name).validate(name)
+        self.patching.validate()
+        self.hash.validate()
+        _expect(bool(self.name), "name", self.name, "a non-empty string")
+        _expect(self.vocab_size == VOCAB_SIZE, "vocab_size", self.vocab_size, str(VOCAB_SIZE))
+        _expect(self.cross_attn_k > 0, "cross_attn_k", self.cross_attn_k, "a positive integer")
+        _expect(
+            self.decoder_input in get_args(DecoderInput),
+            "decoder_input",
+            self.decoder_input,
+            f"one of {', '.join(get_args(DecoderInput))}",
+        )
+        _expect(
+            self.encoder.dim == self.decoder.dim,
+            "decoder.dim",
+            self.decoder.dim,
+            f"the encoder's width {self.encoder.dim} (they share the byte states)",
+        )
+        _expect(
+            self.block_size >= 0 and (self.block_size == 0 or self.decoder_input == "embedding"),
+            "block_size",
+            self.block_size,
+            "0, or a positive integer with decoder_input 'embedding' (only it has a [MASK] row)",
+        )
+
+    @property
+    def patch_dim(self) -> int:
+        """Width of a patch embedding before the global transformer: ``cross_attn_k * encoder.dim``."""
+        return self.cross_attn_k * self.encoder.dim
+
+    @property
+    def has_global_projection(self) -> bool:
+        """Whether a matrix maps patch embeddings to the global width (7B has one, 1B does not)."""
+        return self.patch_dim != self.global_transformer.dim
+
+    @property
+    def latent_kv_dim(self) -> int:
+        """Elements of one latent's decoder keys and values: ``2 * decoder.layers * cross_attn_k * decoder.dim``."""
+        return 2 * self.decoder.layers * self.cross_attn_k * self.decoder.dim
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types, nested like the dataclasses."""
+        plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        return plain
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> BltConfig:
+        """Inverse of `to_dict`.
+
+        Raises:
+            ConfigError: a field is unknown, missing or invalid.
+        """
+        config = build_dataclass(cls, data)
+        assert isinstance(config, cls)
+        return config
+
+    def save(self, path: Path) -> None:
+        """Write as JSON."""
+        path.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> BltConfig:
+        """Read JSON written by `save`.
+
+        Raises:
+            ConfigError: the file is missing, is not JSON, or does not describe a model; the message names it.
+        """
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot be read ({error.strerror}), expected a config.json") from error
+        except ValueError as error:
+            raise ConfigError(f"{path}: not JSON ({error})") from error
+        try:
+            return cls.from_dict(data)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from None
+
+
+
+
+def build_dataclass(cls: type[Any], data: object, prefix: str = "") -> Any:
+    """Instantiate a config dataclass from plain JSON types, strictly."""
+    _expect(isinstance(data, dict), prefix or "config", type(data).__name__, "an object")
+    assert isinstance(data, dict)
+    hints = get_type_hints(cls)
+    known = {f.name: f for f in dataclasses.fields(cls)}
+    for key in data:
+        _expect(key in known, f"{prefix}{key}", data[key], f"one of the fields {', '.join(known)}")
+    values: dict[str, Any] = {}
+    for key, spec in known.items():
+        if key not in data:
+            required = spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING
+            _expect(not required, f"{prefix}{key}", "nothing", "a value")
+            continue
+        values[key] = _value(hints[key], data[key], f"{prefix}{key}")
+    return cls(**values)
+
+
+def _value(hint: Any, value: object, name: str) -> Any:
+    """Check one JSON value against a field's type hint."""
+    if dataclasses.is_dataclass(hint):
+        return build_dataclass(hint, value, f"{name}.")  # type: ignore[arg-type]
+    if hint == tuple[int, ...]:
+        _expect(isinstance(value, list), name, value, "a list of integers")
+        return tuple(value)  # type: ignore[arg-type]
+    kinds: dict[Any, tuple[tuple[type, ...], str]] = {
+        int: ((int,), "an integer"),
+        float: ((int, float), "a number"),
+        str: ((str,), "a string"),
+        int | None: ((int, type(None)), "an integer or null"),
+        DecoderInput: ((str,), "a string"),
+    }
+    types, expected = kinds[hint]
+    _expect(isinstance(value, types) and not isinstance(value, bool), name, value, expected)
+    return float(value) if hint is float else value  # type: ignore[arg-type]

@@ -1,0 +1,165 @@
+"""The local decoder: one row predicts one byte, reading earlier bytes and one latent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fastblt.models.cache import StackCache
+from fastblt.models.config import BltConfig
+from fastblt.models.layers import Attend, Block, CrossAttention, RMSNorm, attention, causal_attend, rope_table
+from fastblt.models.tokens import VOCAB_SIZE
+
+
+@dataclass(frozen=True)
+class BlockRows:
+    """Corrupted blocks of a BLT-D training step; a block row predicts its own byte, not the next one."""
+
+    ids: Tensor
+    """int64 [batch, blocks, block_size], MASK_ID where a byte is hidden."""
+    starts: Tensor
+    """int64 [batch, blocks]: position of each block's first byte; a block sees clean bytes before it."""
+    latent_index: Tensor
+    """int64 [batch, blocks]: the latent that every row of the block reads."""
+
+    @property
+    def positions(self) -> Tensor:
+        """int64 [batch, blocks * block_size]: original byte positions of the rows."""
+        offset = torch.arange(self.ids.shape[2], device=self.ids.device)
+        return (self.starts.unsqueeze(-1) + offset).flatten(1)
+
+
+class Decoder(nn.Module):
+    """Per layer: cross-attention to one latent, then a windowed block; at the end norm and output matrix."""
+
+    def __init__(self, config: BltConfig) -> None:
+        super().__init__()
+        stack = config.decoder
+        self.config = stack
+        self.cross_attn_k = config.cross_attn_k
+        self.tok_embeddings = (
+            nn.Embedding(VOCAB_SIZE + 1, stack.dim) if config.decoder_input == "embedding" else None
+        )
+        self.patch_projection = nn.Linear(
+            config.global_transformer.dim, config.cross_attn_k * stack.dim, bias=False
+        )
+        self.cross_layers = nn.ModuleList(
+            CrossAttention(stack.dim, stack.heads, stack.norm_eps) for _ in range(stack.layers)
+        )
+        self.layers = nn.ModuleList(Block(stack) for _ in range(stack.layers))
+        self.norm = RMSNorm(stack.dim, stack.norm_eps)
+        self.output = nn.Linear(stack.dim, config.vocab_size, bias=False)
+
+    def rows(self, ids: Tensor, states: Tensor | None) -> Tensor:
+        """Input rows: embeddings of ``ids`` (BLT-D), or the encoder's byte states (BLT)."""
+        if self.tok_embeddings is not None:
+            return self.tok_embeddings(ids)
+        assert states is not None, "this decoder reads the encoder's byte states"
+        return states
+
+    def latent_kv(self, latents: Tensor) -> Tensor:
+        """Keys and values of every layer for latents [batch, patches, global dim].
+
+        Returns:
+            [batch, patches, layers, 2, cross_attn_k, dim]; computed once for a latent, read by many rows.
+        """
+        tokens = self.patch_projection(latents).unflatten(-1, (self.cross_attn_k, -1))
+        each = [torch.stack(cross.keys_values(tokens), dim=2) for cross in self.cross_layers]
+        return torch.stack(each, dim=2)
+
+    def forward(
+        self, clean: Tensor, latents: Tensor, latent_index: Tensor, blocks: BlockRows | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Whole sequences, optionally with corrupted blocks beside them.
+
+        Args:
+            clean: input rows, [batch, length, dim], see `rows`.
+            latents: [batch, patches, global dim].
+            latent_index: int64 [batch, length], the latent that each clean row reads.
+            blocks: corrupted blocks.
+
+        Returns:
+            Logits of the clean rows [batch, length, vocab], and of the block rows
+            [batch, blocks * block_size, vocab] or None.
+        """
+        length = clean.shape[1]
+        positions = torch.arange(length, device=clean.device).expand(clean.shape[0], -1)
+        x, index = clean, latent_index
+        if blocks is not None:
+            assert self.tok_embeddings is not None, "only a decoder with its own embedding has a [MASK] row"
+            x = torch.cat([clean, self.tok_embeddings(blocks.ids).flatten(1, 2)], dim=1)
+            positions = torch.cat([positions, blocks.positions], dim=1)
+            index = torch.cat([index, blocks.latent_index.repeat_interleave(blocks.ids.shape[2], 1)], dim=1)
+        rope = rope_table(positions, self.config.head_dim, self.config.rope_theta)
+        attend = _sequence_attend(length, self.config.window, blocks, clean.device)
+        logits = self._run(x, self.latent_kv(latents), index, rope, [attend] * len(self.layers))
+        return logits[:, :length], logits[:, length:] if blocks is not None else None
+
+    def step(
+        self,
+        rows: Tensor,
+        latent_kv: Tensor,
+        latent_index: Tensor,
+        cache: StackCache,
+        position: int,
+        *,
+        visible_end: int | None = None,
+    ) -> Tensor:
+        """New rows with a cache.
+
+        Args:
+            rows: [1, rows, dim], see `rows`; the first is at ``position``.
+            latent_kv: [1, latents, layers, 2, cross_attn_k, dim], see `latent_kv`.
+            latent_index: int64 [1, rows], into the second axis of ``latent_kv``.
+            cache: the decoder's cache.
+            position: byte position and cache slot of the first row.
+            visible_end: rows are a block and all see slots below this; None: causal rows.
+
+        Returns:
+            Logits [1, rows, vocab].
+        """
+        live = cache.rows(position, rows.shape[1], visible_end)
+        attends = [live.attend(i) for i in range(len(self.layers))]
+        return self._run(rows, latent_kv, latent_index, live.rope, attends)
+
+    def _run(
+        self, x: Tensor, latent_kv: Tensor, latent_index: Tensor, rope: Tensor, attends: list[Attend]
+    ) -> Tensor:
+        batch, rows, dim = x.shape
+        patches = latent_kv.shape[1]
+        flat = (latent_index + torch.arange(batch, device=x.device).unsqueeze(1) * patches).flatten()
+        for index, (cross, block) in enumerate(zip(self.cross_layers, self.layers, strict=True)):
+            k, v = latent_kv[:, :, index].flatten(0, 1).index_select(0, flat).unbind(1)
+            x = cross(x.reshape(batch * rows, 1, dim), k, v, None).view(batch, rows, dim)
+            x = block(x, rope, attends[index])
+        return self.output(self.norm(x))
+
+
+def _sequence_attend(length: int, window: int | None, blocks: BlockRows | None, device: torch.device) -> Attend:
+    """Clean rows see clean rows causally; a block row sees clean bytes before its block, and its block."""
+    clean_attend = causal_attend(length, window, device)
+    block_mask = None if blocks is None else _block_mask(length, window, blocks)
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        clean = clean_attend(q[:, :length], k[:, :length], v[:, :length])
+        if block_mask is None:
+            return clean
+        return torch.cat([clean, attention(q[:, length:], k, v, block_mask)], dim=1)
+
+    return attend
+
+
+def _block_mask(length: int, window: int | None, blocks: BlockRows) -> Tensor:
+    """Bool [batch, 1, block rows, length + block rows]."""
+    batch, count, size = blocks.ids.shape
+    device = blocks.ids.device
+    key = torch.arange(length, device=device)
+    starts = blocks.starts.repeat_interleave(size, dim=1).unsqueeze(-1)
+    seen = key < starts
+    if window is not None:
+        seen = seen & (key > blocks.positions.unsqueeze(-1) - window)
+    block = torch.arange(count, device=device).repeat_interleave(size)
+    own = (block.unsqueeze(1) == block.unsqueeze(0)).expand(batch, -1, -1)
+    return torch.cat([seen, own], dim=-1).unsqueeze(1)

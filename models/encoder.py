@@ -1,0 +1,83 @@
+"""The local encoder: bytes to byte states, byte states of a patch to its patch embedding."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastblt.models.cache import StackCache
+from fastblt.models.config import BltConfig
+from fastblt.models.hashing import hash_rows
+from fastblt.models.layers import Block, CrossAttention
+from fastblt.models.patching import Patches
+from fastblt.models.stack import run_cached, run_sequence
+
+
+class Encoder(nn.Module):
+    """Byte and hash n-gram embeddings, windowed blocks, max-pool and patch cross-attention."""
+
+    def __init__(self, config: BltConfig) -> None:
+        super().__init__()
+        stack = config.encoder
+        self.config = stack
+        self.hash = config.hash
+        self.cross_attn_k = config.cross_attn_k
+        self.tok_embeddings = nn.Embedding(config.vocab_size, stack.dim)
+        self.hash_embeddings = nn.Embedding(config.hash.tables * config.hash.rows, stack.dim)
+        self.layers = nn.ModuleList(Block(stack) for _ in range(stack.layers))
+        self.patch_projection = nn.Linear(stack.dim, config.patch_dim, bias=False)
+        self.cross_attention = CrossAttention(stack.dim, stack.heads, stack.norm_eps)
+
+    def embed(self, ids: Tensor, history: Tensor | None = None) -> Tensor:
+        """Sum of the byte embedding and one row of every hash table.
+
+        Args:
+            ids: int64 [batch, rows].
+            history: int64 [batch, context - 1], the tokens before ``ids`` (0 before the sequence); None: zeros.
+
+        Returns:
+            [batch, rows, dim].
+        """
+        x = self.tok_embeddings(ids)
+        if self.hash.tables == 0:
+            return x
+        if history is None:
+            history = ids.new_zeros(ids.shape[0], self.hash.context - 1)
+        rows = torch.stack(hash_rows(torch.cat([history, ids], dim=1), self.hash), dim=-1)
+        bags = F.embedding_bag(rows.flatten(0, 1), self.hash_embeddings.weight, mode="sum")
+        return x + bags.view_as(x)
+
+    def pool(self, states: Tensor, positions: Tensor, valid: Tensor) -> Tensor:
+        """Patch embeddings from byte states.
+
+        Args:
+            states: [batch, length, dim].
+            positions: int64 [batch, patches, longest], the bytes of each patch.
+            valid: bool, like ``positions``; False where a patch is shorter.
+
+        Returns:
+            [batch, patches, cross_attn_k * dim]; meaningless where a patch has no byte.
+        """
+        batch, patches, longest = positions.shape
+        flat = (positions + torch.arange(batch, device=states.device).view(-1, 1, 1) * states.shape[1]).flatten()
+        rows = states.flatten(0, 1).index_select(0, flat).view(batch, patches, longest, -1)
+        highest = rows.masked_fill(~valid.unsqueeze(-1), -torch.inf).amax(2)
+        highest = highest.masked_fill(~valid[..., :1], 0.0)
+        queries = self.patch_projection(highest).view(batch * patches, self.cross_attn_k, -1)
+        k, v = (
+            part.flatten(0, 1).index_select(0, flat).view(batch * patches, longest, -1)
+            for part in self.cross_attention.keys_values(states)
+        )
+        seen = valid | ~valid.any(-1, keepdim=True)  # an empty patch must not divide by zero
+        pooled = self.cross_attention(queries, k, v, seen.view(batch * patches, 1, 1, longest))
+        return pooled.view(batch, patches, -1)
+
+    def forward(self, ids: Tensor, patches: Patches) -> tuple[Tensor, Tensor]:
+        """Byte states [batch, length, dim] and patch embeddings of whole sequences ``ids`` [batch, length]."""
+        states = run_sequence(self.layers, self.embed(ids), self.config)
+        return states, self.pool(states, *patches.members)
+
+    def step(self, embedded: Tensor, cache: StackCache, position: int) -> Tensor:
+        """Byte states [1, rows, dim] of new rows ``embedded`` [1, rows, dim], the first at ``position``."""
+        return run_cached(self.layers, embedded, cache, position)

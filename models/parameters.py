@@ -1,0 +1,66 @@
+"""How many parameters each part of a model has, from its configuration alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fastblt.models.config import BltConfig, StackConfig
+from fastblt.models.tokens import MASK_ID
+
+
+@dataclass(frozen=True)
+class ParameterCounts:
+    """Parameters of each part; the parts of the paper's traffic formula leave out embedding tables."""
+
+    patcher: int
+    """Entropy model without its embedding."""
+    encoder: int
+    """Encoder blocks and patch cross-attention."""
+    global_transformer: int
+    """Global blocks and input projection."""
+    decoder: int
+    """Decoder blocks, cross-attention, patch projection, norm and output matrix."""
+    byte_embeddings: int
+    """Embedding tables of patcher, encoder and decoder."""
+    hash_embeddings: int
+    """Hash n-gram tables."""
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return (
+            self.patcher
+            + self.encoder
+            + self.global_transformer
+            + self.decoder
+            + self.byte_embeddings
+            + self.hash_embeddings
+        )
+
+
+def _blocks(stack: StackConfig) -> int:
+    return stack.layers * (4 * stack.dim**2 + 3 * stack.dim * stack.ffn_dim + 2 * stack.dim)
+
+
+def _cross_attention(dim: int) -> int:
+    return 4 * dim**2 + 2 * dim
+
+
+def count_parameters(config: BltConfig) -> ParameterCounts:
+    """Parameters of every part of ``config``."""
+    patcher, encoder, decoder = config.patcher, config.encoder, config.decoder
+    latent_dim = config.global_transformer.dim
+    head = decoder.dim + config.vocab_size * decoder.dim
+    own_rows = MASK_ID + 1 if config.decoder_input == "embedding" else 0
+    return ParameterCounts(
+        patcher=_blocks(patcher) + patcher.dim + config.vocab_size * patcher.dim,
+        encoder=_blocks(encoder) + encoder.dim * config.patch_dim + _cross_attention(encoder.dim),
+        global_transformer=_blocks(config.global_transformer)
+        + (config.patch_dim * latent_dim if config.has_global_projection else 0),
+        decoder=_blocks(decoder)
+        + decoder.layers * _cross_attention(decoder.dim)
+        + latent_dim * config.cross_attn_k * decoder.dim
+        + head,
+        byte_embeddings=config.vocab_size * (patcher.dim + encoder.dim) + own_rows * decoder.dim,
+        hash_embeddings=config.hash.tables * config.hash.rows * encoder.dim,
+    )

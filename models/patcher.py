@@ -1,0 +1,38 @@
+"""The entropy patcher: a small causal byte language model whose uncertainty opens patches."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from fastblt.models.cache import StackCache
+from fastblt.models.config import StackConfig
+from fastblt.models.layers import Block, RMSNorm
+from fastblt.models.stack import run_cached, run_sequence
+
+
+class Patcher(nn.Module):
+    """Byte embedding, blocks, norm, output matrix; always fp32 (lower precision moves patch boundaries)."""
+
+    def __init__(self, config: StackConfig, vocab_size: int) -> None:
+        super().__init__()
+        self.config = config
+        self.tok_embeddings = nn.Embedding(vocab_size, config.dim)
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.norm = RMSNorm(config.dim, config.norm_eps)
+        self.output = nn.Linear(config.dim, vocab_size, bias=False)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Logits [batch, length, vocab] of the next token, for whole sequences ``ids`` [batch, length]."""
+        x = run_sequence(self.layers, self.tok_embeddings(ids), self.config)
+        return self.output(self.norm(x))
+
+    def step(self, ids: Tensor, cache: StackCache, position: int) -> Tensor:
+        """Entropies [1, rows] in nats of the token after each of ``ids`` [1, rows], the first at ``position``."""
+        x = run_cached(self.layers, self.tok_embeddings(ids), cache, position)
+        return entropy(self.output(self.norm(x)))
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """Entropy in nats of the softmax over the last axis, in fp32."""
+    logp = logits.float().log_softmax(-1)
+    return -(logp.exp() * logp).sum(-1)

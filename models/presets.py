@@ -1,0 +1,113 @@
+"""Named configurations: the test model, the shipped one, and the published geometries."""
+
+from __future__ import annotations
+
+from fastblt.models.config import BltConfig, ConfigError, HashConfig, PatchingConfig, StackConfig
+
+_PATCHER_RELEASED = StackConfig(dim=768, layers=14, heads=12, ffn_dim=2048, rope_theta=10_000.0, window=512)
+_ENCODER_1B = StackConfig(dim=1024, layers=1, heads=16, ffn_dim=2816, window=512)
+_GLOBAL_1B = StackConfig(dim=2048, layers=25, heads=16, ffn_dim=5632)
+_DECODER_1B = StackConfig(dim=1024, layers=9, heads=16, ffn_dim=2816, window=512)
+
+
+def _tiny(name: str) -> BltConfig:
+    """Two heads everywhere, windows shorter than the tests' sequences."""
+    local = StackConfig(dim=32, layers=1, heads=2, ffn_dim=48, window=24)
+    return BltConfig(
+        name=name,
+        patcher=StackConfig(dim=32, layers=1, heads=2, ffn_dim=48, rope_theta=10_000.0, window=20),
+        encoder=local,
+        global_transformer=StackConfig(dim=64, layers=2, heads=2, ffn_dim=96),
+        decoder=StackConfig(dim=32, layers=2, heads=2, ffn_dim=48, window=24),
+        # Random weights put entropies near ln 260 = 5.56 nats: this threshold gives patches of a few bytes.
+        patching=PatchingConfig(threshold=5.4, max_patch_length=6),
+        hash=HashConfig(sizes=(3, 4), rows=97),
+        decoder_input="embedding",
+        block_size=4,
+    )
+
+
+def _blt_d_8m(name: str) -> BltConfig:
+    """The shipped checkpoint: real proportions (heavy global, light encoder and decoder) at CPU size."""
+    return BltConfig(
+        name=name,
+        patcher=StackConfig(dim=128, layers=3, heads=4, ffn_dim=384, rope_theta=10_000.0, window=256),
+        encoder=StackConfig(dim=96, layers=1, heads=3, ffn_dim=384, window=256),
+        global_transformer=StackConfig(dim=288, layers=4, heads=6, ffn_dim=768),
+        decoder=StackConfig(dim=96, layers=2, heads=3, ffn_dim=384, window=256),
+        patching=PatchingConfig(max_patch_length=8),
+        hash=HashConfig(sizes=(3, 4, 5, 6), rows=6_000),
+        cross_attn_k=3,
+        decoder_input="embedding",
+        block_size=8,
+    )
+
+
+def _blt_1b(name: str) -> BltConfig:
+    return BltConfig(
+        name=name,
+        patcher=_PATCHER_RELEASED,
+        encoder=_ENCODER_1B,
+        global_transformer=_GLOBAL_1B,
+        decoder=_DECODER_1B,
+    )
+
+
+def _blt_7b(name: str) -> BltConfig:
+    return BltConfig(
+        name=name,
+        patcher=_PATCHER_RELEASED,
+        encoder=StackConfig(dim=1280, layers=1, heads=20, ffn_dim=3584, window=512),
+        global_transformer=StackConfig(dim=4096, layers=32, heads=32, ffn_dim=11008),
+        decoder=StackConfig(dim=1280, layers=6, heads=20, ffn_dim=3584, window=512),
+        cross_attn_k=4,
+    )
+
+
+def _blt_d_1b(name: str) -> BltConfig:
+    return BltConfig(
+        name=name,
+        patcher=_PATCHER_RELEASED,
+        encoder=_ENCODER_1B,
+        global_transformer=_GLOBAL_1B,
+        decoder=_DECODER_1B,
+        patching=PatchingConfig(max_patch_length=8),
+        decoder_input="embedding",
+        block_size=16,
+    )
+
+
+def _blt_d_3b(name: str) -> BltConfig:
+    """The paper gives parameters (2.82e9 global, 26e6 encoder, 160e6 decoder), not widths; these meet them."""
+    return BltConfig(
+        name=name,
+        patcher=_PATCHER_RELEASED,
+        encoder=StackConfig(dim=1152, layers=1, heads=18, ffn_dim=3072, window=512),
+        global_transformer=StackConfig(dim=3456, layers=20, heads=27, ffn_dim=9216),
+        decoder=StackConfig(dim=1152, layers=7, heads=18, ffn_dim=3072, window=512),
+        cross_attn_k=3,
+        patching=PatchingConfig(max_patch_length=8),
+        decoder_input="embedding",
+        block_size=16,
+    )
+
+
+PRESETS = {
+    "tiny": _tiny,
+    "blt-d-8m": _blt_d_8m,
+    "blt-1b": _blt_1b,
+    "blt-7b": _blt_7b,
+    "blt-d-1b": _blt_d_1b,
+    "blt-d-3b": _blt_d_3b,
+}
+
+
+def preset(name: str) -> BltConfig:
+    """The configuration with this name.
+
+    Raises:
+        ConfigError: no such preset; the message lists those that exist.
+    """
+    if name not in PRESETS:
+        raise ConfigError(f"preset {name!r}: unknown, expected one of {', '.join(PRESETS)}")
+    return PRESETS[name](name)
