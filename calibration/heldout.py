@@ -1,0 +1,79 @@
+"""Reads the held-out text that ships with the package (sources, licences: ``heldout/README.md``)."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from typing import Any
+
+CORPORA = ("pycode", "pydocs", "web", "shak")
+"""Python code, Python documentation, World English Bible, Shakespeare."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """The beginning of a generation: a cut from a held-out document that no training text shares.
+
+    Attributes:
+        id: ``<corpus>-<number>``, unique.
+        corpus: One of ``CORPORA``.
+        document: Name of the held-out document within its corpus.
+        offset: First byte of the prompt within the document.
+        text: 64-160 bytes when encoded as UTF-8.
+    """
+
+    id: str
+    corpus: str
+    document: str
+    offset: int
+    text: str
+
+    @property
+    def data(self) -> bytes:
+        """The prompt as the model sees it: UTF-8 bytes, exactly those of the document."""
+        return self.text.encode()
+
+
+def load_prompts(corpus: str | None = None) -> list[Prompt]:
+    """Returns the shipped prompts, of one corpus or of all, in a fixed order (24 per corpus).
+
+    Raises:
+        ValueError: There is no such corpus, or the shipped file is malformed.
+        FileNotFoundError: The installation lacks the file.
+    """
+    if corpus is not None:
+        _check_corpus(corpus)
+    prompts = _parse_prompts(_folder() / "prompts.json")
+    return [prompt for prompt in prompts if corpus in (None, prompt.corpus)]
+
+
+def load_text(corpus: str) -> bytes:
+    """Returns about 48 KB of held-out UTF-8 text: pieces of documents, whole lines, one after the other.
+
+    The text overlaps none of the prompts.
+
+    Raises:
+        ValueError: There is no such corpus.
+        FileNotFoundError: The installation lacks the file.
+    """
+    _check_corpus(corpus)
+    return (_folder() / f"{corpus}.txt").read_bytes()
+
+
+def _folder() -> Traversable:
+    return files("fastblt.calibration") / "heldout"
+
+
+def _check_corpus(corpus: str) -> None:
+    if corpus not in CORPORA:
+        raise ValueError(f"held-out corpus is {corpus!r}, expected one of {', '.join(CORPORA)}")
+
+
+def _parse_prompts(path: Traversable) -> list[Prompt]:
+    rows: Any = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        return [Prompt(**row) for row in rows]
+    except TypeError as error:
+        raise ValueError(f"{path}: malformed prompt ({error}), expected the fields of Prompt") from error

@@ -1,0 +1,1 @@
+"""Training of small Byte Latent Transformers from byte text."""

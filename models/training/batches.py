@@ -1,0 +1,100 @@
+"""Training batches: windows of text, corrupted blocks, stale stretches; all a function of (seed, step)."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastblt.models.decoder import BlockRows
+from fastblt.models.patching import Patches
+from fastblt.models.tokens import BOE_ID, BOS_ID, BYTE_OFFSET, EOS_ID, MASK_ID
+from fastblt.models.training.corpus import Split
+from fastblt.models.training.recipe import TrainConfig
+
+IGNORE = -100
+"""Target of positions that have none."""
+
+
+def sample_windows(text: Split, count: int, length: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """Windows that begin at random bytes of random documents (chosen in proportion to their length).
+
+    Args:
+        text: documents.
+        count: windows.
+        length: tokens of a window: BOS, then bytes; EOS where the document ends.
+        rng: randomness.
+
+    Returns:
+        ids int64 [count, length] and targets int64 [count, length], the token after each position or IGNORE.
+    """
+    ends = np.cumsum(text.lengths)
+    ids = np.full((count, length + 1), BOE_ID, dtype=np.int64)
+    ids[:, 0] = BOS_ID
+    filled = np.zeros(count, dtype=np.int64)
+    for row, at in enumerate(rng.integers(0, ends[-1], size=count)):
+        document = int(np.searchsorted(ends, at, side="right"))
+        within = int(at - (ends[document] - text.lengths[document]))
+        # A window that would run past the end starts earlier, if the document is long enough.
+        within = max(0, min(within, int(text.lengths[document]) + 1 - length))
+        start = int(text.offsets[document]) + within
+        piece = text.text[start : start + min(length, int(text.lengths[document]) - within)]
+        ids[row, 1 : 1 + len(piece)] = piece.astype(np.int64) + BYTE_OFFSET
+        filled[row] = 1 + len(piece)
+        if filled[row] <= length:
+            ids[row, filled[row]] = EOS_ID
+            filled[row] += 1
+    targets = np.where(np.arange(1, length + 1) < filled[:, None], ids[:, 1:], IGNORE)
+    return torch.from_numpy(ids[:, :length].copy()), torch.from_numpy(targets)
+
+
+def sample_blocks(
+    ids: Tensor, targets: Tensor, patches: Patches, size: int, config: TrainConfig, rng: np.random.Generator
+) -> tuple[BlockRows, Tensor, Tensor]:
+    """Corrupted blocks: where they start, how much of them is masked, what they must predict.
+
+    Each block has its own mask rate t, stratified over [0.1, 1]; a part of the blocks is masked wholly.
+
+    Returns:
+        The rows, their targets int64 [batch, blocks * size] (IGNORE where the byte is not masked), and the
+        weights 1/t, float [batch, blocks * size].
+    """
+    batch, length = ids.shape
+    count = max(1, config.blocks * length // 256)
+    anywhere = torch.from_numpy(rng.integers(1, length - size + 1, size=(batch, count)))
+    at_patch = patches.starts.gather(1, patches.latent_index.gather(1, anywhere - 1) + 1).clamp(1, length - size)
+    mid = torch.from_numpy(rng.random((batch, count)) < config.mid_patch)
+    starts = torch.where(mid, anywhere, at_patch)
+    rate = _stratified_rates(batch, count, config.fully_masked, rng)
+    # ids shifted by one are the targets, so byte p of the window is targets[p - 1].
+    positions = (starts.unsqueeze(-1) + torch.arange(size)).flatten(1)
+    true = targets.gather(1, positions - 1)
+    hidden = torch.from_numpy(rng.random((batch, count * size))) < rate.repeat_interleave(size, 1)
+    shown = torch.where(hidden | (true == IGNORE), MASK_ID, true)
+    rows = BlockRows(shown.view(batch, count, size), starts, patches.latent_index.gather(1, starts - 1))
+    return rows, torch.where(hidden, true, IGNORE), (1.0 / rate).repeat_interleave(size, 1)
+
+
+def _stratified_rates(batch: int, count: int, fully_masked: float, rng: np.random.Generator) -> Tensor:
+    strata = (rng.permuted(np.tile(np.arange(count), (batch, 1)), axis=1) + rng.random((batch, count))) / count
+    rate = np.where(rng.random((batch, count)) < fully_masked, 1.0, 0.1 + 0.9 * strata)
+    return torch.from_numpy(rate.astype(np.float32))
+
+
+def stale_latent_index(patches: Patches, config: TrainConfig, rng: np.random.Generator) -> Tensor:
+    """The latent each clean row reads, with stretches that read the one from before the stretch.
+
+    A draft reads the last available latent for all its bytes; rows that were trained on such latents are
+    accepted more often.
+
+    Returns:
+        int64 [batch, length].
+    """
+    index = patches.latent_index.clone()
+    batch, length = index.shape
+    for _ in range(config.stale_segments * length // 256):
+        starts = rng.integers(2, max(3, length - 16), size=batch)
+        sizes = rng.integers(4, 17, size=batch)
+        for row, (start, size) in enumerate(zip(starts, sizes, strict=True)):
+            index[row, start : start + size] = patches.latent_index[row, start - 1]
+    return index

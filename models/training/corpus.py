@@ -1,0 +1,238 @@
+"""Builds the training and held-out text, and reads it back.
+
+A built corpus is one folder:
+
+==============  ==================================================================================
+``train.bin``   raw bytes of all training documents, one after the other
+``heldout.bin`` the same for held-out documents
+``index.json``  per split: size, sha256 and a list of documents {corpus, name, offset, length};
+                per source: licence, version, digests and sizes
+==============  ==================================================================================
+
+Whether a document is held out depends on its name alone; no document is in both splits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fastblt.models.training.corpus_sources import (
+    SOURCES,
+    CorpusError,
+    Document,
+    Source,
+    file_digest,
+    found_version,
+    read_documents,
+    text_digest,
+)
+
+FORMAT = "fastblt-corpus-1"
+INDEX_FILE = "index.json"
+SPLITS = ("train", "heldout")
+HELDOUT_MODULUS = 24
+"""One document in this many is held out (4 %)."""
+
+Reader = Callable[[Source, Path], list[Document]]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Text and documents of one split; document ``i`` is ``text[offsets[i] : offsets[i] + lengths[i]]``.
+
+    Attributes:
+        text: All bytes, uint8, read-only memory map.
+        offsets: First byte of each document, int64 ``[documents]``.
+        lengths: Bytes of each document, int64 ``[documents]``.
+        corpus_ids: Index into ``Corpus.names`` for each document, int64 ``[documents]``.
+        names: Name of each document within its corpus, unicode array ``[documents]``.
+    """
+
+    text: npt.NDArray[np.uint8]
+    offsets: npt.NDArray[np.int64]
+    lengths: npt.NDArray[np.int64]
+    corpus_ids: npt.NDArray[np.int64]
+    names: npt.NDArray[np.str_]
+
+    def document(self, index: int) -> npt.NDArray[np.uint8]:
+        """Bytes of one document, uint8 ``[length]``, without a copy."""
+        start = int(self.offsets[index])
+        return self.text[start : start + int(self.lengths[index])]
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A built corpus, verified against its index.
+
+    Attributes:
+        names: Names of the corpora, in the order of ``Split.corpus_ids``.
+        train: Training text.
+        heldout: Held-out text.
+        index_sha256: Digest of the index, and through it of all else: names the corpus in a checkpoint.
+    """
+
+    names: tuple[str, ...]
+    train: Split
+    heldout: Split
+    index_sha256: str
+
+
+def is_heldout(source: Source, name: str) -> bool:
+    """Whether a document is held out: a fixed function of the corpus's and the document's name."""
+    digest = hashlib.sha256(f"{source.name}/{name}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") % HELDOUT_MODULUS == source.heldout_residue
+
+
+def build_corpus(
+    out: Path,
+    cache: Path,
+    *,
+    sources: Sequence[Source] = SOURCES,
+    allow_other_python: bool = False,
+    reader: Reader = read_documents,
+) -> Path:
+    """Fetches the sources and writes the corpus folder, whole or not at all.
+
+    Args:
+        out: Folder to make; must not exist yet.
+        cache: Folder where fetched packages are kept and looked for.
+        sources: Which corpora, in order.
+        allow_other_python: Accept another version's standard library; its digest is recorded.
+        reader: Reads the documents of one source; replaced in tests.
+
+    Returns:
+        ``out``.
+
+    Raises:
+        CorpusError: ``out`` exists, or a source cannot be fetched or is not the pinned text.
+    """
+    if out.exists():
+        raise CorpusError(f"{out}: exists already; a corpus is only written to a new folder")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}-"))
+    try:
+        _write_corpus(folder, cache, sources, allow_other_python, reader)
+        folder.chmod(0o755)
+        folder.rename(out)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return out
+
+
+def _write_corpus(
+    folder: Path, cache: Path, sources: Sequence[Source], allow_other_python: bool, reader: Reader
+) -> None:
+    tables: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
+    sizes = dict.fromkeys(SPLITS, 0)
+    entries: list[dict[str, Any]] = []
+    for source in sources:
+        documents = reader(source, cache)
+        digest = _checked_digest(source, documents, allow_other_python)
+        before = dict(sizes)
+        for name, text in documents:
+            split = "heldout" if is_heldout(source, name) else "train"
+            row = {"corpus": source.name, "name": name, "offset": sizes[split], "length": len(text)}
+            tables[split].append(row)
+            sizes[split] += len(text)
+            with (folder / f"{split}.bin").open("ab") as stream:
+                stream.write(text)
+        entries.append(
+            {
+                "name": source.name,
+                "licence": source.licence,
+                "origin": source.origin,
+                "version": found_version(source),
+                "file": source.filename,
+                "file_sha256": source.file_sha256,
+                "text_sha256": digest,
+                "bytes": {split: sizes[split] - before[split] for split in SPLITS},
+            }
+        )
+    index: dict[str, Any] = {"format": FORMAT, "sources": entries}
+    for split in SPLITS:
+        path = folder / f"{split}.bin"
+        path.touch()
+        index[split] = {"bytes": sizes[split], "sha256": file_digest(path), "documents": tables[split]}
+    (folder / INDEX_FILE).write_text(json.dumps(index, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _checked_digest(source: Source, documents: list[Document], allow_other_python: bool) -> str:
+    """Digest of the documents, after comparing it with the pinned one."""
+    digest = text_digest(documents)
+    if digest == source.text_sha256:
+        return digest
+    version = found_version(source)
+    message = f"{source.name} {version}: sha256 of the text is {digest}, expected {source.text_sha256}"
+    if source.client != "none":
+        raise CorpusError(message)
+    if version == source.version:
+        raise CorpusError(f"{message}: this interpreter's standard library is not the released one")
+    if not allow_other_python:
+        raise CorpusError(
+            f"{message} (CPython {source.version}); run CPython {source.version} or set allow_other_python"
+        )
+    return digest
+
+
+def load_corpus(path: Path) -> Corpus:
+    """Opens a built corpus and verifies sizes, digests and document tables.
+
+    Raises:
+        CorpusError: The folder or a file is missing, truncated, changed or does not fit the index.
+    """
+    index_path = path / INDEX_FILE
+    try:
+        raw = index_path.read_bytes()
+        index = json.loads(raw)
+    except FileNotFoundError as error:
+        raise CorpusError(f"{index_path}: not found, expected the index of a built corpus") from error
+    except ValueError as error:
+        raise CorpusError(f"{index_path}: not valid JSON ({error})") from error
+    found = index.get("format") if isinstance(index, dict) else None
+    if found != FORMAT:
+        raise CorpusError(f"{index_path}: format is {found!r}, expected {FORMAT!r}")
+    try:
+        names = tuple(str(source["name"]) for source in index["sources"])
+        splits = {split: _load_split(path / f"{split}.bin", index[split], names) for split in SPLITS}
+    except (KeyError, TypeError) as error:
+        raise CorpusError(f"{index_path}: malformed, {type(error).__name__}: {error}") from error
+    return Corpus(names, splits["train"], splits["heldout"], hashlib.sha256(raw).hexdigest())
+
+
+def _load_split(path: Path, entry: dict[str, Any], names: tuple[str, ...]) -> Split:
+    if not path.is_file():
+        raise CorpusError(f"{path}: not found, but {INDEX_FILE} names it")
+    size = path.stat().st_size
+    if size != entry["bytes"]:
+        raise CorpusError(f"{path}: {size} bytes, expected {entry['bytes']}")
+    digest = file_digest(path)
+    if digest != entry["sha256"]:
+        raise CorpusError(f"{path}: sha256 is {digest}, expected {entry['sha256']}")
+    rows = entry["documents"]
+    unknown = sorted({row["corpus"] for row in rows} - set(names))
+    if unknown:
+        raise CorpusError(f"{path}: documents of {unknown} in {INDEX_FILE}, expected corpora {list(names)}")
+    lengths = np.array([row["length"] for row in rows], dtype=np.int64)
+    offsets = np.array([row["offset"] for row in rows], dtype=np.int64)
+    if not np.array_equal(offsets, np.cumsum(lengths) - lengths) or int(lengths.sum()) != size:
+        raise CorpusError(f"{path}: documents in {INDEX_FILE} do not cover its {size} bytes in order")
+    # An empty file cannot be mapped.
+    text = np.memmap(path, dtype=np.uint8, mode="r") if size else np.zeros(0, dtype=np.uint8)
+    return Split(
+        text=text,
+        offsets=offsets,
+        lengths=lengths,
+        corpus_ids=np.array([names.index(row["corpus"]) for row in rows], dtype=np.int64),
+        names=np.array([row["name"] for row in rows], dtype=np.str_),
+    )

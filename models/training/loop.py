@@ -1,0 +1,239 @@
+"""The training loop: patcher first, then the model; the same on a CPU and on one GPU."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fastblt.models.blt import Blt
+from fastblt.models.checkpoint import save_checkpoint
+from fastblt.models.decoder import BlockRows
+from fastblt.models.patcher import entropy
+from fastblt.models.patching import Patches, closes_patch
+from fastblt.models.training.batches import sample_blocks, sample_windows, stale_latent_index
+from fastblt.models.training.evaluation import evaluate
+from fastblt.models.training.corpus import Split
+from fastblt.models.training.objective import clean_loss, masked_loss
+from fastblt.models.training.optimizer import build_optimizers, schedule
+from fastblt.models.training.recipe import TrainConfig
+from fastblt.models.training.state import STATE_FILE, Progress, load_state, restore_optimizers, save_state
+
+LOG_FILE = "log.jsonl"
+CHECKPOINT_FOLDER = "checkpoint"
+logger = logging.getLogger(__name__)
+
+#: Called after each step with the progress of the phase in [0, 1] and the step's losses.
+OnStep = Callable[[Progress, float, dict[str, float]], None]
+
+
+class Trainer:
+    """Runs a recipe in a folder: ``state.safetensors``, ``log.jsonl`` and, at the end, ``checkpoint/``."""
+
+    def __init__(self, config: TrainConfig, train: Split, heldout: Split, out: Path, device: str = "cpu") -> None:
+        self.config = config
+        self.train_text = train
+        self.heldout_text = heldout
+        self.out = out
+        self.device = torch.device(device)
+        torch.manual_seed(config.seed)
+        self.model = Blt(config.model_config)
+        initialise(self.model)
+        self.model.to(self.device)
+        self.progress = Progress()
+        self._saved_optimizers: dict[str, Tensor] = {}
+
+    def resume(self) -> bool:
+        """Continue the run in the folder, if there is one."""
+        path = self.out / STATE_FILE
+        if not path.exists():
+            return False
+        self.progress, self._saved_optimizers = load_state(path, self.model)
+        if self.progress.threshold:
+            self._set_threshold(self.progress.threshold)
+        return True
+
+    def run(self, max_seconds: float, on_step: OnStep | None = None) -> bool:
+        """Train until the recipe is done or ``max_seconds`` of wall time have passed.
+
+        Returns:
+            Whether the recipe is done; its checkpoint then lies in the folder.
+        """
+        self.out.mkdir(parents=True, exist_ok=True)
+        deadline = time.monotonic() + max_seconds
+        if self.progress.phase == "patcher":
+            if not self._phase(self.model.patcher, self._patcher_loss, deadline, on_step):
+                return False
+            self._set_threshold(self._find_threshold())
+            self._start_phase("model")
+        if self.progress.phase == "model":
+            self.model.patcher.requires_grad_(False)
+            if not self._phase(self.model, self._model_loss, deadline, on_step):
+                return False
+            self._start_phase("done")
+        save_checkpoint(self.out / CHECKPOINT_FOLDER, self.model, torch.float16)
+        return True
+
+    def _start_phase(self, name: str) -> None:
+        p = self.progress
+        self.progress = Progress(name, 0, 0.0, p.total_seconds, 0, p.threshold)
+        self._saved_optimizers = {}
+        save_state(self.out / STATE_FILE, self.model, [], self.progress)
+
+    def _clock(self) -> float:
+        # Processor time ignores pauses and neighbours; a GPU run waits for the device, so wall time is right.
+        return time.process_time() if self.device.type == "cpu" else time.monotonic()
+
+    def _phase(
+        self,
+        module: nn.Module,
+        loss_of: Callable[[float, np.random.Generator], tuple[Tensor, dict[str, float]]],
+        deadline: float,
+        on_step: OnStep | None,
+    ) -> bool:
+        """Optimise ``module`` until its budget is spent (True) or the deadline passes (False)."""
+        config, progress = self.config, self.progress
+        budget = config.patcher_seconds if progress.phase == "patcher" else config.budget_seconds
+        optimizers = build_optimizers(module, config.matrix_lr, config.embedding_lr, config.weight_decay)
+        restore_optimizers(optimizers, self.model, self._saved_optimizers)
+        parameters = [p for p in module.parameters() if p.requires_grad]
+        saved = evaluated = progress.seconds
+        for seconds in self._ticks(budget, deadline):
+            done = progress.seconds / budget
+            rng = np.random.default_rng([config.seed, progress.phase == "model", progress.step])
+            set_rates(optimizers, schedule(done, config.warmup, config.hold))
+            loss, report = loss_of(done, rng)
+            for optimizer in optimizers:
+                optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            torch.nn.utils.clip_grad_norm_(parameters, config.clip)
+            for optimizer in optimizers:
+                optimizer.step()
+            progress.step += 1
+            progress.tokens += config.batch * config.window
+            spent = seconds()
+            progress.seconds += spent
+            progress.total_seconds += spent
+            if on_step:
+                on_step(progress, min(1.0, progress.seconds / budget), report)
+            if progress.seconds - saved >= config.save_every:
+                save_state(self.out / STATE_FILE, self.model, optimizers, progress)
+                saved = progress.seconds
+            if progress.phase == "model" and progress.seconds - evaluated >= config.eval_every:
+                self._evaluate(report)
+                evaluated = progress.seconds
+        save_state(self.out / STATE_FILE, self.model, optimizers, progress)
+        if progress.seconds >= budget:
+            self._evaluate(report if progress.step else {})
+        return progress.seconds >= budget
+
+    def _ticks(self, budget: float, deadline: float) -> Iterator[Callable[[], float]]:
+        """One item a step: a function that tells the training seconds since the step began."""
+        while self.progress.seconds < budget and time.monotonic() < deadline:
+            begin = self._clock()
+            yield lambda begin=begin: self._clock() - begin  # type: ignore[misc]
+
+    def _patcher_loss(self, done: float, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
+        ids, targets = self._windows(done, rng)
+        loss = clean_loss(self.model.patcher(ids), targets)
+        return loss, {"patcher_nats": float(loss.detach())}
+
+    def _model_loss(self, done: float, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
+        config, model = self.config, self.model
+        ids, targets = self._windows(done, rng)
+        patches = move(model.segment(ids, pad_to=16), "cpu")
+        index = move(stale_latent_index(patches, config, rng), self.device)
+        blocks = wanted = weights = None
+        if model.config.block_size:
+            rows, wanted, weights = sample_blocks(
+                ids.cpu(), targets.cpu(), patches, model.config.block_size, config, rng
+            )
+            blocks = move(rows, self.device)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            clean, masked = model(ids, move(patches, self.device), blocks, index)
+        loss = clean_loss(clean, targets)
+        report = {"clean_nats": float(loss.detach())}
+        if masked is not None and wanted is not None and weights is not None:
+            extra = masked_loss(masked, wanted.to(self.device), weights.to(self.device))
+            report["masked_nats"] = float(extra.detach())
+            rise = min(1.0, done / config.mask_warmup)
+            loss = loss + extra * (config.mask_weight_start + (config.mask_weight - config.mask_weight_start) * rise)
+        return loss, report
+
+    def _windows(self, done: float, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        config = self.config
+        length = config.long_window if done >= 1.0 - config.long_fraction else config.window
+        count = max(1, config.batch * config.window // length)
+        ids, targets = sample_windows(self.train_text, count, length, rng)
+        return ids.to(self.device), targets.to(self.device)
+
+    @torch.no_grad()
+    def _find_threshold(self) -> float:
+        """Bisect the threshold to the wanted bytes per patch on training text."""
+        ids, _ = sample_windows(self.train_text, 64, 512, np.random.default_rng(self.config.seed))
+        entropies = entropy(self.model.patcher(ids.to(self.device)))
+        low, high = 0.0, float(entropies.max())
+        for _ in range(30):
+            middle = (low + high) / 2
+            rule = dataclasses.replace(self.model.config.patching, threshold=middle)
+            rate = ids.numel() / int(closes_patch(entropies, rule).sum())
+            low, high = (middle, high) if rate < self.config.bytes_per_patch else (low, middle)
+        return round((low + high) / 2, 4)
+
+    def _set_threshold(self, threshold: float) -> None:
+        rule = dataclasses.replace(self.model.config.patching, threshold=threshold)
+        self.model.config = dataclasses.replace(self.model.config, patching=rule)
+        self.progress.threshold = threshold
+
+    def _evaluate(self, report: dict[str, float]) -> None:
+        record = {**dataclasses.asdict(self.progress), **report}
+        if self.progress.phase == "model":
+            reference = self.model if self.device.type == "cpu" else _on_cpu(self.model)
+            record |= evaluate(reference, self.heldout_text)
+        with (self.out / LOG_FILE).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+        logger.info("%s", record)
+
+
+def _on_cpu(model: Blt) -> Blt:
+    copy = Blt(model.config)
+    copy.load_state_dict(model.state_dict())
+    return copy.eval()
+
+
+def initialise(model: nn.Module) -> None:
+    """Normal weights of standard deviation fan_in ** -0.5 (embeddings 0.5 / sqrt(dim)), norms 1."""
+    for name, p in model.named_parameters():
+        if p.ndim < 2:
+            continue
+        scale = 0.5 if "embeddings" in name else 1.0
+        if "hash_embeddings" in name:
+            scale = 0.1
+        nn.init.normal_(p, std=scale * p.shape[1] ** -0.5)
+
+
+def set_rates(optimizers: list[torch.optim.Optimizer], factor: float) -> None:
+    """Scale every learning rate to ``factor`` of its peak."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * factor
+
+
+_Movable = TypeVar("_Movable", Tensor, Patches, BlockRows)
+
+
+def move(value: _Movable, device: torch.device | str) -> _Movable:
+    """A tensor, or a dataclass of tensors, on another device."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    return dataclasses.replace(
+        value, **{f.name: getattr(value, f.name).to(device) for f in dataclasses.fields(value)}
+    )

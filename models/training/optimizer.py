@@ -1,0 +1,99 @@
+"""Muon for matrices, AdamW for everything else.
+
+Muon (Jordan et al., 2024) orthogonalises each matrix's momentum by Newton-Schulz iteration. The iteration is our
+own and runs in fp32: torch's runs in bf16, which is slow on CPUs. Fused matrices (q|k|v, gate|up, k|v) are
+orthogonalised part by part, and parts of equal shape are iterated as one batch.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+#: Quintic Newton-Schulz coefficients of the Muon reference.
+_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+_STEPS = 5
+
+
+def orthogonalise(matrices: Tensor) -> Tensor:
+    """Newton-Schulz approximation of U V^T for each of ``matrices`` [count, rows, columns], rows <= columns."""
+    a, b, c = _COEFFICIENTS
+    x = matrices / (matrices.flatten(1).norm(dim=1).view(-1, 1, 1) + 1e-7)
+    for _ in range(_STEPS):
+        gram = x @ x.transpose(1, 2)
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x
+
+
+def fused_parts(name: str) -> int:
+    """How many matrices a parameter holds, stacked by rows."""
+    return {"wqkv": 3, "w13": 2, "wkv": 2}.get(name.split(".")[-2], 1)
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon over named matrices; ``lr`` is the size of an update in units of an orthogonal matrix."""
+
+    def __init__(self, params: Iterable[tuple[str, nn.Parameter]], lr: float, momentum: float = 0.95) -> None:
+        named = list(params)
+        self.parts = {p: fused_parts(n) for n, p in named}
+        super().__init__([p for _, p in named], {"lr": lr, "momentum": momentum, "weight_decay": 0.0})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Update every matrix that has a gradient."""
+        for group in self.param_groups:
+            by_shape: dict[torch.Size, list[tuple[Tensor, Tensor]]] = defaultdict(list)
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                state = self.state[p]
+                momentum = state.setdefault("momentum", torch.zeros_like(p))
+                momentum.lerp_(p.grad, 1 - group["momentum"])
+                update = p.grad.lerp(momentum, group["momentum"])
+                p.mul_(1 - group["lr"] * group["weight_decay"])
+                for target, part in zip(p.chunk(self.parts[p]), update.chunk(self.parts[p]), strict=True):
+                    by_shape[part.shape].append((target, part))
+            for shape, pairs in by_shape.items():
+                self._apply(shape, pairs, group["lr"])
+
+    @staticmethod
+    def _apply(shape: torch.Size, pairs: list[tuple[Tensor, Tensor]], lr: float) -> None:
+        rows, columns = shape
+        stacked = torch.stack([part for _, part in pairs])
+        flip = rows > columns
+        ortho = orthogonalise(stacked.transpose(1, 2) if flip else stacked)
+        ortho = ortho.transpose(1, 2) if flip else ortho
+        for (target, _), direction in zip(pairs, ortho, strict=True):
+            target.add_(direction, alpha=-lr * max(1.0, rows / columns) ** 0.5)
+
+
+def build_optimizers(
+    module: nn.Module, matrix_lr: float, embedding_lr: float, weight_decay: float
+) -> list[torch.optim.Optimizer]:
+    """Muon for matrices inside the network, AdamW for embeddings, norms and output matrices."""
+    matrices, others = [], []
+    for name, p in module.named_parameters():
+        if not p.requires_grad:
+            continue
+        inner = p.ndim == 2 and "embeddings" not in name and not name.endswith("output.weight")
+        (matrices if inner else others).append((name, p))
+    muon = Muon(matrices, lr=matrix_lr)
+    for group in muon.param_groups:
+        group["weight_decay"] = weight_decay
+    adamw = torch.optim.AdamW(
+        [p for _, p in others], lr=embedding_lr, betas=(0.9, 0.95), eps=1e-8, weight_decay=weight_decay
+    )
+    for optimizer in (muon, adamw):
+        for group in optimizer.param_groups:
+            group["peak_lr"] = group["lr"]
+    return [muon, adamw]
+
+
+def schedule(progress: float, warmup: float, hold: float) -> float:
+    """Factor of the peak learning rate at ``progress`` in [0, 1]: linear up, flat, linear down to zero."""
+    if progress < warmup:
+        return progress / warmup
+    return 1.0 if progress < hold else max(0.0, (1.0 - progress) / (1.0 - hold))

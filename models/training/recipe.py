@@ -1,0 +1,87 @@
+"""What a training run is: one frozen dataclass, read from JSON."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastblt.models.config import BltConfig, ConfigError, build_dataclass
+from fastblt.models.presets import preset
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A training recipe; `fastblt.models.training.loop.Trainer` runs it.
+
+    The schedule follows ``budget_seconds`` of training: processor seconds of all threads on a CPU (a paused or
+    crowded machine does not shorten the run), wall seconds on a GPU.
+    """
+
+    model: str
+    """Name of a preset."""
+    budget_seconds: float
+    """Training time, without the patcher's."""
+    patcher_seconds: float
+    """Training time of the entropy patcher, which comes first and is then frozen."""
+    bytes_per_patch: float = 4.0
+    """The patcher's threshold is bisected to this average on training text."""
+    seed: int = 1
+    window: int = 256
+    """Tokens of a training window, BOS included."""
+    long_window: int = 1024
+    """Window of the last part of the run, which teaches the positions that short windows never show."""
+    long_fraction: float = 0.12
+    """Part of the run that uses ``long_window``; the tokens of a step stay the same."""
+    batch: int = 32
+    """Windows of ``window`` tokens in a step."""
+    blocks: int = 10
+    """Corrupted blocks for every 256 tokens of a window."""
+    mid_patch: float = 0.4
+    """Part of the blocks that start anywhere instead of at the first byte of a patch."""
+    fully_masked: float = 0.2
+    """Part of the blocks with every byte masked."""
+    mask_weight: float = 1.0
+    """Weight of the masked loss after its warm-up."""
+    mask_weight_start: float = 0.1
+    """Weight of the masked loss at the start."""
+    mask_warmup: float = 0.35
+    """Part of the run over which the weight rises."""
+    stale_segments: int = 3
+    """Stretches of 4-16 bytes for every 256 tokens that read the latent from before the stretch, as drafts do."""
+    matrix_lr: float = 0.02
+    """Muon's learning rate, for matrices."""
+    embedding_lr: float = 3e-3
+    """AdamW's learning rate, for embeddings, norms and output matrices."""
+    weight_decay: float = 0.01
+    warmup: float = 0.02
+    """Part of the run over which the learning rate rises."""
+    hold: float = 0.4
+    """Part of the run after which the learning rate falls linearly to zero."""
+    clip: float = 1.0
+    """Gradient norm limit."""
+    eval_every: float = 600.0
+    """Seconds of training between evaluations."""
+    save_every: float = 60.0
+    """Seconds of training between saves."""
+
+    @property
+    def model_config(self) -> BltConfig:
+        """The preset's geometry; the threshold is replaced when the patcher has been trained."""
+        return preset(self.model)
+
+    @classmethod
+    def load(cls, path: Path) -> TrainConfig:
+        """Read a recipe.
+
+        Raises:
+            ConfigError: the file cannot be read or does not describe a recipe; the message names it.
+        """
+        try:
+            config = build_dataclass(cls, json.loads(path.read_text(encoding="utf-8")))
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot be read ({error.strerror}), expected a training recipe") from error
+        except ValueError as error:
+            raise ConfigError(f"{path}: {error}") from error
+        assert isinstance(config, cls)
+        return config

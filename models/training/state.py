@@ -1,0 +1,79 @@
+"""Saving and resuming a run: one safetensors file, replaced atomically."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from fastblt.models.checkpoint import CheckpointError
+
+STATE_FILE = "state.safetensors"
+
+
+@dataclass
+class Progress:
+    """How far a run has come; randomness is a function of (seed, phase, step), so nothing else is needed."""
+
+    phase: str = "patcher"
+    step: int = 0
+    seconds: float = 0.0
+    """Training seconds of the phase."""
+    total_seconds: float = 0.0
+    """Training seconds of the run, all phases."""
+    tokens: int = 0
+    """Bytes seen in the phase."""
+    threshold: float = 0.0
+    """Patching threshold in nats, once the patcher is trained."""
+
+
+def save_state(
+    path: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer], progress: Progress
+) -> None:
+    """Write parameters, optimizer state and progress; the previous file stays until the new one is complete."""
+    tensors = {f"model.{name}": p.detach().contiguous() for name, p in model.state_dict().items()}
+    for name, p in model.named_parameters():
+        for optimizer in optimizers:
+            for key, value in optimizer.state.get(p, {}).items():
+                tensors[f"optimizer.{name}.{key}"] = value.detach().contiguous()
+    partial = path.with_suffix(".partial")
+    save_file(tensors, partial, metadata={"progress": json.dumps(asdict(progress))})
+    os.replace(partial, path)
+
+
+def load_state(path: Path, model: nn.Module) -> tuple[Progress, dict[str, Tensor]]:
+    """Restore parameters; optimizer tensors are returned for `restore_optimizers`.
+
+    Raises:
+        CheckpointError: the file is damaged or belongs to another model.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            progress = Progress(**json.loads(file.metadata()["progress"]))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        weights = {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
+        model.load_state_dict(weights)
+    except (SafetensorError, OSError, KeyError, TypeError, RuntimeError) as error:
+        raise CheckpointError(f"{path}: not the state of this training run ({error})") from error
+    return progress, {n: t for n, t in tensors.items() if n.startswith("optimizer.")}
+
+
+def restore_optimizers(
+    optimizers: list[torch.optim.Optimizer], model: nn.Module, tensors: dict[str, Tensor]
+) -> None:
+    """Put saved momenta back."""
+    for name, p in model.named_parameters():
+        for optimizer in optimizers:
+            if not any(p is q for group in optimizer.param_groups for q in group["params"]):
+                continue
+            prefix = f"optimizer.{name}."
+            for key, value in tensors.items():
+                if key.startswith(prefix):
+                    where = value.device if key.endswith(".step") else p.device
+                    optimizer.state[p][key.removeprefix(prefix)] = value.to(where)
