@@ -1,0 +1,103 @@
+"""What a backend must do: run the four parts of a model on new rows and keep its own caches.
+
+A backend knows tensors and positions, nothing of prompts, patches to come or decoding methods. Every call names
+the position of its first row; rows at later positions that an earlier call left in the caches are overwritten.
+Rewinding therefore needs no call at all.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastblt.models.config import BltConfig
+
+Ids = NDArray[np.int64]
+Floats = NDArray[np.float32]
+
+#: Longest run of rows in one call; longer prompts are fed in pieces.
+MAX_ROWS = 512
+#: Positions past ``max_bytes`` that a draft may use before it is cut.
+DRAFT_SLACK = 64
+
+PARTS = ("patcher", "encoder", "global", "decoder")
+
+
+@dataclass(frozen=True)
+class DecoderRows:
+    """What the decoder says about n rows; arrays may be views that the next call overwrites."""
+
+    best: Ids
+    """int64 [n]: most likely token."""
+    probability: Floats
+    """float32 [n]: its probability."""
+    entropy: Floats
+    """float32 [n]: entropy of the row's distribution, nats."""
+    logits: Floats
+    """float32 [n, vocab]."""
+
+
+class Backend(Protocol):
+    """One loaded model with its buffers, allocated once for ``max_bytes`` bytes."""
+
+    name: str
+    """As the user names it: ``onnxruntime`` or ``eager``."""
+    device: str
+    """``cpu`` or ``cuda``."""
+    config: BltConfig
+    max_bytes: int
+
+    def run_patcher(self, position: int, ids: Ids) -> Floats:
+        """Entropies float32 [n] in nats of the token after each of ``ids`` int64 [n]."""
+        ...
+
+    def run_encoder(self, position: int, ids: Ids, starts: Ids, ends: Ids) -> None:
+        """Encode rows and pool patches; the patch embeddings stay with the backend.
+
+        Args:
+            position: of the first row.
+            ids: int64 [context - 1 + n]: the tokens that the hash n-grams of the first row reach back to (0 before
+                the sequence), then the n rows.
+            starts: int64 [p], p >= 1, first position of each patch to pool; rows since then have been encoded.
+            ends: int64 [p], position after the last byte of each patch.
+        """
+        ...
+
+    def run_global(self, first_patch: int, count: int) -> None:
+        """Make the latents of the first ``count`` patches that `run_encoder` pooled last."""
+        ...
+
+    def run_decoder(
+        self, position: int, ids: Ids, latents: Ids, visible_end: int | None = None
+    ) -> DecoderRows:
+        """Decode rows.
+
+        Args:
+            position: of the first row.
+            ids: int64 [n].
+            latents: int64 [n], index of the patch whose latent each row reads; not decreasing.
+            visible_end: every row sees positions below this one (rows of a block that is denoised); None: a row
+                sees positions up to its own.
+        """
+        ...
+
+    def draft(self, position: int, ids: Ids, latent: int, count: int) -> tuple[Ids, Floats]:
+        """Greedy bytes after a token by ``count`` decoder rows that all read one latent.
+
+        Args:
+            position: of the token.
+            ids: int64 [context]: the tokens that its hash n-grams reach back to, then the token.
+            latent: index of the patch.
+            count: rows.
+
+        Returns:
+            Tokens int64 [count] and their probabilities float32 [count].
+        """
+        ...
+
+    def moved_bytes(self, part: str, position: int, rows: int) -> int:
+        """Weight and cache bytes that one call of a part reads, at this position."""
+        ...

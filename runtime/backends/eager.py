@@ -1,0 +1,151 @@
+"""The eager PyTorch backend: the reference, and the baseline that latency is compared with.
+
+It runs the incremental path of `fastblt.models` with preallocated caches under inference mode: no recomputation, no
+growing tensors, one call a part, the same as a compiled backend does.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fastblt.models.blt import Blt
+from fastblt.models.cache import StackCache
+from fastblt.models.checkpoint import CONFIG_FILE, WEIGHTS_FILE, load_checkpoint
+from fastblt.models.config import BltConfig, StackConfig
+from fastblt.models.patcher import entropy
+from fastblt.runtime.backend import DRAFT_SLACK, DecoderRows, Floats, Ids
+
+
+class EagerBackend:
+    """`fastblt.models.blt.Blt` step by step."""
+
+    name = "eager"
+
+    def __init__(self, model: Blt, max_bytes: int, threads: int | None = None) -> None:
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self.model = model.eval()
+        self.config: BltConfig = model.config
+        self.max_bytes = max_bytes
+        weight = model.decoder.output.weight
+        self._device, self._dtype = weight.device, weight.dtype
+        self.device = self._device.type
+        capacity = max_bytes + 1 + DRAFT_SLACK
+        self._caches = {
+            "patcher": self._cache(self.config.patcher, capacity, torch.float32),
+            "encoder": self._cache(self.config.encoder, capacity, self._dtype),
+            "global": self._cache(self.config.global_transformer, capacity, self._dtype),
+            "decoder": self._cache(self.config.decoder, capacity, self._dtype),
+        }
+        decoder = self.config.decoder
+        self._states = self._zeros(1, capacity, decoder.dim)
+        self._latent_kv = self._zeros(1, capacity, decoder.layers, 2, self.config.cross_attn_k, decoder.dim)
+        self._patch_embeddings = self._zeros(1, 1, self.config.patch_dim)
+
+    @classmethod
+    def load(cls, folder: Path, provider: str, max_bytes: int, threads: int | None) -> EagerBackend:
+        """Load a checkpoint folder, or the weights inside a bundle."""
+        device = "cuda" if provider == "cuda" or (provider == "auto" and torch.cuda.is_available()) else "cpu"
+        if (folder / CONFIG_FILE).is_file() and (folder / WEIGHTS_FILE).is_file():
+            return cls(load_checkpoint(folder, device=device), max_bytes, threads)
+        from fastblt.runtime.backends.bundle_weights import load_eager_model
+
+        return cls(load_eager_model(folder, device), max_bytes, threads)
+
+    def _cache(self, stack: StackConfig, capacity: int, dtype: torch.dtype) -> StackCache:
+        return StackCache(stack, capacity, dtype, self._device)
+
+    def _zeros(self, *shape: int) -> Tensor:
+        return torch.zeros(shape, dtype=self._dtype, device=self._device)
+
+    def _ids(self, ids: Ids) -> Tensor:
+        return torch.from_numpy(ids).to(self._device).unsqueeze(0)
+
+    @torch.inference_mode()
+    def run_patcher(self, position: int, ids: Ids) -> Floats:
+        """See `Backend.run_patcher`."""
+        found: Floats = self.model.patcher.step(self._ids(ids), self._caches["patcher"], position)[0].cpu().numpy()
+        return found
+
+    @torch.inference_mode()
+    def run_encoder(self, position: int, ids: Ids, starts: Ids, ends: Ids) -> None:
+        """See `Backend.run_encoder`."""
+        self._encode(position, self._ids(ids))
+        first = int(starts[0])
+        longest = int((ends - starts).max())
+        offset = torch.arange(longest, device=self._device)
+        begin = torch.from_numpy(starts).to(self._device).view(1, -1, 1)
+        length = torch.from_numpy(ends - starts).to(self._device).view(1, -1, 1)
+        valid = offset < length
+        positions = torch.where(valid, begin - first + offset, 0)
+        states = self._states[:, first : int(ends[-1])]
+        self._patch_embeddings = self.model.encoder.pool(states, positions, valid)
+
+    def _encode(self, position: int, ids: Tensor) -> None:
+        history = max(0, self.config.hash.context - 1)
+        embedded = self.model.encoder.embed(ids[:, history:], ids[:, :history])
+        states = self.model.encoder.step(embedded, self._caches["encoder"], position)
+        self._states[:, position : position + states.shape[1]] = states
+
+    @torch.inference_mode()
+    def run_global(self, first_patch: int, count: int) -> None:
+        """See `Backend.run_global`."""
+        embeddings = self._patch_embeddings[:, :count]
+        latents = self.model.global_transformer.step(embeddings, self._caches["global"], first_patch)
+        self._latent_kv[:, first_patch : first_patch + count] = self.model.decoder.latent_kv(latents)
+
+    @torch.inference_mode()
+    def run_decoder(
+        self, position: int, ids: Ids, latents: Ids, visible_end: int | None = None
+    ) -> DecoderRows:
+        """See `Backend.run_decoder`."""
+        first = int(latents[0])
+        index = self._ids(latents - first)
+        known = self._latent_kv[:, first : int(latents[-1]) + 1]
+        logits = self._decode(position, self._ids(ids), known, index, visible_end)[0].float()
+        logp = logits.log_softmax(-1)
+        best_logp, best = logp.max(-1)
+        return DecoderRows(
+            best.cpu().numpy(), best_logp.exp().cpu().numpy(), entropy(logits).cpu().numpy(), logits.cpu().numpy()
+        )
+
+    def _decode(
+        self, position: int, ids: Tensor, latent_kv: Tensor, index: Tensor, visible_end: int | None = None
+    ) -> Tensor:
+        states = self._states[:, position : position + ids.shape[1]]
+        rows = self.model.decoder.rows(ids, states)
+        return self.model.decoder.step(
+            rows, latent_kv, index, self._caches["decoder"], position, visible_end=visible_end
+        )
+
+    @torch.inference_mode()
+    def draft(self, position: int, ids: Ids, latent: int, count: int) -> tuple[Ids, Floats]:
+        """See `Backend.draft`."""
+        known = self._latent_kv[:, latent : latent + 1]
+        index = torch.zeros(1, 1, dtype=torch.int64, device=self._device)
+        context = self._ids(ids).clone()  # the array is the caller's
+        best, tokens, probabilities = context[:, -1:], [], []
+        for step in range(count):
+            if self.config.decoder_input == "encoder":
+                self._encode(position + step, context)
+                context = context.roll(-1, dims=1)
+            logits = self._decode(position + step, best, known, index)[0].float()
+            probability, best = logits.softmax(-1).max(-1, keepdim=True)
+            context[:, -1:] = best
+            tokens.append(best)
+            probabilities.append(probability)
+        return torch.cat(tokens).flatten().cpu().numpy(), torch.cat(probabilities).flatten().cpu().numpy()
+
+    def moved_bytes(self, part: str, position: int, rows: int) -> int:
+        """See `Backend.moved_bytes`."""
+        stack = self._caches[part]
+        live = position + rows if stack.window is None else min(position + rows, stack.window + rows - 1)
+        per_slot = 2 * stack.keys.shape[0] * stack.keys[0, 0, 0].numel() * stack.keys.element_size()
+        return self._weight_bytes(part) + live * per_slot
+
+    def _weight_bytes(self, part: str) -> int:
+        module = getattr(self.model, "global_transformer" if part == "global" else part)
+        return sum(p.numel() * p.element_size() for n, p in module.named_parameters() if "embeddings" not in n)

@@ -1,0 +1,144 @@
+"""The runtime's front door: load a bundle, generate bytes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from fastblt.models.config import BltConfig
+from fastblt.models.tokens import encode
+from fastblt.runtime.backend import Backend
+from fastblt.runtime.backends import load_backend
+from fastblt.runtime.generation import ByteStream, Chunk, Generation, StopRules, stop_strings
+from fastblt.runtime.methods import MethodError, parse_method
+from fastblt.runtime.sampling import make_choose
+from fastblt.runtime.session import CapacityError, Session
+
+
+class BltRuntime:
+    """A loaded model. Buffers are allocated once, for ``max_bytes``; generations follow one another in them."""
+
+    def __init__(self, backend: Backend) -> None:
+        self.backend = backend
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        bundle: str | Path,
+        *,
+        provider: str = "auto",
+        backend: str = "onnxruntime",
+        max_bytes: int = 4096,
+        threads: int | None = None,
+    ) -> BltRuntime:
+        """Load a bundle that ``fastblt export`` wrote.
+
+        Args:
+            bundle: its folder; every file is compared with the manifest's size and sha256.
+            provider: ``cpu``, ``cuda``, or ``auto`` (CUDA where it really loads).
+            backend: ``onnxruntime``, or ``eager`` (PyTorch, needs the ``export`` extra).
+            max_bytes: longest prompt plus new bytes.
+            threads: threads of one operator; None: one for models that fit the caches, else all cores.
+
+        Raises:
+            BundleError: a file is missing, damaged or not what the manifest says.
+            ProviderError: the provider cannot be used here.
+            ValueError: unknown backend or provider, or ``max_bytes`` < 1.
+        """
+        if max_bytes < 1:
+            raise ValueError(f"max_bytes: found {max_bytes}, expected a positive integer")
+        return cls(load_backend(Path(bundle), backend, provider, max_bytes, threads))
+
+    @property
+    def config(self) -> BltConfig:
+        """The model's configuration."""
+        return self.backend.config
+
+    def stream(
+        self,
+        prompt: bytes | str,
+        max_new_bytes: int,
+        *,
+        method: str = "ar",
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+        stop: Sequence[bytes | str] = (),
+        stop_at_eos: bool = True,
+    ) -> Iterator[Chunk]:
+        """Generate; everything else consumes this generator. Arguments and errors as in `generate`."""
+        return iter(
+            self._start(prompt, max_new_bytes, method, temperature, top_p, seed, stop, stop_at_eos)
+        )
+
+    def generate(
+        self,
+        prompt: bytes | str,
+        max_new_bytes: int,
+        *,
+        method: str = "ar",
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+        stop: Sequence[bytes | str] = (),
+        stop_at_eos: bool = True,
+        on_chunk: Callable[[Chunk], None] | None = None,
+    ) -> Generation:
+        """Generate up to ``max_new_bytes`` bytes after a prompt.
+
+        Args:
+            prompt: any bytes, or text (UTF-8); may be empty.
+            max_new_bytes: >= 0.
+            method: ``ar``, or ``s:K`` (BLT-S with drafts of K bytes).
+            temperature: 0 is greedy.
+            top_p: nucleus of the sampled distribution.
+            seed: of sampling.
+            stop: the text ends before the first of these strings.
+            stop_at_eos: end at the end-of-document token.
+            on_chunk: called with each chunk.
+
+        Raises:
+            CapacityError: prompt and new bytes exceed ``max_bytes``.
+            MethodError: unknown method, or one that cannot sample.
+            SamplingError: temperature or top_p out of range.
+            ValueError: negative ``max_new_bytes`` or an empty stop string.
+        """
+        run = self._start(prompt, max_new_bytes, method, temperature, top_p, seed, stop, stop_at_eos)
+        pieces = []
+        for chunk in run:
+            pieces.append(chunk.data)
+            if on_chunk:
+                on_chunk(chunk)
+        return Generation(b"".join(pieces), run.finish, run.stats)
+
+    def _start(
+        self,
+        prompt: bytes | str,
+        max_new_bytes: int,
+        method: str,
+        temperature: float,
+        top_p: float,
+        seed: int | None,
+        stop: Sequence[bytes | str],
+        stop_at_eos: bool,
+    ) -> ByteStream:
+        started = time.perf_counter()
+        chosen = parse_method(method)
+        if temperature > 0 and chosen.greedy_only:
+            raise MethodError(f"method {method!r}: found temperature {temperature}, expected 0 (it verifies greedily)")
+        choose = make_choose(temperature, top_p, seed)
+        if max_new_bytes < 0:
+            raise ValueError(f"max_new_bytes: found {max_new_bytes}, expected an integer >= 0")
+        ids = encode(prompt, bos=False)
+        if len(ids) + max_new_bytes > self.backend.max_bytes:
+            raise CapacityError(
+                f"prompt: found {len(ids)} bytes and max_new_bytes={max_new_bytes}, "
+                f"expected at most max_bytes={self.backend.max_bytes} in all"
+            )
+        session = Session(self.backend)
+        session.append(ids)
+        session.stats.prompt_bytes = len(ids)
+        return ByteStream(
+            session, chosen, choose, StopRules(max_new_bytes, stop_strings(stop), stop_at_eos), started
+        )

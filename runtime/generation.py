@@ -1,0 +1,175 @@
+"""Generation as a Python generator: rounds of a method become chunks of bytes, until something stops them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from fastblt.models.tokens import BYTE_OFFSET, EOS_ID, decode
+from fastblt.runtime.methods import Choose, Method, Origin, Round
+from fastblt.runtime.session import Session
+from fastblt.runtime.stats import RunStats
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """New bytes, in the order in which they are decided."""
+
+    data: bytes
+    """New bytes."""
+    origins: tuple[Origin, ...]
+    """How each of them came about."""
+    rejected: bytes
+    """Drafted bytes that verification threw away; they stood where the corrected byte and what follows it stand."""
+    boundaries: tuple[int, ...]
+    """Offsets into the new text (0 = first new byte) of bytes now known to be the last of their patch; negative
+    ones lie in the prompt. The last byte of a chunk is judged with the next chunk."""
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A finished generation."""
+
+    data: bytes
+    """New bytes; a stop string is not part of them."""
+    finish: str
+    """Why it ended: ``length``, ``stop`` (a stop string) or ``eos``."""
+    stats: RunStats
+
+    @property
+    def text(self) -> str:
+        """The new bytes as UTF-8, invalid ones replaced."""
+        return self.data.decode("utf-8", errors="replace")
+
+
+@dataclass(frozen=True)
+class StopRules:
+    """When to end a generation."""
+
+    max_new_bytes: int
+    strings: tuple[bytes, ...] = ()
+    """The text ends before the first of these."""
+    at_eos: bool = True
+    """End at the end-of-document token; otherwise it is a token without a byte."""
+
+
+class ByteStream:
+    """Runs a method over a session and yields chunks; afterwards `finish` tells why it ended.
+
+    Bytes that may be the beginning of a stop string are held back until that is decided.
+    """
+
+    def __init__(
+        self, session: Session, method: Method, choose: Choose, rules: StopRules, started: float
+    ) -> None:
+        self.session = session
+        self.method = method
+        self.choose = choose
+        self.rules = rules
+        self.finish = "length"
+        self._started = started
+        self._data = bytearray()
+        self._origins: list[Origin] = []
+        self._emitted = 0
+        self._boundaries_seen = 0
+        # New byte offset of each token position; a token without a byte shares the offset of the byte before it.
+        self._offsets: list[int] = []
+        self._first_position = session.length
+
+    @property
+    def stats(self) -> RunStats:
+        """Counters of the session."""
+        return self.session.stats
+
+    def __iter__(self) -> Iterator[Chunk]:
+        if self.rules.max_new_bytes == 0:
+            return
+        self._boundaries_seen = len(self.session.patch_ends)
+        before = time.perf_counter()
+        for step in self.method.rounds(self.session, self.choose):
+            now = time.perf_counter()
+            self._count(step, now - before)
+            before = now
+            done = self._take(step)
+            chunk = self._emit(step, done)
+            if chunk.data or chunk.boundaries or chunk.rejected:
+                yield chunk
+                before = time.perf_counter()
+            if done:
+                return
+
+    def _count(self, step: Round, seconds: float) -> None:
+        stats = self.stats
+        stats.rounds += 1
+        stats.drafted += step.drafted
+        stats.accepted += step.accepted
+        stats.total_seconds = time.perf_counter() - self._started
+        if not self._data:
+            stats.first_byte_seconds = stats.total_seconds
+        else:
+            stats.byte_seconds += [seconds / len(step.tokens)] * len(step.tokens)
+
+    def _take(self, step: Round) -> bool:
+        """Append a round's bytes; whether the generation is done."""
+        for token, origin in zip(step.tokens, step.origins, strict=True):
+            if token == EOS_ID and self.rules.at_eos:
+                self.finish = "eos"
+                return True
+            if token >= BYTE_OFFSET:
+                self._data.append(token - BYTE_OFFSET)
+                self._origins.append(origin)
+            self._offsets.append(len(self._data) - 1)
+            stop = self._stop_at()
+            if stop is not None:
+                del self._data[stop:], self._origins[stop:]
+                self.finish = "stop"
+                return True
+            if len(self._data) == self.rules.max_new_bytes:
+                return True
+        return False
+
+    def _stop_at(self) -> int | None:
+        """Where a stop string that the last byte completes begins."""
+        ends = [len(s) for s in self.rules.strings if self._data.endswith(s)]
+        return len(self._data) - max(ends) if ends else None
+
+    def _held_back(self) -> int:
+        """Bytes at the end that may be the beginning of a stop string."""
+        return max(
+            (n for s in self.rules.strings for n in range(1, len(s)) if self._data.endswith(s[:n])), default=0
+        )
+
+    def _emit(self, step: Round, done: bool) -> Chunk:
+        end = len(self._data) - (0 if done else self._held_back())
+        begin, self._emitted = self._emitted, max(end, self._emitted)
+        self.stats.new_bytes = self._emitted
+        return Chunk(
+            bytes(self._data[begin:end]),
+            tuple(self._origins[begin:end]),
+            decode(list(step.rejected)),
+            self._new_boundaries(),
+        )
+
+    def _new_boundaries(self) -> tuple[int, ...]:
+        found = []
+        for end in self.session.patch_ends[self._boundaries_seen :]:
+            index = end - 1 - self._first_position
+            if index < 0:
+                found.append(index)
+            elif index < len(self._offsets) and self._offsets[index] < len(self._data):
+                found.append(self._offsets[index])
+        self._boundaries_seen = len(self.session.patch_ends)
+        return tuple(found)
+
+
+def stop_strings(strings: Sequence[bytes | str]) -> tuple[bytes, ...]:
+    """Stop strings as bytes.
+
+    Raises:
+        ValueError: one of them is empty.
+    """
+    found = tuple(s.encode("utf-8") if isinstance(s, str) else bytes(s) for s in strings)
+    if b"" in found:
+        raise ValueError("stop: found an empty string, expected at least one byte")
+    return found

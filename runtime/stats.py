@@ -1,0 +1,49 @@
+"""What a run did and what it cost."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from fastblt.models.config import BltConfig
+from fastblt.models.parameters import count_parameters
+
+
+@dataclass
+class RunStats:
+    """Counters of one generation; NFE = network function evaluations (forward passes)."""
+
+    nfe: Counter[str] = field(default_factory=Counter)
+    """Calls of each part: patcher, encoder, global, decoder."""
+    moved_bytes: int = 0
+    """Weight and cache bytes that the calls read."""
+    rounds: int = 0
+    """Draft-and-verify rounds (autoregressive: bytes)."""
+    drafted: int = 0
+    """Bytes drafted."""
+    accepted: int = 0
+    """Drafted bytes that verification accepted."""
+    prompt_bytes: int = 0
+    new_bytes: int = 0
+    first_byte_seconds: float = 0.0
+    """From the call to the first new byte, the prompt included."""
+    total_seconds: float = 0.0
+    byte_seconds: list[float] = field(default_factory=list)
+    """Seconds of each byte after the first: a round's time divided by its bytes."""
+
+    @property
+    def acceptance(self) -> float | None:
+        """Accepted part of the drafted bytes; None where nothing was drafted."""
+        return self.accepted / self.drafted if self.drafted else None
+
+    @property
+    def bytes_per_second(self) -> float:
+        """New bytes per second of the whole run, prompt included."""
+        return self.new_bytes / self.total_seconds if self.total_seconds else 0.0
+
+    def estimated_gb(self, config: BltConfig) -> float:
+        """Weight traffic in GB by the paper's formula: 16-bit weights, no patcher, no caches."""
+        parts = count_parameters(config)
+        decoder = self.nfe["decoder"] * parts.decoder
+        encoder = self.nfe["encoder"] * parts.encoder + self.nfe["global"] * parts.global_transformer
+        return 2 * (decoder + encoder) / 1e9
