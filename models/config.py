@@ -120,8 +120,8 @@ class HashConfig:
 
     @property
     def context(self) -> int:
-        """Tokens that the longest n-gram spans."""
-        return max(self.sizes, default=1)
+        """Tokens that the longest n-gram spans; 1 where there are no tables."""
+        return max(self.sizes) if self.tables else 1
 
     def validate(self) -> None:
         """Raise `ConfigError` unless the tables can exist."""

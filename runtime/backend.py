@@ -20,6 +20,10 @@ Floats = NDArray[np.float32]
 
 #: Longest run of rows in one call; longer prompts are fed in pieces.
 MAX_ROWS = 512
+#: Longest patch that is encoded in one piece when it closes (see `fastblt.runtime.session`).
+WHOLE_PATCH_LIMIT = 64
+#: Rows that a backend must be able to take in one call.
+ROW_CAPACITY = MAX_ROWS + WHOLE_PATCH_LIMIT
 #: Positions past ``max_bytes`` that a draft may use before it is cut.
 DRAFT_SLACK = 64
 

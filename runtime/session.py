@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from fastblt.models.tokens import BOS_ID
-from fastblt.runtime.backend import DRAFT_SLACK, MAX_ROWS, Backend, DecoderRows, Floats, Ids
+from fastblt.runtime.backend import DRAFT_SLACK, MAX_ROWS, WHOLE_PATCH_LIMIT, Backend, DecoderRows, Floats, Ids
 from fastblt.runtime.stats import RunStats
 
 
@@ -27,7 +27,12 @@ class Session:
         self.backend = backend
         self.config = backend.config
         self.stats = stats if stats is not None else RunStats()
-        self._history = max(0, self.config.hash.context - 1)
+        self._history = self.config.hash.context - 1
+        longest = self.config.patching.max_patch_length
+        # A decoder with an embedding of its own reads no byte states: a patch is then encoded whole, when it closes.
+        self._whole_patches = (
+            self.config.decoder_input == "embedding" and longest is not None and longest <= WHOLE_PATCH_LIMIT
+        )
         capacity = backend.max_bytes + 1 + DRAFT_SLACK
         self._ids = np.zeros(self._history + capacity, dtype=np.int64)
         self._latent_of = np.zeros(capacity, dtype=np.int64)
@@ -143,13 +148,12 @@ class Session:
         return len(self.patch_ends) - before
 
     def _encode(self, first: int, end: int, closed: int) -> None:
-        """Encode what is needed for the closed patches (and, where the decoder reads byte states, every row)."""
+        """Encode the closed patches, or every row where patches are not encoded whole, and make the latents."""
         total = len(self.patch_ends)
         bounds = [0, *self.patch_ends] if total == closed else self.patch_ends[total - closed - 1 :]
-        if self.config.decoder_input == "embedding":
+        if self._whole_patches:
             if not closed:
                 return
-            # Whole patches only: an open patch is encoded when it closes, in one call.
             first, end = bounds[0], bounds[-1]
         starts, ends = np.array(bounds[:-1], dtype=np.int64), np.array(bounds[1:], dtype=np.int64)
         if not closed:

@@ -85,7 +85,7 @@ class EagerBackend:
         self._patch_embeddings = self.model.encoder.pool(states, positions, valid)
 
     def _encode(self, position: int, ids: Tensor) -> None:
-        history = max(0, self.config.hash.context - 1)
+        history = self.config.hash.context - 1
         embedded = self.model.encoder.embed(ids[:, history:], ids[:, :history])
         states = self.model.encoder.step(embedded, self._caches["encoder"], position)
         self._states[:, position : position + states.shape[1]] = states

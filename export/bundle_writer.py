@@ -1,0 +1,160 @@
+"""Checkpoint in, bundle out: graphs, embedding tables, manifest; all of it or nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from fastblt.export.decoder_graph import build_decoder_graph
+from fastblt.export.embeddings_file import Table, write_tables
+from fastblt.export.encoder_graph import build_encoder_graph
+from fastblt.export.entropy_graph import build_entropy_graph
+from fastblt.export.global_graph import build_global_graph
+from fastblt.export.graph_builder import IR_VERSION, OPSET, BltGraph
+from fastblt.export.verification import verify_bundle
+from fastblt.export.weights import CheckpointWeights
+from fastblt.models.config import BltConfig
+from fastblt.runtime.bundle import (
+    CONFIG_FILE,
+    EMBEDDINGS_FILE,
+    GRAPH_FILES,
+    MANIFEST_FILE,
+    GraphSpec,
+    Manifest,
+    TensorSpec,
+    sha256_of,
+)
+
+DTYPES = {"fp32": ir.DataType.FLOAT, "fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
+_TABLE_TYPES = {"fp32": ("F32", 4), "fp16": ("F16", 2), "bf16": ("BF16", 2)}
+#: Weights of graphs larger than this go to a file beside the graph (protobuf ends at 2 GB).
+EXTERNAL_BYTES = 64 * 2**20
+
+
+class ExportError(ValueError):
+    """An export that cannot be done as asked."""
+
+
+def export_bundle(
+    checkpoint: Path,
+    bundle: Path,
+    *,
+    dtype: str = "fp32",
+    hash_tables: str = "host",
+    verify: bool = True,
+    report: Callable[[str], None] | None = None,
+) -> dict[str, Any]:
+    """Export a checkpoint folder.
+
+    Args:
+        checkpoint: folder with ``config.json`` and ``model.safetensors``.
+        bundle: folder to write; an earlier bundle there is replaced when the new one is complete and verified.
+        dtype: ``fp32``, ``fp16`` or ``bf16``; the patcher stays fp32.
+        hash_tables: ``host``, gathered by the runtime from a memory-mapped file, or ``graph``.
+        verify: compare every graph with the eager model before the bundle appears.
+        report: told what is being done.
+
+    Returns:
+        The manifest as plain JSON types.
+
+    Raises:
+        ExportError: an option is unknown, or ``bundle`` exists and is not a bundle.
+        CheckpointError: the checkpoint is not usable.
+        VerificationError: a graph differs from the eager model.
+        OSError: the disk is full or the folder cannot be written; nothing is left behind.
+    """
+    if dtype not in DTYPES:
+        raise ExportError(f"dtype: found {dtype!r}, expected one of {', '.join(DTYPES)}")
+    if hash_tables not in ("host", "graph"):
+        raise ExportError(f"hash_tables: found {hash_tables!r}, expected host or graph")
+    if bundle.exists() and not (bundle / MANIFEST_FILE).is_file() and (not bundle.is_dir() or any(bundle.iterdir())):
+        raise ExportError(f"{bundle}: exists and is not a bundle, expected a new name or a bundle to replace")
+    say = report or (lambda text: None)
+    weights = CheckpointWeights(checkpoint)
+    with _replacing_folder(bundle) as partial:
+        weights.config.save(partial / CONFIG_FILE)
+        graphs = {}
+        for part, graph in _build_graphs(weights, dtype, hash_tables == "graph"):
+            say(f"writing {GRAPH_FILES[part]}")
+            graphs[part] = _write_graph(graph, partial / GRAPH_FILES[part])
+        if hash_tables == "host":
+            say(f"writing {EMBEDDINGS_FILE}")
+            _write_embeddings(weights, partial / EMBEDDINGS_FILE, dtype)
+        files = {p.name: {"bytes": p.stat().st_size, "sha256": sha256_of(p)} for p in sorted(partial.iterdir())}
+        manifest = Manifest(weights.config.name, dtype, OPSET, hash_tables, graphs, files, [])
+        _write_manifest(partial, manifest)
+        if verify:
+            say("comparing every graph with the eager model")
+            manifest.verification.extend(verify_bundle(partial, checkpoint, dtype))
+            _write_manifest(partial, manifest)
+    return manifest.to_dict()
+
+
+def _write_manifest(folder: Path, manifest: Manifest) -> None:
+    (folder / MANIFEST_FILE).write_text(json.dumps(manifest.to_dict(), indent=1) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def _replacing_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder beside ``folder`` that takes its place when the body succeeds, and vanishes if not."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
+    try:
+        yield partial
+        partial.chmod(0o755)
+        old = partial.with_suffix(".old")
+        if folder.exists():
+            os.rename(folder, old)
+        os.rename(partial, folder)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _build_graphs(weights: CheckpointWeights, dtype: str, tables_inside: bool) -> Iterator[tuple[str, BltGraph]]:
+    config: BltConfig = weights.config
+    kind = DTYPES[dtype]
+    yield "patcher", build_entropy_graph(config, weights)
+    yield "encoder", build_encoder_graph(config, weights, kind, tables_inside=tables_inside)
+    yield "global", build_global_graph(config, weights, kind)
+    yield "decoder", build_decoder_graph(config, weights, kind)
+
+
+def _write_graph(graph: BltGraph, path: Path) -> GraphSpec:
+    """Write a graph, its weights streamed from the checkpoint."""
+    sizes = {name: value.const_value.nbytes for name, value in graph.graph.initializers.items() if value.const_value}
+    total = sum(sizes.values())
+    model = ir.Model(graph.graph, ir_version=IR_VERSION, producer_name="fastblt")
+    external = f"{path.name}.data" if total > EXTERNAL_BYTES else None
+    ir.save(model, path, external_data=external, size_threshold_bytes=1024)
+    return GraphSpec(
+        path.name,
+        tuple(_spec(value, graph.roles) for value in graph.graph.inputs),
+        tuple(_spec(value, graph.roles) for value in graph.graph.outputs),
+        sum(size for name, size in sizes.items() if "embeddings" not in name),
+    )
+
+
+def _spec(value: ir.Value, roles: dict[str, str]) -> TensorSpec:
+    assert value.name and value.dtype and value.shape is not None
+    shape = tuple(size if isinstance(size, int) else str(size.value) for size in value.shape)
+    return TensorSpec(value.name, str(value.dtype.numpy()), shape, roles[value.name])
+
+
+def _write_embeddings(weights: CheckpointWeights, path: Path, dtype: str) -> None:
+    name, itemsize = _TABLE_TYPES[dtype]
+    write_tables(
+        path,
+        {
+            table: Table(name, itemsize, weights.shape(table), lambda t=table: weights.chunks(t, DTYPES[dtype]))
+            for table in ("encoder.tok_embeddings.weight", "encoder.hash_embeddings.weight")
+        },
+    )

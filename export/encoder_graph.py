@@ -1,0 +1,108 @@
+"""``encoder.onnx``: byte states of new rows, and the patch embeddings of patches that end among them.
+
+======  ================  =======  ===============  ======================================================
+in      embedded          dtype    [1, n, d]        sum of byte and hash n-gram embeddings (tables on host), or
+in      ids               int64    [1, c - 1 + n]   tokens: those before the rows, then the rows (tables inside)
+in      patch_start       int64    [1, p]           first pool slot of each patch
+in      patch_end         int64    [1, p]           pool slot after its last byte
+in      pool_index        int64    [1]              pool slot of the first row
+in      pool              dtype    [1, 1, C, 3d]    per byte: state, pooling key, pooling value; updated in place
+in      (stack inputs)                              see `fastblt.export.graph_builder.CachedStack`
+out     patch_embeddings  dtype    [1, p, k * d]
+out     states            dtype    [1, n, d]        only where the decoder reads byte states
+out     pool_out          dtype    [1, 1, C, 3d]
+out     (cache updates)
+======  ================  =======  ===============  ======================================================
+
+The pool keeps what pooling needs of each byte, so a patch may have begun in an earlier call; keys and values are
+projected once per byte.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from fastblt.export.graph_builder import INT64, BltGraph, CachedStack, Weights
+from fastblt.models.config import BltConfig
+from fastblt.models.hashing import hash_powers
+
+
+def build_encoder_graph(
+    config: BltConfig, weights: Weights, dtype: ir.DataType, *, tables_inside: bool
+) -> BltGraph:
+    """The encoder's graph; ``tables_inside`` puts byte embedding and hash tables into it."""
+    stack_config = config.encoder
+    dim, patch_dim = stack_config.dim, config.patch_dim
+    graph = BltGraph("encoder", weights, dtype)
+    op = graph.op
+    if tables_inside:
+        embedded = _embed(graph, config)
+    else:
+        embedded = graph.input("embedded", dtype, [1, "rows", dim], "embedding")
+    starts = graph.input("patch_start", INT64, [1, "patches"], "patch_start")
+    ends = graph.input("patch_end", INT64, [1, "patches"], "patch_end")
+    pool_index = graph.input("pool_index", INT64, [1], "pool_index")
+    pool_shape = [1, 1, "pool_slots", 3 * dim]
+    pool = graph.input("pool", dtype, pool_shape, "pool")
+    stack = CachedStack(graph, stack_config, "encoder")
+    states = stack.run(embedded)
+    keys_values = graph.linear(
+        graph.rms_norm(states, "encoder.cross_attention.norm_kv", stack_config.norm_eps), "encoder.cross_attention.wkv"
+    )
+    updated = graph.scatter(pool, op.Concat(states, keys_values, axis=-1), pool_index)
+    pooled = _pool(graph, config, op.Squeeze(updated, [1]), starts, ends)
+    graph.output("patch_embeddings", pooled, dtype, [1, "patches", patch_dim], "patch_embeddings")
+    if config.decoder_input == "encoder":
+        graph.output("states", op.Identity(states), dtype, [1, "rows", dim], "states")
+    graph.output("pool_out", updated, dtype, pool_shape, "pool_update")
+    stack.declare_outputs()
+    return graph
+
+
+def _pool(graph: BltGraph, config: BltConfig, pool: ir.Value, starts: ir.Value, ends: ir.Value) -> ir.Value:
+    """Patch embeddings [1, p, k * d] from the pool [1, C, 3d]: maximum, k queries, attention, double residual."""
+    op, dim, k = graph.op, config.encoder.dim, config.cross_attn_k
+    states, keys, values = graph.split(pool, [dim] * 3)
+    slot = op.Range(0, graph.count(pool, 1), 1)
+    member = graph.in_range(slot, op.Unsqueeze(starts, [2]), op.Unsqueeze(ends, [2]))  # [1, p, C]
+    lowest = graph.builder.initializer(
+        ir.tensor(np.array(np.finfo(np.float16).min, dtype=graph.dtype.numpy()), name="lowest")
+    )
+    inside = op.Where(op.Unsqueeze(member, [3]), op.Unsqueeze(states, [1]), lowest)  # [1, p, C, d]
+    highest = op.ReduceMax(inside, [2], keepdims=0)
+    queries = op.Reshape(graph.linear(highest, "encoder.patch_projection"), [1, -1, dim])  # [1, p * k, d]
+    q = graph.linear(
+        graph.rms_norm(queries, "encoder.cross_attention.norm_q", config.encoder.norm_eps), "encoder.cross_attention.wq"
+    )
+    # Query j of patch i is row i * k + j: each patch's mask is repeated k times.
+    repeated = op.Expand(op.Unsqueeze(member, [2]), [1, 1, k, 1])
+    slots = op.Shape(pool, start=1, end=2)
+    seen = op.Reshape(repeated, op.Concat(op.Constant(value_ints=[1, 1, -1]), slots, axis=0))
+    attended = graph.attention(q, keys, values, seen, config.encoder.heads)
+    doubled = op.Add(op.Add(queries, queries), graph.linear(attended, "encoder.cross_attention.wo"))
+    return op.Reshape(doubled, [1, -1, config.patch_dim])
+
+
+def _embed(graph: BltGraph, config: BltConfig) -> ir.Value:
+    """Byte embedding plus one row of every hash table, for tables inside the graph."""
+    op, context = graph.op, config.hash.context
+    ids = graph.input("ids", INT64, [1, "context_rows"], "ids_with_history")
+    end = op.Shape(ids, start=1, end=2)
+
+    def shifted(back: int) -> ir.Value:
+        """The token ``back`` places before each row."""
+        return op.Slice(ids, [context - 1 - back], op.Sub(end, back), [1])
+
+    x = graph.embedding(shifted(0), "encoder.tok_embeddings")
+    table = graph.weight("encoder.hash_embeddings.weight")
+    index = 0
+    for powers in hash_powers(config.hash):
+        for size in config.hash.sizes:
+            total = op.Mul(shifted(size - 1), powers[0])
+            for m in range(1, size):
+                total = op.Add(total, op.Mul(shifted(size - 1 - m), powers[m]))
+            row = op.Add(op.Mod(total, config.hash.rows), index * config.hash.rows)
+            x = op.Add(x, op.Gather(table, row, axis=0))
+            index += 1
+    return x

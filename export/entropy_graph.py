@@ -1,0 +1,29 @@
+"""``entropy.onnx``: the patcher. Always fp32: lower precision moves patch boundaries.
+
+======  ===============  =======  ==========  ==========================================================
+in      ids              int64    [1, n]      tokens
+in      (stack inputs)                        see `fastblt.export.graph_builder.CachedStack`
+out     entropy          float32  [1, n]      entropy of the token after each row, nats
+out     (cache updates)
+======  ===============  =======  ==========  ==========================================================
+"""
+
+from __future__ import annotations
+
+from fastblt.export.graph_builder import FLOAT, INT64, BltGraph, CachedStack, Weights
+from fastblt.models.config import BltConfig
+
+
+def build_entropy_graph(config: BltConfig, weights: Weights) -> BltGraph:
+    """The patcher's graph."""
+    graph = BltGraph("entropy", weights, FLOAT)
+    op = graph.op
+    ids = graph.input("ids", INT64, [1, "rows"], "ids")
+    stack = CachedStack(graph, config.patcher, "patcher")
+    x = stack.run(graph.embedding(ids, "patcher.tok_embeddings"))
+    logits = graph.linear(graph.rms_norm(x, "patcher.norm", config.patcher.norm_eps), "patcher.output")
+    logp = op.LogSoftmax(logits, axis=-1)
+    entropy = op.Neg(op.ReduceSum(op.Mul(op.Exp(logp), logp), [-1], keepdims=0))
+    graph.output("entropy", entropy, FLOAT, [1, "rows"], "entropy")
+    stack.declare_outputs()
+    return graph

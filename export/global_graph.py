@@ -1,0 +1,43 @@
+"""``global.onnx``: patch embeddings to latents, and to the decoder's keys and values of each latent.
+
+======  ================  =====  ==================  =====================================================
+in      patch_embeddings  dtype  [1, p, k * d]
+in      (stack inputs)                               see `CachedStack`; positions are patch indices
+out     latents           dtype  [1, p, g]
+out     latent_kv         dtype  [p, layers, 2, k * d]  keys and values of every decoder cross-attention
+out     (cache updates)
+======  ================  =====  ==================  =====================================================
+
+A latent's keys and values are projected here, once, because many decoder rows read the same latent.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from fastblt.export.graph_builder import BltGraph, CachedStack, Weights
+from fastblt.models.config import BltConfig
+
+
+def build_global_graph(config: BltConfig, weights: Weights, dtype: ir.DataType) -> BltGraph:
+    """The global transformer's graph, with the decoder's latent projections."""
+    graph = BltGraph("global", weights, dtype)
+    op, width = graph.op, config.patch_dim
+    x = graph.input("patch_embeddings", dtype, [1, "patches", width], "patch_embeddings")
+    stack = CachedStack(graph, config.global_transformer, "global_transformer")
+    if config.has_global_projection:
+        x = graph.linear(x, "global_transformer.input_projection")
+    latents = stack.run(x)
+    dim, k, layers = config.decoder.dim, config.cross_attn_k, config.decoder.layers
+    tokens = op.Reshape(graph.linear(latents, "decoder.patch_projection"), [-1, k, dim])
+    pieces = []
+    for layer in range(layers):
+        name = f"decoder.cross_layers.{layer}"
+        normal = graph.rms_norm(tokens, f"{name}.norm_kv", config.decoder.norm_eps)
+        pieces += graph.split(graph.linear(normal, f"{name}.wkv"), [dim, dim])
+    shape = [-1, layers, 2, k * dim]
+    latent_kv = op.Reshape(op.Concat(*[op.Unsqueeze(p, [1]) for p in pieces], axis=1), shape)
+    graph.output("latents", latents, dtype, [1, "patches", config.global_transformer.dim], "latents")
+    graph.output("latent_kv", latent_kv, dtype, ["patches", layers, 2, k * dim], "latent_kv")
+    stack.declare_outputs()
+    return graph

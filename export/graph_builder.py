@@ -1,0 +1,190 @@
+"""The vocabulary in which the four graphs are written: linear maps, norms, cached attention.
+
+Built on onnxscript's `GraphBuilder`. Weights are `onnx_ir.LazyTensor`s, read from the checkpoint when they are
+written, so a graph never holds a second copy of the model.
+
+Layout of the caches: time-major, ``[1, 1, slots, heads * head_dim]``. A run of slots is contiguous, so a runtime
+can bind any window of a large buffer without a copy, and pays for what it binds; four axes with the slots third
+are what TensorRT's KVCacheUpdate takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import onnx_ir as ir
+from onnxscript import GraphBuilder
+
+from fastblt.models.config import StackConfig
+
+OPSET = 24
+#: Newest IR version that goes with the opset; TensorRT and ONNX Runtime refuse newer ones first.
+IR_VERSION = 11
+
+FLOAT = ir.DataType.FLOAT
+INT64 = ir.DataType.INT64
+
+#: Gives a checkpoint tensor by name, as a type; True turns [out, in] into [in, out].
+Weights = Callable[[str, ir.DataType, bool], ir.TensorProtocol]
+Shape = Sequence[int | str]
+
+
+class BltGraph:
+    """One graph under construction.
+
+    Args:
+        name: graph name.
+        weights: source of the weights.
+        dtype: type of weights, activations and caches; norms, RoPE angles and what is computed from logits are fp32.
+    """
+
+    def __init__(self, name: str, weights: Weights, dtype: ir.DataType) -> None:
+        self.graph = ir.Graph(inputs=[], outputs=[], nodes=[], name=name, opset_imports={"": OPSET})
+        self.builder = GraphBuilder(self.graph)
+        self.op: Any = self.builder.op
+        self.dtype = dtype
+        self.roles: dict[str, str] = {}
+        self._weights = weights
+
+    def input(self, name: str, dtype: ir.DataType, shape: Shape, role: str) -> ir.Value:
+        """Add a graph input; ``role`` says in the manifest what a runtime binds there."""
+        self.roles[name] = role
+        return self.builder.input(name, dtype, list(shape))
+
+    def output(self, name: str, value: ir.Value, dtype: ir.DataType, shape: Shape, role: str) -> None:
+        """Add a graph output."""
+        value.type = ir.TensorType(dtype)
+        value.shape = ir.Shape(list(shape))
+        self.roles[name] = role
+        self.builder.add_output(value, name)
+
+    def weight(self, name: str, *, dtype: ir.DataType | None = None) -> ir.Value:
+        """A checkpoint tensor as an initializer of the same name."""
+        return self.builder.initializer(self._weights(name, dtype or self.dtype, False), name)
+
+    def linear(self, x: ir.Value, name: str) -> ir.Value:
+        """``x @ W.T``; the initializer is stored as [in, out] and named ``<name>.weight.T``."""
+        weight = self._weights(f"{name}.weight", self.dtype, True)
+        return self.op.MatMul(x, self.builder.initializer(weight, f"{name}.weight.T"))
+
+    def embedding(self, ids: ir.Value, name: str) -> ir.Value:
+        """Rows of the table ``<name>.weight``."""
+        return self.op.Gather(self.weight(f"{name}.weight"), ids, axis=0)
+
+    def split(self, x: ir.Value, sizes: Sequence[int], axis: int = -1) -> list[ir.Value]:
+        """Cut an axis."""
+        return list(self.op.Split(x, list(sizes), axis=axis, _outputs=len(sizes)))
+
+    def to_float(self, x: ir.Value) -> ir.Value:
+        """``x`` in fp32."""
+        return x if self.dtype == FLOAT else self.op.Cast(x, to=FLOAT)
+
+    def from_float(self, x: ir.Value) -> ir.Value:
+        """An fp32 value in the graph's type."""
+        return x if self.dtype == FLOAT else self.op.Cast(x, to=self.dtype)
+
+    def rms_norm(self, x: ir.Value, name: str, eps: float) -> ir.Value:
+        """RMSNorm over the last axis, in fp32."""
+        scale = self.weight(f"{name}.weight", dtype=FLOAT)
+        return self.from_float(self.op.RMSNormalization(self.to_float(x), scale, axis=-1, epsilon=eps))
+
+    def attention(
+        self, q: ir.Value, k: ir.Value, v: ir.Value, mask: ir.Value | None, heads: int
+    ) -> ir.Value:
+        """Attention of rows [b, n, dim] over keys [b, m, dim]; bool ``mask`` is True where a row sees a key.
+
+        An explicit mask is the only form that TensorRT and ONNX Runtime read alike.
+        """
+        inputs = [q, k, v] if mask is None else [q, k, v, mask]
+        return self.op.Attention(*inputs, q_num_heads=heads, kv_num_heads=heads)
+
+    def in_range(self, key: ir.Value, start: ir.Value, end: ir.Value) -> ir.Value:
+        """``start <= key < end``, broadcast."""
+        return self.op.And(self.op.GreaterOrEqual(key, start), self.op.Less(key, end))
+
+    def count(self, x: ir.Value, axis: int) -> ir.Value:
+        """Length of an axis, int64 scalar."""
+        return self.op.Squeeze(self.op.Shape(x, start=axis, end=axis + 1), [0])
+
+    def scatter(self, cache: ir.Value, rows: ir.Value, index: ir.Value) -> ir.Value:
+        """Cache [1, 1, slots, dim] with rows [1, n, dim] written from slot ``index`` [1] on, in place."""
+        return self.op.TensorScatter(cache, self.op.Unsqueeze(rows, [1]), index)
+
+
+class CachedStack:
+    """The blocks of one stack over new rows: its control inputs, its caches, its layers.
+
+    Inputs it declares (n = rows of this call, S = slots that the runtime binds):
+
+    ==================  =======  ============  ================================================================
+    positions           int64    [1, n]        RoPE positions
+    write_index         int64    [1]           slot of the first row; the others follow
+    visible_start       int64    [1, n]        first slot that each row sees
+    visible_end         int64    [1, n]        slot after the last one that each row sees
+    key_i, value_i      dtype    [1, 1, S, d]  cache of layer i; bound to the same memory as the output
+    ==================  =======  ============  ================================================================
+
+    Outputs: ``key_i_out``, ``value_i_out``, the updated caches. What a row sees is data, so causal rows, windows,
+    documents and blocks that are denoised all run the same graph.
+    """
+
+    def __init__(self, graph: BltGraph, config: StackConfig, prefix: str) -> None:
+        self.graph = graph
+        self.config = config
+        self.prefix = prefix
+        op = graph.op
+        self.shape: Shape = [1, 1, "slots", config.dim]
+        positions = graph.input("positions", INT64, [1, "rows"], "position")
+        self.write_index = graph.input("write_index", INT64, [1], "write_index")
+        start = graph.input("visible_start", INT64, [1, "rows"], "visible_start")
+        end = graph.input("visible_end", INT64, [1, "rows"], "visible_end")
+        self.caches = [
+            {kind: graph.input(f"{kind}_{i}", graph.dtype, self.shape, "cache") for kind in ("key", "value")}
+            for i in range(config.layers)
+        ]
+        self._updated: dict[str, ir.Value] = {}
+        slot = op.Range(0, graph.count(self.caches[0]["key"], 2), 1)
+        self.mask = graph.in_range(slot, op.Unsqueeze(start, [1, 3]), op.Unsqueeze(end, [1, 3]))
+        self.cos, self.sin = self._rope(positions)
+
+    def _rope(self, positions: ir.Value) -> tuple[ir.Value, ir.Value]:
+        """Cosines and sines [1, n, head_dim / 2], angles in fp32."""
+        graph, op, config = self.graph, self.graph.op, self.config
+        frequencies = [config.rope_theta ** (-2.0 * i / config.head_dim) for i in range(config.head_dim // 2)]
+        table = graph.builder.initializer(ir.tensor(frequencies, dtype=FLOAT, name="rope_frequencies"))
+        angles = op.Mul(op.Cast(op.Unsqueeze(positions, [2]), to=FLOAT), table)
+        return graph.from_float(op.Cos(angles)), graph.from_float(op.Sin(angles))
+
+    def block(self, x: ir.Value, layer: int) -> ir.Value:
+        """Block ``<prefix>.layers.<layer>`` on rows [1, n, dim] (see `fastblt.models.layers.Block`)."""
+        graph, op, config = self.graph, self.graph.op, self.config
+        name = f"{self.prefix}.layers.{layer}"
+        hidden = graph.rms_norm(x, f"{name}.attention_norm", config.norm_eps)
+        q, k, v = graph.split(graph.linear(hidden, f"{name}.wqkv"), [config.dim] * 3)
+        rotation = {"interleaved": 1, "num_heads": config.heads}
+        q = op.RotaryEmbedding(q, self.cos, self.sin, **rotation)
+        k = op.RotaryEmbedding(k, self.cos, self.sin, **rotation)
+        keys, values = self._append(layer, "key", k), self._append(layer, "value", v)
+        attended = graph.attention(q, keys, values, self.mask, config.heads)
+        x = op.Add(x, graph.linear(attended, f"{name}.wo"))
+        hidden = graph.rms_norm(x, f"{name}.ffn_norm", config.norm_eps)
+        gate, up = graph.split(graph.linear(hidden, f"{name}.feed_forward.w13"), [config.ffn_dim] * 2)
+        return op.Add(x, graph.linear(op.Mul(op.Swish(gate), up), f"{name}.feed_forward.w2"))
+
+    def run(self, x: ir.Value) -> ir.Value:
+        """All blocks."""
+        for layer in range(self.config.layers):
+            x = self.block(x, layer)
+        return x
+
+    def _append(self, layer: int, kind: str, rows: ir.Value) -> ir.Value:
+        """Write rows into a cache; the whole of it, [1, slots, dim]."""
+        updated = self.graph.scatter(self.caches[layer][kind], rows, self.write_index)
+        self._updated[f"{kind}_{layer}_out"] = updated
+        return self.graph.op.Squeeze(updated, [1])
+
+    def declare_outputs(self) -> None:
+        """Make the updated caches graph outputs."""
+        for name, value in self._updated.items():
+            self.graph.output(name, value, self.graph.dtype, self.shape, "cache_update")

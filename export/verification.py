@@ -1,0 +1,295 @@
+"""Every exported graph against the eager module it came from, on the same inputs.
+
+Each graph is fed what the *eager* model hands over (teacher forcing), so that an error shows in the graph that makes
+it. Calls of several lengths follow one another, past the window, with their caches; one call is a block whose rows
+see each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from fastblt.export.weights import CheckpointWeights
+from fastblt.models.blt import Blt
+from fastblt.models.cache import StackCache
+from fastblt.models.config import BltConfig, StackConfig
+from fastblt.models.tokens import BOS_ID
+from fastblt.runtime.bundle import GraphSpec, load_manifest
+from fastblt.runtime.buffers import numpy_dtype
+
+#: Largest accepted difference, relative to the largest magnitude of the reference (at least 1).
+TOLERANCE = {"fp32": 2e-4, "fp16": 3e-2, "bf16": 2e-1}
+_SEED = 0
+_PATCH = 4
+
+
+class VerificationError(ValueError):
+    """A graph does not compute what the eager model computes."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """Rows of one call."""
+
+    position: int
+    rows: int
+    block: bool = False
+    """Every row sees all of the call's rows."""
+
+
+def plan_calls(window: int | None) -> list[Call]:
+    """Calls of several lengths that pass the end of the window."""
+    lengths = [1, 7, 1, 24, 2, min(window or 64, 512), 1, 9, 3]
+    calls, position = [], 0
+    for rows in lengths:
+        calls.append(Call(position, rows))
+        position += rows
+    return [*calls, Call(position, 8, block=True)]
+
+
+def verify_bundle(bundle: Path, checkpoint: Path, dtype: str) -> list[dict[str, Any]]:
+    """Compare the graphs of a bundle with the checkpoint's eager model.
+
+    Args:
+        bundle: folder with the graphs and a manifest.
+        checkpoint: where they came from.
+        dtype: of the bundle; the eager model computes in fp32 with weights rounded to it.
+
+    Returns:
+        One entry per graph, call and output: ``graph``, ``output``, ``rows``, ``position``, ``max_error``.
+
+    Raises:
+        VerificationError: a difference is beyond `TOLERANCE`; the message names graph, output and call.
+    """
+    weights = CheckpointWeights(checkpoint)
+    manifest = load_manifest(bundle)
+    results: list[dict[str, Any]] = []
+    for part, check in _CHECKS.items():
+        spec = manifest.graphs[part]
+        runner = GraphRunner(bundle / spec.file, spec)
+        limit = TOLERANCE["fp32" if part == "patcher" else dtype]
+        for call, outputs in check(_EagerPart(weights, dtype), runner):
+            for name, (found, expected) in outputs.items():
+                error = max_error(found, expected)
+                results.append(
+                    {
+                        "graph": spec.file,
+                        "output": name,
+                        "rows": call.rows,
+                        "position": call.position,
+                        "max_error": error,
+                    }
+                )
+                if not error <= limit:
+                    raise VerificationError(
+                        f"{spec.file}: output {name}, {call.rows} rows at position {call.position}: "
+                        f"found a relative error of {error:.3g}, expected at most {limit:g}"
+                    )
+    return results
+
+
+def max_error(found: NDArray[Any], expected: NDArray[Any]) -> float:
+    """Largest absolute difference, divided by the largest magnitude expected where that exceeds 1."""
+    wide, reference = found.astype(np.float64), expected.astype(np.float64)
+    if wide.shape != reference.shape:
+        return float("inf")
+    return float(np.abs(wide - reference).max() / max(1.0, np.abs(reference).max()))
+
+
+class GraphRunner:
+    """Runs a graph with plain arrays; caches are carried from call to call."""
+
+    def __init__(self, path: Path, spec: GraphSpec) -> None:
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        # Packed weights would be a second copy of the model.
+        options.add_session_config_entry("session.disable_prepacking", "1")
+        self.session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        self.spec = spec
+        self.caches: dict[str, NDArray[Any]] = {}
+
+    def run(self, call: Call, window: int | None, slots: int, **inputs: NDArray[Any]) -> dict[str, NDArray[Any]]:
+        """Outputs of a call; ``slots`` is the capacity of the caches."""
+        at = np.arange(call.position, call.position + call.rows, dtype=np.int64)[None]
+        end = np.full_like(at, call.position + call.rows) if call.block else at + 1
+        start = np.zeros_like(at) if window is None else np.maximum(at - window + 1, 0)
+        feed: dict[str, NDArray[Any]] = {
+            "positions": at,
+            "write_index": at[0, :1],
+            "visible_start": start,
+            "visible_end": end,
+        }
+        for spec in self.spec.inputs:
+            if spec.role in ("cache", "pool"):
+                shape = [size if isinstance(size, int) else slots for size in spec.shape]
+                feed[spec.name] = self.caches.setdefault(spec.name, np.zeros(shape, numpy_dtype(spec.dtype)))
+            elif spec.name in inputs:
+                feed[spec.name] = inputs[spec.name].astype(numpy_dtype(spec.dtype))
+        values = self.run_raw(feed)
+        for name in self.caches:
+            self.caches[name] = values.pop(f"{name}_out")
+        return values
+
+    def run_raw(self, feed: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Outputs by name; bfloat16 travels through OrtValues, which numpy alone does not know."""
+        types = {t.name: t.dtype for t in self.spec.inputs}
+        values = {
+            name: ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array, 16)
+            if types[name] == "bfloat16"
+            else ort.OrtValue.ortvalue_from_numpy(array)
+            for name, array in feed.items()
+        }
+        names = [t.name for t in self.spec.outputs]
+        outputs = self.session.run_with_ort_values(names, values)
+        return {name: value.numpy() for name, value in zip(names, outputs, strict=True)}
+
+
+class _EagerPart:
+    """Loads modules of the eager model one at a time, weights rounded to a dtype, arithmetic in fp32."""
+
+    def __init__(self, weights: CheckpointWeights, dtype: str) -> None:
+        self.config: BltConfig = weights.config
+        self._weights = weights
+        self._dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[dtype]
+        with torch.device("meta"):
+            self._model = Blt(self.config)
+
+    def load(self, name: str) -> Any:
+        """The submodule ``name`` with its weights."""
+        module: nn.Module = self._model.get_submodule(name)
+        rounded = torch.float32 if name == "patcher" else self._dtype
+        tensors = {}
+        for key in module.state_dict():
+            tensor = self._weights.tensor(f"{name}.{key}")
+            tensors[key] = tensor.float() if key.endswith("norm.weight") else tensor.to(rounded).float()
+        module.load_state_dict(tensors, assign=True)
+        return module.eval().requires_grad_(False)
+
+    def cache(self, stack: StackConfig, slots: int) -> StackCache:
+        """A cache of ``slots``."""
+        return StackCache(stack, slots, torch.float32, torch.device("cpu"))
+
+
+_Outputs = dict[str, tuple[NDArray[Any], NDArray[Any]]]
+_Check = Callable[[_EagerPart, GraphRunner], Iterator[tuple[Call, _Outputs]]]
+
+
+def _ids(rng: np.random.Generator, call: Call) -> NDArray[np.int64]:
+    ids = rng.integers(4, 260, size=(1, call.rows))
+    if call.position == 0:
+        ids[0, 0] = BOS_ID
+    return ids
+
+
+def _slots(calls: list[Call]) -> int:
+    return calls[-1].position + calls[-1].rows + 5
+
+
+def _check_patcher(eager: _EagerPart, runner: GraphRunner) -> Iterator[tuple[Call, _Outputs]]:
+    stack = eager.config.patcher
+    patcher, rng = eager.load("patcher"), np.random.default_rng(_SEED)
+    calls = [call for call in plan_calls(stack.window) if not call.block]
+    cache, slots = eager.cache(stack, _slots(calls)), _slots(calls)
+    for call in calls:
+        ids = _ids(rng, call)
+        found = runner.run(call, stack.window, slots, ids=ids)
+        expected = patcher.step(torch.from_numpy(ids), cache, call.position).numpy()
+        yield call, {"entropy": (found["entropy"], expected)}
+
+
+def _check_encoder(eager: _EagerPart, runner: GraphRunner) -> Iterator[tuple[Call, _Outputs]]:
+    config, stack = eager.config, eager.config.encoder
+    encoder, rng = eager.load("encoder"), np.random.default_rng(_SEED)
+    calls = [call for call in plan_calls(stack.window) if not call.block]
+    cache, slots = eager.cache(stack, _slots(calls)), _slots(calls)
+    states = torch.zeros(1, slots, stack.dim)
+    history = np.zeros((1, config.hash.context - 1), dtype=np.int64)
+    for call in calls:
+        with_history = np.concatenate([history, _ids(rng, call)], axis=1)
+        history = with_history[:, with_history.shape[1] - history.shape[1] :]
+        tokens = torch.from_numpy(with_history)
+        before = config.hash.context - 1
+        embedded = encoder.embed(tokens[:, before:], tokens[:, :before])
+        end = call.position + call.rows
+        states[:, call.position : end] = encoder.step(embedded, cache, call.position)
+        # Patches of a few bytes, the first of which may have begun in the call before.
+        starts = np.arange(max(0, call.position - 2), end, _PATCH, dtype=np.int64)[None]
+        ends = np.minimum(starts + _PATCH, end)
+        found = runner.run(
+            call, stack.window, slots, embedded=embedded.numpy(), ids=with_history,
+            patch_start=starts, patch_end=ends, pool_index=np.array([call.position]),
+        )  # fmt: skip
+        members = torch.from_numpy(starts).unsqueeze(-1) + torch.arange(_PATCH)
+        valid = members < torch.from_numpy(ends).unsqueeze(-1)
+        expected = encoder.pool(states, members.clamp(max=slots - 1), valid)
+        outputs = {"patch_embeddings": (found["patch_embeddings"], expected.numpy())}
+        if "states" in found:
+            outputs["states"] = (found["states"], states[:, call.position : end].numpy())
+        yield call, outputs
+
+
+def _check_global(eager: _EagerPart, runner: GraphRunner) -> Iterator[tuple[Call, _Outputs]]:
+    config, stack = eager.config, eager.config.global_transformer
+    module, rng = eager.load("global_transformer"), np.random.default_rng(_SEED)
+    decoder = eager.load("decoder")
+    calls = [call for call in plan_calls(stack.window) if not call.block]
+    cache, slots = eager.cache(stack, _slots(calls)), _slots(calls)
+    for call in calls:
+        x = rng.standard_normal((1, call.rows, config.patch_dim)).astype(np.float32)
+        found = runner.run(call, stack.window, slots, patch_embeddings=x)
+        latents = module.step(torch.from_numpy(x), cache, call.position)
+        kv = decoder.latent_kv(latents)[0].flatten(3)
+        yield call, {
+            "latents": (found["latents"], latents.numpy()),
+            "latent_kv": (found["latent_kv"], kv.numpy()),
+        }
+
+
+def _check_decoder(eager: _EagerPart, runner: GraphRunner) -> Iterator[tuple[Call, _Outputs]]:
+    config, stack = eager.config, eager.config.decoder
+    decoder, rng = eager.load("decoder"), np.random.default_rng(_SEED)
+    calls = plan_calls(stack.window)
+    cache, slots = eager.cache(stack, _slots(calls)), _slots(calls)
+    for call in calls:
+        ids = _ids(rng, call)
+        states = rng.standard_normal((1, call.rows, stack.dim)).astype(np.float32)
+        latents = torch.from_numpy(
+            rng.standard_normal((1, 1 + call.rows // _PATCH, config.global_transformer.dim)).astype(np.float32)
+        )
+        kv = decoder.latent_kv(latents)
+        index = np.arange(call.rows, dtype=np.int64)[None] // _PATCH
+        found = runner.run(
+            call, stack.window, slots,
+            ids=ids, states=states, latent_kv=kv[0].flatten(3).numpy(), latent_index=index,
+        )  # fmt: skip
+        rows: Tensor = decoder.rows(torch.from_numpy(ids), torch.from_numpy(states))
+        end = call.position + call.rows if call.block else None
+        expected = decoder.step(rows, kv, torch.from_numpy(index), cache, call.position, visible_end=end)
+        logp = expected.log_softmax(-1)
+        yield call, {
+            "logits": (found["logits"], expected.numpy()),
+            "probability": (found["probability"], logp.exp().amax(-1).numpy()),
+            "entropy": (found["entropy"], -(logp.exp() * logp).sum(-1).numpy()),
+            # The token itself may differ at a tie: compare the logit of the graph's choice with the highest one.
+            "best": (
+                np.take_along_axis(expected.numpy(), found["best"][..., None], -1)[..., 0],
+                expected.amax(-1).numpy(),
+            ),
+        }
+
+
+_CHECKS: dict[str, _Check] = {
+    "patcher": _check_patcher,
+    "encoder": _check_encoder,
+    "global": _check_global,
+    "decoder": _check_decoder,
+}

@@ -1,0 +1,136 @@
+"""One ONNX Runtime session whose inputs and outputs are bound to memory by address.
+
+A cache's input and its update are bound to the same address, so TensorScatter works in place and no cache is ever
+copied. Bindings are kept for each number of rows while the view of the caches stays; a step then writes a few
+integers and runs.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from fastblt.models.config import StackConfig
+from fastblt.runtime.backend import ROW_CAPACITY
+from fastblt.runtime.buffers import Buffer, KvBuffers, View, numpy_dtype
+from fastblt.runtime.bundle import BundleError, GraphSpec
+from fastblt.runtime.providers import PROVIDERS, check_session
+
+_ONNX_TYPES = {"float32": 1, "int64": 7, "float16": 10, "bfloat16": 16}
+_INT64 = np.dtype(np.int64)
+
+
+class Binding:
+    """An IO binding that remembers addresses, so that binding the same memory again costs nothing."""
+
+    def __init__(self, session: Any, spec: GraphSpec) -> None:
+        self.io = session.io_binding()
+        self._types = {t.name: _ONNX_TYPES[t.dtype] for t in (*spec.inputs, *spec.outputs)}
+        self._inputs = {t.name for t in spec.inputs}
+        self._addresses: dict[str, int] = {}
+
+    def point(self, name: str, shape: tuple[int, ...], buffer: Buffer, row: int = 0) -> None:
+        """Bind an input or output to a buffer, from ``row`` on. A binding serves one shape of each tensor."""
+        address = buffer.address + row * buffer.row_bytes
+        if self._addresses.get(name) == address:
+            return
+        self._addresses[name] = address
+        bind = self.io.bind_input if name in self._inputs else self.io.bind_output
+        bind(name, buffer.device, 0, self._types[name], shape, address)
+
+
+class ControlInput:
+    """A small int64 input [1, n] that the host writes before each call."""
+
+    def __init__(self) -> None:
+        self.buffer = Buffer(1, (ROW_CAPACITY,), _INT64)
+        self.values = self.buffer.array[0]
+
+
+class BoundGraph:
+    """A session, its caches, its control inputs and its bindings.
+
+    Args:
+        path: the graph.
+        spec: its inputs and outputs.
+        stack: geometry of its transformer stack.
+        capacity: slots of its caches.
+        options: session options.
+        device: ``cpu`` or ``cuda``.
+
+    Raises:
+        BundleError: ONNX Runtime cannot load the graph.
+        ProviderError: the session fell back to another provider.
+    """
+
+    def __init__(
+        self, path: Path, spec: GraphSpec, stack: StackConfig, capacity: int, options: Any, device: str
+    ) -> None:
+        try:
+            self.session = ort.InferenceSession(str(path), options, providers=[PROVIDERS[device]])
+        except Exception as error:
+            raise BundleError(f"{path}: ONNX Runtime cannot load it ({error})") from error
+        check_session(self.session, device, str(path))
+        self.spec = spec
+        self.window = stack.window
+        caches = [t for t in spec.inputs if t.role == "cache"]
+        names = [t.name for t in caches]
+        self.caches = KvBuffers(names, capacity, stack.dim, numpy_dtype(caches[0].dtype), stack.window, device)
+        self.positions, self.visible_start, self.visible_end = ControlInput(), ControlInput(), ControlInput()
+        self.write_index = ControlInput()
+        self._steps = np.arange(ROW_CAPACITY, dtype=np.int64)
+        self._view = View(0, 0)
+        self._bindings: dict[tuple[int, ...], Binding] = {}
+
+    def prepare(self, position: int, rows: int, key: tuple[int, ...], visible_end: int | None = None) -> Binding:
+        """Write the control inputs and give the binding of a call.
+
+        Args:
+            position: of the first row.
+            rows: number of rows.
+            key: every other size that the caller's own tensors depend on.
+            visible_end: position below which every row sees; None: causal rows.
+        """
+        view = self.caches.view(position, rows)
+        start, window = view.start, self.window
+        self.write_index.values[0] = position - start
+        if rows == 1:
+            self.positions.values[0] = position
+            self.visible_end.values[0] = (position + 1 if visible_end is None else visible_end) - start
+            self.visible_start.values[0] = 0 if window is None else max(0, position - window + 1) - start
+        else:
+            at = self._steps[:rows] + position
+            self.positions.values[:rows] = at
+            self.visible_end.values[:rows] = (at + 1 if visible_end is None else visible_end) - start
+            self.visible_start.values[:rows] = 0 if window is None else np.maximum(at - window + 1, 0) - start
+        if view != self._view:
+            # A sequence grows out of a view and rarely comes back to it.
+            self._bindings.clear()
+            self._view = view
+        binding = self._bindings.get((rows, *key))
+        if binding is None:
+            binding = self._bindings[(rows, *key)] = self._bind(view, rows)
+        return binding
+
+    def _bind(self, view: View, rows: int) -> Binding:
+        binding = Binding(self.session, self.spec)
+        binding.point("positions", (1, rows), self.positions.buffer)
+        binding.point("visible_start", (1, rows), self.visible_start.buffer)
+        binding.point("visible_end", (1, rows), self.visible_end.buffer)
+        binding.point("write_index", (1,), self.write_index.buffer)
+        shape = (1, 1, view.slots, self.caches.dim)
+        for name, buffer in self.caches.buffers.items():
+            binding.point(name, shape, buffer, view.start)
+            binding.point(f"{name}_out", shape, buffer, view.start)
+        return binding
+
+    def run(self, binding: Binding) -> None:
+        """Run a prepared call."""
+        self.session.run_with_iobinding(binding.io)
+
+    def moved_bytes(self, position: int, rows: int) -> int:
+        """Weight and cache bytes that a call reads."""
+        return self.spec.weight_bytes + self.caches.moved_bytes(position, rows)

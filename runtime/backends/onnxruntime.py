@@ -1,0 +1,200 @@
+"""The ONNX Runtime backend: the four graphs of a bundle over buffers that are allocated once."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from fastblt.models.config import BltConfig
+from fastblt.runtime.backend import DRAFT_SLACK, ROW_CAPACITY, DecoderRows, Floats, Ids
+from fastblt.runtime.backends.bound_graph import Binding, BoundGraph, ControlInput
+from fastblt.runtime.buffers import Buffer, numpy_dtype
+from fastblt.runtime.bundle import EMBEDDINGS_FILE, Manifest, check_files, load_config, load_manifest
+from fastblt.runtime.host_embeddings import HostEmbeddings
+from fastblt.runtime.providers import choose_provider
+
+#: Pool views end at multiples of this many slots, which bounds the number of shapes.
+_POOL_STEP = 8
+#: Models with fewer weight bytes than this live in a processor's caches, where one thread beats several.
+_SMALL_MODEL_BYTES = 64 * 2**20
+
+
+class OnnxRuntimeBackend:
+    """See `fastblt.runtime.backend.Backend`; `load` is the constructor for users."""
+
+    name = "onnxruntime"
+
+    def __init__(self, bundle: Path, manifest: Manifest, device: str, max_bytes: int, threads: int | None) -> None:
+        self.config: BltConfig = load_config(bundle)
+        self.manifest = manifest
+        self.device = device
+        self.max_bytes = max_bytes
+        capacity = max_bytes + 1 + DRAFT_SLACK
+        options = session_options(manifest, threads)
+        stacks = {
+            "patcher": self.config.patcher,
+            "encoder": self.config.encoder,
+            "global": self.config.global_transformer,
+            "decoder": self.config.decoder,
+        }
+        self.graphs = {
+            part: BoundGraph(bundle / spec.file, spec, stacks[part], capacity, options, device)
+            for part, spec in manifest.graphs.items()
+        }
+        self._patcher, self._encoder = self.graphs["patcher"], self.graphs["encoder"]
+        self._global, self._decoder = self.graphs["global"], self.graphs["decoder"]
+        self._tables = (
+            HostEmbeddings(bundle / EMBEDDINGS_FILE, self.config.hash) if manifest.hash_tables == "host" else None
+        )
+        self._reads_states = self.config.decoder_input == "encoder"
+        self._allocate(capacity)
+
+    @classmethod
+    def load(cls, bundle: Path, provider: str, max_bytes: int, threads: int | None) -> OnnxRuntimeBackend:
+        """Load a bundle; arguments and errors as in `fastblt.runtime.blt_runtime.BltRuntime.from_pretrained`."""
+        manifest = load_manifest(bundle)
+        check_files(bundle, manifest)
+        return cls(bundle, manifest, choose_provider(provider), max_bytes, threads)
+
+    def _allocate(self, capacity: int) -> None:
+        """Every buffer that is not a cache. What passes from graph to graph lives on the device."""
+        config, device = self.config, self.device
+        dim, layers, k = config.decoder.dim, config.decoder.layers, config.cross_attn_k
+        kind, floats = numpy_dtype(self._decoder.spec.inputs[-1].dtype), np.dtype(np.float32)
+        self._ids, self._latent_index, self._best = ControlInput(), ControlInput(), ControlInput()
+        self._patch_start, self._patch_end, self._pool_index = ControlInput(), ControlInput(), ControlInput()
+        self._context_ids = Buffer(1, (ROW_CAPACITY + config.hash.context,), np.dtype(np.int64))
+        self._embedded = Buffer(ROW_CAPACITY, (dim,), kind)
+        self._entropies = Buffer(ROW_CAPACITY, (), floats)
+        self._probability = Buffer(ROW_CAPACITY, (), floats)
+        self._entropy = Buffer(ROW_CAPACITY, (), floats)
+        self._logits = Buffer(ROW_CAPACITY, (config.vocab_size,), floats)
+        self._states = Buffer(capacity if self._reads_states else 1, (dim,), kind, device)
+        self._pool = Buffer(capacity + _POOL_STEP, (3 * dim,), kind, device)
+        self._patch_embeddings = Buffer(ROW_CAPACITY, (config.patch_dim,), kind, device)
+        self._latents = Buffer(ROW_CAPACITY, (config.global_transformer.dim,), kind, device)
+        self._latent_kv = Buffer(capacity, (layers, 2, k * dim), kind, device)
+
+    def run_patcher(self, position: int, ids: Ids) -> Floats:
+        """See `Backend.run_patcher`."""
+        rows = len(ids)
+        binding = self._patcher.prepare(position, rows, ())
+        binding.point("ids", (1, rows), self._ids.buffer)
+        binding.point("entropy", (1, rows), self._entropies)
+        self._ids.values[:rows] = ids
+        self._patcher.run(binding)
+        entropies: Floats = self._entropies.array[:rows]
+        return entropies
+
+    def run_encoder(self, position: int, ids: Ids, starts: Ids, ends: Ids) -> None:
+        """See `Backend.run_encoder`."""
+        rows, patches, origin = len(ids) - (self.config.hash.context - 1), len(starts), int(starts[0])
+        slots = -(-(position + rows - origin) // _POOL_STEP) * _POOL_STEP
+        graph = self._encoder
+        binding = graph.prepare(position, rows, (patches, slots))
+        self._embed(binding, ids, rows)
+        dim = self.config.encoder.dim
+        binding.point("patch_start", (1, patches), self._patch_start.buffer)
+        binding.point("patch_end", (1, patches), self._patch_end.buffer)
+        binding.point("pool_index", (1,), self._pool_index.buffer)
+        binding.point("pool", (1, 1, slots, 3 * dim), self._pool, origin)
+        binding.point("pool_out", (1, 1, slots, 3 * dim), self._pool, origin)
+        binding.point("patch_embeddings", (1, patches, self.config.patch_dim), self._patch_embeddings)
+        if self._reads_states:
+            binding.point("states", (1, rows, dim), self._states, position)
+        self._patch_start.values[:patches] = starts - origin
+        self._patch_end.values[:patches] = ends - origin
+        self._pool_index.values[0] = position - origin
+        graph.run(binding)
+
+    def _embed(self, binding: Binding, ids: Ids, rows: int) -> None:
+        if self._tables is None:
+            binding.point("ids", (1, len(ids)), self._context_ids)
+            self._context_ids.array[0, : len(ids)] = ids
+        else:
+            binding.point("embedded", (1, rows, self.config.encoder.dim), self._embedded)
+            self._tables.sum_rows(ids, self._embedded.array[:rows])
+
+    def run_global(self, first_patch: int, count: int) -> None:
+        """See `Backend.run_global`."""
+        graph, config = self._global, self.config
+        binding = graph.prepare(first_patch, count, ())
+        binding.point("patch_embeddings", (1, count, config.patch_dim), self._patch_embeddings)
+        binding.point("latents", (1, count, config.global_transformer.dim), self._latents)
+        binding.point("latent_kv", (count, *self._latent_kv.row_shape), self._latent_kv, first_patch)
+        graph.run(binding)
+
+    def run_decoder(
+        self, position: int, ids: Ids, latents: Ids, visible_end: int | None = None
+    ) -> DecoderRows:
+        """See `Backend.run_decoder`."""
+        rows, first = len(ids), int(latents[0])
+        binding = self._decoder_binding(position, rows, first, int(latents[-1]) + 1 - first, visible_end)
+        self._ids.values[:rows] = ids
+        self._latent_index.values[:rows] = latents
+        self._latent_index.values[:rows] -= first
+        self._decoder.run(binding)
+        return DecoderRows(
+            self._best.values[:rows],
+            self._probability.array[:rows],
+            self._entropy.array[:rows],
+            self._logits.array[:rows],
+        )
+
+    def _decoder_binding(
+        self, position: int, rows: int, first_latent: int, latents: int, visible_end: int | None = None
+    ) -> Binding:
+        binding = self._decoder.prepare(position, rows, (latents,), visible_end)
+        if self._reads_states:
+            binding.point("states", (1, rows, self.config.decoder.dim), self._states, position)
+        else:
+            binding.point("ids", (1, rows), self._ids.buffer)
+        binding.point("latent_kv", (latents, *self._latent_kv.row_shape), self._latent_kv, first_latent)
+        binding.point("latent_index", (1, rows), self._latent_index.buffer)
+        binding.point("best", (1, rows), self._best.buffer)
+        binding.point("probability", (1, rows), self._probability)
+        binding.point("entropy", (1, rows), self._entropy)
+        binding.point("logits", (1, rows, self.config.vocab_size), self._logits)
+        return binding
+
+    def draft(self, position: int, ids: Ids, latent: int, count: int) -> tuple[Ids, Floats]:
+        """See `Backend.draft`."""
+        tokens = np.empty(count, dtype=np.int64)
+        probabilities = np.empty(count, dtype=np.float32)
+        context = ids.copy()
+        best, probability, current = self._best.values, self._probability.array, self._ids.values
+        self._latent_index.values[0] = 0
+        token = int(ids[-1])
+        for step in range(count):
+            if self._reads_states:
+                at = np.array([position + step], dtype=np.int64)
+                self.run_encoder(position + step, context, at, at + 1)
+                context[:-1] = context[1:]
+            binding = self._decoder_binding(position + step, 1, latent, 1)
+            current[0] = token
+            self._decoder.run(binding)
+            context[-1] = tokens[step] = token = int(best[0])
+            probabilities[step] = probability[0]
+        return tokens, probabilities
+
+    def moved_bytes(self, part: str, position: int, rows: int) -> int:
+        """See `Backend.moved_bytes`."""
+        return self.graphs[part].moved_bytes(position, rows)
+
+
+def session_options(manifest: Manifest, threads: int | None) -> Any:
+    """Options of every session: quiet, one thread for small models, no spinning."""
+    if threads is None:
+        weights = sum(spec.weight_bytes for spec in manifest.graphs.values())
+        threads = 1 if weights < _SMALL_MODEL_BYTES else (os.cpu_count() or 1)
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    # Four sessions take turns: the threads of one must not spin while another works.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return options

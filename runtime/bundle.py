@@ -1,0 +1,172 @@
+"""Bundles: a folder with one ONNX graph for each part of a model, and a manifest that describes every file.
+
+====================  ================================================================================
+manifest.json         format, dtypes, each graph's inputs and outputs, size and sha256 of every file
+config.json           the model's configuration
+entropy.onnx          patcher
+encoder.onnx          byte states and patch embeddings
+global.onnx           latents and their decoder keys and values
+decoder.onnx          distributions of bytes
+*.onnx.data           weights of large graphs
+embeddings.safetensors  byte and hash n-gram embeddings, gathered on the host (unless inside the encoder)
+====================  ================================================================================
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastblt.models.config import BltConfig
+
+FORMAT = "fastblt-bundle"
+FORMAT_VERSION = 1
+MANIFEST_FILE = "manifest.json"
+CONFIG_FILE = "config.json"
+EMBEDDINGS_FILE = "embeddings.safetensors"
+#: Graph of each part.
+GRAPH_FILES = {
+    "patcher": "entropy.onnx",
+    "encoder": "encoder.onnx",
+    "global": "global.onnx",
+    "decoder": "decoder.onnx",
+}
+
+
+class BundleError(ValueError):
+    """A bundle that cannot be used; the message names the file, what was found and what is expected."""
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """An input or output of a graph."""
+
+    name: str
+    dtype: str
+    """numpy's name: float32, float16, bfloat16 or int64."""
+    shape: tuple[int | str, ...]
+    """Sizes; a name is a size that each call chooses."""
+    role: str
+    """What a runtime binds there, e.g. ``cache``; the ``cache_update`` of ``key_0`` is ``key_0_out``."""
+
+
+@dataclass(frozen=True)
+class GraphSpec:
+    """One graph."""
+
+    file: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    weight_bytes: int
+    """Bytes of weights that a call reads (embedding tables excluded)."""
+
+    def input(self, name: str) -> TensorSpec | None:
+        """The input of this name."""
+        return next((spec for spec in self.inputs if spec.name == name), None)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What is in a bundle."""
+
+    model: str
+    dtype: str
+    """fp32, fp16 or bf16: type of weights, activations and caches, the patcher excepted (fp32)."""
+    opset: int
+    hash_tables: str
+    """``host`` (embeddings.safetensors) or ``graph``."""
+    graphs: dict[str, GraphSpec]
+    """By part: patcher, encoder, global, decoder."""
+    files: dict[str, dict[str, Any]]
+    """Size in bytes and sha256 of every other file."""
+    verification: list[dict[str, Any]]
+    """Largest difference from the eager model, per graph, output and number of rows."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        return {"format": FORMAT, "version": FORMAT_VERSION, **plain}
+
+
+def sha256_of(path: Path) -> str:
+    """Hexadecimal sha256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BundleError(f"{path}: cannot be read ({error.strerror}), expected a bundle's {path.name}") from error
+    except ValueError as error:
+        raise BundleError(f"{path}: not JSON ({error})") from error
+
+
+def _graph_spec(data: dict[str, Any]) -> GraphSpec:
+    def tensors(items: list[dict[str, Any]]) -> tuple[TensorSpec, ...]:
+        return tuple(TensorSpec(t["name"], t["dtype"], tuple(t["shape"]), t["role"]) for t in items)
+
+    return GraphSpec(data["file"], tensors(data["inputs"]), tensors(data["outputs"]), data["weight_bytes"])
+
+
+def load_manifest(bundle: Path) -> Manifest:
+    """Read a bundle's manifest; the other files are not touched.
+
+    Raises:
+        BundleError: there is no manifest, or it is not one of a bundle that this version reads.
+    """
+    path = bundle / MANIFEST_FILE
+    if not bundle.is_dir():
+        raise BundleError(f"{bundle}: not a folder, expected a bundle (fastblt export writes one)")
+    data = _read_json(path)
+    found = (data.get("format"), data.get("version")) if isinstance(data, dict) else data
+    if found != (FORMAT, FORMAT_VERSION):
+        raise BundleError(f"{path}: found format {found}, expected {(FORMAT, FORMAT_VERSION)}")
+    try:
+        graphs = {part: _graph_spec(data["graphs"][part]) for part in GRAPH_FILES}
+        return Manifest(
+            data["model"],
+            data["dtype"],
+            data["opset"],
+            data["hash_tables"],
+            graphs,
+            data["files"],
+            data["verification"],
+        )
+    except (KeyError, TypeError) as error:
+        raise BundleError(f"{path}: found no usable entry {error}, expected a complete manifest") from error
+
+
+def check_files(bundle: Path, manifest: Manifest) -> None:
+    """Compare every file with the manifest.
+
+    Raises:
+        BundleError: a file is missing, unknown, or differs in size or sha256.
+    """
+    present = {path.name for path in bundle.iterdir() if path.is_file()} - {MANIFEST_FILE}
+    for name in sorted(present - set(manifest.files)):
+        raise BundleError(f"{bundle / name}: found a file that {MANIFEST_FILE} does not list")
+    for name, entry in manifest.files.items():
+        path = bundle / name
+        if not path.is_file():
+            raise BundleError(f"{path}: missing, expected {entry['bytes']} bytes")
+        size = path.stat().st_size
+        if size != entry["bytes"]:
+            raise BundleError(f"{path}: found {size} bytes, expected {entry['bytes']}")
+        digest = sha256_of(path)
+        if digest != entry["sha256"]:
+            raise BundleError(f"{path}: found sha256 {digest}, expected {entry['sha256']}")
+
+
+def load_config(bundle: Path) -> BltConfig:
+    """A bundle's model configuration.
+
+    Raises:
+        ConfigError: it is missing or invalid.
+    """
+    return BltConfig.load(bundle / CONFIG_FILE)

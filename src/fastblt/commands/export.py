@@ -1,0 +1,32 @@
+"""``fastblt export``: write a bundle and print what is in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+
+from fastblt.commands.graphs import graph_table
+from fastblt.export.bundle_writer import export_bundle
+from fastblt.runtime.bundle import load_manifest
+
+
+def run(checkpoint: Path, bundle: Path, *, dtype: str, hash_tables: str) -> None:
+    """Export, verify, and print a table of the bundle's files.
+
+    Raises:
+        ValueError: the checkpoint, an option or the target folder cannot be used, or a graph differs from the
+            eager model.
+        OSError: the bundle cannot be written.
+    """
+    progress = Console(stderr=True, highlight=False)
+    with progress.status("reading the checkpoint") as status:
+        export_bundle(checkpoint, bundle, dtype=dtype, hash_tables=hash_tables, report=status.update)
+    manifest = load_manifest(bundle)
+    console = Console(highlight=False)
+    place = "on the host" if manifest.hash_tables == "host" else "in the graph"
+    console.print(
+        f"{bundle}: {manifest.model}, {manifest.dtype}, opset {manifest.opset}, hash tables {place}",
+        soft_wrap=True,
+    )
+    console.print(graph_table(bundle, manifest))

@@ -1,0 +1,166 @@
+"""``fastblt train``: run a recipe with a progress bar, evaluations as lines above it."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from dataclasses import dataclass, field
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from fastblt.models.training.corpus import load_corpus
+from fastblt.models.training.loop import CHECKPOINT_FOLDER, LOG_FILE, Trainer
+from fastblt.models.training.recipe import TrainConfig
+from fastblt.models.training.state import STATE_FILE
+from fastblt.models.training.state import Progress as TrainProgress
+
+
+class RunError(ValueError):
+    """A training run that cannot be started as asked."""
+
+
+def run(
+    config: str,
+    out: Path,
+    data: Path,
+    *,
+    max_seconds: float | None,
+    resume: bool,
+    device: str,
+    threads: int | None,
+) -> None:
+    """Train until the recipe is done or ``max_seconds`` of wall time have passed.
+
+    Raises:
+        RunError: ``out`` holds a run and ``resume`` is not given, or the device is not there.
+        ConfigError: the recipe is unknown or invalid.
+        CorpusError: ``data`` is not a built corpus.
+    """
+    recipe = load_recipe(config)
+    refuse_existing_run(out, resume)
+    if device == "cuda" and not torch.cuda.is_available():
+        raise RunError("device: found cuda, expected cpu: PyTorch sees no GPU here")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    corpus = load_corpus(data)
+    trainer = Trainer(recipe, corpus.train, corpus.heldout, out, device)
+    console = Console(highlight=False)
+    if resume:
+        found = trainer.resume()
+        p = trainer.progress
+        where = f"goes on at step {p.step} of phase {p.phase}" if found else "holds no run yet, starts one"
+        console.print(f"{out}: {where}", soft_wrap=True)
+    with Display(console, out / LOG_FILE) as display:
+        try:
+            done = trainer.run(math.inf if max_seconds is None else max_seconds, display.on_step)
+        except KeyboardInterrupt:
+            console.print(f"{out}: interrupted, --resume goes on from the last save", soft_wrap=True)
+            raise
+        display.print_evaluations()
+    ending = f"done, see {out / CHECKPOINT_FOLDER}" if done else f"{out}: time is up, --resume goes on"
+    console.print(ending, soft_wrap=True)
+
+
+def load_recipe(name: str) -> TrainConfig:
+    """A recipe from a JSON file, or a shipped one by its name.
+
+    Raises:
+        ConfigError: the file cannot be read or is no recipe.
+        RunError: neither a file nor a shipped recipe.
+    """
+    if Path(name).is_file():
+        return TrainConfig.load(Path(name))
+    folder = files("fastblt.models.training") / "recipes"
+    shipped = folder / f"{name}.json"
+    if not shipped.is_file():
+        names = sorted(entry.name.removesuffix(".json") for entry in folder.iterdir())
+        raise RunError(f"recipe {name!r}: neither a file nor one of the shipped recipes {', '.join(names)}")
+    with as_file(shipped) as path:
+        return TrainConfig.load(path)
+
+
+def refuse_existing_run(out: Path, resume: bool) -> None:
+    """Raise `RunError` where starting would overwrite a run."""
+    found = [name for name in (STATE_FILE, LOG_FILE, CHECKPOINT_FOLDER) if (out / name).exists()]
+    if found and not resume:
+        raise RunError(f"{out}: found {found[0]} of an earlier run, expected a new folder or --resume")
+
+
+@dataclass
+class Display:
+    """The progress bar of a run, and its evaluations as they appear in the log."""
+
+    console: Console
+    log: Path
+    _nats: float = 0.0
+    _phase: str = ""
+    _first_tokens: int = 0
+    _first_time: float = 0.0
+    _log_read: int = 0
+    _task: TaskID = field(init=False)
+    _bar: Progress = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._log_read = self.log.stat().st_size if self.log.exists() else 0
+        self._bar = Progress(
+            TextColumn("{task.description:8}"),
+            BarColumn(),
+            TextColumn("{task.percentage:5.1f} %  {task.fields[speed]}"),
+            TimeElapsedColumn(),
+            console=self.console,
+            # A step takes a tenth of a second or more: a faster refresh would only cost training time.
+            refresh_per_second=2,
+        )
+
+    def __enter__(self) -> Display:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def on_step(self, progress: TrainProgress, done: float, report: dict[str, float]) -> None:
+        """Show one step; ``done`` is the finished part of the phase, ``report`` its losses in nats."""
+        nats = report.get("clean_nats", report.get("patcher_nats", 0.0))
+        if progress.phase != self._phase:
+            self._start_phase(progress, nats)
+        self._nats += 0.05 * (nats - self._nats)
+        seconds = time.monotonic() - self._first_time
+        speed = (progress.tokens - self._first_tokens) / seconds if seconds > 0 else 0.0
+        self._bar.update(
+            self._task,
+            completed=100 * done,
+            speed=f"{self._nats / math.log(2):.3f} bits/byte  {speed:,.0f} tokens/s  step {progress.step}",
+        )
+        self.print_evaluations()
+
+    def _start_phase(self, progress: TrainProgress, nats: float) -> None:
+        self._phase, self._nats = progress.phase, nats
+        self._first_tokens, self._first_time = progress.tokens, time.monotonic()
+        self._task = self._bar.add_task(progress.phase, total=100, speed="")
+
+    def print_evaluations(self) -> None:
+        """Print the log's new lines."""
+        if not self.log.exists() or self.log.stat().st_size == self._log_read:
+            return
+        with self.log.open("rb") as file:
+            file.seek(self._log_read)
+            new = file.read()
+        whole, _, _ = new.rpartition(b"\n")
+        self._log_read += len(whole) + 1 if whole else 0
+        for line in whole.splitlines():
+            self.console.print(evaluation_line(json.loads(line)), soft_wrap=True)
+
+
+def evaluation_line(record: dict[str, Any]) -> str:
+    """One record of ``log.jsonl`` as a line: where the run stands, then every measure."""
+    where = f"{record['phase']} step {record['step']} ({record['seconds']:.0f} s)"
+    known = {"phase", "step", "seconds", "total_seconds", "tokens", "threshold"}
+    measures = [f"{name} {value:.4g}" for name, value in record.items() if name not in known]
+    return "  ".join([where, *measures])
