@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -79,22 +80,22 @@ def export_bundle(
         raise ExportError(f"{bundle}: exists and is not a bundle, expected a new name or a bundle to replace")
     say = report or (lambda text: None)
     weights = CheckpointWeights(checkpoint)
-    with _replacing_folder(bundle) as partial:
-        weights.config.save(partial / CONFIG_FILE)
+    with _replacing_folder(bundle) as new:
+        weights.config.save(new / CONFIG_FILE)
         graphs = {}
         for part, graph in _build_graphs(weights, dtype, hash_tables == "graph"):
             say(f"writing {GRAPH_FILES[part]}")
-            graphs[part] = _write_graph(graph, partial / GRAPH_FILES[part])
+            graphs[part] = _write_graph(graph, new / GRAPH_FILES[part])
         if hash_tables == "host":
             say(f"writing {EMBEDDINGS_FILE}")
-            _write_embeddings(weights, partial / EMBEDDINGS_FILE, dtype)
-        files = {p.name: {"bytes": p.stat().st_size, "sha256": sha256_of(p)} for p in sorted(partial.iterdir())}
+            _write_embeddings(weights, new / EMBEDDINGS_FILE, dtype)
+        files = {p.name: {"bytes": p.stat().st_size, "sha256": sha256_of(p)} for p in sorted(new.iterdir())}
         manifest = Manifest(weights.config.name, dtype, OPSET, hash_tables, graphs, files, [])
-        _write_manifest(partial, manifest)
+        _write_manifest(new, manifest)
         if verify:
             say("comparing every graph with the eager model")
-            manifest.verification.extend(verify_bundle(partial, checkpoint, dtype))
-            _write_manifest(partial, manifest)
+            manifest.verification.extend(verify_bundle(new, checkpoint, dtype))
+            _write_manifest(new, manifest)
     return manifest.to_dict()
 
 
@@ -106,17 +107,30 @@ def _write_manifest(folder: Path, manifest: Manifest) -> None:
 def _replacing_folder(folder: Path) -> Iterator[Path]:
     """A temporary folder beside ``folder`` that takes its place when the body succeeds, and vanishes if not."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
+    _remove_leftovers(folder)
+    new = Path(tempfile.mkdtemp(prefix=f".{folder.name}.{os.getpid()}.", suffix=".partial", dir=folder.parent))
     try:
-        yield partial
-        partial.chmod(0o755)
-        old = partial.with_suffix(".old")
+        yield new
+        new.chmod(0o755)
+        old = new.with_suffix(".old")
         if folder.exists():
             os.rename(folder, old)
-        os.rename(partial, folder)
+        os.rename(new, folder)
         shutil.rmtree(old, ignore_errors=True)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Delete temporary folders of exports to ``folder`` that were killed."""
+    for path in folder.parent.glob(f".{folder.name}.*.partial"):
+        process = path.name.removeprefix(f".{folder.name}.").split(".")[0]
+        try:
+            os.kill(int(process), 0)
+        except ProcessLookupError:
+            shutil.rmtree(path, ignore_errors=True)
+        except (ValueError, PermissionError):
+            continue
 
 
 def _build_graphs(weights: CheckpointWeights, dtype: str, tables_inside: bool) -> Iterator[tuple[str, BltGraph]]:
@@ -144,17 +158,17 @@ def _write_graph(graph: BltGraph, path: Path) -> GraphSpec:
 
 
 def _spec(value: ir.Value, roles: dict[str, str]) -> TensorSpec:
-    assert value.name and value.dtype and value.shape is not None
+    assert value.name
+    assert value.dtype
+    assert value.shape is not None
     shape = tuple(size if isinstance(size, int) else str(size.value) for size in value.shape)
     return TensorSpec(value.name, str(value.dtype.numpy()), shape, roles[value.name])
 
 
 def _write_embeddings(weights: CheckpointWeights, path: Path, dtype: str) -> None:
     name, itemsize = _TABLE_TYPES[dtype]
-    write_tables(
-        path,
-        {
-            table: Table(name, itemsize, weights.shape(table), lambda t=table: weights.chunks(t, DTYPES[dtype]))
-            for table in ("encoder.tok_embeddings.weight", "encoder.hash_embeddings.weight")
-        },
-    )
+    tables = {}
+    for table in ("encoder.tok_embeddings.weight", "encoder.hash_embeddings.weight"):
+        chunks = partial(weights.chunks, table, DTYPES[dtype])
+        tables[table] = Table(name, itemsize, weights.shape(table), chunks)
+    write_tables(path, tables)

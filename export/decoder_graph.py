@@ -37,7 +37,8 @@ def build_decoder_graph(config: BltConfig, weights: Weights, dtype: ir.DataType)
     keys_values = _by_layer(graph, latent_kv, layers, dim)
     mask = _latent_mask(graph, latent_index, latent_kv, k)
     for layer in range(layers):
-        x = _cross_attention(graph, config, layer, x, *keys_values[2 * layer : 2 * layer + 2], mask)
+        keys, values = keys_values[2 * layer], keys_values[2 * layer + 1]
+        x = _cross_attention(graph, config, layer, x, keys, values, mask)
         x = stack.block(x, layer)
     logits = graph.to_float(graph.linear(graph.rms_norm(x, "decoder.norm", stack_config.norm_eps), "decoder.output"))
     _declare_choice(graph, logits, config.vocab_size)
@@ -47,7 +48,7 @@ def build_decoder_graph(config: BltConfig, weights: Weights, dtype: ir.DataType)
 
 def _by_layer(graph: BltGraph, latent_kv: ir.Value, layers: int, dim: int) -> list[ir.Value]:
     """Key and value tokens [1, m * k, d] of each layer in turn."""
-    by_layer = graph.op.Transpose(latent_kv, perm=[1, 2, 0, 3])  # a row reads one layer's tokens of all latents
+    by_layer = graph.op.Transpose(latent_kv, perm=[1, 2, 0, 3])
     tokens = graph.op.Reshape(by_layer, [2 * layers, -1, dim])
     return graph.split(tokens, [1] * (2 * layers), axis=0)
 
@@ -61,7 +62,13 @@ def _latent_mask(graph: BltGraph, latent_index: ir.Value, latent_kv: ir.Value, k
 
 
 def _cross_attention(
-    graph: BltGraph, config: BltConfig, layer: int, x: ir.Value, keys: ir.Value, values: ir.Value, mask: ir.Value
+    graph: BltGraph,
+    config: BltConfig,
+    layer: int,
+    x: ir.Value,
+    keys: ir.Value,
+    values: ir.Value,
+    mask: ir.Value,
 ) -> ir.Value:
     """``2 x + wo attn(norm_q(x))`` over latent tokens (see `fastblt.models.layers.CrossAttention`)."""
     op, name = graph.op, f"decoder.cross_layers.{layer}"

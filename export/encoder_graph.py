@@ -23,14 +23,12 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from fastblt.export.graph_builder import INT64, BltGraph, CachedStack, Weights
+from fastblt.export.graph_builder import INT64, BltGraph, CachedStack, Shape, Weights
 from fastblt.models.config import BltConfig
 from fastblt.models.hashing import hash_powers
 
 
-def build_encoder_graph(
-    config: BltConfig, weights: Weights, dtype: ir.DataType, *, tables_inside: bool
-) -> BltGraph:
+def build_encoder_graph(config: BltConfig, weights: Weights, dtype: ir.DataType, *, tables_inside: bool) -> BltGraph:
     """The encoder's graph; ``tables_inside`` puts byte embedding and hash tables into it."""
     stack_config = config.encoder
     dim, patch_dim = stack_config.dim, config.patch_dim
@@ -43,12 +41,13 @@ def build_encoder_graph(
     starts = graph.input("patch_start", INT64, [1, "patches"], "patch_start")
     ends = graph.input("patch_end", INT64, [1, "patches"], "patch_end")
     pool_index = graph.input("pool_index", INT64, [1], "pool_index")
-    pool_shape = [1, 1, "pool_slots", 3 * dim]
+    pool_shape: Shape = [1, 1, "pool_slots", 3 * dim]
     pool = graph.input("pool", dtype, pool_shape, "pool")
     stack = CachedStack(graph, stack_config, "encoder")
     states = stack.run(embedded)
     keys_values = graph.linear(
-        graph.rms_norm(states, "encoder.cross_attention.norm_kv", stack_config.norm_eps), "encoder.cross_attention.wkv"
+        graph.rms_norm(states, "encoder.cross_attention.norm_kv", stack_config.norm_eps),
+        "encoder.cross_attention.wkv",
     )
     updated = graph.scatter(pool, op.Concat(states, keys_values, axis=-1), pool_index)
     pooled = _pool(graph, config, op.Squeeze(updated, [1]), starts, ends)
@@ -73,7 +72,8 @@ def _pool(graph: BltGraph, config: BltConfig, pool: ir.Value, starts: ir.Value, 
     highest = op.ReduceMax(inside, [2], keepdims=0)
     queries = op.Reshape(graph.linear(highest, "encoder.patch_projection"), [1, -1, dim])  # [1, p * k, d]
     q = graph.linear(
-        graph.rms_norm(queries, "encoder.cross_attention.norm_q", config.encoder.norm_eps), "encoder.cross_attention.wq"
+        graph.rms_norm(queries, "encoder.cross_attention.norm_q", config.encoder.norm_eps),
+        "encoder.cross_attention.wq",
     )
     # Query j of patch i is row i * k + j: each patch's mask is repeated k times.
     repeated = op.Expand(op.Unsqueeze(member, [2]), [1, 1, k, 1])

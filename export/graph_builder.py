@@ -89,9 +89,7 @@ class BltGraph:
         scale = self.weight(f"{name}.weight", dtype=FLOAT)
         return self.from_float(self.op.RMSNormalization(self.to_float(x), scale, axis=-1, epsilon=eps))
 
-    def attention(
-        self, q: ir.Value, k: ir.Value, v: ir.Value, mask: ir.Value | None, heads: int
-    ) -> ir.Value:
+    def attention(self, q: ir.Value, k: ir.Value, v: ir.Value, mask: ir.Value | None, heads: int) -> ir.Value:
         """Attention of rows [b, n, dim] over keys [b, m, dim]; bool ``mask`` is True where a row sees a key.
 
         An explicit mask is the only form that TensorRT and ONNX Runtime read alike.

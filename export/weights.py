@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -33,7 +34,7 @@ class CheckpointWeights:
         self.config = read_config(folder)
         self.path = folder / WEIGHTS_FILE
         check_weights(self.path, self.config)
-        self._file = safe_open(self.path, framework="pt").__enter__()
+        self._file: Any = safe_open(self.path, framework="pt")
 
     def shape(self, name: str) -> list[int]:
         """Shape of a tensor as it is stored."""

@@ -94,8 +94,7 @@ class PatchingConfig:
         """Raise `ConfigError` unless the rule makes sense."""
         _expect(self.threshold >= 0, "patching.threshold", self.threshold, "a number >= 0 (nats)")
         _expect(
-            self.max_patch_length is None
-            or (isinstance(self.max_patch_length, int) and self.max_patch_length > 0),
+            self.max_patch_length is None or (isinstance(self.max_patch_length, int) and self.max_patch_length > 0),
             "patching.max_patch_length",
             self.max_patch_length,
             "null or a positive integer",
@@ -239,8 +238,6 @@ class BltConfig:
             return cls.from_dict(data)
         except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from None
-
-
 
 
 def build_dataclass(cls: type[Any], data: object, prefix: str = "") -> Any:

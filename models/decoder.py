@@ -39,12 +39,10 @@ class Decoder(nn.Module):
         stack = config.decoder
         self.config = stack
         self.cross_attn_k = config.cross_attn_k
-        self.tok_embeddings = (
-            nn.Embedding(VOCAB_SIZE + 1, stack.dim) if config.decoder_input == "embedding" else None
-        )
-        self.patch_projection = nn.Linear(
-            config.global_transformer.dim, config.cross_attn_k * stack.dim, bias=False
-        )
+        self.tok_embeddings: nn.Embedding | None = None
+        if config.decoder_input == "embedding":
+            self.tok_embeddings = nn.Embedding(VOCAB_SIZE + 1, stack.dim)
+        self.patch_projection = nn.Linear(config.global_transformer.dim, config.cross_attn_k * stack.dim, bias=False)
         self.cross_layers = nn.ModuleList(
             CrossAttention(stack.dim, stack.heads, stack.norm_eps) for _ in range(stack.layers)
         )
@@ -66,7 +64,10 @@ class Decoder(nn.Module):
             [batch, patches, layers, 2, cross_attn_k, dim]; computed once for a latent, read by many rows.
         """
         tokens = self.patch_projection(latents).unflatten(-1, (self.cross_attn_k, -1))
-        each = [torch.stack(cross.keys_values(tokens), dim=2) for cross in self.cross_layers]
+        each = []
+        for cross in self.cross_layers:
+            assert isinstance(cross, CrossAttention)
+            each.append(torch.stack(cross.keys_values(tokens), dim=2))
         return torch.stack(each, dim=2)
 
     def forward(
@@ -124,9 +125,7 @@ class Decoder(nn.Module):
         attends = [live.attend(i) for i in range(len(self.layers))]
         return self._run(rows, latent_kv, latent_index, live.rope, attends)
 
-    def _run(
-        self, x: Tensor, latent_kv: Tensor, latent_index: Tensor, rope: Tensor, attends: list[Attend]
-    ) -> Tensor:
+    def _run(self, x: Tensor, latent_kv: Tensor, latent_index: Tensor, rope: Tensor, attends: list[Attend]) -> Tensor:
         batch, rows, dim = x.shape
         patches = latent_kv.shape[1]
         flat = (latent_index + torch.arange(batch, device=x.device).unsqueeze(1) * patches).flatten()

@@ -17,9 +17,7 @@ class GlobalTransformer(nn.Module):
         super().__init__()
         self.config = config.global_transformer
         self.input_projection = (
-            nn.Linear(config.patch_dim, self.config.dim, bias=False)
-            if config.has_global_projection
-            else nn.Identity()
+            nn.Linear(config.patch_dim, self.config.dim, bias=False) if config.has_global_projection else nn.Identity()
         )
         self.layers = nn.ModuleList(Block(self.config) for _ in range(self.config.layers))
 

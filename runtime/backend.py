@@ -74,9 +74,7 @@ class Backend(Protocol):
         """Make the latents of the first ``count`` patches that `run_encoder` pooled last."""
         ...
 
-    def run_decoder(
-        self, position: int, ids: Ids, latents: Ids, visible_end: int | None = None
-    ) -> DecoderRows:
+    def run_decoder(self, position: int, ids: Ids, latents: Ids, visible_end: int | None = None) -> DecoderRows:
         """Decode rows.
 
         Args:

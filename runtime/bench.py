@@ -351,7 +351,11 @@ def _version(package: str) -> str | None:
 
 def write_report(path: Path, device: Mapping[str, Any], rows: Sequence[BenchRow]) -> None:
     """Write ``{"device": {...}, "rows": [...]}``, the whole file or none of it."""
-    report = {"device": dict(device), "rows": [dataclasses.asdict(row) for row in rows]}
+    write_json(path, {"device": dict(device), "rows": [dataclasses.asdict(row) for row in rows]})
+
+
+def write_json(path: Path, report: Mapping[str, Any]) -> None:
+    """Write a report as JSON, the whole file or none of it."""
     text = json.dumps(report, indent=1, allow_nan=False) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")

@@ -68,9 +68,7 @@ class BltRuntime:
         stop_at_eos: bool = True,
     ) -> Iterator[Chunk]:
         """Generate; everything else consumes this generator. Arguments and errors as in `generate`."""
-        return iter(
-            self._start(prompt, max_new_bytes, method, temperature, top_p, seed, stop, stop_at_eos)
-        )
+        return iter(self._start(prompt, max_new_bytes, method, temperature, top_p, seed, stop, stop_at_eos))
 
     def generate(
         self,
@@ -139,6 +137,4 @@ class BltRuntime:
         session = Session(self.backend)
         session.append(ids)
         session.stats.prompt_bytes = len(ids)
-        return ByteStream(
-            session, chosen, choose, StopRules(max_new_bytes, stop_strings(stop), stop_at_eos), started
-        )
+        return ByteStream(session, chosen, choose, StopRules(max_new_bytes, stop_strings(stop), stop_at_eos), started)

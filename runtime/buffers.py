@@ -46,7 +46,8 @@ class Buffer:
     @property
     def array(self) -> NDArray[Any]:
         """The contents, [rows, *row_shape]: a view of host memory, or a copy of device memory."""
-        return self._owner if self.device == "cpu" else self._owner.numpy()
+        contents: NDArray[Any] = self._owner if self.device == "cpu" else self._owner.numpy()
+        return contents
 
     def at(self, row: int) -> int:
         """Address of a row."""

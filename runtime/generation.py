@@ -60,9 +60,7 @@ class ByteStream:
     Bytes that may be the beginning of a stop string are held back until that is decided.
     """
 
-    def __init__(
-        self, session: Session, method: Method, choose: Choose, rules: StopRules, started: float
-    ) -> None:
+    def __init__(self, session: Session, method: Method, choose: Choose, rules: StopRules, started: float) -> None:
         self.session = session
         self.method = method
         self.choose = choose
@@ -136,9 +134,7 @@ class ByteStream:
 
     def _held_back(self) -> int:
         """Bytes at the end that may be the beginning of a stop string."""
-        return max(
-            (n for s in self.rules.strings for n in range(1, len(s)) if self._data.endswith(s[:n])), default=0
-        )
+        return max((n for s in self.rules.strings for n in range(1, len(s)) if self._data.endswith(s[:n])), default=0)
 
     def _emit(self, step: Round, done: bool) -> Chunk:
         end = len(self._data) - (0 if done else self._held_back())

@@ -32,7 +32,7 @@ def nucleus(logits: NDArray[np.float32], temperature: float, top_p: float) -> ND
         float64 [vocab], sums to 1.
     """
     scaled = logits.astype(np.float64) / temperature
-    p = np.exp(scaled - scaled.max())
+    p: NDArray[np.float64] = np.exp(scaled - scaled.max())
     p /= p.sum()
     if top_p < 1.0:
         order = np.argsort(-p, kind="stable")

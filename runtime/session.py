@@ -12,7 +12,15 @@ from collections.abc import Sequence
 import numpy as np
 
 from fastblt.models.tokens import BOS_ID
-from fastblt.runtime.backend import DRAFT_SLACK, MAX_ROWS, WHOLE_PATCH_LIMIT, Backend, DecoderRows, Floats, Ids
+from fastblt.runtime.backend import (
+    DRAFT_SLACK,
+    MAX_ROWS,
+    WHOLE_PATCH_LIMIT,
+    Backend,
+    DecoderRows,
+    Floats,
+    Ids,
+)
 from fastblt.runtime.stats import RunStats
 
 
@@ -63,9 +71,7 @@ class Session:
         end = self.length + len(tokens)
         limit = self.backend.max_bytes + 1 + DRAFT_SLACK
         if end > limit:
-            raise CapacityError(
-                f"session: found {end - 1} bytes, expected at most max_bytes={self.backend.max_bytes}"
-            )
+            raise CapacityError(f"session: found {end - 1} bytes, expected at most max_bytes={self.backend.max_bytes}")
         self._ids[self._history + self.length : self._history + end] = tokens
         self.length = end
 
@@ -137,11 +143,7 @@ class Session:
         before = len(self.patch_ends)
         start = self.open_start
         for position, entropy in enumerate(entropies.tolist(), first):
-            if (
-                entropy > threshold
-                or position == 0
-                or (longest is not None and position - start + 1 == longest)
-            ):
+            if entropy > threshold or position == 0 or (longest is not None and position - start + 1 == longest):
                 start = position + 1
                 self.patch_ends.append(start)
             self._latent_of[position] = len(self.patch_ends) - 1

@@ -41,7 +41,8 @@ def evaluate(model: Blt, text: Split, *, windows: int = 64, length: int = 512, s
         "bytes_per_patch": ids.numel() / patch_count,
     }
     prefix = ids[(ids[:, : _CONTEXT + 32] > 2).sum(1) >= _CONTEXT + 31][:, :_CONTEXT]
-    result |= draft_acceptance(model, prefix, 8)
+    if len(prefix):  # documents may all be too short for a draft after true text
+        result |= draft_acceptance(model, prefix, 8)
     if model.config.block_size:
         result |= block_quality(model, ids[:, : _CONTEXT + model.config.block_size], rng)
     return result

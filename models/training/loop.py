@@ -20,8 +20,8 @@ from fastblt.models.decoder import BlockRows
 from fastblt.models.patcher import entropy
 from fastblt.models.patching import Patches, closes_patch
 from fastblt.models.training.batches import sample_blocks, sample_windows, stale_latent_index
-from fastblt.models.training.evaluation import evaluate
 from fastblt.models.training.corpus import Split
+from fastblt.models.training.evaluation import evaluate
 from fastblt.models.training.objective import clean_loss, masked_loss
 from fastblt.models.training.optimizer import build_optimizers, schedule
 from fastblt.models.training.recipe import TrainConfig
@@ -105,7 +105,9 @@ class Trainer:
         optimizers = build_optimizers(module, config.matrix_lr, config.embedding_lr, config.weight_decay)
         restore_optimizers(optimizers, self.model, self._saved_optimizers)
         parameters = [p for p in module.parameters() if p.requires_grad]
-        saved = evaluated = progress.seconds
+        saved = progress.seconds
+        evaluated = saved - saved % config.eval_every  # runs in pieces shorter than eval_every are evaluated too
+        report: dict[str, float] = {}  # stays empty when a run was killed after its last step
         for seconds in self._ticks(budget, deadline):
             done = progress.seconds / budget
             rng = np.random.default_rng([config.seed, progress.phase == "model", progress.step])
@@ -113,7 +115,7 @@ class Trainer:
             loss, report = loss_of(done, rng)
             for optimizer in optimizers:
                 optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters, config.clip)
             for optimizer in optimizers:
                 optimizer.step()
@@ -132,7 +134,7 @@ class Trainer:
                 evaluated = progress.seconds
         save_state(self.out / STATE_FILE, self.model, optimizers, progress)
         if progress.seconds >= budget:
-            self._evaluate(report if progress.step else {})
+            self._evaluate(report)
         return progress.seconds >= budget
 
     def _ticks(self, budget: float, deadline: float) -> Iterator[Callable[[], float]]:
@@ -150,7 +152,7 @@ class Trainer:
         config, model = self.config, self.model
         ids, targets = self._windows(done, rng)
         patches = move(model.segment(ids, pad_to=16), "cpu")
-        index = move(stale_latent_index(patches, config, rng), self.device)
+        index = stale_latent_index(patches, config, rng).to(self.device)
         blocks = wanted = weights = None
         if model.config.block_size:
             rows, wanted, weights = sample_blocks(
@@ -227,13 +229,9 @@ def set_rates(optimizers: list[torch.optim.Optimizer], factor: float) -> None:
             group["lr"] = group["peak_lr"] * factor
 
 
-_Movable = TypeVar("_Movable", Tensor, Patches, BlockRows)
+_Tensors = TypeVar("_Tensors", Patches, BlockRows)
 
 
-def move(value: _Movable, device: torch.device | str) -> _Movable:
-    """A tensor, or a dataclass of tensors, on another device."""
-    if isinstance(value, Tensor):
-        return value.to(device)
-    return dataclasses.replace(
-        value, **{f.name: getattr(value, f.name).to(device) for f in dataclasses.fields(value)}
-    )
+def move(value: _Tensors, device: torch.device | str) -> _Tensors:
+    """A dataclass of tensors on another device."""
+    return dataclasses.replace(value, **{f.name: getattr(value, f.name).to(device) for f in dataclasses.fields(value)})

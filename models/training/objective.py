@@ -23,7 +23,5 @@ def masked_loss(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
         targets: int64 [batch, cells], IGNORE where a cell is not masked.
         weights: float [batch, cells], 1/t.
     """
-    each = F.cross_entropy(
-        logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORE, reduction="none"
-    )
+    each = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORE, reduction="none")
     return (each * weights.flatten()).mean()

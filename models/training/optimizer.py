@@ -74,7 +74,8 @@ def build_optimizers(
     module: nn.Module, matrix_lr: float, embedding_lr: float, weight_decay: float
 ) -> list[torch.optim.Optimizer]:
     """Muon for matrices inside the network, AdamW for embeddings, norms and output matrices."""
-    matrices, others = [], []
+    matrices: list[tuple[str, nn.Parameter]] = []
+    others: list[tuple[str, nn.Parameter]] = []
     for name, p in module.named_parameters():
         if not p.requires_grad:
             continue

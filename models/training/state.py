@@ -33,9 +33,7 @@ class Progress:
     """Patching threshold in nats, once the patcher is trained."""
 
 
-def save_state(
-    path: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer], progress: Progress
-) -> None:
+def save_state(path: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer], progress: Progress) -> None:
     """Write parameters, optimizer state and progress; the previous file stays until the new one is complete."""
     tensors = {f"model.{name}": p.detach().contiguous() for name, p in model.state_dict().items()}
     for name, p in model.named_parameters():
@@ -64,9 +62,7 @@ def load_state(path: Path, model: nn.Module) -> tuple[Progress, dict[str, Tensor
     return progress, {n: t for n, t in tensors.items() if n.startswith("optimizer.")}
 
 
-def restore_optimizers(
-    optimizers: list[torch.optim.Optimizer], model: nn.Module, tensors: dict[str, Tensor]
-) -> None:
+def restore_optimizers(optimizers: list[torch.optim.Optimizer], model: nn.Module, tensors: dict[str, Tensor]) -> None:
     """Put saved momenta back."""
     for name, p in model.named_parameters():
         for optimizer in optimizers:

@@ -98,9 +98,7 @@ class EagerBackend:
         self._latent_kv[:, first_patch : first_patch + count] = self.model.decoder.latent_kv(latents)
 
     @torch.inference_mode()
-    def run_decoder(
-        self, position: int, ids: Ids, latents: Ids, visible_end: int | None = None
-    ) -> DecoderRows:
+    def run_decoder(self, position: int, ids: Ids, latents: Ids, visible_end: int | None = None) -> DecoderRows:
         """See `Backend.run_decoder`."""
         first = int(latents[0])
         index = self._ids(latents - first)
@@ -109,7 +107,10 @@ class EagerBackend:
         logp = logits.log_softmax(-1)
         best_logp, best = logp.max(-1)
         return DecoderRows(
-            best.cpu().numpy(), best_logp.exp().cpu().numpy(), entropy(logits).cpu().numpy(), logits.cpu().numpy()
+            best.cpu().numpy(),
+            best_logp.exp().cpu().numpy(),
+            entropy(logits).cpu().numpy(),
+            logits.cpu().numpy(),
         )
 
     def _decode(

@@ -128,9 +128,7 @@ class OnnxRuntimeBackend:
         binding.point("latent_kv", (count, *self._latent_kv.row_shape), self._latent_kv, first_patch)
         graph.run(binding)
 
-    def run_decoder(
-        self, position: int, ids: Ids, latents: Ids, visible_end: int | None = None
-    ) -> DecoderRows:
+    def run_decoder(self, position: int, ids: Ids, latents: Ids, visible_end: int | None = None) -> DecoderRows:
         """See `Backend.run_decoder`."""
         rows, first = len(ids), int(latents[0])
         binding = self._decoder_binding(position, rows, first, int(latents[-1]) + 1 - first, visible_end)

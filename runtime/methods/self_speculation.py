@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from fastblt.runtime.methods.method import Choose, Round
+from fastblt.runtime.methods.method import Choose, Origin, Round
 from fastblt.runtime.session import Session
 
 
@@ -45,5 +45,6 @@ class SelfSpeculation:
         following = choose(rows, accepted)
         session.rewind(start + accepted)
         session.append([following])
-        origins = ("accepted",) * accepted + ("free" if accepted == self.k else "corrected",)
-        return Round((*draft[:accepted], following), origins, tuple(draft[accepted:]), self.k)
+        origins: list[Origin] = ["accepted"] * accepted
+        origins.append("free" if accepted == self.k else "corrected")
+        return Round((*draft[:accepted], following), tuple(origins), tuple(draft[accepted:]), self.k)

@@ -145,9 +145,7 @@ def generate(
     max_new_bytes: Annotated[int, typer.Option(min=0, help="Bytes to generate.")] = 256,
     method: Annotated[
         str | None,
-        typer.Option(
-            help="ar, or s:K (self-speculation, drafts of K bytes)  [default: s:8; ar when sampling]"
-        ),
+        typer.Option(help="ar, or s:K (self-speculation, drafts of K bytes)  [default: s:8; ar when sampling]"),
     ] = None,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
     top_p: Annotated[float, typer.Option(help="Nucleus of the sampled distribution, in (0, 1].")] = 1.0,
@@ -155,9 +153,7 @@ def generate(
     stop: Annotated[list[str] | None, typer.Option(help="End before this text; can be repeated.")] = None,
     backend: BackendOption = "onnxruntime",
     provider: ProviderOption = Provider.AUTO,
-    max_bytes: Annotated[
-        int, typer.Option(min=1, help="Capacity of the caches: prompt and new bytes.")
-    ] = 4096,
+    max_bytes: Annotated[int, typer.Option(min=1, help="Capacity of the caches: prompt and new bytes.")] = 4096,
     show: Annotated[
         bool, typer.Option("--show", help="Mark patch boundaries and where each byte came from, in colour.")
     ] = False,
@@ -235,6 +231,28 @@ def bench(
         ),
         json,
     )
+
+
+@app.command()
+@one_line_errors
+def audit(
+    bundle: BundleArgument,
+    methods: Annotated[str, typer.Option(help="Methods, with commas between.")] = "ar,s:2,s:4,s:8,s:16",
+    reference: Annotated[str, typer.Option(help="Backend whose ar is the truth: eager or onnxruntime.")] = "eager",
+    prompts: Annotated[int, typer.Option(min=1, help="Held-out prompts.")] = 64,
+    max_new_bytes: Annotated[int, typer.Option(min=1, help="Bytes to generate after each.")] = 256,
+    json: Annotated[Path | None, typer.Option(help="Write the result to this file.")] = None,
+    provider: ProviderOption = Provider.AUTO,
+) -> None:
+    """Compare greedy output with autoregressive output, byte for byte.
+
+    A difference at which the reference's two logits are within rounding is a float tie; any other is a fault, and the
+    command fails.
+    """
+    from fastblt.commands.audit import Setting, run
+    from fastblt.commands.bench import split_names
+
+    run(bundle, Setting(tuple(split_names(methods)), reference, provider.value, prompts, max_new_bytes), json)
 
 
 @app.command()

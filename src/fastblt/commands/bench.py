@@ -67,7 +67,9 @@ def run(bundle: Path, setting: Setting, json_file: Path | None) -> None:
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = TABLE_WIDTH
-    console.print(*bench_tables(rows, layout, console.width), sep="\n")
+    for table in bench_tables(rows, layout, console.width):
+        console.print(table)
+        console.print()
     line = compared(rows, layout, device, runtimes[setting.backend].config.name, bundle_dtype(bundle))
     console.print(line, soft_wrap=True)
 
@@ -77,9 +79,7 @@ def split_names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
-def _measure(
-    runtimes: dict[str, BltRuntime], layout: Plan, prompts: list[bytes], setting: Setting
-) -> list[BenchRow]:
+def _measure(runtimes: dict[str, BltRuntime], layout: Plan, prompts: list[bytes], setting: Setting) -> list[BenchRow]:
     runs = len(layout.contenders) * (1 + setting.repeats * len(prompts))
     columns = (TextColumn("measuring"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
     # Drawn only between runs: a thread that redraws would disturb what is measured.
@@ -100,7 +100,7 @@ def bench_tables(rows: Sequence[BenchRow], layout: Plan, width: int) -> list[Tab
     """The rows as people read them: one table, or two (speed, cost) where one would not fit."""
     reference = {"onnxruntime": "ORT"}.get(layout.backend, layout.backend)
     speed = [
-        *("bytes/s", "ms/byte\np50", "ms/byte\np95", "first\nbyte ms", "drafts\naccepted"),
+        *("bytes/s", "ms/byte\np50", "ms/byte\np95", "first\nms", "drafts\nkept"),
         *("x eager\nar", f"x {reference}\nar", "output\nsame?"),
     ]
     cost = ["NFE\npatcher", "NFE\nencoder", "NFE\nglobal", "NFE\ndecoder", "estim.\nGB", "moved\nGB"]
@@ -110,7 +110,7 @@ def bench_tables(rows: Sequence[BenchRow], layout: Plan, width: int) -> list[Tab
 
 
 def _table(rows: Sequence[BenchRow], headings: list[str], cells: Callable[[BenchRow], list[str]]) -> Table:
-    table = Table("backend", "method", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table = Table("backend", "method", box=box.SIMPLE_HEAD, padding=0, show_edge=False)
     for heading in headings:
         table.add_column(heading, justify="right")
     for row in rows:
@@ -150,7 +150,7 @@ def compared(rows: Sequence[BenchRow], layout: Plan, device: dict[str, Any], mod
     other = f", {layout.backend}'s ar with {layout.baseline}'s" if layout.baseline else ""
     return (
         f"{model} ({dtype}) on {places}: {device['cpu']}, {device['usable_cores']} cores, threads {threads}; "
-        f"{row.prompts} held-out prompts of {row.prompt_bytes // row.prompts} bytes{repeats}, "
+        f"held-out prompts: {row.prompts} of {row.prompt_bytes // row.prompts} bytes{repeats}; "
         f"{row.bytes} new bytes a row, greedy; rates without the prompt; "
         f"a method's output is compared with its backend's ar{other}."
     )

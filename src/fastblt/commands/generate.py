@@ -153,12 +153,8 @@ def statistics(generation: Generation, config: BltConfig, method: str) -> Table:
     if stats.acceptance is not None:
         accepted = f"{stats.accepted} of {stats.drafted} ({100 * stats.acceptance:.1f} %)"
     table.add_row("method", method)
-    table.add_row(
-        "prompt, new bytes", f"{stats.prompt_bytes}, {stats.new_bytes} (ended by {generation.finish})"
-    )
-    table.add_row(
-        "time", f"{stats.total_seconds:.3f} s, first byte after {1e3 * stats.first_byte_seconds:.1f} ms"
-    )
+    table.add_row("prompt, new bytes", f"{stats.prompt_bytes}, {stats.new_bytes} (ended by {generation.finish})")
+    table.add_row("time", f"{stats.total_seconds:.3f} s, first byte after {1e3 * stats.first_byte_seconds:.1f} ms")
     table.add_row("speed", f"{stats.bytes_per_second:.1f} bytes/s, prompt included")
     calls = ", ".join(f"{part} {stats.nfe[part]}" for part in ("patcher", "encoder", "global", "decoder"))
     table.add_row("NFE", calls)

@@ -23,9 +23,7 @@ def graph_table(bundle: Path, manifest: Manifest) -> Table:
             left.pop(name, None)
         total += size
         nodes = count_nodes(bundle / graph.file)
-        table.add_row(
-            graph.file, _mb(size), "-" if nodes is None else str(nodes), largest_error(manifest, part)
-        )
+        table.add_row(graph.file, _mb(size), "-" if nodes is None else str(nodes), largest_error(manifest, part))
     for name in left:
         size = (bundle / name).stat().st_size
         total += size

@@ -207,9 +207,7 @@ def facts_table(config: BltConfig) -> Table:
     table.add_row("patches", f"close above {config.patching.threshold:g} nats, {limit}")
     n = config.hash
     sizes = ", ".join(map(str, n.sizes))
-    table.add_row(
-        "hash tables", f"{n.tables} of {n.rows} rows x {config.encoder.dim} (n-grams of {sizes} bytes)"
-    )
+    table.add_row("hash tables", f"{n.tables} of {n.rows} rows x {config.encoder.dim} (n-grams of {sizes} bytes)")
     table.add_row("cross-attention", f"{config.cross_attn_k} queries per patch")
     blocks = f", blocks of up to {config.block_size} bytes" if config.block_size else ", no block diffusion"
     table.add_row("decoder input", config.decoder_input + blocks)

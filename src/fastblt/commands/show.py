@@ -131,8 +131,7 @@ def escaped(data: bytes) -> str:
 
 def _printable(text: str, keep: str = "") -> str:
     return "".join(
-        char if char.isprintable() or char in keep else char.encode("unicode_escape").decode()
-        for char in text
+        char if char.isprintable() or char in keep else char.encode("unicode_escape").decode() for char in text
     )
 
 

@@ -158,9 +158,7 @@ def test_deb_contents_are_read_from_the_ar_archive(tmp_path: Path) -> None:
         member.size = 7
         archive.addfile(member, io.BytesIO(b"A\r\n\r\n\r\n"))
     members = (("debian-binary", b"2.0\n"), ("odd", b"abc"), ("data.tar.xz", packed.getvalue()))
-    parts = [
-        b"%-48s%-10d`\n" % (name.encode(), len(raw)) + raw + b"\n" * (len(raw) % 2) for name, raw in members
-    ]
+    parts = [b"%-48s%-10d`\n" % (name.encode(), len(raw)) + raw + b"\n" * (len(raw) % 2) for name, raw in members]
     path = tmp_path / "a.deb"
     path.write_bytes(b"!<arch>\n" + b"".join(parts))
     assert corpus_sources._pydocs_documents(path) == [("a.rst.txt", b"A\n")]
@@ -188,14 +186,10 @@ def test_gutenberg_notices_are_cut() -> None:
 
 
 def test_selection_is_deterministic_and_needs_enough_text(built: Path, tmp_path: Path) -> None:
-    with pytest.raises(
-        CorpusError, match="toy: held-out documents are too short, expected one of 73728 bytes"
-    ):
+    with pytest.raises(CorpusError, match="toy: held-out documents are too short, expected one of 73728 bytes"):
         write_heldout_selection(load_corpus(built), tmp_path / "none")
     line = "one “line” of held-out text, number {}\n"
-    documents = [
-        (f"d{i}", "".join(line.format(n * 1000 + i) for n in range(900)).encode()) for i in range(100)
-    ]
+    documents = [(f"d{i}", "".join(line.format(n * 1000 + i) for n in range(900)).encode()) for i in range(100)]
     source = replace(SOURCE, text_sha256=text_digest(documents))
     big = build_corpus(tmp_path / "big", tmp_path, sources=[source], reader=lambda _source, _cache: documents)
     for folder in ("a", "b"):

@@ -1,0 +1,78 @@
+"""The end of a run: quality on every held-out corpus, and the curves as a picture."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from fastblt.models.blt import Blt
+from fastblt.models.training.corpus import Corpus, Split
+from fastblt.models.training.evaluation import evaluate
+
+REPORT_FILE = "report.json"
+CURVES_FILE = "curves.png"
+#: Figure of an evaluation, title, unit.
+_PANELS = (
+    ("bits_per_byte", "held-out text", "bits per byte"),
+    ("acceptance_s4", "BLT-S acceptance", "accepted part of the draft"),
+    ("masked_accuracy_t50", "masked accuracy, one step", "right bytes"),
+)
+_SERIES = {
+    "bits_per_byte": (("bits_per_byte", "windows of 512"),),
+    "acceptance_s4": (
+        ("acceptance_s4", "k = 4"),
+        ("acceptance_s8", "k = 8"),
+        ("acceptance_dv", "BLT-DV, 1 step"),
+    ),
+    "masked_accuracy_t50": (("masked_accuracy_t50", "t = 0.5"), ("masked_accuracy_t100", "t = 1")),
+}
+
+
+def of_corpus(split: Split, corpus: int) -> Split:
+    """The documents of one corpus."""
+    mine = split.corpus_ids == corpus
+    return Split(split.text, split.offsets[mine], split.lengths[mine], split.corpus_ids[mine], split.names[mine])
+
+
+def heldout_report(model: Blt, corpus: Corpus, *, windows: int = 96, length: int = 1024) -> dict[str, Any]:
+    """Held-out quality of a model, over everything and by corpus.
+
+    Args:
+        model: in fp32.
+        corpus: its held-out split is read.
+        windows: number of random windows of each figure.
+        length: bytes of a window; each begins without context.
+    """
+    everything = evaluate(model, corpus.heldout, windows=windows, length=length)
+    by_corpus = {
+        name: evaluate(model, of_corpus(corpus.heldout, index), windows=windows // 2, length=length)
+        for index, name in enumerate(corpus.names)
+    }
+    return {"windows": windows, "window_bytes": length, "heldout": everything, "by_corpus": by_corpus}
+
+
+def write_report(path: Path, report: dict[str, Any]) -> None:
+    """Write as JSON."""
+    path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+def plot_curves(log: Path, picture: Path) -> None:
+    """Plot the evaluations of a ``log.jsonl`` over the bytes seen."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot
+
+    records = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    records = [r for r in records if "bits_per_byte" in r]
+    figure, axes = pyplot.subplots(1, len(_PANELS), figsize=(13, 3.6), constrained_layout=True)
+    for axis, (key, title, unit) in zip(axes, _PANELS, strict=True):
+        for name, label in _SERIES[key]:
+            points = [(r["tokens"] / 1e6, r[name]) for r in records if name in r]
+            axis.plot(*zip(*points, strict=True), marker="o", markersize=3, label=label)
+        axis.set(title=title, xlabel="training text seen, MB", ylabel=unit)
+        axis.grid(alpha=0.3)
+        axis.legend()
+    figure.savefig(picture, dpi=110)
+    pyplot.close(figure)

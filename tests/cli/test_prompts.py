@@ -1,0 +1,29 @@
+import pytest
+
+from fastblt.calibration.heldout import CORPORA, load_prompts, load_text
+from fastblt.commands.prompts import SHORTEST_PROMPT, default_prompt, heldout_prompts
+
+
+def test_prompts_are_shipped_ones_of_corpora_in_turn() -> None:
+    found = heldout_prompts(8, SHORTEST_PROMPT)
+    expected = [load_prompts(corpus)[i].data[:SHORTEST_PROMPT] for i in range(2) for corpus in CORPORA]
+    assert found == expected
+    assert {len(prompt) for prompt in found} == {SHORTEST_PROMPT}
+
+
+def test_long_prompts_are_cut_from_heldout_text() -> None:
+    found = heldout_prompts(5, 4096)
+    assert found[0] == load_text(CORPORA[0])[:4096]
+    assert found[4] == load_text(CORPORA[0])[4096:8192]
+    assert len(set(found)) == 5
+
+
+def test_error_names_limit_when_too_many_are_asked_for() -> None:
+    with pytest.raises(ValueError, match="found 97 of 10 bytes, expected at most 96"):
+        heldout_prompts(97, 10)
+    with pytest.raises(ValueError, match="expected at most 0"):
+        heldout_prompts(1, 1_000_000)
+
+
+def test_default_prompt_is_prose() -> None:
+    assert default_prompt().corpus == "web"

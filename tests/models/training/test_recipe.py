@@ -1,0 +1,56 @@
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fastblt.models.config import ConfigError
+from fastblt.models.presets import preset
+from fastblt.models.training import recipe
+from fastblt.models.training.recipe import TrainConfig
+
+SHIPPED = Path(recipe.__file__).parent / "recipes" / "blt-d-8m.json"
+
+
+def write(folder: Path, **changes: Any) -> Path:
+    data = {"model": "tiny", "budget_seconds": 10, "patcher_seconds": 1} | changes
+    path = folder / "recipe.json"
+    path.write_text(json.dumps({k: v for k, v in data.items() if v is not None}))
+    return path
+
+
+def test_shipped_recipe_is_of_the_shipped_model() -> None:
+    config = TrainConfig.load(SHIPPED)
+    assert config.model_config == preset("blt-d-8m")
+    assert config.budget_seconds >= 7200
+
+
+def test_recipe_takes_defaults_and_given_values(tmp_path: Path) -> None:
+    config = TrainConfig.load(write(tmp_path, seed=9, clip=2))
+    expected = TrainConfig(model="tiny", budget_seconds=10.0, patcher_seconds=1.0, seed=9, clip=2.0)
+    assert dataclasses.asdict(config) == dataclasses.asdict(expected)
+    assert isinstance(config.clip, float)
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"colour": "red"}, "colour"),
+        ({"model": None}, "model"),
+        ({"batch": 2.5}, "batch"),
+        ({"clip": "1"}, "clip"),
+    ],
+)
+def test_error_names_file_and_field_when_field_is_bad(changes: dict[str, Any], field: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=rf"recipe\.json: config field '{field}': found .*, expected "):
+        TrainConfig.load(write(tmp_path, **changes))
+
+
+def test_error_names_file_when_it_is_missing_or_not_json(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"none\.json: cannot be read"):
+        TrainConfig.load(tmp_path / "none.json")
+    path = tmp_path / "recipe.json"
+    path.write_text("model: tiny")
+    with pytest.raises(ConfigError, match=r"recipe\.json: "):
+        TrainConfig.load(path)
