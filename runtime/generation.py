@@ -143,7 +143,7 @@ class ByteStream:
         return Chunk(
             bytes(self._data[begin:end]),
             tuple(self._origins[begin:end]),
-            decode(list(step.rejected)),
+            decode(list(step.rejected)) if step.rejected else b"",
             self._new_boundaries(),
         )
 

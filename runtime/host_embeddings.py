@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from fastblt.models.config import HashConfig
 from fastblt.models.hashing import hash_powers
-from fastblt.runtime.backend import Ids
+from fastblt.runtime.backend import ROW_CAPACITY, Ids
 from fastblt.runtime.bundle import BundleError
 
 _DTYPES: dict[str, Any] = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
@@ -37,7 +37,8 @@ def map_tables(path: Path) -> dict[str, NDArray[Any]]:
             begin, end = entry["data_offsets"]
             dtype = np.dtype(_DTYPES[entry["dtype"]])
             raw = np.memmap(path, np.uint8, "r", offset=8 + size + begin, shape=(end - begin,))
-            tables[name] = raw.view(dtype).reshape(entry["shape"])
+            # Plain arrays over the same pages: indexing a numpy.memmap costs microseconds more.
+            tables[name] = np.asarray(raw).view(dtype).reshape(entry["shape"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BundleError(f"{path}: not a readable safetensors file ({error})") from error
     return tables
@@ -58,6 +59,7 @@ class HostEmbeddings:
                 columns.append([0] * (self._context - size) + powers[:size])
         self._powers = np.array(columns, dtype=np.int64).reshape(-1, self._context).T
         self._rows = config.rows
+        self._window_index = np.arange(ROW_CAPACITY)[:, None] + np.arange(self._context)
         self._offsets = np.arange(len(columns), dtype=np.int64) * config.rows
 
     def sum_rows(self, ids: Ids, out: NDArray[Any]) -> None:
@@ -70,7 +72,7 @@ class HostEmbeddings:
         current = ids[self._context - 1 :]
         total = self._bytes[current].astype(np.float32)
         if self._offsets.size:
-            windows = np.lib.stride_tricks.sliding_window_view(ids, self._context)
+            windows = ids[self._window_index[: len(current)]]
             with np.errstate(over="ignore"):
                 hashes = windows @ self._powers  # int64, wraps
             rows = hashes % self._rows + self._offsets

@@ -48,8 +48,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def random_model(config: BltConfig, seed: int = 0) -> Blt:
     """A model with random weights, ready to be run; norms are random too, so that a forgotten one shows."""
-    generator = torch.random.fork_rng(devices=[])
-    with generator:
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Blt(config)
         initialise(model)
@@ -122,6 +121,14 @@ def shipped_checkpoint() -> Path:
 def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`tiny_checkpoint`, exported to fp32 ONNX."""
     return _export(tiny_checkpoint, tmp_path_factory.mktemp("bundles") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder_bundle(tiny_encoder_model: Blt, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`tiny_encoder_model`, exported to fp32 ONNX."""
+    folder = tmp_path_factory.mktemp("bundles")
+    save_checkpoint(folder / "checkpoint", tiny_encoder_model)
+    return _export(folder / "checkpoint", folder / "tiny-encoder")
 
 
 @pytest.fixture(scope="session")

@@ -12,21 +12,16 @@ from fastblt.models.training.evaluation import evaluate
 
 REPORT_FILE = "report.json"
 CURVES_FILE = "curves.png"
-#: Figure of an evaluation, title, unit.
-_PANELS = (
-    ("bits_per_byte", "held-out text", "bits per byte"),
-    ("acceptance_s4", "BLT-S acceptance", "accepted part of the draft"),
-    ("masked_accuracy_t50", "masked accuracy, one step", "right bytes"),
-)
-_SERIES = {
-    "bits_per_byte": (("bits_per_byte", "windows of 512"),),
-    "acceptance_s4": (
-        ("acceptance_s4", "k = 4"),
-        ("acceptance_s8", "k = 8"),
-        ("acceptance_dv", "BLT-DV, 1 step"),
+#: Title, unit, and the figures of an evaluation with their labels.
+_PANELS: tuple[tuple[str, str, dict[str, str]], ...] = (
+    ("held-out text", "bits per byte", {"bits_per_byte": "windows of 512 bytes"}),
+    (
+        "teacher-forced draft acceptance",
+        "accepted part of the draft",
+        {"acceptance_s4": "BLT-S, k = 4", "acceptance_s8": "BLT-S, k = 8", "acceptance_dv": "BLT-DV, one step"},
     ),
-    "masked_accuracy_t50": (("masked_accuracy_t50", "t = 0.5"), ("masked_accuracy_t100", "t = 1")),
-}
+    ("masked bytes, one step", "right bytes", {"masked_accuracy_t50": "t = 0.5", "masked_accuracy_t100": "t = 1"}),
+)
 
 
 def of_corpus(split: Split, corpus: int) -> Split:
@@ -52,11 +47,6 @@ def heldout_report(model: Blt, corpus: Corpus, *, windows: int = 96, length: int
     return {"windows": windows, "window_bytes": length, "heldout": everything, "by_corpus": by_corpus}
 
 
-def write_report(path: Path, report: dict[str, Any]) -> None:
-    """Write as JSON."""
-    path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-
-
 def plot_curves(log: Path, picture: Path) -> None:
     """Plot the evaluations of a ``log.jsonl`` over the bytes seen."""
     import matplotlib as mpl
@@ -67,8 +57,8 @@ def plot_curves(log: Path, picture: Path) -> None:
     records = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
     records = [r for r in records if "bits_per_byte" in r]
     figure, axes = pyplot.subplots(1, len(_PANELS), figsize=(13, 3.6), constrained_layout=True)
-    for axis, (key, title, unit) in zip(axes, _PANELS, strict=True):
-        for name, label in _SERIES[key]:
+    for axis, (title, unit, series) in zip(axes, _PANELS, strict=True):
+        for name, label in series.items():
             points = [(r["tokens"] / 1e6, r[name]) for r in records if name in r]
             axis.plot(*zip(*points, strict=True), marker="o", markersize=3, label=label)
         axis.set(title=title, xlabel="training text seen, MB", ylabel=unit)

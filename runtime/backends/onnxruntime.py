@@ -133,8 +133,7 @@ class OnnxRuntimeBackend:
         rows, first = len(ids), int(latents[0])
         binding = self._decoder_binding(position, rows, first, int(latents[-1]) + 1 - first, visible_end)
         self._ids.values[:rows] = ids
-        self._latent_index.values[:rows] = latents
-        self._latent_index.values[:rows] -= first
+        np.subtract(latents, first, out=self._latent_index.values[:rows])
         self._decoder.run(binding)
         return DecoderRows(
             self._best.values[:rows],

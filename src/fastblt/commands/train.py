@@ -14,11 +14,14 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from fastblt.models.checkpoint import load_checkpoint
 from fastblt.models.training.corpus import load_corpus
 from fastblt.models.training.loop import CHECKPOINT_FOLDER, LOG_FILE, Trainer
 from fastblt.models.training.recipe import TrainConfig
+from fastblt.models.training.report import CURVES_FILE, REPORT_FILE, heldout_report, plot_curves
 from fastblt.models.training.state import STATE_FILE
 from fastblt.models.training.state import Progress as TrainProgress
+from fastblt.runtime.bench import write_json
 
 
 class RunError(ValueError):
@@ -63,6 +66,10 @@ def run(
             console.print(f"{out}: interrupted, --resume goes on from the last save", soft_wrap=True)
             raise
         display.print_evaluations()
+    if done:
+        console.print("evaluating on every held-out corpus")
+        write_json(out / REPORT_FILE, heldout_report(load_checkpoint(out / CHECKPOINT_FOLDER), corpus))
+        plot_curves(out / LOG_FILE, out / CURVES_FILE)
     ending = f"done, see {out / CHECKPOINT_FOLDER}" if done else f"{out}: time is up, --resume goes on"
     console.print(ending, soft_wrap=True)
 

@@ -1,0 +1,182 @@
+"""Backends: the real ones over the tiny models, and one that says what it is told to and checks every call."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from fastblt.models.blt import Blt
+from fastblt.models.config import BltConfig
+from fastblt.models.tokens import BOS_ID, VOCAB_SIZE, encode
+from fastblt.runtime.backend import ROW_CAPACITY, Backend, DecoderRows, Floats, Ids
+from fastblt.runtime.backends.eager import EagerBackend
+
+#: Longest prompt plus new bytes of the shared backends.
+MAX_BYTES = 600
+
+OpenBackend = Callable[[str, str, int], Backend]
+
+
+@pytest.fixture(scope="session")
+def open_backend(request: pytest.FixtureRequest) -> OpenBackend:
+    """``open_backend(kind, decoder_input, max_bytes)``: a new backend over one of the tiny models."""
+    models = {"embedding": ("tiny_model", "tiny_bundle"), "encoder": ("tiny_encoder_model", "tiny_encoder_bundle")}
+
+    def make(kind: str, decoder_input: str, max_bytes: int) -> Backend:
+        model, bundle = models[decoder_input]
+        if kind == "eager":
+            eager: Blt = request.getfixturevalue(model)
+            return EagerBackend(eager, max_bytes)
+        from fastblt.runtime.backends.onnxruntime import OnnxRuntimeBackend
+
+        folder: Path = request.getfixturevalue(bundle)
+        return OnnxRuntimeBackend.load(folder, "cpu", max_bytes, 1)
+
+    return make
+
+
+KINDS = [(kind, rows) for kind in ("eager", "onnxruntime") for rows in ("embedding", "encoder")]
+
+
+@pytest.fixture(scope="session", params=KINDS, ids=["-".join(kind) for kind in KINDS])
+def backend(request: pytest.FixtureRequest, open_backend: OpenBackend) -> Backend:
+    """Each backend with each kind of decoder input; what one session left in the buffers the next one finds."""
+    return open_backend(*request.param, MAX_BYTES)
+
+
+@pytest.fixture(scope="session")
+def model_of(tiny_model: Blt, tiny_encoder_model: Blt) -> Callable[[Backend], Blt]:
+    """``model_of(backend)``: the model that a backend runs."""
+    models = {"embedding": tiny_model, "encoder": tiny_encoder_model}
+    return lambda backend: models[backend.config.decoder_input]
+
+
+@pytest.fixture(scope="session")
+def latents_of() -> Callable[[Backend, int], NDArray[np.float32]]:
+    """``latents_of(backend, count)``: a copy of the first latents' decoder keys and values, [count, elements]."""
+
+    def read(backend: Backend, count: int) -> NDArray[np.float32]:
+        if isinstance(backend, EagerBackend):
+            return backend._latent_kv[0, :count].flatten(1).numpy().copy()
+        found: NDArray[np.float32] = backend._latent_kv.array[:count].reshape(count, -1).copy()  # type: ignore[attr-defined]
+        return found
+
+    return read
+
+
+@dataclasses.dataclass
+class ScriptedBackend:
+    """A model that knows one text by heart; drafts err at given positions. Every call is checked and noted.
+
+    Position p is token p of ``script``; the decoder's row p is about token p + 1.
+    """
+
+    script: Ids
+    config: BltConfig
+    max_bytes: int
+    surprising: Collection[int] = ()
+    """Positions with an entropy above the threshold: each closes its patch."""
+    misdrafted: Collection[int] = ()
+    """Positions whose token a draft gets wrong."""
+    name: str = "scripted"
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        self.calls: list[tuple[str, int, int]] = []
+        self.fed = np.zeros(self.max_bytes + 200, dtype=np.int64)
+        self.scored = self.encoded = 0
+        self.pooled: list[tuple[int, int]] = []
+        self.latents: list[tuple[int, int]] = []
+
+    def _note(self, part: str, position: int, rows: int) -> None:
+        assert 1 <= rows <= ROW_CAPACITY
+        self.calls.append((part, position, rows))
+
+    def run_patcher(self, position: int, ids: Ids) -> Floats:
+        self._note("patcher", position, len(ids))
+        assert position <= self.scored, "positions without a token"
+        self.scored = position + len(ids)
+        self.fed[position : self.scored] = ids
+        high = [p in self.surprising for p in range(position, self.scored)]
+        return np.where(high, self.config.patching.threshold + 1, 0.0).astype(np.float32)
+
+    def run_encoder(self, position: int, ids: Ids, starts: Ids, ends: Ids) -> None:
+        history = self.config.hash.context - 1
+        rows = len(ids) - history
+        self._note("encoder", position, rows)
+        assert position <= self.encoded, "positions that were never encoded"
+        self.encoded = position + rows
+        before = [0] * max(0, history - position) + self.fed[max(0, position - history) : position].tolist()
+        assert ids.tolist() == before + self.fed[position : self.encoded].tolist()
+        assert starts.dtype == ends.dtype == np.int64
+        assert len(starts) == len(ends) >= 1
+        assert (starts < ends).all()
+        assert (starts[1:] == ends[:-1]).all()
+        assert ends[-1] <= self.encoded
+        self.pooled = list(zip(starts.tolist(), ends.tolist(), strict=True))
+
+    def run_global(self, first_patch: int, count: int) -> None:
+        self._note("global", first_patch, count)
+        assert first_patch <= len(self.latents)
+        assert count <= len(self.pooled)
+        self.latents[first_patch:] = self.pooled[:count]
+        # Patches follow one another without a gap, however often they were rolled back.
+        assert [start for start, _ in self.latents] == [0, *(end for _, end in self.latents[:-1])]
+
+    def run_decoder(self, position: int, ids: Ids, latents: Ids, visible_end: int | None = None) -> DecoderRows:
+        self._note("decoder", position, len(ids))
+        assert ids.tolist() == self.fed[position : position + len(ids)].tolist()
+        assert len(latents) == len(ids)
+        assert (np.diff(latents) >= 0).all()
+        for row, latent in enumerate(latents.tolist(), position):
+            assert self.latents[latent][1] <= row + 1, "a latent that holds a later byte"
+            longest = self.config.patching.max_patch_length
+            assert longest is None or row + 1 - self.latents[latent][1] < longest, "a stale latent"
+        return self._rows([self._next(position + i + 1) for i in range(len(ids))])
+
+    def _next(self, position: int) -> int:
+        right = bool((self.fed[:position] == self.script[:position]).all())
+        return int(self.script[position]) if right else VOCAB_SIZE - 1
+
+    def _rows(self, best: list[int]) -> DecoderRows:
+        logits = np.zeros((len(best), VOCAB_SIZE), dtype=np.float32)
+        logits[np.arange(len(best)), best] = 30.0
+        ones = np.ones(len(best), dtype=np.float32)
+        return DecoderRows(np.array(best, dtype=np.int64), ones, ones * 0, logits)
+
+    def draft(self, position: int, ids: Ids, latent: int, count: int) -> tuple[Ids, Floats]:
+        self._note("draft", position, count)
+        assert len(ids) == self.config.hash.context
+        assert 0 <= latent < len(self.latents)
+        assert self.latents[latent][1] <= position
+        if self.config.decoder_input == "encoder":
+            self.encoded = position + count
+        tokens = self.script[position + 1 : position + 1 + count].copy()
+        assert len(tokens) == count, "the test's text is too short"
+        for i in range(count):
+            if position + 1 + i in self.misdrafted:
+                tokens[i] = 4 + (tokens[i] - 3) % 256
+        return tokens, np.ones(count, dtype=np.float32)
+
+    def moved_bytes(self, part: str, position: int, rows: int) -> int:
+        return 1000 + rows
+
+
+Scripted = Callable[..., ScriptedBackend]
+
+
+@pytest.fixture(scope="session", params=["embedding", "encoder"])
+def scripted(request: pytest.FixtureRequest, tiny_config: BltConfig, tiny_encoder_config: BltConfig) -> Scripted:
+    """``scripted(text, surprising=(), misdrafted=(), max_bytes=600)``; ``text`` is bytes, or tokens after BOS."""
+    config = {"embedding": tiny_config, "encoder": tiny_encoder_config}[request.param]
+
+    def make(text: bytes | list[int], *, max_bytes: int = MAX_BYTES, **positions: Collection[int]) -> ScriptedBackend:
+        ids = encode(text) if isinstance(text, bytes) else np.array([BOS_ID, *text], dtype=np.int64)
+        return ScriptedBackend(ids, config, max_bytes, **positions)
+
+    return make
