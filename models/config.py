@@ -9,7 +9,7 @@ import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from fastblt.models.tokens import VOCAB_SIZE
 
@@ -242,7 +242,7 @@ class BltConfig:
 
 def build_dataclass(cls: type[Any], data: object, prefix: str = "") -> Any:
     """Instantiate a config dataclass from plain JSON types, strictly."""
-    _expect(isinstance(data, dict), prefix or "config", type(data).__name__, "an object")
+    _expect(isinstance(data, dict), prefix.rstrip(".") or "config", type(data).__name__, "an object")
     assert isinstance(data, dict)
     hints = get_type_hints(cls)
     known = {f.name: f for f in dataclasses.fields(cls)}
@@ -262,9 +262,15 @@ def _value(hint: Any, value: object, name: str) -> Any:
     """Check one JSON value against a field's type hint."""
     if dataclasses.is_dataclass(hint):
         return build_dataclass(hint, value, f"{name}.")  # type: ignore[arg-type]
-    if hint == tuple[int, ...]:
-        _expect(isinstance(value, list), name, value, "a list of integers")
-        return tuple(value)  # type: ignore[arg-type]
+    if get_origin(hint) is tuple:
+        _expect(isinstance(value, list), name, value, "a list")
+        kinds_of = get_args(hint)
+        items = list(value)  # type: ignore[call-overload]
+        inner = [kinds_of[0]] * len(items) if kinds_of[-1] is Ellipsis else list(kinds_of)
+        _expect(len(items) == len(inner), name, value, f"a list of {len(inner)}")
+        return tuple(
+            _value(kind, item, f"{name}[{i}]") for i, (kind, item) in enumerate(zip(inner, items, strict=True))
+        )
     kinds: dict[Any, tuple[tuple[type, ...], str]] = {
         int: ((int,), "an integer"),
         float: ((int, float), "a number"),

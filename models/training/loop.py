@@ -166,8 +166,7 @@ class Trainer:
         if masked is not None and wanted is not None and weights is not None:
             extra = masked_loss(masked, wanted.to(self.device), weights.to(self.device))
             report["masked_nats"] = float(extra.detach())
-            rise = min(1.0, done / config.mask_warmup)
-            loss = loss + extra * (config.mask_weight_start + (config.mask_weight - config.mask_weight_start) * rise)
+            loss = loss + config.mask_weight_at(done) * extra
         return loss, report
 
     def _windows(self, done: float, rng: np.random.Generator) -> tuple[Tensor, Tensor]:

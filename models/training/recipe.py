@@ -6,6 +6,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from fastblt.models.config import BltConfig, ConfigError, build_dataclass
 from fastblt.models.presets import preset
 
@@ -41,12 +43,8 @@ class TrainConfig:
     """Part of the blocks that start anywhere instead of at the first byte of a patch."""
     fully_masked: float = 0.2
     """Part of the blocks with every byte masked."""
-    mask_weight: float = 1.0
-    """Weight of the masked loss after its warm-up."""
-    mask_weight_start: float = 0.1
-    """Weight of the masked loss at the start."""
-    mask_warmup: float = 0.35
-    """Part of the run over which the weight rises."""
+    mask_weight: tuple[tuple[float, float], ...] = ((0.0, 0.1), (0.35, 1.0))
+    """Weight of the masked loss: (part of the run, weight) points, linear between them, constant after the last."""
     stale_segments: int = 3
     """Stretches of 4-16 bytes for every 256 tokens that read the latent from before the stretch, as drafts do."""
     matrix_lr: float = 0.02
@@ -64,6 +62,11 @@ class TrainConfig:
     """Seconds of training between evaluations."""
     save_every: float = 60.0
     """Seconds of training between saves."""
+
+    def mask_weight_at(self, done: float) -> float:
+        """Weight of the masked loss when the part ``done`` of the run is over."""
+        at, weights = zip(*self.mask_weight, strict=True)
+        return float(np.interp(done, at, weights))
 
     @property
     def model_config(self) -> BltConfig:
