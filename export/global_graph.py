@@ -24,7 +24,7 @@ def build_global_graph(config: BltConfig, weights: Weights, dtype: ir.DataType) 
     graph = BltGraph("global", weights, dtype)
     op, width = graph.op, config.patch_dim
     x = graph.input("patch_embeddings", dtype, [1, "patches", width], "patch_embeddings")
-    stack = CachedStack(graph, config.global_transformer, "global_transformer")
+    stack = CachedStack(graph, config.global_transformer, "global_transformer", rows="patches")
     if config.has_global_projection:
         x = graph.linear(x, "global_transformer.input_projection")
     latents = stack.run(x)

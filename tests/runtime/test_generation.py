@@ -1,0 +1,391 @@
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fastblt.models.blt import Blt
+from fastblt.models.presets import preset
+from fastblt.models.tokens import BOS_ID, EOS_ID, encode
+from fastblt.runtime.backend import Backend
+from fastblt.runtime.blt_runtime import BltRuntime
+from fastblt.runtime.generation import Chunk, Generation
+from fastblt.runtime.sampling import SamplingError
+from fastblt.runtime.session import CapacityError
+from fastblt.runtime.stats import RunStats
+
+Scripted = Callable[..., Backend]
+OpenBackend = Callable[[str, str, int], Backend]
+METHODS = ("ar", "s:3", "s:8")
+PROMPT = b"Once "
+REST = b"upon a time there was a fox. The fox had a den. END of the story; and what follows here is never read at all."
+TEXT = PROMPT + REST
+
+
+def collect(runtime: BltRuntime, *args: object, **options: object) -> tuple[Generation, list[Chunk]]:
+    chunks: list[Chunk] = []
+    return runtime.generate(*args, on_chunk=chunks.append, **options), chunks  # type: ignore[arg-type]
+
+
+def naive_stop(text: bytes, strings: list[bytes], count: int) -> tuple[bytes, str]:
+    """Byte by byte: the text before the stop string that is complete first (of several, the longest)."""
+    for end in range(1, min(count, len(text)) + 1):
+        found = [s for s in strings if text[:end].endswith(s)]
+        if found:
+            return text[: end - max(map(len, found))], "stop"
+    return text[:count], "length"
+
+
+def may_become_stop(text: bytes, strings: list[bytes]) -> int:
+    """Bytes at the end that a longer text could turn into a stop string."""
+    starts = [i for i in range(len(text)) if any(len(text) - i < len(s) and s.startswith(text[i:]) for s in strings)]
+    return len(text) - min(starts, default=len(text))
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("stop", "expected"),
+    [
+        (["END"], REST[: REST.index(b"END")]),
+        ([b"fox"], REST[: REST.index(b"fox")]),
+        (["time there was a fox. The"], b"upon a "),
+        (["u"], b""),
+        (["zebra"], REST[:70]),
+        (["END", "den"], REST[: REST.index(b"den")]),
+        (["x. The", ". T"], REST[: REST.index(b". T")]),
+        (["fox. Thx", "a fox. The cow"], REST[:70]),
+        (["ox. ", "fox. "], REST[: REST.index(b"fox. ")]),
+        (["ce upon"], REST[:70]),  # begins in the prompt: only new text is looked at
+    ],
+)
+def test_text_ends_before_the_first_stop_string(
+    scripted: Scripted, method: str, stop: list[bytes | str], expected: bytes
+) -> None:
+    misdrafted = range(1, 90, 5)
+    found, chunks = collect(BltRuntime(scripted(TEXT, misdrafted=misdrafted)), PROMPT, 70, method=method, stop=stop)
+    assert found.data == expected == b"".join(c.data for c in chunks)
+    assert found.finish == ("length" if len(expected) == 70 else "stop")
+    assert found.stats.new_bytes == len(expected)
+
+
+@settings(max_examples=120)
+@given(
+    text=st.text("ab", min_size=34, max_size=34),
+    strings=st.lists(st.text("ab", min_size=1, max_size=5), max_size=3),
+    k=st.integers(0, 8),
+    count=st.integers(0, 25),
+    misdrafted=st.sets(st.integers(1, 34)),
+)
+def test_stop_strings_equal_naive_search(
+    scripted: Scripted, text: str, strings: list[str], k: int, count: int, misdrafted: set[int]
+) -> None:
+    script, stops = text.encode(), [s.encode() for s in strings]
+    runtime = BltRuntime(scripted(script, misdrafted=misdrafted))
+    method = f"s:{k}" if k else "ar"
+    found, chunks = collect(runtime, b"", count, method=method, stop=strings)
+    assert (found.data, found.finish) == naive_stop(script, stops, count)
+    # What is out stays, and is held back only as long as it may belong to a stop string.
+    emitted = b""
+    for chunk in chunks[:-1]:
+        emitted += chunk.data
+        assert found.data.startswith(emitted)
+    if method == "ar":
+        for decided in range(1, len(found.data)):
+            out = b"".join(c.data for c in chunks[:decided])
+            if len(chunks) > decided and all(c.data for c in chunks[:decided]):
+                assert len(out) <= decided
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_bytes_are_held_back_until_they_cannot_be_a_stop_string(scripted: Scripted, method: str) -> None:
+    stops = [b"fox had a cow", b"a time thex"]
+    surprising = range(1, 200)  # every byte is a boundary, so that every round gives a chunk
+    runtime = BltRuntime(scripted(TEXT, surprising=surprising))
+    found, chunks = collect(runtime, PROMPT, 70, method=method, stop=stops)
+    assert found.data == REST[:70]
+    k = 0 if method == "ar" else int(method[2:])
+    decided = 0
+    for index, chunk in enumerate(chunks):
+        decided = min(70, decided + (k + 1 if index else 1))
+        out = b"".join(c.data for c in chunks[: index + 1])
+        held = 0 if decided == 70 else may_become_stop(REST[:decided], stops)
+        assert len(out) == decided - held
+        assert len(chunk.origins) == len(chunk.data)
+    assert any(not c.data for c in chunks[:-1]) or method == "s:8"
+
+
+def test_held_bytes_are_released_when_generation_ends(scripted: Scripted) -> None:
+    end = REST.index(b"fox. T") + 4
+    found, _ = collect(BltRuntime(scripted(TEXT)), PROMPT, end, stop=["fox. The dog"])
+    assert (found.data, found.finish) == (REST[:end], "length")
+    tokens = [*encode(PROMPT + REST[:end], bos=False), EOS_ID, *encode(REST, bos=False)]
+    found, _ = collect(BltRuntime(scripted(tokens)), PROMPT, 70, stop=["fox. The dog"])
+    assert (found.data, found.finish) == (REST[:end], "eos")
+
+
+@pytest.mark.parametrize("stop", ["END", b"END"])
+def test_single_stop_string_is_no_list_of_characters(scripted: Scripted, stop: str | bytes) -> None:
+    """Either it is taken as one string, or refused."""
+    try:
+        found = BltRuntime(scripted(TEXT)).generate(PROMPT, 70, stop=stop)
+    except (TypeError, ValueError):
+        return
+    assert (found.data, found.finish) == (REST[: REST.index(b"END")], "stop")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_nothing_is_run_when_no_bytes_are_wanted(scripted: Scripted, method: str) -> None:
+    found, chunks = collect(BltRuntime(scripted(TEXT)), PROMPT, 0, method=method)
+    assert (found.data, found.finish, chunks) == (b"", "length", [])
+    assert sum(found.stats.nfe.values()) == found.stats.rounds == found.stats.new_bytes == 0
+    assert found.stats.prompt_bytes == len(PROMPT)
+    assert found.stats.acceptance is None
+    assert found.stats.bytes_per_second == 0.0
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 9, 10, 31])
+def test_exactly_the_wanted_bytes_are_given(scripted: Scripted, method: str, count: int) -> None:
+    found, chunks = collect(BltRuntime(scripted(TEXT, misdrafted={9, 17, 30})), PROMPT, count, method=method)
+    assert found.data == REST[:count] == b"".join(c.data for c in chunks)
+    assert found.finish == "length"
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "prompt", [b"", b"\xff\xfe\x00\x80", b"caf\xc3", "naïve “text”", b"\x00" * 30, bytes(range(256))], ids=repr
+)
+def test_any_bytes_are_a_prompt(
+    backend: Backend, model_of: Callable[[Backend], Blt], prompt: bytes | str, method: str
+) -> None:
+    found, chunks = collect(BltRuntime(backend), prompt, 12, method=method, stop_at_eos=False)
+    raw = prompt.encode() if isinstance(prompt, str) else prompt
+    assert found.stats.prompt_bytes == len(raw)
+    assert found.data == b"".join(c.data for c in chunks)
+    ids = encode(raw).tolist()
+    text = b""
+    while len(text) < 12:
+        ids.append(int(model_of(backend)(torch.tensor([ids]))[0][0, -1].argmax()))
+        text += bytes(t - 4 for t in ids[-1:] if t >= 4)
+    assert found.data == text
+
+
+def test_text_replaces_what_is_not_utf8(scripted: Scripted) -> None:
+    runtime = BltRuntime(scripted(b"\xff\xc3\xa9\xc3" + b"." * 9))
+    found = runtime.generate(b"", 4)
+    assert found.data == b"\xff\xc3\xa9\xc3"
+    assert found.text == "�é�"
+
+
+@pytest.mark.parametrize("kind", ["eager", "onnxruntime"])
+def test_capacity_is_for_prompt_and_new_bytes_together(open_backend: OpenBackend, kind: str) -> None:
+    runtime = BltRuntime(open_backend(kind, "embedding", 20))
+    for method in METHODS:
+        assert len(runtime.generate(b"x" * 12, 8, method=method, stop_at_eos=False).data) == 8
+        assert runtime.generate(b"x" * 20, 0, method=method).data == b""
+        with pytest.raises(CapacityError, match="prompt: found 13 bytes and max_new_bytes=8, expected at most max_b"):
+            runtime.generate(b"x" * 13, 8, method=method)
+        with pytest.raises(CapacityError, match="found 21 bytes"):
+            runtime.generate(b"x" * 21, 0, method=method)
+        with pytest.raises(CapacityError, match="found 22 bytes"):
+            runtime.generate("é" * 11, 0, method=method)
+
+
+BAD_ARGUMENTS: list[tuple[dict[str, object], type[ValueError], str]] = [
+    ({"max_new_bytes": -1}, ValueError, "max_new_bytes: found -1, expected an integer >= 0"),
+    ({"stop": [""]}, ValueError, "stop: found an empty string"),
+    ({"stop": ["a", b""]}, ValueError, "stop: found an empty string"),
+    ({"temperature": -0.5}, SamplingError, r"temperature: found -0\.5"),
+    ({"top_p": 0.0}, SamplingError, r"top_p: found 0\.0"),
+    ({"method": "b:8"}, ValueError, "method 'b:8': unknown"),
+    ({"prompt": b"x" * 9000}, CapacityError, "prompt: found 9000 bytes"),
+]
+
+
+@pytest.mark.parametrize(("bad", "error", "message"), BAD_ARGUMENTS)
+def test_bad_argument_is_refused_before_anything_is_run(
+    scripted: Scripted, bad: dict[str, object], error: type[ValueError], message: str
+) -> None:
+    backend = scripted(TEXT)
+    runtime = BltRuntime(backend)
+    arguments = {"prompt": PROMPT, "max_new_bytes": 5} | bad
+    with pytest.raises(error, match=message):
+        runtime.generate(**arguments)  # type: ignore[arg-type]
+    with pytest.raises(error, match=message):
+        runtime.stream(**arguments)  # type: ignore[arg-type]  # at once, not when it is iterated
+    assert backend.calls == []  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("max_bytes", [0, -3])
+def test_capacity_must_be_positive(max_bytes: int) -> None:
+    with pytest.raises(ValueError, match=rf"max_bytes: found {max_bytes}, expected a positive integer"):
+        BltRuntime.from_pretrained("nowhere", max_bytes=max_bytes)
+
+
+def test_unknown_backend_is_named_with_the_choices() -> None:
+    with pytest.raises(ValueError, match="backend: found 'tpu', expected one of onnxruntime, eager"):
+        BltRuntime.from_pretrained("nowhere", backend="tpu")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_stream_and_generate_give_the_same_chunks(backend: Backend, method: str) -> None:
+    runtime = BltRuntime(backend)
+    found, chunks = collect(runtime, b"The quick", 40, method=method, stop_at_eos=False)
+    assert list(runtime.stream(b"The quick", 40, method=method, stop_at_eos=False)) == chunks
+    assert found.data == b"".join(c.data for c in chunks)
+
+
+def test_next_generation_is_right_when_a_stream_is_left(backend: Backend) -> None:
+    runtime = BltRuntime(backend)
+    expected = runtime.generate(b"The quick", 40, stop_at_eos=False).data
+    stream = runtime.stream(b"something else", 40, method="s:8", stop_at_eos=False)
+    next(stream)
+    next(stream)
+    assert runtime.generate(b"The quick", 40, stop_at_eos=False).data == expected
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_boundaries_are_the_patches_of_the_text(
+    backend: Backend, model_of: Callable[[Backend], Blt], method: str
+) -> None:
+    prompt = b"The quick brown fox"
+    found, chunks = collect(BltRuntime(backend), prompt, 40, method=method, stop_at_eos=False)
+    model, raw = model_of(backend), prompt + found.data
+    assert model.config.patching.max_patch_length == 6
+    # Position p is byte p - 1 of the text; BOS, a patch by itself, stands before the prompt.
+    closes = model.segment(torch.from_numpy(encode(raw)).unsqueeze(0)).closes[0].nonzero().flatten()
+    expected = (closes - 1 - len(prompt)).tolist()
+    assert expected[0] == -1 - len(prompt)
+    boundaries = [b for c in chunks for b in c.boundaries]
+    known = len(found.data) - 1  # the last byte is not scored
+    assert [b for b in boundaries if b < known] == [b for b in expected if b < known]
+    assert all(b < len(found.data) for b in boundaries)
+    done = 0
+    for chunk in chunks:
+        done += len(chunk.data)
+        assert all(b < done for b in chunk.boundaries)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("stop", ["fox. The fox had", "den. END", "was a fox. The fox has"])
+def test_boundaries_lie_in_bytes_that_are_out(scripted: Scripted, method: str, stop: str) -> None:
+    """A boundary in bytes that are held back is told with them, or not at all if a stop string takes them."""
+    runtime = BltRuntime(scripted(TEXT, surprising=range(0, 200, 2)))
+    found, chunks = collect(runtime, PROMPT, 70, method=method, stop=[stop])
+    done = 0
+    boundaries: list[int] = []
+    for chunk in chunks:
+        done += len(chunk.data)
+        assert all(b < done for b in chunk.boundaries)
+        boundaries += chunk.boundaries
+    # Position 2n is byte 2n - 1 of the text.
+    expected = [b for b in range(-6, len(found.data)) if (b + len(PROMPT) + 1) % 2 == 0]
+    assert boundaries == [b for b in expected if b < len(found.data) - 1] or boundaries == expected
+
+
+@pytest.mark.parametrize("wrong", [(), range(1, 200, 4), range(1, 200)], ids=["never", "some", "always"])
+def test_origins_tell_how_bytes_came_about(scripted: Scripted, wrong: range) -> None:
+    runtime = BltRuntime(scripted(TEXT, misdrafted=wrong))
+    found, chunks = collect(runtime, PROMPT, 60, method="s:4")
+    origins = [o for c in chunks for o in c.origins]
+    assert len(origins) == len(found.data) == 60
+    assert all(len(c.origins) == len(c.data) for c in chunks)
+    assert origins[0] == "sampled"
+    assert origins.count("sampled") == 1
+    for i, origin in enumerate(origins[1:], 1):
+        position = len(PROMPT) + 1 + i
+        if origin == "accepted":
+            assert position not in wrong
+        elif origin == "corrected":
+            assert position in wrong
+    expected = {"never": {"accepted", "free"}, "some": {"accepted", "corrected"}, "always": {"corrected"}}
+    kind = "never" if not wrong else ("always" if len(wrong) == 199 else "some")
+    assert set(origins[1:]) <= expected[kind] | {"free"}
+    assert set(origins[1:]) & expected[kind] == expected[kind]
+    rejected = sum(len(c.rejected) for c in chunks)
+    assert found.stats.drafted == found.stats.accepted + rejected
+    assert found.stats.drafted == 4 * (found.stats.rounds - 1)
+
+
+def test_bytes_of_autoregression_are_all_sampled(backend: Backend) -> None:
+    _, chunks = collect(BltRuntime(backend), b"abc", 20, stop_at_eos=False)
+    assert {o for c in chunks for o in c.origins} == {"sampled"}
+    assert all(c.rejected == b"" for c in chunks)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_statistics_account_for_every_byte_and_call(scripted: Scripted, method: str) -> None:
+    backend = scripted(TEXT, surprising={3, 9, 10, 20}, misdrafted={12, 30})
+    found, _ = collect(BltRuntime(backend), PROMPT, 45, method=method)
+    stats = found.stats
+    calls = backend.calls  # type: ignore[attr-defined]
+    drafts = [rows for part, _, rows in calls if part == "draft"]
+    made = {part: sum(p == part for p, _, _ in calls) for part in ("patcher", "encoder", "global", "decoder")}
+    made["decoder"] += sum(drafts)
+    if backend.config.decoder_input == "encoder":
+        made["encoder"] += sum(drafts)
+    assert dict(stats.nfe) == made
+    assert stats.prompt_bytes == len(PROMPT)
+    assert stats.new_bytes == 45
+    assert stats.drafted == sum(drafts)
+    # The scripted backend says 1000 and the rows of each call; a draft's rows are single.
+    parts = 2 if backend.config.decoder_input == "encoder" else 1
+    moved = sum(1000 + rows for part, _, rows in calls if part != "draft") + parts * 1001 * sum(drafts)
+    assert stats.moved_bytes == moved
+    assert 0 < stats.first_byte_seconds <= stats.total_seconds
+    assert stats.bytes_per_second == pytest.approx(45 / stats.total_seconds)
+    assert all(s > 0 for s in stats.byte_seconds)
+    if method == "ar":
+        assert stats.rounds == 45
+        assert stats.acceptance is None
+        assert len(stats.byte_seconds) == 44
+    else:
+        assert 0 < stats.acceptance == stats.accepted / stats.drafted < 1
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_eos_ends_the_text_or_is_a_token_without_a_byte(scripted: Scripted, method: str) -> None:
+    tokens = [*encode(PROMPT + REST[:10], bos=False), EOS_ID, *encode(REST[10:], bos=False)]
+    runtime = BltRuntime(scripted(tokens, surprising=range(0, 200, 3)))
+    found, _ = collect(runtime, PROMPT, 30, method=method)
+    assert (found.data, found.finish) == (REST[:10], "eos")
+    found, chunks = collect(runtime, PROMPT, 30, method=method, stop_at_eos=False)
+    assert (found.data, found.finish) == (REST[:30], "length")
+    assert all(len(c.origins) == len(c.data) for c in chunks)
+    boundaries = [b for c in chunks for b in c.boundaries]
+    assert boundaries == sorted(boundaries)
+    assert all(b < 30 for b in boundaries)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_stop_string_is_found_across_a_token_without_a_byte(scripted: Scripted, method: str) -> None:
+    tokens = [*encode(PROMPT + REST[:10], bos=False), BOS_ID, *encode(REST[10:], bos=False)]
+    found, _ = collect(BltRuntime(scripted(tokens)), PROMPT, 30, method=method, stop=[REST[8:13]], stop_at_eos=False)
+    assert (found.data, found.finish) == (REST[:8], "stop")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_generation_ends_when_the_model_gives_tokens_without_bytes_for_ever(scripted: Scripted, method: str) -> None:
+    """Such tokens do not count as new bytes: the capacity ends the text, and what there is stays valid."""
+    tokens = [*encode(PROMPT + REST[:4], bos=False), *[EOS_ID] * 400]
+    runtime = BltRuntime(scripted(tokens, max_bytes=60))
+    found, _ = collect(runtime, PROMPT, 50, method=method, stop_at_eos=False)
+    assert (found.data, found.finish) == (REST[:4], "length")
+
+
+def test_estimated_traffic_is_that_of_the_paper() -> None:
+    """Table of the Fast BLT paper, 1B, French to English: 512 decoder and 250 encoder and global calls, 814.95 GB."""
+    stats = RunStats()
+    stats.nfe.update(patcher=512, decoder=512, encoder=250, **{"global": 250})
+    assert stats.estimated_gb(preset("blt-d-1b")) == pytest.approx(814.95, rel=0.01)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_prompt_in_the_middle_of_a_character_is_continued(scripted: Scripted, method: str) -> None:
+    text = "Größe, Straße und Übermut: Wörter mit Umlauten, mehr als einer Runde.".encode()
+    runtime = BltRuntime(scripted(text))
+    found, chunks = collect(runtime, text[:3], 20, method=method)
+    assert text[:3] + found.data == text[:23]
+    assert np.concatenate([np.frombuffer(c.data, np.uint8) for c in chunks]).tobytes() == found.data
