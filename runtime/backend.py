@@ -7,8 +7,7 @@ Rewinding therefore needs no call at all.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,8 +29,7 @@ DRAFT_SLACK = 64
 PARTS = ("patcher", "encoder", "global", "decoder")
 
 
-@dataclass(frozen=True)
-class DecoderRows:
+class DecoderRows(NamedTuple):
     """What the decoder says about n rows; arrays may be views that the next call overwrites."""
 
     best: Ids

@@ -130,6 +130,8 @@ class BenchRow:
     """Weight traffic by the paper's formula (16-bit weights, no patcher, no caches)."""
     moved_gb: float
     """Weights, in the type they have, and cache entries that the calls read."""
+    moved_gb_per_s: float
+    """``moved_gb`` divided by all seconds; compare with the device's ``memory_gb_per_s``."""
     peak_rss_mb: float | None
     """Largest resident memory (MiB) of the *process*, all backends in it, up to this contender's last run."""
 
@@ -190,6 +192,7 @@ class Measurement:
             sum(stats.accepted for stats in all_stats),
         )
         rate = decode_rate(runs)
+        moved_gb = sum(stats.moved_bytes for stats in all_stats) / 1e9
         return BenchRow(
             backend=contender.backend,
             method=contender.method,
@@ -216,7 +219,8 @@ class Measurement:
             ratio_to_ar=_ratio(rate, decode_rate(self.runs[Contender(self.plan.backend, AR)])),
             ratio_to_eager_ar=_ratio(rate, decode_rate(self.runs.get(Contender(EAGER, AR), ()))),
             estimated_gb=sum(stats.estimated_gb(self.config) for stats in all_stats),
-            moved_gb=sum(stats.moved_bytes for stats in all_stats) / 1e9,
+            moved_gb=moved_gb,
+            moved_gb_per_s=_ratio(moved_gb, sum(stats.total_seconds for stats in all_stats)) or 0.0,
             peak_rss_mb=self.peaks[contender],
         )
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -54,8 +53,7 @@ class Buffer:
         return self.address + row * self.row_bytes
 
 
-@dataclass(frozen=True)
-class View:
+class View(NamedTuple):
     """A run of cache slots that a call sees."""
 
     start: int

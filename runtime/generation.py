@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from fastblt.models.tokens import BYTE_OFFSET, EOS_ID, decode
 from fastblt.runtime.methods import Choose, Method, Origin, Round
@@ -12,8 +13,7 @@ from fastblt.runtime.session import Session
 from fastblt.runtime.stats import RunStats
 
 
-@dataclass(frozen=True)
-class Chunk:
+class Chunk(NamedTuple):
     """New bytes, in the order in which they are decided."""
 
     data: bytes

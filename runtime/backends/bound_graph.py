@@ -31,6 +31,8 @@ class Binding:
         self._types = {t.name: _ONNX_TYPES[t.dtype] for t in (*spec.inputs, *spec.outputs)}
         self._inputs = {t.name for t in spec.inputs}
         self._addresses: dict[str, int] = {}
+        self.fresh = True
+        """Until the caller has bound the tensors that never move."""
 
     def point(self, name: str, shape: tuple[int, ...], buffer: Buffer, row: int = 0) -> None:
         """Bind an input or output to a buffer, from ``row`` on. A binding serves one shape of each tensor."""

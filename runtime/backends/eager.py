@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastblt.models.blt import Blt
 from fastblt.models.cache import StackCache
@@ -39,6 +39,12 @@ class EagerBackend:
             "encoder": self._cache(self.config.encoder, capacity, self._dtype),
             "global": self._cache(self.config.global_transformer, capacity, self._dtype),
             "decoder": self._cache(self.config.decoder, capacity, self._dtype),
+        }
+        self._weight_bytes = {
+            "patcher": _weight_bytes(model.patcher),
+            "encoder": _weight_bytes(model.encoder),
+            "global": _weight_bytes(model.global_transformer),
+            "decoder": _weight_bytes(model.decoder),
         }
         decoder = self.config.decoder
         self._states = self._zeros(1, capacity, decoder.dim)
@@ -145,8 +151,9 @@ class EagerBackend:
         stack = self._caches[part]
         live = position + rows if stack.window is None else min(position + rows, stack.window + rows - 1)
         per_slot = 2 * stack.keys.shape[0] * stack.keys[0, 0, 0].numel() * stack.keys.element_size()
-        return self._weight_bytes(part) + live * per_slot
+        return self._weight_bytes[part] + live * per_slot
 
-    def _weight_bytes(self, part: str) -> int:
-        module = getattr(self.model, "global_transformer" if part == "global" else part)
-        return sum(p.numel() * p.element_size() for n, p in module.named_parameters() if "embeddings" not in n)
+
+def _weight_bytes(module: nn.Module) -> int:
+    """Bytes of weights that a call reads, embedding tables excluded."""
+    return sum(p.numel() * p.element_size() for n, p in module.named_parameters() if "embeddings" not in n)

@@ -83,8 +83,10 @@ class OnnxRuntimeBackend:
         """See `Backend.run_patcher`."""
         rows = len(ids)
         binding = self._patcher.prepare(position, rows, ())
-        binding.point("ids", (1, rows), self._ids.buffer)
-        binding.point("entropy", (1, rows), self._entropies)
+        if binding.fresh:
+            binding.fresh = False
+            binding.point("ids", (1, rows), self._ids.buffer)
+            binding.point("entropy", (1, rows), self._entropies)
         self._ids.values[:rows] = ids
         self._patcher.run(binding)
         entropies: Floats = self._entropies.array[:rows]
@@ -98,12 +100,14 @@ class OnnxRuntimeBackend:
         binding = graph.prepare(position, rows, (patches, slots))
         self._embed(binding, ids, rows)
         dim = self.config.encoder.dim
-        binding.point("patch_start", (1, patches), self._patch_start.buffer)
-        binding.point("patch_end", (1, patches), self._patch_end.buffer)
-        binding.point("pool_index", (1,), self._pool_index.buffer)
+        if binding.fresh:
+            binding.fresh = False
+            binding.point("patch_start", (1, patches), self._patch_start.buffer)
+            binding.point("patch_end", (1, patches), self._patch_end.buffer)
+            binding.point("pool_index", (1,), self._pool_index.buffer)
+            binding.point("patch_embeddings", (1, patches, self.config.patch_dim), self._patch_embeddings)
         binding.point("pool", (1, 1, slots, 3 * dim), self._pool, origin)
         binding.point("pool_out", (1, 1, slots, 3 * dim), self._pool, origin)
-        binding.point("patch_embeddings", (1, patches, self.config.patch_dim), self._patch_embeddings)
         if self._reads_states:
             binding.point("states", (1, rows, dim), self._states, position)
         self._patch_start.values[:patches] = starts - origin
@@ -123,8 +127,10 @@ class OnnxRuntimeBackend:
         """See `Backend.run_global`."""
         graph, config = self._global, self.config
         binding = graph.prepare(first_patch, count, ())
-        binding.point("patch_embeddings", (1, count, config.patch_dim), self._patch_embeddings)
-        binding.point("latents", (1, count, config.global_transformer.dim), self._latents)
+        if binding.fresh:
+            binding.fresh = False
+            binding.point("patch_embeddings", (1, count, config.patch_dim), self._patch_embeddings)
+            binding.point("latents", (1, count, config.global_transformer.dim), self._latents)
         binding.point("latent_kv", (count, *self._latent_kv.row_shape), self._latent_kv, first_patch)
         graph.run(binding)
 
@@ -146,16 +152,18 @@ class OnnxRuntimeBackend:
         self, position: int, rows: int, first_latent: int, latents: int, visible_end: int | None = None
     ) -> Binding:
         binding = self._decoder.prepare(position, rows, (latents,), visible_end)
+        if binding.fresh:
+            binding.fresh = False
+            if not self._reads_states:
+                binding.point("ids", (1, rows), self._ids.buffer)
+            binding.point("latent_index", (1, rows), self._latent_index.buffer)
+            binding.point("best", (1, rows), self._best.buffer)
+            binding.point("probability", (1, rows), self._probability)
+            binding.point("entropy", (1, rows), self._entropy)
+            binding.point("logits", (1, rows, self.config.vocab_size), self._logits)
         if self._reads_states:
             binding.point("states", (1, rows, self.config.decoder.dim), self._states, position)
-        else:
-            binding.point("ids", (1, rows), self._ids.buffer)
         binding.point("latent_kv", (latents, *self._latent_kv.row_shape), self._latent_kv, first_latent)
-        binding.point("latent_index", (1, rows), self._latent_index.buffer)
-        binding.point("best", (1, rows), self._best.buffer)
-        binding.point("probability", (1, rows), self._probability)
-        binding.point("entropy", (1, rows), self._entropy)
-        binding.point("logits", (1, rows, self.config.vocab_size), self._logits)
         return binding
 
     def draft(self, position: int, ids: Ids, latent: int, count: int) -> tuple[Ids, Floats]:

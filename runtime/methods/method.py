@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from fastblt.runtime.backend import DecoderRows
 from fastblt.runtime.session import Session
@@ -17,8 +16,7 @@ Origin = Literal["sampled", "accepted", "corrected", "free"]
 Choose = Callable[[DecoderRows, int], int]
 
 
-@dataclass(frozen=True)
-class Round:
+class Round(NamedTuple):
     """Tokens that one round appended to the session; all but the last are scored."""
 
     tokens: tuple[int, ...]

@@ -36,6 +36,12 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in folder.iterdir()}
 
 
+def content(folder: Path) -> tuple[Any, dict[str, bytes]]:
+    """What a checkpoint says, however its files are laid out."""
+    tensors = load_file(folder / WEIGHTS_FILE)
+    return json.loads((folder / CONFIG_FILE).read_text()), {n: t.numpy().tobytes() for n, t in tensors.items()}
+
+
 def edit_weights(folder: Path, **changes: Tensor | None) -> None:
     """Replaces, adds or (None) removes tensors; dots in names are written as two underscores."""
     tensors = load_file(folder / WEIGHTS_FILE)
@@ -230,7 +236,7 @@ def test_folder_is_never_a_mixture_when_replacing_is_interrupted(
     other = Blt(dataclasses.replace(tiny_model.config, patching=rule))
     other.load_state_dict({n: p + 1.0 for n, p in tiny_model.state_dict().items()})
     save_checkpoint(folder.parent / "new", other)
-    old, new = contents(folder), contents(folder.parent / "new")
+    old, new = content(folder), content(folder.parent / "new")
 
     rename, done = Path.replace, 0
 
@@ -244,5 +250,5 @@ def test_folder_is_never_a_mixture_when_replacing_is_interrupted(
     monkeypatch.setattr(Path, "replace", replace)
     with pytest.raises(KeyboardInterrupt):
         save_checkpoint(folder, other)
-    found = contents(folder)
+    found = content(folder)
     assert found in (old, new), "config.json of one model, model.safetensors of the other"

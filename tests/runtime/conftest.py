@@ -133,10 +133,12 @@ class ScriptedBackend:
         assert ids.tolist() == self.fed[position : position + len(ids)].tolist()
         assert len(latents) == len(ids)
         assert (np.diff(latents) >= 0).all()
+        longest = self.config.patching.max_patch_length
         for row, latent in enumerate(latents.tolist(), position):
-            assert self.latents[latent][1] <= row + 1, "a latent that holds a later byte"
-            longest = self.config.patching.max_patch_length
-            assert longest is None or row + 1 - self.latents[latent][1] < longest, "a stale latent"
+            end = self.latents[latent][1]
+            assert end <= row + 1, "a latent that holds a later byte"
+            assert not any(p in self.surprising for p in range(end, row + 1)), "a latent that is not the newest"
+            assert longest is None or row + 1 - end < longest, "a latent that is not the newest"
         return self._rows([self._next(position + i + 1) for i in range(len(ids))])
 
     def _next(self, position: int) -> int:

@@ -15,18 +15,18 @@ from fastblt.runtime.sampling import greedy
 from fastblt.runtime.session import Session
 
 Scripted = Callable[..., Backend]
-PROMPTS = (b"", b"hello", b"The quick brown fox", bytes(range(120, 160)), b"\n" * 30)
+PROMPTS = (b"", b"The quick brown fox", bytes(range(120, 160)), b"\n" * 30)
 TEXT = b"It is a truth universally acknowledged, that a single man in possession of a good fortune, must be in want. "
 
 
 @pytest.fixture(scope="module")
 def generate(backend: Backend) -> Callable[..., Generation]:
-    """``generate(prompt, method, stop_at_eos)``: 50 bytes, remembered."""
+    """``generate(prompt, method, stop_at_eos)``: 40 bytes, remembered."""
     runtime = BltRuntime(backend)
 
     @cache
     def run(prompt: bytes, method: str, stop_at_eos: bool) -> Generation:
-        return runtime.generate(prompt, 50, method=method, stop_at_eos=stop_at_eos)
+        return runtime.generate(prompt, 40, method=method, stop_at_eos=stop_at_eos)
 
     return run
 
@@ -185,7 +185,7 @@ def test_unknown_method_is_named_with_the_choices(text: str) -> None:
 )
 def test_bad_draft_length_is_named_with_the_range(text: str) -> None:
     with pytest.raises(MethodError, match=rf"found draft length .*, expected 1\.\.{DRAFT_SLACK - 1}"):
-        parse_method(f"s:{length}")
+        parse_method(text)
 
 
 def test_argument_of_autoregression_is_refused() -> None:

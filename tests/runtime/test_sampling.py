@@ -111,7 +111,7 @@ def test_samples_are_a_function_of_the_seed() -> None:
     assert draw(None, 50) != draw(None, 50)
 
 
-@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.7, 1.0), (1.5, 0.8), (1.0, 0.3)])
+@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.7, 1.0), (1.5, 0.8), (1.0, 0.6)])
 def test_samples_have_the_probabilities_of_the_nucleus(temperature: float, top_p: float) -> None:
     """Chi-squared with a fixed seed: 6 standard deviations above its mean is far out of any doubt."""
     logits = np.array([[9, 9, 9, 9, 9, 9], [1.0, 2.5, -1.0, 0.5, 2.0, 0.0]], dtype=np.float32)

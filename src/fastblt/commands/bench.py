@@ -103,7 +103,7 @@ def bench_tables(rows: Sequence[BenchRow], layout: Plan, width: int) -> list[Tab
         *("bytes/s", "ms/byte\np50", "ms/byte\np95", "first\nms", "drafts\nkept"),
         *("x eager\nar", f"x {reference}\nar", "output\nsame?"),
     ]
-    cost = ["NFE\npatcher", "NFE\nencoder", "NFE\nglobal", "NFE\ndecoder", "estim.\nGB", "moved\nGB"]
+    cost = ["NFE\npatcher", "NFE\nencoder", "NFE\nglobal", "NFE\ndecoder", "estim.\nGB", "moved\nGB", "moved\nGB/s"]
     if width >= TABLE_WIDTH:
         return [_table(rows, [*speed, *cost], lambda row: [*_speed(row), *_cost(row)])]
     return [_table(rows, speed, _speed), _table(rows, cost, _cost)]
@@ -133,7 +133,7 @@ def _speed(row: BenchRow) -> list[str]:
 
 def _cost(row: BenchRow) -> list[str]:
     calls = (row.nfe_patcher, row.nfe_encoder, row.nfe_global, row.nfe_decoder)
-    return [*map(str, calls), f"{row.estimated_gb:.3g}", f"{row.moved_gb:.3g}"]
+    return [*map(str, calls), f"{row.estimated_gb:.3g}", f"{row.moved_gb:.3g}", f"{row.moved_gb_per_s:.1f}"]
 
 
 def bundle_dtype(bundle: Path) -> str:
