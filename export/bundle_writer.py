@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +18,7 @@ from fastblt.export.global_graph import build_global_graph
 from fastblt.export.graph_builder import IR_VERSION, OPSET, BltGraph
 from fastblt.export.verification import verify_bundle
 from fastblt.export.weights import CheckpointWeights
+from fastblt.models.atomic_folder import replacing_folder
 from fastblt.models.config import BltConfig
 from fastblt.runtime.bundle import (
     CONFIG_FILE,
@@ -80,7 +77,7 @@ def export_bundle(
         raise ExportError(f"{bundle}: exists and is not a bundle, expected a new name or a bundle to replace")
     say = report or (lambda text: None)
     weights = CheckpointWeights(checkpoint)
-    with _replacing_folder(bundle) as new:
+    with replacing_folder(bundle) as new:
         weights.config.save(new / CONFIG_FILE)
         graphs = {}
         for part, graph in _build_graphs(weights, dtype, hash_tables == "graph"):
@@ -101,36 +98,6 @@ def export_bundle(
 
 def _write_manifest(folder: Path, manifest: Manifest) -> None:
     (folder / MANIFEST_FILE).write_text(json.dumps(manifest.to_dict(), indent=1) + "\n", encoding="utf-8")
-
-
-@contextmanager
-def _replacing_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder beside ``folder`` that takes its place when the body succeeds, and vanishes if not."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(folder)
-    new = Path(tempfile.mkdtemp(prefix=f".{folder.name}.{os.getpid()}.", suffix=".partial", dir=folder.parent))
-    try:
-        yield new
-        new.chmod(0o755)
-        old = new.with_suffix(".old")
-        if folder.exists():
-            os.rename(folder, old)
-        os.rename(new, folder)
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
-
-
-def _remove_leftovers(folder: Path) -> None:
-    """Delete temporary folders of exports to ``folder`` that were killed."""
-    for path in folder.parent.glob(f".{folder.name}.*.partial"):
-        process = path.name.removeprefix(f".{folder.name}.").split(".")[0]
-        try:
-            os.kill(int(process), 0)
-        except ProcessLookupError:
-            shutil.rmtree(path, ignore_errors=True)
-        except (ValueError, PermissionError):
-            continue
 
 
 def _build_graphs(weights: CheckpointWeights, dtype: str, tables_inside: bool) -> Iterator[tuple[str, BltGraph]]:

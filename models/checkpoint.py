@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from fastblt.models.atomic_folder import replacing_folder
 from fastblt.models.blt import Blt
 from fastblt.models.config import BltConfig
 
@@ -24,22 +24,14 @@ def save_checkpoint(folder: Path, model: Blt, dtype: torch.dtype = torch.float32
     """Write a checkpoint folder, all of it or nothing.
 
     Args:
-        folder: created, or replaced file by file, weights last.
+        folder: created, or replaced.
         model: its parameters are stored as ``dtype``.
         dtype: storage type.
     """
     tensors = {name: p.detach().to("cpu", dtype).contiguous() for name, p in model.state_dict().items()}
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        model.config.save(partial / CONFIG_FILE)
-        save_file(tensors, partial / WEIGHTS_FILE, metadata={"format": "pt", "model": model.config.name})
-        folder.mkdir(exist_ok=True)
-        for name in (CONFIG_FILE, WEIGHTS_FILE):
-            (partial / name).replace(folder / name)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with replacing_folder(folder) as new:
+        model.config.save(new / CONFIG_FILE)
+        save_file(tensors, new / WEIGHTS_FILE, metadata={"format": "pt", "model": model.config.name})
 
 
 def expected_shapes(config: BltConfig) -> dict[str, tuple[int, ...]]:

@@ -1,6 +1,9 @@
 import dataclasses
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -214,7 +217,9 @@ def test_earlier_checkpoint_stays_when_writing_fails(
 
 
 def test_leftovers_of_a_killed_save_do_not_matter(tiny_model: Blt, tmp_path: Path) -> None:
-    partial = tmp_path / "model.partial"
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    partial = tmp_path / f".model.{ended.pid}.abc.partial"
     partial.mkdir()
     (partial / WEIGHTS_FILE).write_bytes(b"half")
     save_checkpoint(tmp_path / "model", tiny_model)
@@ -238,16 +243,16 @@ def test_folder_is_never_a_mixture_when_replacing_is_interrupted(
     save_checkpoint(folder.parent / "new", other)
     old, new = content(folder), content(folder.parent / "new")
 
-    rename, done = Path.replace, 0
+    rename, done = os.rename, 0
 
-    def replace(self: Path, target: Path) -> Path:
+    def interrupted(source: Path, target: Path) -> None:
         nonlocal done
-        if done == moves:
-            raise KeyboardInterrupt
         done += 1
-        return rename(self, target)
+        if done == moves + 1:
+            raise KeyboardInterrupt
+        rename(source, target)
 
-    monkeypatch.setattr(Path, "replace", replace)
+    monkeypatch.setattr(os, "rename", interrupted)
     with pytest.raises(KeyboardInterrupt):
         save_checkpoint(folder, other)
     found = content(folder)
