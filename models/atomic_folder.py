@@ -37,11 +37,22 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
 
 
 def _remove_leftovers(folder: Path) -> None:
-    for path in folder.parent.glob(f".{folder.name}.*.partial"):
+    """Clean up after a killed process; if it died between the two renames, its old folder comes back first."""
+    for path in sorted(folder.parent.glob(f".{folder.name}.*")):
         process = path.name.removeprefix(f".{folder.name}.").split(".")[0]
-        try:
-            os.kill(int(process), 0)
-        except ProcessLookupError:
-            shutil.rmtree(path, ignore_errors=True)
-        except (ValueError, PermissionError):
+        if path.suffix not in (".partial", ".old") or not process.isdigit() or _is_alive(int(process)):
             continue
+        if path.suffix == ".old" and not folder.exists():
+            os.rename(path, folder)
+        else:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -64,7 +64,7 @@ class BltRuntime:
         temperature: float = 0.0,
         top_p: float = 1.0,
         seed: int | None = None,
-        stop: Sequence[bytes | str] = (),
+        stop: bytes | str | Sequence[bytes | str] = (),
         stop_at_eos: bool = True,
     ) -> Iterator[Chunk]:
         """Generate; everything else consumes this generator. Arguments and errors as in `generate`."""
@@ -79,7 +79,7 @@ class BltRuntime:
         temperature: float = 0.0,
         top_p: float = 1.0,
         seed: int | None = None,
-        stop: Sequence[bytes | str] = (),
+        stop: bytes | str | Sequence[bytes | str] = (),
         stop_at_eos: bool = True,
         on_chunk: Callable[[Chunk], None] | None = None,
     ) -> Generation:
@@ -87,12 +87,12 @@ class BltRuntime:
 
         Args:
             prompt: any bytes, or text (UTF-8); may be empty.
-            max_new_bytes: >= 0.
+            max_new_bytes: >= 0; a token without a byte counts as one.
             method: ``ar``, or ``s:K`` (BLT-S with drafts of K bytes).
             temperature: 0 is greedy.
             top_p: nucleus of the sampled distribution.
             seed: of sampling.
-            stop: the text ends before the first of these strings.
+            stop: the text ends before this string, or before the first of these.
             stop_at_eos: end at the end-of-document token.
             on_chunk: called with each chunk.
 
@@ -118,7 +118,7 @@ class BltRuntime:
         temperature: float,
         top_p: float,
         seed: int | None,
-        stop: Sequence[bytes | str],
+        stop: bytes | str | Sequence[bytes | str],
         stop_at_eos: bool,
     ) -> ByteStream:
         started = time.perf_counter()

@@ -71,6 +71,7 @@ class ByteStream:
         self._origins: list[Origin] = []
         self._emitted = 0
         self._boundaries_seen = 0
+        self._boundaries: list[int] = []
         # New byte offset of each token position; a token without a byte shares the offset of the byte before it.
         self._offsets: list[int] = []
         self._first_position = session.length
@@ -123,7 +124,8 @@ class ByteStream:
                 del self._data[stop:], self._origins[stop:]
                 self.finish = "stop"
                 return True
-            if len(self._data) == self.rules.max_new_bytes:
+            # Tokens, not bytes: a model that gives special tokens for ever ends too.
+            if len(self._offsets) == self.rules.max_new_bytes:
                 return True
         return False
 
@@ -148,24 +150,27 @@ class ByteStream:
         )
 
     def _new_boundaries(self) -> tuple[int, ...]:
-        found = []
+        """Boundaries that became known, of bytes that have been emitted; those of bytes held back wait."""
         for end in self.session.patch_ends[self._boundaries_seen :]:
             index = end - 1 - self._first_position
-            if index < 0:
-                found.append(index)
-            elif index < len(self._offsets) and self._offsets[index] < len(self._data):
-                found.append(self._offsets[index])
+            if index < len(self._offsets):
+                self._boundaries.append(self._offsets[index] if index >= 0 else index)
         self._boundaries_seen = len(self.session.patch_ends)
-        return tuple(found)
+        if not self._boundaries:
+            return ()
+        shown = tuple(b for b in self._boundaries if b < self._emitted)
+        self._boundaries = [b for b in self._boundaries if b >= self._emitted]
+        return shown
 
 
-def stop_strings(strings: Sequence[bytes | str]) -> tuple[bytes, ...]:
-    """Stop strings as bytes.
+def stop_strings(strings: bytes | str | Sequence[bytes | str]) -> tuple[bytes, ...]:
+    """Stop strings as bytes; a single one may stand by itself.
 
     Raises:
         ValueError: one of them is empty.
     """
-    found = tuple(s.encode("utf-8") if isinstance(s, str) else bytes(s) for s in strings)
+    each = [strings] if isinstance(strings, str | bytes) else strings
+    found = tuple(s.encode("utf-8") if isinstance(s, str) else bytes(s) for s in each)
     if b"" in found:
         raise ValueError("stop: found an empty string, expected at least one byte")
     return found

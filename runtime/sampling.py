@@ -31,8 +31,8 @@ def nucleus(logits: NDArray[np.float32], temperature: float, top_p: float) -> ND
     Returns:
         float64 [vocab], sums to 1.
     """
-    scaled = logits.astype(np.float64) / temperature
-    p: NDArray[np.float64] = np.exp(scaled - scaled.max())
+    wide = logits.astype(np.float64)
+    p: NDArray[np.float64] = np.exp((wide - wide.max()) / temperature)
     p /= p.sum()
     if top_p < 1.0:
         order = np.argsort(-p, kind="stable")

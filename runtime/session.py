@@ -115,6 +115,8 @@ class Session:
         position = self.length - 1
         if self.scored != position:
             raise ValueError(f"draft: found {self.length - self.scored} tokens to score, expected 1")
+        if not self.patch_ends:
+            raise ValueError("draft: found no latent to read, score BOS first")
         context = self._ids[position : self._history + self.length]
         tokens, probabilities = self.backend.draft(position, context, len(self.patch_ends) - 1, count)
         self._count("decoder", position, 1, calls=count)

@@ -216,10 +216,12 @@ def test_earlier_checkpoint_stays_when_writing_fails(
     assert list(folder.parent.iterdir()) == [folder]
 
 
-def test_leftovers_of_a_killed_save_do_not_matter(tiny_model: Blt, tmp_path: Path) -> None:
+@pytest.mark.parametrize("suffix", ["partial", "old"])
+def test_leftovers_of_a_killed_save_do_not_matter(tiny_model: Blt, tmp_path: Path, suffix: str) -> None:
+    """Killed while writing, or after the rename that makes room and before the one that fills it, or after both."""
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
-    partial = tmp_path / f".model.{ended.pid}.abc.partial"
+    partial = tmp_path / f".model.{ended.pid}.abc.{suffix}"
     partial.mkdir()
     (partial / WEIGHTS_FILE).write_bytes(b"half")
     save_checkpoint(tmp_path / "model", tiny_model)
@@ -256,4 +258,5 @@ def test_folder_is_never_a_mixture_when_replacing_is_interrupted(
     with pytest.raises(KeyboardInterrupt):
         save_checkpoint(folder, other)
     found = content(folder)
+    assert sorted(p.name for p in folder.parent.iterdir()) == ["damaged", "new"]
     assert found in (old, new), "config.json of one model, model.safetensors of the other"

@@ -15,7 +15,8 @@ from fastblt.runtime.sampling import greedy
 from fastblt.runtime.session import Session
 
 Scripted = Callable[..., Backend]
-PROMPTS = (b"", b"The quick brown fox", bytes(range(120, 160)), b"\n" * 30)
+#: After the second the BLT-D model ends its document, after the third the BLT model.
+PROMPTS = (b"", b"prompt 31", b"prompt 68", bytes(range(120, 160)))
 TEXT = b"It is a truth universally acknowledged, that a single man in possession of a good fortune, must be in want. "
 
 
@@ -46,7 +47,9 @@ def test_self_speculation_equals_autoregression_when_greedy(
     assert 0.1 * drafted < accepted < drafted, "neither nothing nor everything, or the test proves little"
 
 
-def test_random_models_do_not_only_loop(generate: Callable[..., Generation]) -> None:
+def test_random_models_do_not_only_loop_and_end_some_documents(generate: Callable[..., Generation]) -> None:
+    """Otherwise the test above would prove little."""
+    assert {generate(p, "ar", True).finish for p in PROMPTS} == {"length", "eos"}
     assert len({generate(p, "ar", False).data for p in PROMPTS}) == len(PROMPTS)
     assert all(len(set(generate(p, "ar", False).data)) > 5 for p in PROMPTS)
 

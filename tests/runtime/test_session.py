@@ -93,7 +93,7 @@ steps = st.one_of(
 )
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(plan=st.lists(steps, min_size=4, max_size=25))
 def test_nothing_remembers_what_was_rewound(
     backend: Backend, model_of: ModelOf, latents_of: LatentsOf, plan: list[tuple[str, object]]
@@ -127,7 +127,7 @@ def test_nothing_remembers_what_was_rewound(
     np.testing.assert_allclose(latents, latents_of(backend, len(other.patch_ends)), atol=TOLERANCE, rtol=1e-4)
 
 
-@settings(max_examples=12)
+@settings(max_examples=8)
 @given(prompt=st.binary(max_size=40), data=st.data(), method=st.sampled_from(["ar", "s:1", "s:4", "s:7"]))
 def test_generation_is_the_same_when_rewound_and_generated_again(
     backend: Backend, latents_of: LatentsOf, prompt: bytes, method: str, data: st.DataObject

@@ -18,7 +18,7 @@ from fastblt.runtime.blt_runtime import BltRuntime
 from fastblt.runtime.bundle import MANIFEST_FILE, load_manifest
 
 #: What one table with all columns needs; a file or a pipe has no width of its own.
-TABLE_WIDTH = 124
+TABLE_WIDTH = 132
 
 
 @dataclass(frozen=True)

@@ -124,19 +124,21 @@ def test_checkpoint_is_that_of_the_run_when_done(text: Split, finished: Path) ->
     model = load_checkpoint(finished / CHECKPOINT_FOLDER)
     assert run.progress.phase == "done"
     assert model.config.patching.threshold == run.progress.threshold > 0
+    found = model.state_dict()
     for name, tensor in run.model.state_dict().items():
-        assert torch.equal(model.state_dict()[name], tensor.half().float()), name
+        assert torch.equal(found[name], tensor.half().float()), name
 
 
 def test_patcher_is_frozen_when_the_model_is_trained(text: Split, tmp_path: Path, finished: Path) -> None:
     run = trainer(text, tmp_path)
     with pytest.raises(KilledError):
         run.run(1e9, kill_after("model", 1))
+    expected = weights(finished)
     for name, tensor in run.model.patcher.state_dict().items():
-        assert torch.equal(weights(finished)[f"patcher.{name}"], tensor.half().float()), name
+        assert torch.equal(expected[f"patcher.{name}"], tensor.half().float()), name
 
 
-KILLS = [("patcher", 1), ("patcher", 3), ("patcher", 6), ("model", 1), ("model", 5), ("model", 9)]
+KILLS = [("patcher", 1), ("patcher", 5), ("model", 1), ("model", 9)]
 
 
 @pytest.mark.parametrize(("phase", "step"), KILLS)
@@ -191,8 +193,9 @@ def test_run_goes_on_when_killed_in_the_evaluation_at_the_end_of_a_phase(
     again = trainer(text, tmp_path)
     assert again.resume()
     assert again.run(1e9)
+    expected = weights(finished)
     for name, tensor in weights(tmp_path).items():
-        assert torch.equal(tensor, weights(finished)[name]), name
+        assert torch.equal(tensor, expected[name]), name
 
 
 def test_nothing_is_trained_when_the_run_is_done(text: Split, finished: Path) -> None:
