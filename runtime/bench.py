@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastblt.models.config import BltConfig
+from fastblt.runtime.backend import PARTS
 from fastblt.runtime.methods import parse_method
 from fastblt.runtime.stats import RunStats
 
@@ -130,6 +131,8 @@ class BenchRow:
     """Weight traffic by the paper's formula (16-bit weights, no patcher, no caches)."""
     moved_gb: float
     """Weights, in the type they have, and cache entries that the calls read."""
+    us_per_byte: dict[str, float]
+    """Where the time of a byte goes, prompt included: microseconds of each part, and of the control flow (``host``)."""
     moved_gb_per_s: float
     """``moved_gb`` divided by all seconds; compare with the device's ``memory_gb_per_s``."""
     peak_rss_mb: float | None
@@ -220,6 +223,7 @@ class Measurement:
             ratio_to_eager_ar=_ratio(rate, decode_rate(self.runs.get(Contender(EAGER, AR), ()))),
             estimated_gb=sum(stats.estimated_gb(self.config) for stats in all_stats),
             moved_gb=moved_gb,
+            us_per_byte=breakdown(all_stats),
             moved_gb_per_s=_ratio(moved_gb, sum(stats.total_seconds for stats in all_stats)) or 0.0,
             peak_rss_mb=self.peaks[contender],
         )
@@ -306,6 +310,14 @@ def peak_rss_mb() -> float | None:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (1 << 20 if sys.platform == "darwin" else 1 << 10)
+
+
+def breakdown(all_stats: Sequence[RunStats]) -> dict[str, float]:
+    """Microseconds per new byte of each part and of everything outside the backend (``host``)."""
+    count = max(1, sum(stats.new_bytes for stats in all_stats))
+    parts = {part: sum(stats.part_seconds[part] for stats in all_stats) for part in PARTS}
+    parts["host"] = sum(stats.total_seconds for stats in all_stats) - sum(parts.values())
+    return {part: 1e6 * seconds / count for part, seconds in parts.items()}
 
 
 def device_info(threads: int | None = None) -> dict[str, Any]:

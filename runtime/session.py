@@ -8,6 +8,7 @@ row reads; nothing depends on where the buffer happens to end.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from time import perf_counter
 
 import numpy as np
 
@@ -118,22 +119,26 @@ class Session:
         if not self.patch_ends:
             raise ValueError("draft: found no latent to read, score BOS first")
         context = self._ids[position : self._history + self.length]
+        began = perf_counter()
         tokens, probabilities = self.backend.draft(position, context, len(self.patch_ends) - 1, count)
-        self._count("decoder", position, 1, calls=count)
+        self._count("decoder", position, 1, began, calls=count)
         if self.config.decoder_input == "encoder":
-            self._count("encoder", position, 1, calls=count)
+            # The time of both parts is in the decoder's.
+            self._count("encoder", position, 1, perf_counter(), calls=count)
         return tokens, probabilities
 
     def _score_piece(self) -> DecoderRows:
         first, end = self.scored, min(self.length, self.scored + MAX_ROWS)
         ids = self.tokens[first:end]
+        began = perf_counter()
         entropies = self.backend.run_patcher(first, ids)
-        self._count("patcher", first, end - first)
+        self._count("patcher", first, end - first, began)
         closed = self._close_patches(first, entropies)
         self._encode(first, end, closed)
         latents = self._latent_of[first:end]
+        began = perf_counter()
         rows = self.backend.run_decoder(first, ids, latents)
-        self._count("decoder", first, end - first)
+        self._count("decoder", first, end - first, began)
         self.scored = end
         return rows
 
@@ -162,12 +167,15 @@ class Session:
         starts, ends = np.array(bounds[:-1], dtype=np.int64), np.array(bounds[1:], dtype=np.int64)
         if not closed:
             starts, ends = np.array([bounds[0]], dtype=np.int64), np.array([end], dtype=np.int64)
+        began = perf_counter()
         self.backend.run_encoder(first, self._ids[first : self._history + end], starts, ends)
-        self._count("encoder", first, end - first)
+        self._count("encoder", first, end - first, began)
         if closed:
+            began = perf_counter()
             self.backend.run_global(total - closed, closed)
-            self._count("global", total - closed, closed)
+            self._count("global", total - closed, closed, began)
 
-    def _count(self, part: str, position: int, rows: int, calls: int = 1) -> None:
+    def _count(self, part: str, position: int, rows: int, began: float, calls: int = 1) -> None:
+        self.stats.part_seconds[part] += perf_counter() - began
         self.stats.nfe[part] += calls
         self.stats.moved_bytes += calls * self.backend.moved_bytes(part, position, rows)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 
 from fastblt.models.config import BltConfig
@@ -15,6 +15,8 @@ class RunStats:
 
     nfe: Counter[str] = field(default_factory=Counter)
     """Calls of each part: patcher, encoder, global, decoder."""
+    part_seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+    """Seconds inside the backend, of each part; the rest of the total is the control flow."""
     moved_bytes: int = 0
     """Weight and cache bytes that the calls read."""
     rounds: int = 0

@@ -18,7 +18,7 @@ from fastblt.runtime.blt_runtime import BltRuntime
 from fastblt.runtime.bundle import MANIFEST_FILE, load_manifest
 
 #: What one table with all columns needs; a file or a pipe has no width of its own.
-TABLE_WIDTH = 132
+TABLE_WIDTH = 138
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,16 @@ def bench_tables(rows: Sequence[BenchRow], layout: Plan, width: int) -> list[Tab
         *("bytes/s", "ms/byte\np50", "ms/byte\np95", "first\nms", "drafts\nkept"),
         *("x eager\nar", f"x {reference}\nar", "output\nsame?"),
     ]
-    cost = ["NFE\npatcher", "NFE\nencoder", "NFE\nglobal", "NFE\ndecoder", "estim.\nGB", "moved\nGB", "moved\nGB/s"]
+    cost = [
+        "NFE\npatcher",
+        "NFE\nencoder",
+        "NFE\nglobal",
+        "NFE\ndecoder",
+        "estim.\nGB",
+        "moved\nGB",
+        "moved\nGB/s",
+        "host\n%",
+    ]
     if width >= TABLE_WIDTH:
         return [_table(rows, [*speed, *cost], lambda row: [*_speed(row), *_cost(row)])]
     return [_table(rows, speed, _speed), _table(rows, cost, _cost)]
@@ -133,7 +142,14 @@ def _speed(row: BenchRow) -> list[str]:
 
 def _cost(row: BenchRow) -> list[str]:
     calls = (row.nfe_patcher, row.nfe_encoder, row.nfe_global, row.nfe_decoder)
-    return [*map(str, calls), f"{row.estimated_gb:.3g}", f"{row.moved_gb:.3g}", f"{row.moved_gb_per_s:.1f}"]
+    host = 100 * row.us_per_byte["host"] / (sum(row.us_per_byte.values()) or 1.0)
+    return [
+        *map(str, calls),
+        f"{row.estimated_gb:.3g}",
+        f"{row.moved_gb:.3g}",
+        f"{row.moved_gb_per_s:.1f}",
+        f"{host:.0f}",
+    ]
 
 
 def bundle_dtype(bundle: Path) -> str:
