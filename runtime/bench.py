@@ -20,6 +20,7 @@ import os
 import platform
 import statistics
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -332,11 +333,23 @@ def device_info(threads: int | None = None) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "usable_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": threads,
+        "memory_gb_per_s": memory_bandwidth(),
         "gpus": _gpus(),
         "os": platform.platform(),
         "python": platform.python_version(),
         "versions": {name: version for name in packages if (version := _version(name)) is not None},
     }
+
+
+def memory_bandwidth(megabytes: int = 256) -> float:
+    """GB/s at which one thread reads main memory: the best of five sums over an array larger than the caches."""
+    array = np.ones(megabytes * 2**18, dtype=np.float32)
+    seconds = []
+    for _ in range(5):
+        began = time.perf_counter()
+        array.sum()
+        seconds.append(time.perf_counter() - began)
+    return array.nbytes / min(seconds) / 1e9
 
 
 def cpu_model() -> str:

@@ -168,5 +168,6 @@ def compared(rows: Sequence[BenchRow], layout: Plan, device: dict[str, Any], mod
         f"{model} ({dtype}) on {places}: {device['cpu']}, {device['usable_cores']} cores, threads {threads}; "
         f"held-out prompts: {row.prompts} of {row.prompt_bytes // row.prompts} bytes{repeats}; "
         f"{row.bytes} new bytes a row, greedy; rates without the prompt; "
+        f"one thread reads memory at {device['memory_gb_per_s']:.1f} GB/s; "
         f"a method's output is compared with its backend's ar{other}."
     )
