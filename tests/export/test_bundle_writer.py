@@ -3,7 +3,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import io
-import itertools
 import json
 import os
 import resource
@@ -187,21 +186,20 @@ def wrong_read(name: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Cal
     return read
 
 
-@pytest.mark.parametrize("replacing", [False, True], ids=["new", "replacing"])
+def slightly_off(tensor: torch.Tensor) -> torch.Tensor:
+    """Up to 3 % more or less; the same factor everywhere would not show before a norm."""
+    return tensor * torch.linspace(0.97, 1.03, tensor.shape[-1])
+
+
 @pytest.mark.parametrize(("name", "file"), TENSORS.items())
-def test_nothing_is_written_when_a_weight_differs_from_the_eager_model(
-    tiny_checkpoint: Path, old_bundle: Path, name: str, file: str, replacing: bool, monkeypatch: pytest.MonkeyPatch
+def test_old_bundle_stays_when_a_weight_differs_from_the_eager_model(
+    tiny_checkpoint: Path, old_bundle: Path, name: str, file: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = contents(old_bundle)
-    if not replacing:
-        shutil.rmtree(old_bundle)
-    monkeypatch.setattr(CheckpointWeights, "_read", wrong_read(name, lambda tensor: tensor * 1.02))
+    monkeypatch.setattr(CheckpointWeights, "_read", wrong_read(name, slightly_off))
     with pytest.raises(VerificationError, match=rf"^{file}: output \w+, \d+ rows at position \d+: found a relative"):
         export_bundle(tiny_checkpoint, old_bundle)
-    if replacing:
-        assert_only(old_bundle, before)
-    else:
-        assert_nothing_is_left(old_bundle.parent)
+    assert_only(old_bundle, before)
 
 
 @pytest.mark.parametrize("dtype", ["fp16", "bf16"])
@@ -342,12 +340,13 @@ checkpoint, bundle, dtype, moment = sys.argv[1:]
 def die(*_):
     os.kill(os.getpid(), signal.SIGKILL)
 
-def report(text):
-    if text == moment:
-        die()
-
-if moment == "first check":
-    verification.GraphRunner.__init__ = die
+if moment == "checking a twin":
+    real_init = verification.GraphRunner.__init__
+    def init(self, path, spec):
+        if path.name == "encoder.onnx":
+            die()
+        real_init(self, path, spec)
+    verification.GraphRunner.__init__ = init
 if moment == "between renames":
     real = os.rename
     def rename(source, target):
@@ -360,13 +359,13 @@ if moment == "half a file":
         path.write_bytes(b"half")
         die()
     bundle_writer.write_tables = write_tables
-bundle_writer.export_bundle(Path(checkpoint), Path(bundle), dtype=dtype, report=report)
+bundle_writer.export_bundle(Path(checkpoint), Path(bundle), dtype=dtype)
 """
 
 
 @pytest.mark.parametrize(
     ("moment", "dtype"),
-    [("writing global.onnx", "fp32"), ("half a file", "fp16"), ("first check", "bf16"), ("between renames", "fp32")],
+    [("half a file", "fp16"), ("checking a twin", "bf16"), ("between renames", "fp32")],
 )
 def test_old_bundle_or_none_is_found_when_export_is_killed(
     tiny_checkpoint: Path, old_bundle: Path, moment: str, dtype: str
@@ -541,9 +540,10 @@ def test_error_names_the_folder_or_file_when_the_checkpoint_is_none(
     assert_nothing_is_left(tmp_path / "out")
 
 
-@pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16])
-def test_stored_type_of_the_checkpoint_does_not_matter(tiny_model: Blt, tmp_path: Path, stored: torch.dtype) -> None:
+@pytest.mark.parametrize(("stored", "dtype"), [(torch.float16, "fp32"), (torch.bfloat16, "fp16")])
+def test_stored_type_of_the_checkpoint_does_not_matter(
+    tiny_model: Blt, tmp_path: Path, stored: torch.dtype, dtype: str
+) -> None:
     save_checkpoint(tmp_path / "checkpoint", tiny_model, stored)
-    for dtype, hash_tables in itertools.product(("fp32", "fp16"), ("host", "graph")):
-        manifest = export_bundle(tmp_path / "checkpoint", tmp_path / "b", dtype=dtype, hash_tables=hash_tables)
-        assert max(e["max_error"] for e in manifest["verification"]) < (1e-5 if dtype == "fp32" else 5e-3)
+    manifest = export_bundle(tmp_path / "checkpoint", tmp_path / "bundle", dtype=dtype)
+    assert max(e["max_error"] for e in manifest["verification"]) < (1e-5 if dtype == "fp32" else 5e-3)

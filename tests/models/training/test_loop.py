@@ -288,6 +288,17 @@ def test_earlier_state_stays_when_a_save_fails(
     assert torch.equal(weights(tmp_path)[name], weights(finished)[name])
 
 
+def test_state_is_replaced_in_one_step(text: Split, finished: Path, tmp_path: Path) -> None:
+    """Whoever has the earlier file open still reads all of it: it is never written to."""
+    path = tmp_path / STATE_FILE
+    path.write_bytes((finished / STATE_FILE).read_bytes())
+    (tmp_path / "earlier").hardlink_to(path)
+    state.save_state(path, trainer(text, tmp_path).model, [], Progress())
+    assert (tmp_path / "earlier").read_bytes() == (finished / STATE_FILE).read_bytes()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["earlier", STATE_FILE]
+    assert trainer(text, tmp_path).resume()
+
+
 def test_checkpoint_is_written_by_the_next_call_when_writing_it_failed(
     text: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
