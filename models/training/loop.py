@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from fastblt.models.blt import Blt
 from fastblt.models.checkpoint import save_checkpoint
+from fastblt.models.config import ConfigError
 from fastblt.models.decoder import BlockRows
 from fastblt.models.patcher import entropy
 from fastblt.models.patching import Patches, closes_patch
@@ -28,6 +29,7 @@ from fastblt.models.training.recipe import TrainConfig
 from fastblt.models.training.state import STATE_FILE, Progress, load_state, restore_optimizers, save_state
 
 LOG_FILE = "log.jsonl"
+RECIPE_FILE = "recipe.json"
 CHECKPOINT_FOLDER = "checkpoint"
 logger = logging.getLogger(__name__)
 
@@ -36,7 +38,7 @@ OnStep = Callable[[Progress, float, dict[str, float]], None]
 
 
 class Trainer:
-    """Runs a recipe in a folder: ``state.safetensors``, ``log.jsonl`` and, at the end, ``checkpoint/``."""
+    """Runs a recipe in a folder: recipe, ``state.safetensors``, ``log.jsonl`` and, at the end, ``checkpoint/``."""
 
     def __init__(self, config: TrainConfig, train: Split, heldout: Split, out: Path, device: str = "cpu") -> None:
         self.config = config
@@ -52,10 +54,16 @@ class Trainer:
         self._saved_optimizers: dict[str, Tensor] = {}
 
     def resume(self) -> bool:
-        """Continue the run in the folder, if there is one."""
+        """Continue the run in the folder, if there is one.
+
+        Raises:
+            ConfigError: the run has another recipe.
+            CheckpointError: its state is damaged.
+        """
         path = self.out / STATE_FILE
         if not path.exists():
             return False
+        self._check_recipe()
         self.progress, self._saved_optimizers = load_state(path, self.model)
         if self.progress.threshold:
             self._set_threshold(self.progress.threshold)
@@ -68,6 +76,8 @@ class Trainer:
             Whether the recipe is done; its checkpoint then lies in the folder.
         """
         self.out.mkdir(parents=True, exist_ok=True)
+        recipe = json.dumps(dataclasses.asdict(self.config), indent=1)
+        (self.out / RECIPE_FILE).write_text(recipe + "\n", encoding="utf-8")
         deadline = time.monotonic() + max_seconds
         if self.progress.phase == "patcher":
             if not self._phase(self.model.patcher, self._patcher_loss, deadline, on_step):
@@ -81,6 +91,15 @@ class Trainer:
             self._start_phase("done")
         save_checkpoint(self.out / CHECKPOINT_FOLDER, self.model, torch.float16)
         return True
+
+    def _check_recipe(self) -> None:
+        path = self.out / RECIPE_FILE
+        if not path.exists():
+            return
+        ours, theirs = dataclasses.asdict(self.config), dataclasses.asdict(TrainConfig.load(path))
+        for name, value in ours.items():
+            if name not in ("eval_every", "save_every") and value != theirs[name]:
+                raise ConfigError(f"{path}: the run has {name}={theirs[name]!r}, the recipe given {value!r}")
 
     def _start_phase(self, name: str) -> None:
         p = self.progress

@@ -101,7 +101,7 @@ def data(
 def train(
     config: Annotated[str, typer.Argument(help="Recipe: a JSON file, or the name of a shipped one.")],
     out: Annotated[Path, typer.Option(help="Folder of the run: state, log and, at the end, checkpoint.")],
-    data: Annotated[Path, typer.Option(help="Corpus that `fastblt data` built.")],
+    data: Annotated[Path, typer.Option(help="Corpus that `fastblt data` built.")] = Path("build/corpus"),
     max_seconds: Annotated[
         float | None, typer.Option(min=0, help="Stop after this much wall time; --resume goes on.")
     ] = None,

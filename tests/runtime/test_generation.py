@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from fastblt.models.blt import Blt
 from fastblt.models.presets import preset
-from fastblt.models.tokens import BOS_ID, EOS_ID, encode
+from fastblt.models.tokens import BOS_ID, EOS_ID, decode, encode
 from fastblt.runtime.backend import Backend
 from fastblt.runtime.blt_runtime import BltRuntime
 from fastblt.runtime.generation import Chunk, Generation
@@ -92,19 +92,21 @@ def test_stop_strings_equal_naive_search(
 @pytest.mark.parametrize("method", METHODS)
 def test_bytes_are_held_back_until_they_cannot_be_a_stop_string(scripted: Scripted, method: str) -> None:
     stops = [b"fox had a cow", b"a time thex"]
-    surprising = range(1, 200)  # every byte is a boundary, so that every round gives a chunk
-    runtime = BltRuntime(scripted(TEXT, surprising=surprising))
-    found, chunks = collect(runtime, PROMPT, 70, method=method, stop=stops)
-    assert found.data == REST[:70]
-    k = 0 if method == "ar" else int(method[2:])
-    decided = 0
-    for index, chunk in enumerate(chunks):
-        decided = min(70, decided + (k + 1 if index else 1))
-        out = b"".join(c.data for c in chunks[: index + 1])
-        held = 0 if decided == 70 else may_become_stop(REST[:decided], stops)
-        assert len(out) == decided - held
-        assert len(chunk.origins) == len(chunk.data)
-    assert any(not c.data for c in chunks[:-1]) or method == "s:8"
+    backend, count = scripted(TEXT), 70
+    step = 1 if method == "ar" else int(method[2:]) + 1
+    out, found = b"", []
+    for chunk in BltRuntime(backend).stream(PROMPT, count, method=method, stop=stops):
+        out += chunk.data
+        rounds = sum(part == "patcher" for part, _, _ in backend.calls)  # type: ignore[attr-defined]
+        if chunk.data:
+            found.append((min(count, 1 + step * (rounds - 1)), len(out)))
+    assert out == REST[:count]
+    # Bytes that are decided after each round, and those of them that may be shown.
+    decided = [min(count, 1 + step * i) for i in range(count)]
+    shown = {n: n - (may_become_stop(REST[:n], stops) if n < count else 0) for n in decided}
+    expected = [(n, shown[n]) for i, n in enumerate(decided) if shown[n] > (shown[decided[i - 1]] if i else 0)]
+    assert found == expected
+    assert any(shown[n] < n for n in decided)
 
 
 def test_held_bytes_are_released_when_generation_ends(scripted: Scripted) -> None:
@@ -156,11 +158,9 @@ def test_any_bytes_are_a_prompt(
     assert found.stats.prompt_bytes == len(raw)
     assert found.data == b"".join(c.data for c in chunks)
     ids = encode(raw).tolist()
-    text = b""
-    while len(text) < 12:
+    for _ in range(12):
         ids.append(int(model_of(backend)(torch.tensor([ids]))[0][0, -1].argmax()))
-        text += bytes(t - 4 for t in ids[-1:] if t >= 4)
-    assert found.data == text
+    assert found.data == decode(ids[-12:])
 
 
 def test_text_replaces_what_is_not_utf8(scripted: Scripted) -> None:
@@ -340,11 +340,12 @@ def test_eos_ends_the_text_or_is_a_token_without_a_byte(scripted: Scripted, meth
     found, _ = collect(runtime, PROMPT, 30, method=method)
     assert (found.data, found.finish) == (REST[:10], "eos")
     found, chunks = collect(runtime, PROMPT, 30, method=method, stop_at_eos=False)
-    assert (found.data, found.finish) == (REST[:30], "length")
+    # A token without a byte counts as one of the thirty.
+    assert (found.data, found.finish) == (REST[:29], "length")
     assert all(len(c.origins) == len(c.data) for c in chunks)
     boundaries = [b for c in chunks for b in c.boundaries]
     assert boundaries == sorted(boundaries)
-    assert all(b < 30 for b in boundaries)
+    assert all(b < 29 for b in boundaries)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -356,7 +357,7 @@ def test_stop_string_is_found_across_a_token_without_a_byte(scripted: Scripted, 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_generation_ends_when_the_model_gives_tokens_without_bytes_for_ever(scripted: Scripted, method: str) -> None:
-    """Such tokens do not count as new bytes: the capacity ends the text, and what there is stays valid."""
+    """Such tokens count as new bytes: otherwise only the end of the buffers would end the text."""
     tokens = [*encode(PROMPT + REST[:4], bos=False), *[EOS_ID] * 400]
     runtime = BltRuntime(scripted(tokens, max_bytes=60))
     found, _ = collect(runtime, PROMPT, 50, method=method, stop_at_eos=False)

@@ -184,6 +184,20 @@ def test_stale_stretches_read_the_latent_from_before_them() -> None:
             assert int(found[row, i]) in recent
 
 
+def test_stale_stretch_is_four_to_sixteen_rows_that_read_what_the_row_before_reads() -> None:
+    """Every byte is a patch here: row i would read latent i."""
+    patches = find_patches(torch.ones(200, 256, dtype=torch.bool))
+    found = stale_latent_index(patches, recipe(stale_segments=1), np.random.default_rng(0))
+    age = patches.latent_index - found
+    sizes = []
+    for row in range(200):
+        stale = age[row].nonzero().flatten().tolist()
+        assert stale == list(range(stale[0], stale[-1] + 1))
+        assert age[row, stale].tolist() == list(range(1, len(stale) + 1))
+        sizes.append(len(stale))
+    assert set(sizes) == set(range(4, 17))
+
+
 def test_nothing_is_stale_when_the_recipe_says_so() -> None:
     patches = random_patches(4, 64)
     found = stale_latent_index(patches, recipe(stale_segments=0), np.random.default_rng(0))

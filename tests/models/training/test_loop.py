@@ -15,9 +15,10 @@ import torch
 from fastblt.models import checkpoint
 from fastblt.models.blt import Blt
 from fastblt.models.checkpoint import CheckpointError, load_checkpoint
+from fastblt.models.config import ConfigError
 from fastblt.models.training import loop, state
 from fastblt.models.training.corpus import Split
-from fastblt.models.training.loop import CHECKPOINT_FOLDER, LOG_FILE, Trainer, initialise
+from fastblt.models.training.loop import CHECKPOINT_FOLDER, LOG_FILE, RECIPE_FILE, Trainer, initialise
 from fastblt.models.training.recipe import TrainConfig
 from fastblt.models.training.state import STATE_FILE, Progress
 
@@ -213,7 +214,7 @@ def test_there_is_nothing_to_resume_when_the_folder_is_new(text: Split, tmp_path
 
 def test_state_is_saved_and_no_checkpoint_written_when_there_is_no_time(text: Split, tmp_path: Path) -> None:
     assert not trainer(text, tmp_path).run(0.0)
-    assert [p.name for p in tmp_path.iterdir()] == [STATE_FILE]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [RECIPE_FILE, STATE_FILE]
 
 
 def test_log_has_one_record_per_evaluation(finished: Path) -> None:
@@ -350,3 +351,11 @@ def test_initial_weights_have_the_documented_scales(tiny_model: Blt) -> None:
         p = found[name]
         assert float(p.detach().std()) == pytest.approx(scale * p.shape[1] ** -0.5, rel=0.05), name
     assert (found["decoder.norm.weight"] == 1).all()
+
+
+def test_resume_is_refused_when_the_recipe_is_another(text: Split, tmp_path: Path) -> None:
+    with pytest.raises(KilledError):
+        trainer(text, tmp_path).run(1e9, kill_after("model", 3))
+    other = dataclasses.replace(RECIPE, matrix_lr=0.5)
+    with pytest.raises(ConfigError, match="matrix_lr"):
+        trainer(text, tmp_path, other).resume()
