@@ -49,6 +49,8 @@ def _remove_leftovers(folder: Path) -> None:
 
 
 def _is_alive(process: int) -> bool:
+    if os.name == "nt":
+        return True  # signal 0 is no probe there: leftovers stay
     try:
         os.kill(process, 0)
     except ProcessLookupError:

@@ -35,7 +35,8 @@ class ConfigError(ValueError):
     """A configuration that no model can have; the message names the field, the value and what is expected."""
 
 
-def _expect(condition: bool, name: str, found: object, expected: str) -> None:
+def expect(condition: bool, name: str, found: object, expected: str) -> None:
+    """Raise `ConfigError` that names a field unless ``condition`` holds."""
     if not condition:
         raise ConfigError(f"config field {name!r}: found {found!r}, expected {expected}")
 
@@ -68,17 +69,17 @@ class StackConfig:
         """Raise `ConfigError` unless the stack can exist; ``name`` prefixes the field in the message."""
         for key in ("dim", "layers", "heads", "ffn_dim"):
             value = getattr(self, key)
-            _expect(isinstance(value, int) and value > 0, f"{name}.{key}", value, "a positive integer")
-        _expect(self.dim % self.heads == 0, f"{name}.heads", self.heads, f"a divisor of dim={self.dim}")
-        _expect(self.head_dim % 2 == 0, f"{name}.heads", self.heads, "an even head dimension dim/heads")
-        _expect(
+            expect(isinstance(value, int) and value > 0, f"{name}.{key}", value, "a positive integer")
+        expect(self.dim % self.heads == 0, f"{name}.heads", self.heads, f"a divisor of dim={self.dim}")
+        expect(self.head_dim % 2 == 0, f"{name}.heads", self.heads, "an even head dimension dim/heads")
+        expect(
             self.window is None or (isinstance(self.window, int) and self.window > 0),
             f"{name}.window",
             self.window,
             "null or a positive integer",
         )
-        _expect(self.rope_theta > 0, f"{name}.rope_theta", self.rope_theta, "a positive number")
-        _expect(self.norm_eps > 0, f"{name}.norm_eps", self.norm_eps, "a positive number")
+        expect(self.rope_theta > 0, f"{name}.rope_theta", self.rope_theta, "a positive number")
+        expect(self.norm_eps > 0, f"{name}.norm_eps", self.norm_eps, "a positive number")
 
 
 @dataclass(frozen=True)
@@ -92,8 +93,8 @@ class PatchingConfig:
 
     def validate(self) -> None:
         """Raise `ConfigError` unless the rule makes sense."""
-        _expect(self.threshold >= 0, "patching.threshold", self.threshold, "a number >= 0 (nats)")
-        _expect(
+        expect(self.threshold >= 0, "patching.threshold", self.threshold, "a number >= 0 (nats)")
+        expect(
             self.max_patch_length is None or (isinstance(self.max_patch_length, int) and self.max_patch_length > 0),
             "patching.max_patch_length",
             self.max_patch_length,
@@ -125,9 +126,9 @@ class HashConfig:
     def validate(self) -> None:
         """Raise `ConfigError` unless the tables can exist."""
         ok = all(isinstance(n, int) and n > 0 for n in self.sizes) and len(set(self.sizes)) == len(self.sizes)
-        _expect(ok, "hash.sizes", list(self.sizes), "distinct positive integers")
-        _expect(isinstance(self.rows, int) and self.rows > 0, "hash.rows", self.rows, "a positive integer")
-        _expect(
+        expect(ok, "hash.sizes", list(self.sizes), "distinct positive integers")
+        expect(isinstance(self.rows, int) and self.rows > 0, "hash.rows", self.rows, "a positive integer")
+        expect(
             0 <= self.functions <= len(HASH_PRIMES),
             "hash.functions",
             self.functions,
@@ -164,22 +165,22 @@ class BltConfig:
             getattr(self, name).validate(name)
         self.patching.validate()
         self.hash.validate()
-        _expect(bool(self.name), "name", self.name, "a non-empty string")
-        _expect(self.vocab_size == VOCAB_SIZE, "vocab_size", self.vocab_size, str(VOCAB_SIZE))
-        _expect(self.cross_attn_k > 0, "cross_attn_k", self.cross_attn_k, "a positive integer")
-        _expect(
+        expect(bool(self.name), "name", self.name, "a non-empty string")
+        expect(self.vocab_size == VOCAB_SIZE, "vocab_size", self.vocab_size, str(VOCAB_SIZE))
+        expect(self.cross_attn_k > 0, "cross_attn_k", self.cross_attn_k, "a positive integer")
+        expect(
             self.decoder_input in get_args(DecoderInput),
             "decoder_input",
             self.decoder_input,
             f"one of {', '.join(get_args(DecoderInput))}",
         )
-        _expect(
+        expect(
             self.encoder.dim == self.decoder.dim,
             "decoder.dim",
             self.decoder.dim,
             f"the encoder's width {self.encoder.dim} (they share the byte states)",
         )
-        _expect(
+        expect(
             self.block_size >= 0 and (self.block_size == 0 or self.decoder_input == "embedding"),
             "block_size",
             self.block_size,
@@ -242,17 +243,17 @@ class BltConfig:
 
 def build_dataclass(cls: type[Any], data: object, prefix: str = "") -> Any:
     """Instantiate a config dataclass from plain JSON types, strictly."""
-    _expect(isinstance(data, dict), prefix.rstrip(".") or "config", type(data).__name__, "an object")
+    expect(isinstance(data, dict), prefix.rstrip(".") or "config", type(data).__name__, "an object")
     assert isinstance(data, dict)
     hints = get_type_hints(cls)
     known = {f.name: f for f in dataclasses.fields(cls)}
     for key in data:
-        _expect(key in known, f"{prefix}{key}", data[key], f"one of the fields {', '.join(known)}")
+        expect(key in known, f"{prefix}{key}", data[key], f"one of the fields {', '.join(known)}")
     values: dict[str, Any] = {}
     for key, spec in known.items():
         if key not in data:
             required = spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING
-            _expect(not required, f"{prefix}{key}", "nothing", "a value")
+            expect(not required, f"{prefix}{key}", "nothing", "a value")
             continue
         values[key] = _value(hints[key], data[key], f"{prefix}{key}")
     return cls(**values)
@@ -263,11 +264,11 @@ def _value(hint: Any, value: object, name: str) -> Any:
     if dataclasses.is_dataclass(hint):
         return build_dataclass(hint, value, f"{name}.")  # type: ignore[arg-type]
     if get_origin(hint) is tuple:
-        _expect(isinstance(value, list), name, value, "a list")
+        expect(isinstance(value, list), name, value, "a list")
         kinds_of = get_args(hint)
         items = list(value)  # type: ignore[call-overload]
         inner = [kinds_of[0]] * len(items) if kinds_of[-1] is Ellipsis else list(kinds_of)
-        _expect(len(items) == len(inner), name, value, f"a list of {len(inner)}")
+        expect(len(items) == len(inner), name, value, f"a list of {len(inner)}")
         return tuple(
             _value(kind, item, f"{name}[{i}]") for i, (kind, item) in enumerate(zip(inner, items, strict=True))
         )
@@ -279,5 +280,5 @@ def _value(hint: Any, value: object, name: str) -> Any:
         DecoderInput: ((str,), "a string"),
     }
     types, expected = kinds[hint]
-    _expect(isinstance(value, types) and not isinstance(value, bool), name, value, expected)
+    expect(isinstance(value, types) and not isinstance(value, bool), name, value, expected)
     return float(value) if hint is float else value  # type: ignore[arg-type]

@@ -88,9 +88,10 @@ class ByteStream:
         before = time.perf_counter()
         for step in self.method.rounds(self.session, self.choose):
             now = time.perf_counter()
-            self._count(step, now - before)
-            before = now
+            known = len(self._offsets)
             done = self._take(step)
+            self._count(step, now - before, known)
+            before = now
             chunk = self._emit(step, done)
             if chunk.data or chunk.boundaries or chunk.rejected:
                 yield chunk
@@ -98,16 +99,17 @@ class ByteStream:
             if done:
                 return
 
-    def _count(self, step: Round, seconds: float) -> None:
+    def _count(self, step: Round, seconds: float, known: int) -> None:
+        """Book a round; ``known`` tokens had been taken before it."""
         stats = self.stats
         stats.rounds += 1
         stats.drafted += step.drafted
         stats.accepted += step.accepted
         stats.total_seconds = time.perf_counter() - self._started
-        if not self._data:
+        if known == 0:
             stats.first_byte_seconds = stats.total_seconds
         else:
-            stats.byte_seconds += [seconds / len(step.tokens)] * len(step.tokens)
+            stats.byte_seconds += [seconds / len(step.tokens)] * (len(self._offsets) - known)
 
     def _take(self, step: Round) -> bool:
         """Append a round's bytes; whether the generation is done."""

@@ -26,7 +26,14 @@ from fastblt.models.training.evaluation import evaluate
 from fastblt.models.training.objective import clean_loss, masked_loss
 from fastblt.models.training.optimizer import build_optimizers, schedule
 from fastblt.models.training.recipe import TrainConfig
-from fastblt.models.training.state import STATE_FILE, Progress, load_state, restore_optimizers, save_state
+from fastblt.models.training.state import (
+    STATE_FILE,
+    Progress,
+    load_state,
+    optimizer_tensors,
+    restore_optimizers,
+    save_state,
+)
 
 LOG_FILE = "log.jsonl"
 RECIPE_FILE = "recipe.json"
@@ -76,8 +83,7 @@ class Trainer:
             Whether the recipe is done; its checkpoint then lies in the folder.
         """
         self.out.mkdir(parents=True, exist_ok=True)
-        recipe = json.dumps(dataclasses.asdict(self.config), indent=1)
-        (self.out / RECIPE_FILE).write_text(recipe + "\n", encoding="utf-8")
+        self._write_recipe()
         deadline = time.monotonic() + max_seconds
         if self.progress.phase == "patcher":
             if not self._phase(self.model.patcher, self._patcher_loss, deadline, on_step):
@@ -91,6 +97,13 @@ class Trainer:
             self._start_phase("done")
         save_checkpoint(self.out / CHECKPOINT_FOLDER, self.model, torch.float16)
         return True
+
+    def _write_recipe(self) -> None:
+        path = self.out / RECIPE_FILE
+        if not path.exists():
+            partial = path.with_suffix(".partial")
+            partial.write_text(json.dumps(dataclasses.asdict(self.config), indent=1) + "\n", encoding="utf-8")
+            partial.replace(path)
 
     def _check_recipe(self) -> None:
         path = self.out / RECIPE_FILE
@@ -152,6 +165,7 @@ class Trainer:
                 self._evaluate(report)
                 evaluated = progress.seconds
         save_state(self.out / STATE_FILE, self.model, optimizers, progress)
+        self._saved_optimizers = optimizer_tensors(optimizers, self.model)  # for the next call of `run`
         if progress.seconds >= budget:
             self._evaluate(report)
         return progress.seconds >= budget

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fastblt.models.config import BltConfig, ConfigError, build_dataclass
+from fastblt.models.config import BltConfig, ConfigError, build_dataclass, expect
 from fastblt.models.presets import preset
 
 
@@ -62,6 +62,21 @@ class TrainConfig:
     """Seconds of training between evaluations."""
     save_every: float = 60.0
     """Seconds of training between saves."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no run can follow.
+
+        Raises:
+            ConfigError: a field is out of range; the message names it.
+        """
+        for name in ("budget_seconds", "patcher_seconds", "batch", "blocks", "matrix_lr", "embedding_lr", "clip"):
+            expect(getattr(self, name) > 0, name, getattr(self, name), "a positive number")
+        for name in ("mid_patch", "fully_masked", "long_fraction", "warmup", "hold"):
+            expect(0 <= getattr(self, name) <= 1, name, getattr(self, name), "a part, from 0 to 1")
+        for name in ("window", "long_window"):
+            expect(getattr(self, name) >= 32, name, getattr(self, name), "at least 32 tokens")
+        points = [at for at, _ in self.mask_weight]
+        expect(bool(points) and points == sorted(points), "mask_weight", self.mask_weight, "points in rising order")
 
     def mask_weight_at(self, done: float) -> float:
         """Weight of the masked loss when the part ``done`` of the run is over."""

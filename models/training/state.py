@@ -36,13 +36,20 @@ class Progress:
 def save_state(path: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer], progress: Progress) -> None:
     """Write parameters, optimizer state and progress; the previous file stays until the new one is complete."""
     tensors = {f"model.{name}": p.detach().contiguous() for name, p in model.state_dict().items()}
-    for name, p in model.named_parameters():
-        for optimizer in optimizers:
-            for key, value in optimizer.state.get(p, {}).items():
-                tensors[f"optimizer.{name}.{key}"] = value.detach().contiguous()
+    tensors |= optimizer_tensors(optimizers, model)
     partial = path.with_suffix(".partial")
     save_file(tensors, partial, metadata={"progress": json.dumps(asdict(progress))})
     os.replace(partial, path)
+
+
+def optimizer_tensors(optimizers: list[torch.optim.Optimizer], model: nn.Module) -> dict[str, Tensor]:
+    """Momenta and step counts by parameter name, as `restore_optimizers` takes them."""
+    return {
+        f"optimizer.{name}.{key}": value.detach().contiguous()
+        for name, p in model.named_parameters()
+        for optimizer in optimizers
+        for key, value in optimizer.state.get(p, {}).items()
+    }
 
 
 def load_state(path: Path, model: nn.Module) -> tuple[Progress, dict[str, Tensor]]:

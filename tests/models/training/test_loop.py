@@ -337,6 +337,21 @@ def test_error_names_file_when_state_is_not_of_this_run(
         trainer(text, tmp_path, recipe).resume()
 
 
+@pytest.mark.parametrize(
+    "changes", [{"seed": 2}, {"batch": 5}, {"budget_seconds": 99.0}, {"mask_weight": ((0.0, 1.0),)}], ids=repr
+)
+def test_error_names_field_when_the_run_has_another_recipe(
+    text: Split, finished: Path, changes: dict[str, Any]
+) -> None:
+    (field,) = changes
+    with pytest.raises(ConfigError, match=rf"recipe\.json: the run has {field}="):
+        trainer(text, finished, dataclasses.replace(RECIPE, **changes)).resume()
+
+
+def test_run_may_be_saved_and_evaluated_more_often_when_resumed(text: Split, finished: Path) -> None:
+    assert trainer(text, finished, dataclasses.replace(RECIPE, eval_every=1.0, save_every=0.5)).resume()
+
+
 def test_initial_weights_have_the_documented_scales(tiny_model: Blt) -> None:
     model = Blt(tiny_model.config)
     torch.manual_seed(0)

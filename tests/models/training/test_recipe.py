@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ def write(folder: Path, **changes: Any) -> Path:
 def test_shipped_recipe_is_of_the_shipped_model() -> None:
     config = TrainConfig.load(SHIPPED)
     assert config.model_config == preset("blt-d-8m")
-    assert config.budget_seconds >= 7200
+    assert config.patcher_seconds + config.budget_seconds >= 7200
 
 
 def test_recipe_takes_defaults_and_given_values(tmp_path: Path) -> None:
@@ -34,16 +35,30 @@ def test_recipe_takes_defaults_and_given_values(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("done", "weight"), [(0.0, 0.1), (0.2, 0.55), (0.4, 1.0), (0.5, 1.0), (0.5002, 0.75), (0.6, 0.5), (1.0, 0.5)]
+)
+def test_mask_weight_is_linear_between_its_points(tmp_path: Path, done: float, weight: float) -> None:
+    points = [[0, 0.1], [0.4, 1], [0.5001, 1.0], [0.5003, 0.5]]
+    config = TrainConfig.load(write(tmp_path, mask_weight=points))
+    assert config.mask_weight == tuple(map(tuple, points))
+    assert config.mask_weight_at(done) == pytest.approx(weight)
+
+
+@pytest.mark.parametrize(
     ("changes", "field"),
     [
         ({"colour": "red"}, "colour"),
         ({"model": None}, "model"),
         ({"batch": 2.5}, "batch"),
         ({"clip": "1"}, "clip"),
+        ({"mask_weight": 0.5}, "mask_weight"),
+        ({"mask_weight": [0.5]}, "mask_weight[0]"),
+        ({"mask_weight": [[0.0, "1"]]}, "mask_weight[0][1]"),
+        ({"mask_weight": [[0.0, 1.0, 2.0]]}, "mask_weight[0]"),
     ],
 )
 def test_error_names_file_and_field_when_field_is_bad(changes: dict[str, Any], field: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=rf"recipe\.json: config field '{field}': found .*, expected "):
+    with pytest.raises(ConfigError, match=rf"recipe\.json: config field '{re.escape(field)}': found .*, expected "):
         TrainConfig.load(write(tmp_path, **changes))
 
 
