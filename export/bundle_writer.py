@@ -19,6 +19,7 @@ from fastblt.export.graph_builder import IR_VERSION, OPSET, BltGraph
 from fastblt.export.verification import verify_bundle
 from fastblt.export.weights import CheckpointWeights
 from fastblt.models.atomic_folder import replacing_folder
+from fastblt.models.checkpoint import CheckpointError
 from fastblt.models.config import BltConfig
 from fastblt.runtime.bundle import (
     CONFIG_FILE,
@@ -28,6 +29,7 @@ from fastblt.runtime.bundle import (
     GraphSpec,
     Manifest,
     TensorSpec,
+    is_bundle,
     sha256_of,
 )
 
@@ -73,7 +75,7 @@ def export_bundle(
         raise ExportError(f"dtype: found {dtype!r}, expected one of {', '.join(DTYPES)}")
     if hash_tables not in ("host", "graph"):
         raise ExportError(f"hash_tables: found {hash_tables!r}, expected host or graph")
-    if bundle.exists() and not (bundle / MANIFEST_FILE).is_file() and (not bundle.is_dir() or any(bundle.iterdir())):
+    if bundle.exists() and not is_bundle(bundle) and (not bundle.is_dir() or any(bundle.iterdir())):
         raise ExportError(f"{bundle}: exists and is not a bundle, expected a new name or a bundle to replace")
     say = report or (lambda text: None)
     weights = CheckpointWeights(checkpoint)
@@ -115,13 +117,24 @@ def _write_graph(graph: BltGraph, path: Path) -> GraphSpec:
     total = sum(sizes.values())
     model = ir.Model(graph.graph, ir_version=IR_VERSION, producer_name="fastblt")
     external = f"{path.name}.data" if total > EXTERNAL_BYTES else None
-    ir.save(model, path, external_data=external, size_threshold_bytes=1024)
+    try:
+        ir.save(model, path, external_data=external, size_threshold_bytes=1024)
+    except ir.serde.SerdeError as error:
+        raise _cause(error) from error
     return GraphSpec(
         path.name,
         tuple(_spec(value, graph.roles) for value in graph.graph.inputs),
         tuple(_spec(value, graph.roles) for value in graph.graph.outputs),
         sum(size for name, size in sizes.items() if "embeddings" not in name),
     )
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What went wrong while a weight was read, without the wrapping of the serialiser."""
+    found: BaseException | None = error
+    while found is not None and not isinstance(found, CheckpointError | OSError):
+        found = found.__cause__ or found.__context__
+    return found or error
 
 
 def _spec(value: ir.Value, roles: dict[str, str]) -> TensorSpec:

@@ -17,6 +17,7 @@ import onnx_ir as ir
 from onnxscript import GraphBuilder
 
 from fastblt.models.config import StackConfig
+from fastblt.models.layers import rope_frequencies
 
 OPSET = 24
 #: Newest IR version that goes with the opset; TensorRT and ONNX Runtime refuse newer ones first.
@@ -123,8 +124,8 @@ class CachedStack:
     key_i, value_i      dtype    [1, 1, S, d]  cache of layer i; bound to the same memory as the output
     ==================  =======  ============  ================================================================
 
-    Outputs: ``key_i_out``, ``value_i_out``, the updated caches. What a row sees is data, so causal rows, windows,
-    documents and blocks that are denoised all run the same graph.
+    Outputs: ``key_i_out``, ``value_i_out``, the updated caches. What a row sees is data, so causal rows, windows
+    and blocks that are denoised all run the same graph.
     """
 
     def __init__(self, graph: BltGraph, config: StackConfig, prefix: str, rows: str = "rows") -> None:
@@ -149,7 +150,7 @@ class CachedStack:
     def _rope(self, positions: ir.Value) -> tuple[ir.Value, ir.Value]:
         """Cosines and sines [1, n, head_dim / 2], angles in fp32."""
         graph, op, config = self.graph, self.graph.op, self.config
-        frequencies = [config.rope_theta ** (-2.0 * i / config.head_dim) for i in range(config.head_dim // 2)]
+        frequencies = rope_frequencies(config.head_dim, config.rope_theta).tolist()
         table = graph.builder.initializer(ir.tensor(frequencies, dtype=FLOAT, name="rope_frequencies"))
         angles = op.Mul(op.Cast(op.Unsqueeze(positions, [2]), to=FLOAT), table)
         return graph.from_float(op.Cos(angles)), graph.from_float(op.Sin(angles))

@@ -26,13 +26,18 @@ from fastblt.models.cache import StackCache
 from fastblt.models.config import BltConfig, StackConfig
 from fastblt.models.tokens import BOS_ID
 from fastblt.runtime.buffers import numpy_dtype
-from fastblt.runtime.bundle import GraphSpec, TensorSpec, load_manifest
+from fastblt.runtime.bundle import EMBEDDINGS_FILE, GraphSpec, TensorSpec, load_manifest
+from fastblt.runtime.host_embeddings import HostEmbeddings
 
 #: Largest accepted difference, relative to the largest magnitude of the reference (at least 1). bf16 graphs are
 #: checked with their rounded weights but in fp32 arithmetic, see `fastblt.export.widening`.
 TOLERANCE = {"fp32": 2e-4, "fp16": 3e-2, "bf16": 2e-4}
 _SEED = 0
 _PATCH = 4
+#: Rows of the longest call.
+_LONGEST = 256
+#: Caches are bound from a multiple of this on, as a runtime does, so that a slot is not its position.
+_VIEW = 8
 
 
 class VerificationError(ValueError):
@@ -51,7 +56,8 @@ class Call:
 
 def plan_calls(window: int | None) -> list[Call]:
     """Calls of several lengths that pass the end of the window."""
-    lengths = [1, 7, 1, 24, 2, min(window or 64, 512), 1, 9, 3]
+    window = window or _LONGEST
+    lengths = [1, 7, 1, 24, 2, *[min(window, _LONGEST)] * -(-window // _LONGEST), 1, 9, 3]
     calls, position = [], 0
     for rows in lengths:
         calls.append(Call(position, rows))
@@ -76,16 +82,18 @@ def verify_bundle(bundle: Path, checkpoint: Path, dtype: str) -> list[dict[str, 
     weights = CheckpointWeights(checkpoint)
     manifest = load_manifest(bundle)
     results: list[dict[str, Any]] = []
+    tables = bundle / EMBEDDINGS_FILE if manifest.hash_tables == "host" else None
     for part, check in _CHECKS.items():
         spec = manifest.graphs[part]
         runner = _runner(bundle / spec.file, spec)
         limit = TOLERANCE["fp32" if part == "patcher" else dtype]
-        for call, outputs in check(_EagerPart(weights, dtype), runner):
+        for call, outputs in check(_EagerPart(weights, dtype, tables), runner):
             for name, (found, expected) in outputs.items():
+                file = EMBEDDINGS_FILE if name == "embedded" else spec.file
                 error = max_error(found, expected)
                 results.append(
                     {
-                        "graph": spec.file,
+                        "graph": file,
                         "output": name,
                         "rows": call.rows,
                         "position": call.position,
@@ -94,7 +102,7 @@ def verify_bundle(bundle: Path, checkpoint: Path, dtype: str) -> list[dict[str, 
                 )
                 if not error <= limit:
                     raise VerificationError(
-                        f"{spec.file}: output {name}, {call.rows} rows at position {call.position}: "
+                        f"{file}: output {name}, {call.rows} rows at position {call.position}: "
                         f"found a relative error of {error:.3g}, expected at most {limit:g}"
                     )
     return results
@@ -116,7 +124,7 @@ def _runner(path: Path, spec: GraphSpec) -> GraphRunner:
     def wide(specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
         return tuple(replace(t, dtype="float32") if t.dtype == "bfloat16" else t for t in specs)
 
-    with tempfile.TemporaryDirectory(dir=path.parent.parent) as folder:
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         twin = Path(folder) / path.name
         widen(path, twin)
         return GraphRunner(twin, replace(spec, inputs=wide(spec.inputs), outputs=wide(spec.outputs)))
@@ -139,29 +147,38 @@ class GraphRunner:
         at = np.arange(call.position, call.position + call.rows, dtype=np.int64)[None]
         end = np.full_like(at, call.position + call.rows) if call.block else at + 1
         start = np.zeros_like(at) if window is None else np.maximum(at - window + 1, 0)
+        first = int(start.min()) // _VIEW * _VIEW
         feed: dict[str, NDArray[Any]] = {
             "positions": at,
-            "write_index": at[0, :1],
-            "visible_start": start,
-            "visible_end": end,
+            "write_index": at[0, :1] - first,
+            "visible_start": start - first,
+            "visible_end": end - first,
         }
+        pool_first = int(inputs["patch_start"].min()) if "patch_start" in inputs else 0
+        for name in ("patch_start", "patch_end", "pool_index"):
+            if name in inputs:
+                inputs[name] = inputs[name] - pool_first
+        views = {"cache": first, "pool": pool_first}
         for spec in self.spec.inputs:
-            if spec.role in ("cache", "pool"):
+            if spec.role in views:
                 shape = [size if isinstance(size, int) else slots for size in spec.shape]
-                feed[spec.name] = self.caches.setdefault(spec.name, np.zeros(shape, numpy_dtype(spec.dtype)))
+                cache = self.caches.setdefault(spec.name, np.zeros(shape, numpy_dtype(spec.dtype)))
+                feed[spec.name] = cache[:, :, views[spec.role] :]
             elif spec.name in inputs:
                 feed[spec.name] = inputs[spec.name].astype(numpy_dtype(spec.dtype))
         names = [t.name for t in self.spec.outputs]
         values = dict(zip(names, self.session.run(names, feed), strict=True))
-        for name in self.caches:
-            self.caches[name] = values.pop(f"{name}_out")
+        for spec in self.spec.inputs:
+            if spec.role in views:
+                self.caches[spec.name][:, :, views[spec.role] :] = values.pop(f"{spec.name}_out")
         return values
 
 
 class _EagerPart:
     """Loads modules of the eager model one at a time, weights rounded to a dtype, arithmetic in fp32."""
 
-    def __init__(self, weights: CheckpointWeights, dtype: str) -> None:
+    def __init__(self, weights: CheckpointWeights, dtype: str, tables: Path | None) -> None:
+        self.tables = tables
         self.config: BltConfig = weights.config
         self._weights = weights
         self._dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[dtype]
@@ -175,7 +192,7 @@ class _EagerPart:
         tensors = {}
         for key in module.state_dict():
             tensor = self._weights.tensor(f"{name}.{key}")
-            tensors[key] = tensor.float() if key.endswith("norm.weight") else tensor.to(rounded).float()
+            tensors[key] = tensor.float() if tensor.ndim == 1 else tensor.to(rounded).float()
         module.load_state_dict(tensors, assign=True)
         return module.eval().requires_grad_(False)
 
@@ -218,6 +235,7 @@ def _check_encoder(eager: _EagerPart, runner: GraphRunner) -> Iterator[tuple[Cal
     cache, slots = eager.cache(stack, _slots(calls)), _slots(calls)
     states = torch.zeros(1, slots, stack.dim)
     history = np.zeros((1, config.hash.context - 1), dtype=np.int64)
+    host = HostEmbeddings(eager.tables, config.hash) if eager.tables else None
     for call in calls:
         with_history = np.concatenate([history, _ids(rng, call)], axis=1)
         history = with_history[:, with_history.shape[1] - history.shape[1] :]
@@ -237,6 +255,10 @@ def _check_encoder(eager: _EagerPart, runner: GraphRunner) -> Iterator[tuple[Cal
         valid = members < torch.from_numpy(ends).unsqueeze(-1)
         expected = encoder.pool(states, members.clamp(max=slots - 1), valid)
         outputs = {"patch_embeddings": (found["patch_embeddings"], expected.numpy())}
+        if host is not None:
+            sums = np.zeros((call.rows, stack.dim), dtype=np.float32)
+            host.sum_rows(with_history[0], sums)
+            outputs["embedded"] = (sums, embedded[0].numpy())
         if "states" in found:
             outputs["states"] = (found["states"], states[:, call.position : end].numpy())
         yield call, outputs

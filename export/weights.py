@@ -34,11 +34,15 @@ class CheckpointWeights:
         self.config = read_config(folder)
         self.path = folder / WEIGHTS_FILE
         check_weights(self.path, self.config)
-        self._file: Any = safe_open(self.path, framework="pt")
+
+    def _open(self) -> Any:
+        # Opened for each read: pages of a mapping that stays open would pile up to a copy of the file.
+        return safe_open(self.path, framework="pt")
 
     def shape(self, name: str) -> list[int]:
         """Shape of a tensor as it is stored."""
-        shape: list[int] = self._file.get_slice(name).get_shape()
+        with self._open() as file:
+            shape: list[int] = file.get_slice(name).get_shape()
         return shape
 
     def __call__(self, name: str, dtype: ir.DataType, transpose: bool) -> ir.TensorProtocol:
@@ -58,7 +62,7 @@ class CheckpointWeights:
         return ir.LazyTensor(read, dtype=dtype, shape=ir.Shape(order), name=name)
 
     def _read(self, name: str, dtype: ir.DataType, transpose: bool) -> torch.Tensor:
-        tensor = self._checked(name, self._file.get_tensor(name), dtype)
+        tensor = self._checked(name, self.tensor(name), dtype)
         return tensor.t().contiguous() if transpose else tensor
 
     def _checked(self, name: str, tensor: torch.Tensor, dtype: ir.DataType) -> torch.Tensor:
@@ -72,12 +76,13 @@ class CheckpointWeights:
 
     def chunks(self, name: str, dtype: ir.DataType) -> Iterator[np.ndarray]:
         """The rows of a table, a few thousand at a time, as raw bytes (uint8)."""
-        piece = self._file.get_slice(name)
         for first in range(0, self.shape(name)[0], _CHUNK_ROWS):
-            rows = self._checked(name, piece[first : first + _CHUNK_ROWS], dtype)
+            with self._open() as file:
+                rows = self._checked(name, file.get_slice(name)[first : first + _CHUNK_ROWS], dtype)
             yield rows.contiguous().view(torch.uint8).numpy()
 
     def tensor(self, name: str) -> torch.Tensor:
         """A tensor as it is stored, backed by the file where the platform allows it."""
-        found: torch.Tensor = self._file.get_tensor(name)
+        with self._open() as file:
+            found: torch.Tensor = file.get_tensor(name)
         return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
 import tempfile
@@ -38,7 +39,7 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
 
 def _remove_leftovers(folder: Path) -> None:
     """Clean up after a killed process; if it died between the two renames, its old folder comes back first."""
-    for path in sorted(folder.parent.glob(f".{folder.name}.*")):
+    for path in sorted(folder.parent.glob(f".{glob.escape(folder.name)}.*")):
         process = path.name.removeprefix(f".{folder.name}.").split(".")[0]
         if path.suffix not in (".partial", ".old") or not process.isdigit() or _is_alive(int(process)):
             continue
@@ -51,6 +52,8 @@ def _remove_leftovers(folder: Path) -> None:
 def _is_alive(process: int) -> bool:
     if os.name == "nt":
         return True  # signal 0 is no probe there: leftovers stay
+    if process == os.getpid():
+        return False  # a container's processes often have the same number at each start
     try:
         os.kill(process, 0)
     except ProcessLookupError:

@@ -37,6 +37,11 @@ class RMSNorm(nn.Module):
         return (wide * scale * self.weight).to(x.dtype)
 
 
+def rope_frequencies(head_dim: int, theta: float) -> Tensor:
+    """``theta**(-2i / head_dim)``, float32 [head_dim / 2]."""
+    return theta ** -(torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
+
+
 def rope_table(positions: Tensor, head_dim: int, theta: float) -> Tensor:
     """Rotations of interleaved pairs (2i, 2i+1) by ``position * theta**(-2i / head_dim)``.
 
@@ -48,8 +53,7 @@ def rope_table(positions: Tensor, head_dim: int, theta: float) -> Tensor:
     Returns:
         complex64, shape [..., rows, 1, head_dim / 2] (the 1 broadcasts over heads).
     """
-    exponent = torch.arange(0, head_dim, 2, dtype=torch.float32, device=positions.device) / head_dim
-    angles = positions.float().unsqueeze(-1) * theta**-exponent
+    angles = positions.float().unsqueeze(-1) * rope_frequencies(head_dim, theta).to(positions.device)
     return torch.polar(torch.ones_like(angles), angles).unsqueeze(-2)
 
 

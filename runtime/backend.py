@@ -7,6 +7,7 @@ Rewinding therefore needs no call at all.
 
 from __future__ import annotations
 
+import os
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -18,7 +19,7 @@ Ids = NDArray[np.int64]
 Floats = NDArray[np.float32]
 
 #: Longest run of rows in one call; longer prompts are fed in pieces.
-MAX_ROWS = 512
+MAX_ROWS = 256
 #: Longest patch that is encoded in one piece when it closes (see `fastblt.runtime.session`).
 WHOLE_PATCH_LIMIT = 64
 #: Rows that a backend must be able to take in one call.
@@ -26,7 +27,17 @@ ROW_CAPACITY = MAX_ROWS + WHOLE_PATCH_LIMIT
 #: Positions past ``max_bytes`` that a draft may use before it is cut.
 DRAFT_SLACK = 64
 
+#: Models with fewer weight bytes than this live in a processor's caches, where one thread beats several.
+SMALL_MODEL_BYTES = 64 * 2**20
+
 PARTS = ("patcher", "encoder", "global", "decoder")
+
+
+def default_threads(weight_bytes: int) -> int:
+    """Threads of one operator for a model of this size: one for small models, else every usable core."""
+    if weight_bytes < SMALL_MODEL_BYTES:
+        return 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class DecoderRows(NamedTuple):
@@ -51,6 +62,8 @@ class Backend(Protocol):
     """``cpu`` or ``cuda``."""
     config: BltConfig
     max_bytes: int
+    owner: object
+    """The session that uses the caches at the moment."""
 
     def run_patcher(self, position: int, ids: Ids) -> Floats:
         """Entropies float32 [n] in nats of the token after each of ``ids`` int64 [n]."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from fastblt.models.config import BltConfig
@@ -66,9 +66,12 @@ class BltRuntime:
         seed: int | None = None,
         stop: bytes | str | Sequence[bytes | str] = (),
         stop_at_eos: bool = True,
-    ) -> Iterator[Chunk]:
-        """Generate; everything else consumes this generator. Arguments and errors as in `generate`."""
-        return iter(self._start(prompt, max_new_bytes, method, temperature, top_p, seed, stop, stop_at_eos))
+    ) -> ByteStream:
+        """Generate; everything else consumes this iterator of chunks. Arguments and errors as in `generate`.
+
+        Afterwards its ``finish`` and ``stats`` tell why it ended and what it cost.
+        """
+        return self._start(prompt, max_new_bytes, method, temperature, top_p, seed, stop, stop_at_eos)
 
     def generate(
         self,

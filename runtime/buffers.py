@@ -74,6 +74,7 @@ class KvBuffers:
         slots = -(-capacity // VIEW_SLOTS) * VIEW_SLOTS
         self.buffers = {name: Buffer(slots, (dim,), dtype, device) for name in names}
         self.dim = dim
+        self.slots = slots
         self.window = window
         self.slot_bytes = len(names) * dim * dtype.itemsize
 

@@ -19,7 +19,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fastblt.models.config import BltConfig
 
@@ -28,6 +28,10 @@ FORMAT_VERSION = 1
 MANIFEST_FILE = "manifest.json"
 CONFIG_FILE = "config.json"
 EMBEDDINGS_FILE = "embeddings.safetensors"
+#: Types of a bundle, places of its hash tables, types of its tensors.
+DTYPES = ("fp32", "fp16", "bf16")
+HASH_TABLES = ("host", "graph")
+TENSOR_DTYPES = ("float32", "float16", "bfloat16", "int64")
 #: Graph of each part.
 GRAPH_FILES = {
     "patcher": "entropy.onnx",
@@ -35,6 +39,10 @@ GRAPH_FILES = {
     "global": "global.onnx",
     "decoder": "decoder.onnx",
 }
+
+
+_KINDS = {"dict": "an object", "list": "a list", "str": "a string", "int": "an integer"}
+_Value = TypeVar("_Value", dict[str, Any], list[Any], str, int)
 
 
 class BundleError(ValueError):
@@ -107,11 +115,13 @@ def _read_json(path: Path) -> Any:
         raise BundleError(f"{path}: not JSON ({error})") from error
 
 
-def _graph_spec(data: dict[str, Any]) -> GraphSpec:
-    def tensors(items: list[dict[str, Any]]) -> tuple[TensorSpec, ...]:
-        return tuple(TensorSpec(t["name"], t["dtype"], tuple(t["shape"]), t["role"]) for t in items)
-
-    return GraphSpec(data["file"], tensors(data["inputs"]), tensors(data["outputs"]), data["weight_bytes"])
+def is_bundle(folder: Path) -> bool:
+    """Whether a folder has the manifest of a bundle, of whatever version."""
+    try:
+        data = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(data, dict) and data.get("format") == FORMAT
 
 
 def load_manifest(bundle: Path) -> Manifest:
@@ -127,19 +137,68 @@ def load_manifest(bundle: Path) -> Manifest:
     found = (data.get("format"), data.get("version")) if isinstance(data, dict) else data
     if found != (FORMAT, FORMAT_VERSION):
         raise BundleError(f"{path}: found format {found}, expected {(FORMAT, FORMAT_VERSION)}")
-    try:
-        graphs = {part: _graph_spec(data["graphs"][part]) for part in GRAPH_FILES}
+    return _ManifestReader(path, data).manifest()
+
+
+class _ManifestReader:
+    """Turns the JSON of a manifest into dataclasses; whatever is amiss is one error that names the entry."""
+
+    def __init__(self, path: Path, data: dict[str, Any]) -> None:
+        self.path = path
+        self.data = data
+
+    def manifest(self) -> Manifest:
+        files = self._get(self.data, "files", dict)
+        for name in files:
+            entry = self._get(files, name, dict)
+            self._get(entry, "bytes", int)
+            self._get(entry, "sha256", str)
+            self._expect(Path(name).name == name, f"files.{name}", name, "a plain file name")
+        graphs = self._get(self.data, "graphs", dict)
         return Manifest(
-            data["model"],
-            data["dtype"],
-            data["opset"],
-            data["hash_tables"],
-            graphs,
-            data["files"],
-            data["verification"],
+            self._get(self.data, "model", str),
+            self._one_of("dtype", DTYPES),
+            self._get(self.data, "opset", int),
+            self._one_of("hash_tables", HASH_TABLES),
+            {part: self._graph(self._get(graphs, part, dict), files) for part in GRAPH_FILES},
+            files,
+            self._get(self.data, "verification", list),
         )
-    except (KeyError, TypeError) as error:
-        raise BundleError(f"{path}: found no usable entry {error}, expected a complete manifest") from error
+
+    def _graph(self, data: dict[str, Any], files: dict[str, Any]) -> GraphSpec:
+        file = self._get(data, "file", str)
+        self._expect(file in files, "file", file, "one of the manifest's files")
+        return GraphSpec(
+            file,
+            tuple(self._tensor(item) for item in self._get(data, "inputs", list)),
+            tuple(self._tensor(item) for item in self._get(data, "outputs", list)),
+            self._get(data, "weight_bytes", int),
+        )
+
+    def _tensor(self, data: Any) -> TensorSpec:
+        self._expect(isinstance(data, dict), "inputs or outputs", data, "a list of objects")
+        shape = self._get(data, "shape", list)
+        sizes = all(isinstance(size, int | str) for size in shape)
+        self._expect(sizes, "shape", shape, "a list of integers and names")
+        kind = self._get(data, "dtype", str)
+        self._expect(kind in TENSOR_DTYPES, "dtype", kind, f"one of {', '.join(TENSOR_DTYPES)}")
+        return TensorSpec(self._get(data, "name", str), kind, tuple(shape), self._get(data, "role", str))
+
+    def _one_of(self, name: str, values: tuple[str, ...]) -> str:
+        found = self._get(self.data, name, str)
+        self._expect(found in values, name, found, f"one of {', '.join(values)}")
+        return found
+
+    def _get(self, data: dict[str, Any], name: str, kind: type[_Value]) -> _Value:
+        value = data.get(name)
+        right = isinstance(value, kind) and not isinstance(value, bool)
+        self._expect(right, name, value, _KINDS[kind.__name__])
+        assert isinstance(value, kind)
+        return value
+
+    def _expect(self, condition: bool, name: str, found: object, expected: str) -> None:
+        if not condition:
+            raise BundleError(f"{self.path}: entry {name!r}: found {found!r:.80}, expected {expected}")
 
 
 def check_files(bundle: Path, manifest: Manifest) -> None:

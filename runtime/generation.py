@@ -54,7 +54,7 @@ class StopRules:
     """End at the end-of-document token; otherwise it is a token without a byte."""
 
 
-class ByteStream:
+class ByteStream(Iterator[Chunk]):
     """Runs a method over a session and yields chunks; afterwards `finish` tells why it ended.
 
     Bytes that may be the beginning of a stop string are held back until that is decided.
@@ -75,6 +75,7 @@ class ByteStream:
         # New byte offset of each token position; a token without a byte shares the offset of the byte before it.
         self._offsets: list[int] = []
         self._first_position = session.length
+        self._chunks = self._generate()
 
     @property
     def stats(self) -> RunStats:
@@ -82,6 +83,12 @@ class ByteStream:
         return self.session.stats
 
     def __iter__(self) -> Iterator[Chunk]:
+        return self
+
+    def __next__(self) -> Chunk:
+        return next(self._chunks)
+
+    def _generate(self) -> Iterator[Chunk]:
         if self.rules.max_new_bytes == 0:
             return
         self._boundaries_seen = len(self.session.patch_ends)

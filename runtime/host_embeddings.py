@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from fastblt.models.config import HashConfig
 from fastblt.models.hashing import hash_powers
+from fastblt.models.tokens import VOCAB_SIZE
 from fastblt.runtime.backend import ROW_CAPACITY, Ids
 from fastblt.runtime.bundle import BundleError
 
@@ -31,17 +32,30 @@ def map_tables(path: Path) -> dict[str, NDArray[Any]]:
     try:
         with path.open("rb") as file:
             size = int.from_bytes(file.read(8), "little")
+            if size > path.stat().st_size:
+                raise ValueError(f"found a header of {size} bytes, expected at most the file's size")
             header = json.loads(file.read(size))
         tables = {}
-        for name, entry in header.items():
+        for name, entry in dict(header).items():
+            if name == "__metadata__":
+                continue
             begin, end = entry["data_offsets"]
             dtype = np.dtype(_DTYPES[entry["dtype"]])
             raw = np.memmap(path, np.uint8, "r", offset=8 + size + begin, shape=(end - begin,))
             # Plain arrays over the same pages: indexing a numpy.memmap costs microseconds more.
             tables[name] = np.asarray(raw).view(dtype).reshape(entry["shape"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise BundleError(f"{path}: not a readable safetensors file ({error})") from error
     return tables
+
+
+def _table(path: Path, tables: dict[str, NDArray[Any]], name: str, rows: int) -> NDArray[Any]:
+    if name not in tables:
+        raise BundleError(f"{path}: tensor {name}: missing, expected {rows} rows")
+    table = tables[name]
+    if table.ndim != 2 or table.shape[0] != rows:
+        raise BundleError(f"{path}: tensor {name}: found shape {list(table.shape)}, expected {rows} rows")
+    return table
 
 
 class HostEmbeddings:
@@ -49,8 +63,8 @@ class HostEmbeddings:
 
     def __init__(self, path: Path, config: HashConfig) -> None:
         tables = map_tables(path)
-        self._bytes = tables["encoder.tok_embeddings.weight"]
-        self._hashes = tables["encoder.hash_embeddings.weight"]
+        self._bytes = _table(path, tables, "encoder.tok_embeddings.weight", VOCAB_SIZE)
+        self._hashes = _table(path, tables, "encoder.hash_embeddings.weight", config.tables * config.rows)
         self._context = config.context
         # One column of powers per table, zero before its n-gram: all hashes are one product with the window.
         columns = []

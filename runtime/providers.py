@@ -65,7 +65,8 @@ def choose_provider(name: str) -> str:
         ProviderError: the name is unknown, or CUDA was asked for and does not work.
     """
     if name == "auto":
-        return "cuda" if cuda_works() else "cpu"
+        # Not CUDA, even where it loads, until an audit has passed on a GPU.
+        return "cpu"
     if name not in PROVIDERS:
         raise ProviderError(f"provider: found {name!r}, expected auto, {', '.join(PROVIDERS)}")
     if name == "cuda" and not cuda_works():

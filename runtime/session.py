@@ -51,6 +51,7 @@ class Session:
         """Tokens."""
         self.scored = 0
         """Leading tokens that are scored."""
+        backend.owner = self
         self.append([BOS_ID])
 
     @property
@@ -98,6 +99,7 @@ class Session:
         Raises:
             ValueError: every token is scored already.
         """
+        self._check_owner()
         if self.scored == self.length:
             raise ValueError("score: found no token to score, append one first")
         rows = self._score_piece()
@@ -113,7 +115,13 @@ class Session:
         Returns:
             Tokens int64 [count] and their probabilities float32 [count].
         """
+        self._check_owner()
         position = self.length - 1
+        if position + count > len(self._latent_of):
+            raise CapacityError(
+                f"draft: found {count} bytes after position {position}, expected at most "
+                f"{len(self._latent_of) - position}"
+            )
         if self.scored != position:
             raise ValueError(f"draft: found {self.length - self.scored} tokens to score, expected 1")
         if not self.patch_ends:
@@ -126,6 +134,10 @@ class Session:
             # The time of both parts is in the decoder's.
             self._count("encoder", position, 1, perf_counter(), calls=count)
         return tokens, probabilities
+
+    def _check_owner(self) -> None:
+        if self.backend.owner is not self:
+            raise ValueError("session: another session has used the caches since, expected one at a time")
 
     def _score_piece(self) -> DecoderRows:
         first, end = self.scored, min(self.length, self.scored + MAX_ROWS)

@@ -83,7 +83,8 @@ class Trainer:
             Whether the recipe is done; its checkpoint then lies in the folder.
         """
         self.out.mkdir(parents=True, exist_ok=True)
-        self._write_recipe()
+        if self.progress.total_seconds == 0:
+            self._write_recipe()
         deadline = time.monotonic() + max_seconds
         if self.progress.phase == "patcher":
             if not self._phase(self.model.patcher, self._patcher_loss, deadline, on_step):
@@ -100,10 +101,9 @@ class Trainer:
 
     def _write_recipe(self) -> None:
         path = self.out / RECIPE_FILE
-        if not path.exists():
-            partial = path.with_suffix(".partial")
-            partial.write_text(json.dumps(dataclasses.asdict(self.config), indent=1) + "\n", encoding="utf-8")
-            partial.replace(path)
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(dataclasses.asdict(self.config), indent=1) + "\n", encoding="utf-8")
+        partial.replace(path)
 
     def _check_recipe(self) -> None:
         path = self.out / RECIPE_FILE

@@ -69,7 +69,18 @@ class TrainConfig:
         Raises:
             ConfigError: a field is out of range; the message names it.
         """
-        for name in ("budget_seconds", "patcher_seconds", "batch", "blocks", "matrix_lr", "embedding_lr", "clip"):
+        for name in (
+            "budget_seconds",
+            "patcher_seconds",
+            "batch",
+            "blocks",
+            "matrix_lr",
+            "embedding_lr",
+            "clip",
+            "eval_every",
+            "save_every",
+            "bytes_per_patch",
+        ):
             expect(getattr(self, name) > 0, name, getattr(self, name), "a positive number")
         for name in ("mid_patch", "fully_masked", "long_fraction", "warmup", "hold"):
             expect(0 <= getattr(self, name) <= 1, name, getattr(self, name), "a part, from 0 to 1")

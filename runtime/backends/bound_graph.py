@@ -20,7 +20,14 @@ from fastblt.runtime.bundle import BundleError, GraphSpec
 from fastblt.runtime.providers import PROVIDERS, check_session
 
 _ONNX_TYPES = {"float32": 1, "int64": 7, "float16": 10, "bfloat16": 16}
+_ORT_TYPES = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(bfloat16)": "bfloat16",
+    "tensor(int64)": "int64",
+}
 _INT64 = np.dtype(np.int64)
+_BINDINGS_KEPT = 64
 
 
 class Binding:
@@ -31,6 +38,7 @@ class Binding:
         self._types = {t.name: _ONNX_TYPES[t.dtype] for t in (*spec.inputs, *spec.outputs)}
         self._inputs = {t.name for t in spec.inputs}
         self._addresses: dict[str, int] = {}
+        self._bound: dict[str, tuple[tuple[int, ...], Buffer, int]] = {}
         self.fresh = True
         """Until the caller has bound the tensors that never move."""
 
@@ -40,8 +48,34 @@ class Binding:
         if self._addresses.get(name) == address:
             return
         self._addresses[name] = address
+        self._bound[name] = (shape, buffer, address)
         bind = self.io.bind_input if name in self._inputs else self.io.bind_output
         bind(name, buffer.device, 0, self._types[name], shape, address)
+
+    def send_host_inputs(self) -> None:
+        """Bind inputs in host memory again: a session on a device copies them when they are bound, not when it runs."""
+        for name, (shape, buffer, address) in self._bound.items():
+            if name in self._inputs and buffer.device == "cpu":
+                self.io.bind_input(name, "cpu", 0, self._types[name], shape, address)
+
+
+def _compare(path: Path, session: Any, spec: GraphSpec, stack: StackConfig) -> None:
+    """Raise `BundleError` where the graph, the manifest and the configuration disagree."""
+    for kind, values, specs in (
+        ("inputs", session.get_inputs(), spec.inputs),
+        ("outputs", session.get_outputs(), spec.outputs),
+    ):
+        found = [(v.name, _ORT_TYPES.get(v.type, v.type), tuple(v.shape)) for v in values]
+        expected = [(t.name, t.dtype, t.shape) for t in specs]
+        if found != expected:
+            wrong = [item for item in found if item not in expected] or found
+            raise BundleError(f"{path}: found {kind} {wrong}, expected those of the manifest")
+    caches = [t for t in spec.inputs if t.role == "cache"]
+    shape = (1, 1, "slots", stack.dim)
+    if len(caches) != 2 * stack.layers or any(t.shape != shape for t in caches):
+        raise BundleError(
+            f"{path}: found {len(caches)} caches, expected {2 * stack.layers} of shape {list(shape)} (config.json)"
+        )
 
 
 class ControlInput:
@@ -76,15 +110,16 @@ class BoundGraph:
         except Exception as error:
             raise BundleError(f"{path}: ONNX Runtime cannot load it ({error})") from error
         check_session(self.session, device, str(path))
+        _compare(path, self.session, spec, stack)
         self.spec = spec
         self.window = stack.window
+        self._device = device
         caches = [t for t in spec.inputs if t.role == "cache"]
         names = [t.name for t in caches]
         self.caches = KvBuffers(names, capacity, stack.dim, numpy_dtype(caches[0].dtype), stack.window, device)
         self.positions, self.visible_start, self.visible_end = ControlInput(), ControlInput(), ControlInput()
         self.write_index = ControlInput()
         self._steps = np.arange(ROW_CAPACITY, dtype=np.int64)
-        self._view = View(0, 0)
         self._bindings: dict[tuple[int, ...], Binding] = {}
 
     def prepare(self, position: int, rows: int, key: tuple[int, ...], visible_end: int | None = None) -> Binding:
@@ -97,6 +132,8 @@ class BoundGraph:
             visible_end: position below which every row sees; None: causal rows.
         """
         view = self.caches.view(position, rows)
+        if view.end > self.caches.slots:
+            raise ValueError(f"{self.spec.file}: rows up to position {position + rows - 1} do not fit the caches")
         start, window = view.start, self.window
         self.write_index.values[0] = position - start
         if rows == 1:
@@ -108,13 +145,12 @@ class BoundGraph:
             self.positions.values[:rows] = at
             self.visible_end.values[:rows] = (at + 1 if visible_end is None else visible_end) - start
             self.visible_start.values[:rows] = 0 if window is None else np.maximum(at - window + 1, 0) - start
-        if view != self._view:
-            # A sequence grows out of a view and rarely comes back to it.
-            self._bindings.clear()
-            self._view = view
-        binding = self._bindings.get((rows, *key))
+        full = (*view, rows, *key)
+        binding = self._bindings.get(full)
         if binding is None:
-            binding = self._bindings[(rows, *key)] = self._bind(view, rows)
+            if len(self._bindings) >= _BINDINGS_KEPT:
+                self._bindings.clear()  # a sequence grows out of its views and rarely comes back to them
+            binding = self._bindings[full] = self._bind(view, rows)
         return binding
 
     def _bind(self, view: View, rows: int) -> Binding:
@@ -131,6 +167,8 @@ class BoundGraph:
 
     def run(self, binding: Binding) -> None:
         """Run a prepared call."""
+        if self._device != "cpu":
+            binding.send_host_inputs()
         self.session.run_with_iobinding(binding.io)
 
     def moved_bytes(self, position: int, rows: int) -> int:

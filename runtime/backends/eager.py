@@ -16,7 +16,8 @@ from fastblt.models.cache import StackCache
 from fastblt.models.checkpoint import CONFIG_FILE, WEIGHTS_FILE, load_checkpoint
 from fastblt.models.config import BltConfig, StackConfig
 from fastblt.models.patcher import entropy
-from fastblt.runtime.backend import DRAFT_SLACK, DecoderRows, Floats, Ids
+from fastblt.runtime.backend import DRAFT_SLACK, DecoderRows, Floats, Ids, default_threads
+from fastblt.runtime.providers import ProviderError
 
 
 class EagerBackend:
@@ -25,11 +26,10 @@ class EagerBackend:
     name = "eager"
 
     def __init__(self, model: Blt, max_bytes: int, threads: int | None = None) -> None:
-        if threads is not None:
-            torch.set_num_threads(threads)
         self.model = model.eval()
         self.config: BltConfig = model.config
         self.max_bytes = max_bytes
+        self.owner: object = None
         weight = model.decoder.output.weight
         self._device, self._dtype = weight.device, weight.dtype
         self.device = self._device.type
@@ -46,6 +46,8 @@ class EagerBackend:
             "global": _weight_bytes(model.global_transformer),
             "decoder": _weight_bytes(model.decoder),
         }
+        # The same rule as every backend's; PyTorch has one setting for the whole process.
+        torch.set_num_threads(threads or default_threads(sum(self._weight_bytes.values())))
         decoder = self.config.decoder
         self._states = self._zeros(1, capacity, decoder.dim)
         self._latent_kv = self._zeros(1, capacity, decoder.layers, 2, self.config.cross_attn_k, decoder.dim)
@@ -53,8 +55,12 @@ class EagerBackend:
 
     @classmethod
     def load(cls, folder: Path, provider: str, max_bytes: int, threads: int | None) -> EagerBackend:
-        """Load a checkpoint folder, or the weights inside a bundle."""
-        device = "cuda" if provider == "cuda" or (provider == "auto" and torch.cuda.is_available()) else "cpu"
+        """Load a checkpoint folder, or the weights inside a bundle; ``auto`` is the CPU."""
+        device = "cpu" if provider == "auto" else provider
+        if device not in ("cpu", "cuda"):
+            raise ProviderError(f"provider: found {provider!r}, expected auto, cpu, cuda")
+        if device == "cuda" and not torch.cuda.is_available():
+            raise ProviderError("provider: found 'cuda', but PyTorch sees no GPU on this machine")
         if (folder / CONFIG_FILE).is_file() and (folder / WEIGHTS_FILE).is_file():
             return cls(load_checkpoint(folder, device=device), max_bytes, threads)
         from fastblt.runtime.backends.bundle_weights import load_eager_model

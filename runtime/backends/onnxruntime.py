@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import numpy as np
 import onnxruntime as ort
 
 from fastblt.models.config import BltConfig
-from fastblt.runtime.backend import DRAFT_SLACK, ROW_CAPACITY, DecoderRows, Floats, Ids
+from fastblt.runtime.backend import DRAFT_SLACK, ROW_CAPACITY, DecoderRows, Floats, Ids, default_threads
 from fastblt.runtime.backends.bound_graph import Binding, BoundGraph, ControlInput
 from fastblt.runtime.buffers import Buffer, numpy_dtype
 from fastblt.runtime.bundle import EMBEDDINGS_FILE, Manifest, check_files, load_config, load_manifest
@@ -19,8 +18,6 @@ from fastblt.runtime.providers import choose_provider
 
 #: Pool views end at multiples of this many slots, which bounds the number of shapes.
 _POOL_STEP = 8
-#: Models with fewer weight bytes than this live in a processor's caches, where one thread beats several.
-_SMALL_MODEL_BYTES = 64 * 2**20
 
 
 class OnnxRuntimeBackend:
@@ -33,6 +30,7 @@ class OnnxRuntimeBackend:
         self.manifest = manifest
         self.device = device
         self.max_bytes = max_bytes
+        self.owner: object = None
         capacity = max_bytes + 1 + DRAFT_SLACK
         options = session_options(manifest, threads)
         stacks = {
@@ -195,7 +193,7 @@ def session_options(manifest: Manifest, threads: int | None) -> Any:
     """Options of every session: quiet, one thread for small models, no spinning."""
     if threads is None:
         weights = sum(spec.weight_bytes for spec in manifest.graphs.values())
-        threads = 1 if weights < _SMALL_MODEL_BYTES else (os.cpu_count() or 1)
+        threads = default_threads(weights)
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads

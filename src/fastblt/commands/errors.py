@@ -70,4 +70,4 @@ def describe(error: Exception) -> str:
 def _is_expected(error: Exception) -> bool:
     if isinstance(error, ModuleNotFoundError):
         return not (error.name or "").startswith("fastblt")
-    return isinstance(error, ValueError | OSError) or type(error).__module__.startswith("fastblt.")
+    return isinstance(error, ValueError | OSError | MemoryError) or type(error).__module__.startswith("fastblt.")
