@@ -12,7 +12,7 @@ from fastblt.models.config import BltConfig
 from fastblt.runtime.backend import DRAFT_SLACK, ROW_CAPACITY, DecoderRows, Floats, Ids, default_threads
 from fastblt.runtime.backends.bound_graph import Binding, BoundGraph, ControlInput
 from fastblt.runtime.buffers import Buffer, numpy_dtype
-from fastblt.runtime.bundle import EMBEDDINGS_FILE, Manifest, check_files, load_config, load_manifest
+from fastblt.runtime.bundle import EMBEDDINGS_FILE, BundleError, Manifest, check_files, load_config, load_manifest
 from fastblt.runtime.host_embeddings import HostEmbeddings
 from fastblt.runtime.providers import choose_provider
 
@@ -49,6 +49,7 @@ class OnnxRuntimeBackend:
             HostEmbeddings(bundle / EMBEDDINGS_FILE, self.config.hash) if manifest.hash_tables == "host" else None
         )
         self._reads_states = self.config.decoder_input == "encoder"
+        self._check_config(bundle)
         self._allocate(capacity)
 
     @classmethod
@@ -57,6 +58,23 @@ class OnnxRuntimeBackend:
         manifest = load_manifest(bundle)
         check_files(bundle, manifest)
         return cls(bundle, manifest, choose_provider(provider), max_bytes, threads)
+
+    def _check_config(self, bundle: Path) -> None:
+        """Raise `BundleError` where the configuration means other tensors than the graphs have."""
+        config = self.config
+        kv_shape = ("latents", config.decoder.layers, 2, config.cross_attn_k * config.decoder.dim)
+        first = "states" if self._reads_states else "ids"
+        expected = {
+            ("global", "patch_embeddings"): (1, "patches", config.patch_dim),
+            ("decoder", "latent_kv"): kv_shape,
+            ("decoder", first): (1, "rows", config.decoder.dim) if self._reads_states else (1, "rows"),
+        }
+        for (part, name), shape in expected.items():
+            spec = self.manifest.graphs[part].input(name)
+            found = spec.shape if spec else None
+            if found != shape:
+                file = self.manifest.graphs[part].file
+                raise BundleError(f"{bundle / file}: input {name}: found shape {found}, expected {shape} (config.json)")
 
     def _allocate(self, capacity: int) -> None:
         """Every buffer that is not a cache. What passes from graph to graph lives on the device."""

@@ -570,9 +570,10 @@ def test_cpu_is_chosen_quietly_when_cuda_is_listed_but_does_not_work(
     assert capfd.readouterr() == ("", "")
 
 
-def test_cuda_is_chosen_when_it_works(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cuda_is_chosen_when_it_is_asked_for_and_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``auto`` stays on the CPU until an audit has passed on a GPU."""
     monkeypatch.setattr(providers, "cuda_works", lambda: True)
-    assert [choose_provider(name) for name in ("auto", "cuda", "cpu")] == ["cuda", "cuda", "cpu"]
+    assert [choose_provider(name) for name in ("auto", "cuda", "cpu")] == ["cpu", "cuda", "cpu"]
 
 
 def test_cuda_is_probed_once(monkeypatch: pytest.MonkeyPatch) -> None:
