@@ -27,7 +27,8 @@ _ORT_TYPES = {
     "tensor(int64)": "int64",
 }
 _INT64 = np.dtype(np.int64)
-_BINDINGS_KEPT = 64
+#: Enough for every number of rows and patches that a method uses, while the view has one size.
+_BINDINGS_KEPT = 256
 
 
 class Binding:
@@ -41,6 +42,8 @@ class Binding:
         self._bound: dict[str, tuple[tuple[int, ...], Buffer, int]] = {}
         self.fresh = True
         """Until the caller has bound the tensors that never move."""
+        self.view_start = -1
+        """First slot of the caches' view that is bound."""
 
     def point(self, name: str, shape: tuple[int, ...], buffer: Buffer, row: int = 0) -> None:
         """Bind an input or output to a buffer, from ``row`` on. A binding serves one shape of each tensor."""
@@ -145,25 +148,31 @@ class BoundGraph:
             self.positions.values[:rows] = at
             self.visible_end.values[:rows] = (at + 1 if visible_end is None else visible_end) - start
             self.visible_start.values[:rows] = 0 if window is None else np.maximum(at - window + 1, 0) - start
-        full = (*view, rows, *key)
+        full = (view.slots, rows, *key)
         binding = self._bindings.get(full)
         if binding is None:
             if len(self._bindings) >= _BINDINGS_KEPT:
-                self._bindings.clear()  # a sequence grows out of its views and rarely comes back to them
-            binding = self._bindings[full] = self._bind(view, rows)
+                self._bindings.clear()
+            binding = self._bindings[full] = self._bind(rows)
+        if binding.view_start != start:
+            self._point_caches(binding, view)
         return binding
 
-    def _bind(self, view: View, rows: int) -> Binding:
+    def _bind(self, rows: int) -> Binding:
         binding = Binding(self.session, self.spec)
         binding.point("positions", (1, rows), self.positions.buffer)
         binding.point("visible_start", (1, rows), self.visible_start.buffer)
         binding.point("visible_end", (1, rows), self.visible_end.buffer)
         binding.point("write_index", (1,), self.write_index.buffer)
+        return binding
+
+    def _point_caches(self, binding: Binding, view: View) -> None:
+        """Bind every cache, input and update alike, to the slots of a view."""
+        binding.view_start = view.start
         shape = (1, 1, view.slots, self.caches.dim)
         for name, buffer in self.caches.buffers.items():
             binding.point(name, shape, buffer, view.start)
             binding.point(f"{name}_out", shape, buffer, view.start)
-        return binding
 
     def run(self, binding: Binding) -> None:
         """Run a prepared call."""

@@ -18,6 +18,11 @@ def test_long_prompts_are_cut_from_heldout_text() -> None:
     assert len(set(found)) == 5
 
 
+def test_prompts_end_at_the_same_places_when_their_sizes_differ() -> None:
+    for short, long in zip(heldout_prompts(8, 256), heldout_prompts(8, 4096), strict=True):
+        assert long.endswith(short)
+
+
 def test_error_names_limit_when_too_many_are_asked_for() -> None:
     with pytest.raises(ValueError, match="found 97 of 10 bytes, expected at most 96"):
         heldout_prompts(97, 10)

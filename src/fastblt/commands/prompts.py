@@ -7,6 +7,10 @@ from fastblt.calibration.heldout import CORPORA, Prompt, load_prompts, load_text
 #: Every shipped prompt is at least this long.
 SHORTEST_PROMPT = 64
 
+#: Prompts from the held-out text end at multiples of this many bytes, so that prompts of different sizes have the same
+#: continuations, and only the length of the context differs.
+_LONG_PROMPT = 4096
+
 #: The prompt that `fastblt generate` goes on from when it is given none.
 DEFAULT_CORPUS = "web"
 
@@ -42,4 +46,5 @@ def _shipped(corpus: str, size: int) -> list[bytes]:
 
 def _from_text(corpus: str, size: int) -> list[bytes]:
     text = load_text(corpus)
-    return [text[start : start + size] for start in range(0, len(text) - size + 1, size)]
+    step = max(size, _LONG_PROMPT)
+    return [text[end - size : end] for end in range(step, len(text) + 1, step)]
