@@ -31,7 +31,10 @@ def save_checkpoint(folder: Path, model: Blt, dtype: torch.dtype = torch.float32
     tensors = {name: p.detach().to("cpu", dtype).contiguous() for name, p in model.state_dict().items()}
     with replacing_folder(folder) as new:
         model.config.save(new / CONFIG_FILE)
-        save_file(tensors, new / WEIGHTS_FILE, metadata={"format": "pt"})
+        try:
+            save_file(tensors, new / WEIGHTS_FILE, metadata={"format": "pt"})
+        except SafetensorError as error:
+            raise CheckpointError(f"{folder / WEIGHTS_FILE}: cannot be written ({error})") from error
 
 
 def expected_shapes(config: BltConfig) -> dict[str, tuple[int, ...]]:

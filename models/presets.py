@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from fastblt.models.config import BltConfig, ConfigError, HashConfig, PatchingConfig, StackConfig
 
 _PATCHER_RELEASED = StackConfig(dim=768, layers=14, heads=12, ffn_dim=2048, rope_theta=10_000.0, window=512)
@@ -65,15 +67,9 @@ def _blt_7b(name: str) -> BltConfig:
 
 
 def _blt_d_1b(name: str) -> BltConfig:
-    return BltConfig(
-        name=name,
-        patcher=_PATCHER_RELEASED,
-        encoder=_ENCODER_1B,
-        global_transformer=_GLOBAL_1B,
-        decoder=_DECODER_1B,
-        patching=PatchingConfig(max_patch_length=8),
-        decoder_input="embedding",
-        block_size=16,
+    """blt-1b's geometry, as the paper's BLT-D."""
+    return dataclasses.replace(
+        _blt_1b(name), patching=PatchingConfig(max_patch_length=8), decoder_input="embedding", block_size=16
     )
 
 

@@ -32,7 +32,8 @@ def nucleus(logits: NDArray[np.float32], temperature: float, top_p: float) -> ND
         float64 [vocab], sums to 1.
     """
     wide = logits.astype(np.float64)
-    p: NDArray[np.float64] = np.exp((wide - wide.max()) / temperature)
+    with np.errstate(over="ignore"):  # a tiny temperature makes -inf of every token but the best
+        p: NDArray[np.float64] = np.exp((wide - wide.max()) / temperature)
     p /= p.sum()
     if top_p < 1.0:
         order = np.argsort(-p, kind="stable")

@@ -74,7 +74,17 @@ class Trainer:
         self.progress, self._saved_optimizers = load_state(path, self.model)
         if self.progress.threshold:
             self._set_threshold(self.progress.threshold)
+        self._drop_broken_record()
         return True
+
+    def _drop_broken_record(self) -> None:
+        """Cut the log after its last whole line: a killed run may have left half a record."""
+        path = self.out / LOG_FILE
+        if path.exists():
+            text = path.read_bytes()
+            whole = text[: text.rfind(b"\n") + 1]
+            if whole != text:
+                path.write_bytes(whole)
 
     def run(self, max_seconds: float, on_step: OnStep | None = None) -> bool:
         """Train until the recipe is done or ``max_seconds`` of wall time have passed.

@@ -38,8 +38,13 @@ def save_state(path: Path, model: nn.Module, optimizers: list[torch.optim.Optimi
     tensors = {f"model.{name}": p.detach().contiguous() for name, p in model.state_dict().items()}
     tensors |= optimizer_tensors(optimizers, model)
     partial = path.with_suffix(".partial")
-    save_file(tensors, partial, metadata={"progress": json.dumps(asdict(progress))})
-    os.replace(partial, path)
+    try:
+        save_file(tensors, partial, metadata={"progress": json.dumps(asdict(progress))})
+        os.replace(partial, path)
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}: cannot be written ({error})") from error
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def optimizer_tensors(optimizers: list[torch.optim.Optimizer], model: nn.Module) -> dict[str, Tensor]:

@@ -374,3 +374,13 @@ def test_resume_is_refused_when_the_recipe_is_another(text: Split, tmp_path: Pat
     other = dataclasses.replace(RECIPE, matrix_lr=0.5)
     with pytest.raises(ConfigError, match="matrix_lr"):
         trainer(text, tmp_path, other).resume()
+
+
+def test_half_a_record_is_dropped_when_resuming(text: Split, tmp_path: Path) -> None:
+    with pytest.raises(KilledError):
+        trainer(text, tmp_path).run(1e9, kill_after("model", 5))
+    log = tmp_path / LOG_FILE
+    before = log.read_bytes()
+    log.write_bytes(before + b'{"phase": "mod')
+    assert trainer(text, tmp_path).resume()
+    assert log.read_bytes() == before
