@@ -36,7 +36,7 @@ class BltRuntime:
 
         Args:
             bundle: its folder; every file is compared with the manifest's size and sha256.
-            provider: ``cpu``, ``cuda``, or ``auto`` (CUDA where it really loads).
+            provider: ``cpu``, ``cuda``, or ``auto`` (the CPU until an audit has passed on a GPU).
             backend: ``onnxruntime``, or ``eager`` (PyTorch, needs the ``export`` extra).
             max_bytes: longest prompt plus new bytes.
             threads: threads of one operator; None: one for models that fit the caches, else all cores.
@@ -71,7 +71,23 @@ class BltRuntime:
 
         Afterwards its ``finish`` and ``stats`` tell why it ended and what it cost.
         """
-        return self._start(prompt, max_new_bytes, method, temperature, top_p, seed, stop, stop_at_eos)
+        started = time.perf_counter()
+        chosen = parse_method(method)
+        if temperature > 0 and chosen.greedy_only:
+            raise MethodError(f"method {method!r}: found temperature {temperature}, expected 0 (it verifies greedily)")
+        choose = make_choose(temperature, top_p, seed)
+        if max_new_bytes < 0:
+            raise ValueError(f"max_new_bytes: found {max_new_bytes}, expected an integer >= 0")
+        ids = encode(prompt, bos=False)
+        if len(ids) + max_new_bytes > self.backend.max_bytes:
+            raise CapacityError(
+                f"prompt: found {len(ids)} bytes and max_new_bytes={max_new_bytes}, "
+                f"expected at most max_bytes={self.backend.max_bytes} in all"
+            )
+        session = Session(self.backend)
+        session.append(ids)
+        session.stats.prompt_bytes = len(ids)
+        return ByteStream(session, chosen, choose, StopRules(max_new_bytes, stop_strings(stop), stop_at_eos), started)
 
     def generate(
         self,
@@ -105,39 +121,19 @@ class BltRuntime:
             SamplingError: temperature or top_p out of range.
             ValueError: negative ``max_new_bytes`` or an empty stop string.
         """
-        run = self._start(prompt, max_new_bytes, method, temperature, top_p, seed, stop, stop_at_eos)
+        run = self.stream(
+            prompt,
+            max_new_bytes,
+            method=method,
+            temperature=temperature,
+            top_p=top_p,
+            seed=seed,
+            stop=stop,
+            stop_at_eos=stop_at_eos,
+        )
         pieces = []
         for chunk in run:
             pieces.append(chunk.data)
             if on_chunk:
                 on_chunk(chunk)
         return Generation(b"".join(pieces), run.finish, run.stats)
-
-    def _start(
-        self,
-        prompt: bytes | str,
-        max_new_bytes: int,
-        method: str,
-        temperature: float,
-        top_p: float,
-        seed: int | None,
-        stop: bytes | str | Sequence[bytes | str],
-        stop_at_eos: bool,
-    ) -> ByteStream:
-        started = time.perf_counter()
-        chosen = parse_method(method)
-        if temperature > 0 and chosen.greedy_only:
-            raise MethodError(f"method {method!r}: found temperature {temperature}, expected 0 (it verifies greedily)")
-        choose = make_choose(temperature, top_p, seed)
-        if max_new_bytes < 0:
-            raise ValueError(f"max_new_bytes: found {max_new_bytes}, expected an integer >= 0")
-        ids = encode(prompt, bos=False)
-        if len(ids) + max_new_bytes > self.backend.max_bytes:
-            raise CapacityError(
-                f"prompt: found {len(ids)} bytes and max_new_bytes={max_new_bytes}, "
-                f"expected at most max_bytes={self.backend.max_bytes} in all"
-            )
-        session = Session(self.backend)
-        session.append(ids)
-        session.stats.prompt_bytes = len(ids)
-        return ByteStream(session, chosen, choose, StopRules(max_new_bytes, stop_strings(stop), stop_at_eos), started)

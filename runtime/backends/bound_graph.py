@@ -1,8 +1,8 @@
 """One ONNX Runtime session whose inputs and outputs are bound to memory by address.
 
 A cache's input and its update are bound to the same address, so TensorScatter works in place and no cache is ever
-copied. Bindings are kept for each number of rows while the view of the caches stays; a step then writes a few
-integers and runs.
+copied. Bindings are kept for each number of rows and size of the caches' view, and pointed elsewhere when the view
+moves; most steps write a few integers and run.
 """
 
 from __future__ import annotations
@@ -38,7 +38,6 @@ class Binding:
         self.io = session.io_binding()
         self._types = {t.name: _ONNX_TYPES[t.dtype] for t in (*spec.inputs, *spec.outputs)}
         self._inputs = {t.name for t in spec.inputs}
-        self._addresses: dict[str, int] = {}
         self._bound: dict[str, tuple[tuple[int, ...], Buffer, int]] = {}
         self.fresh = True
         """Until the caller has bound the tensors that never move."""
@@ -48,9 +47,9 @@ class Binding:
     def point(self, name: str, shape: tuple[int, ...], buffer: Buffer, row: int = 0) -> None:
         """Bind an input or output to a buffer, from ``row`` on. A binding serves one shape of each tensor."""
         address = buffer.address + row * buffer.row_bytes
-        if self._addresses.get(name) == address:
+        known = self._bound.get(name)
+        if known is not None and known[2] == address:
             return
-        self._addresses[name] = address
         self._bound[name] = (shape, buffer, address)
         bind = self.io.bind_input if name in self._inputs else self.io.bind_output
         bind(name, buffer.device, 0, self._types[name], shape, address)

@@ -56,7 +56,9 @@ class Provider(StrEnum):
 
 
 BundleArgument = Annotated[Path, typer.Argument(help="Folder that `fastblt export` wrote.")]
-ProviderOption = Annotated[Provider, typer.Option(help="Where it runs; auto: CUDA where it really loads.")]
+ProviderOption = Annotated[
+    Provider, typer.Option(help="Where it runs; auto: the CPU, until an audit has passed on a GPU.")
+]
 BackendOption = Annotated[str, typer.Option(help="onnxruntime, or eager (PyTorch).")]
 
 
