@@ -302,8 +302,8 @@ def _check_decoder(eager: _EagerPart, runner: GraphRunner) -> Iterator[tuple[Cal
             ids=ids, states=states, latent_kv=kv[0].flatten(3).numpy(), latent_index=index,
         )  # fmt: skip
         rows: Tensor = decoder.rows(torch.from_numpy(ids), torch.from_numpy(states))
-        end = call.position + call.rows if call.block else None
-        expected = decoder.step(rows, kv, torch.from_numpy(index), cache, call.position, visible_end=end)
+        block = call.rows if call.block else 0
+        expected = decoder.step(rows, kv, torch.from_numpy(index), cache, call.position, block=block)
         logp = expected.log_softmax(-1)
         yield (
             call,

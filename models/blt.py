@@ -29,6 +29,11 @@ class Blt(nn.Module):
         """Patches of whole sequences ``ids`` [batch, length], each beginning with BOS; see `find_patches`."""
         return find_patches(closes_patch(entropy(self.patcher(ids)), self.config.patching), pad_to)
 
+    def encode(self, ids: Tensor, patches: Patches) -> tuple[Tensor, Tensor]:
+        """Byte states [batch, length, dim] and latents [batch, patches, global dim] of whole sequences."""
+        states, patch_embeddings = self.encoder(ids, patches)
+        return states, self.global_transformer(patch_embeddings)
+
     def forward(
         self,
         ids: Tensor,
@@ -49,7 +54,6 @@ class Blt(nn.Module):
             Logits [batch, length, vocab] of the byte after each position, and logits of the block rows or None.
         """
         patches = self.segment(ids) if patches is None else patches
-        states, patch_embeddings = self.encoder(ids, patches)
-        latents = self.global_transformer(patch_embeddings)
+        states, latents = self.encode(ids, patches)
         index = patches.latent_index if latent_index is None else latent_index
         return self.decoder(self.decoder.rows(ids, states), latents, index, blocks)

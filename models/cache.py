@@ -22,13 +22,13 @@ class StackCache:
         self.values = torch.zeros(shape, dtype=dtype, device=device)
         self.rope = rope_table(torch.arange(capacity, device=device), config.head_dim, config.rope_theta)
 
-    def rows(self, position: int, count: int, visible_end: int | None = None) -> CacheRows:
+    def rows(self, position: int, count: int, block: int = 0) -> CacheRows:
         """New rows at ``position``, ``position + 1``, ...
 
         Args:
             position: slot of the first row.
             count: rows.
-            visible_end: every row sees slots below this (a block that is denoised); None: causal rows.
+            block: the last ``block`` rows are denoised together and see each other; the others are causal.
         """
         start = 0 if self.window is None else max(0, position - self.window + 1)
         end = position + count
@@ -36,7 +36,9 @@ class StackCache:
         if count > 1:
             row = torch.arange(position, end, device=self.keys.device).unsqueeze(1)
             key = torch.arange(start, end, device=self.keys.device).unsqueeze(0)
-            mask = key <= row if visible_end is None else key < visible_end
+            mask = key <= row
+            if block:
+                mask = mask | (row >= end - block)
             if self.window is not None:
                 mask = mask & (key > row - self.window)
         return CacheRows(self, position, start, end, mask)

@@ -95,7 +95,7 @@ class Decoder(nn.Module):
             index = torch.cat([index, blocks.latent_index.repeat_interleave(blocks.ids.shape[2], 1)], dim=1)
         rope = rope_table(positions, self.config.head_dim, self.config.rope_theta)
         attend = _sequence_attend(length, self.config.window, blocks, clean.device)
-        logits = self._run(x, self.latent_kv(latents), index, rope, [attend] * len(self.layers))
+        logits = self.run(x, self.latent_kv(latents), index, rope, [attend] * len(self.layers))
         return logits[:, :length], logits[:, length:] if blocks is not None else None
 
     def step(
@@ -106,7 +106,7 @@ class Decoder(nn.Module):
         cache: StackCache,
         position: int,
         *,
-        visible_end: int | None = None,
+        block: int = 0,
     ) -> Tensor:
         """New rows with a cache.
 
@@ -116,16 +116,17 @@ class Decoder(nn.Module):
             latent_index: int64 [1, rows], into the second axis of ``latent_kv``.
             cache: the decoder's cache.
             position: byte position and cache slot of the first row.
-            visible_end: rows are a block and all see slots below this; None: causal rows.
+            block: the last ``block`` rows are denoised together and see each other; the others are causal.
 
         Returns:
             Logits [1, rows, vocab].
         """
-        live = cache.rows(position, rows.shape[1], visible_end)
+        live = cache.rows(position, rows.shape[1], block)
         attends = [live.attend(i) for i in range(len(self.layers))]
-        return self._run(rows, latent_kv, latent_index, live.rope, attends)
+        return self.run(rows, latent_kv, latent_index, live.rope, attends)
 
-    def _run(self, x: Tensor, latent_kv: Tensor, latent_index: Tensor, rope: Tensor, attends: list[Attend]) -> Tensor:
+    def run(self, x: Tensor, latent_kv: Tensor, latent_index: Tensor, rope: Tensor, attends: list[Attend]) -> Tensor:
+        """All layers on rows [batch, rows, dim]; ``attends`` has one self-attention a layer. Returns logits."""
         batch, rows, dim = x.shape
         patches = latent_kv.shape[1]
         flat = (latent_index + torch.arange(batch, device=x.device).unsqueeze(1) * patches).flatten()

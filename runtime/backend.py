@@ -8,6 +8,7 @@ Rewinding therefore needs no call at all.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -52,6 +53,28 @@ class DecoderRows(NamedTuple):
     logits: Floats
     """float32 [n, vocab]."""
 
+    def part(self, start: int, end: int | None = None) -> DecoderRows:
+        """Some of the rows, views like these."""
+        at = slice(start, end)
+        return DecoderRows(self.best[at], self.probability[at], self.entropy[at], self.logits[at])
+
+    def followed_by(self, other: DecoderRows) -> DecoderRows:
+        """A copy of these rows and others."""
+        return DecoderRows(
+            np.concatenate([self.best, other.best]),
+            np.concatenate([self.probability, other.probability]),
+            np.concatenate([self.entropy, other.entropy]),
+            np.concatenate([self.logits, other.logits]),
+        )
+
+    def copy(self) -> DecoderRows:
+        """The same rows in memory of their own."""
+        return DecoderRows(self.best.copy(), self.probability.copy(), self.entropy.copy(), self.logits.copy())
+
+
+#: Given the one row of a draft's step: the next token, and whether another row is wanted after it.
+Pick = Callable[[DecoderRows], tuple[int, bool]]
+
 
 class Backend(Protocol):
     """One loaded model with its buffers, allocated once for ``max_bytes`` bytes."""
@@ -85,29 +108,30 @@ class Backend(Protocol):
         """Make the latents of the first ``count`` patches that `run_encoder` pooled last."""
         ...
 
-    def run_decoder(self, position: int, ids: Ids, latents: Ids, visible_end: int | None = None) -> DecoderRows:
+    def run_decoder(self, position: int, ids: Ids, latents: Ids, block: int = 0) -> DecoderRows:
         """Decode rows.
 
         Args:
             position: of the first row.
             ids: int64 [n].
             latents: int64 [n], index of the patch whose latent each row reads; not decreasing.
-            visible_end: every row sees positions below this one (rows of a block that is denoised); None: a row
-                sees positions up to its own.
+            block: the last ``block`` rows are denoised together and see each other; every other row sees positions
+                up to its own.
         """
         ...
 
-    def draft(self, position: int, ids: Ids, latent: int, count: int) -> tuple[Ids, Floats]:
-        """Greedy bytes after a token by ``count`` decoder rows that all read one latent.
+    def draft(self, position: int, ids: Ids, latent: int, count: int, pick: Pick | None = None) -> tuple[Ids, Floats]:
+        """Bytes after a token by up to ``count`` decoder rows that all read one latent, one after the other.
 
         Args:
             position: of the token.
             ids: int64 [context]: the tokens that its hash n-grams reach back to, then the token.
             latent: index of the patch.
             count: rows.
+            pick: chooses the token after each row and whether to go on; None: the most likely one, ``count`` times.
 
         Returns:
-            Tokens int64 [count] and their probabilities float32 [count].
+            Tokens int64 [n] and the probabilities float32 [n] of the rows' most likely tokens, n <= count.
         """
         ...
 

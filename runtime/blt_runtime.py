@@ -11,8 +11,8 @@ from fastblt.models.tokens import encode
 from fastblt.runtime.backend import Backend
 from fastblt.runtime.backends import load_backend
 from fastblt.runtime.generation import ByteStream, Chunk, Generation, StopRules, stop_strings
-from fastblt.runtime.methods import MethodError, parse_method
-from fastblt.runtime.sampling import make_choose
+from fastblt.runtime.methods import parse_method
+from fastblt.runtime.sampling import Sampler
 from fastblt.runtime.session import CapacityError, Session
 
 
@@ -73,9 +73,8 @@ class BltRuntime:
         """
         started = time.perf_counter()
         chosen = parse_method(method)
-        if temperature > 0 and chosen.greedy_only:
-            raise MethodError(f"method {method!r}: found temperature {temperature}, expected 0 (it verifies greedily)")
-        choose = make_choose(temperature, top_p, seed)
+        chosen.check(self.config)
+        sampler = Sampler(temperature, top_p, seed)
         if max_new_bytes < 0:
             raise ValueError(f"max_new_bytes: found {max_new_bytes}, expected an integer >= 0")
         ids = encode(prompt, bos=False)
@@ -87,7 +86,7 @@ class BltRuntime:
         session = Session(self.backend)
         session.append(ids)
         session.stats.prompt_bytes = len(ids)
-        return ByteStream(session, chosen, choose, StopRules(max_new_bytes, stop_strings(stop), stop_at_eos), started)
+        return ByteStream(session, chosen, sampler, StopRules(max_new_bytes, stop_strings(stop), stop_at_eos), started)
 
     def generate(
         self,
@@ -107,7 +106,7 @@ class BltRuntime:
         Args:
             prompt: any bytes, or text (UTF-8); may be empty.
             max_new_bytes: >= 0; a token without a byte counts as one.
-            method: ``ar``, or ``s:K`` (BLT-S with drafts of K bytes).
+            method: ``ar``, ``s:K`` (BLT-S), ``d:B@RULE`` (BLT-D), ``dv:B@RULE`` (BLT-DV) or ``auto``; docs/decoding.md.
             temperature: 0 is greedy.
             top_p: nucleus of the sampled distribution.
             seed: of sampling.
@@ -117,7 +116,7 @@ class BltRuntime:
 
         Raises:
             CapacityError: prompt and new bytes exceed ``max_bytes``.
-            MethodError: unknown method, or one that cannot sample.
+            MethodError: unknown method, or one that this model cannot run.
             SamplingError: temperature or top_p out of range.
             ValueError: negative ``max_new_bytes`` or an empty stop string.
         """

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from fastblt.models.tokens import BYTE_OFFSET, EOS_ID, decode
-from fastblt.runtime.methods import Choose, Method, Origin, Round
+from fastblt.runtime.methods import Method, Origin, Round
+from fastblt.runtime.sampling import Sampler
 from fastblt.runtime.session import Session
 from fastblt.runtime.stats import RunStats
 
@@ -60,10 +61,10 @@ class ByteStream(Iterator[Chunk]):
     Bytes that may be the beginning of a stop string are held back until that is decided.
     """
 
-    def __init__(self, session: Session, method: Method, choose: Choose, rules: StopRules, started: float) -> None:
+    def __init__(self, session: Session, method: Method, sampler: Sampler, rules: StopRules, started: float) -> None:
         self.session = session
         self.method = method
-        self.choose = choose
+        self.sampler = sampler
         self.rules = rules
         self.finish = "length"
         self._started = started
@@ -93,7 +94,7 @@ class ByteStream(Iterator[Chunk]):
             return
         self._boundaries_seen = len(self.session.patch_ends)
         before = time.perf_counter()
-        for step in self.method.rounds(self.session, self.choose):
+        for step in self.method.rounds(self.session, self.sampler):
             now = time.perf_counter()
             known = len(self._offsets)
             done = self._take(step)

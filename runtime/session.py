@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from time import perf_counter
+from typing import Literal
 
 import numpy as np
 
@@ -21,12 +22,20 @@ from fastblt.runtime.backend import (
     DecoderRows,
     Floats,
     Ids,
+    Pick,
 )
 from fastblt.runtime.stats import RunStats
+
+#: Which latent the rows of a block read: ``closed``, the newest of a closed patch; or ``partial``, that of the open
+#: patch as far as it has come (the paper's o_M).
+Latent = Literal["closed", "partial"]
 
 
 class CapacityError(ValueError):
     """More positions are needed than the runtime was created for."""
+
+
+_NO_BLOCK: Ids = np.empty(0, dtype=np.int64)
 
 
 class Session:
@@ -51,6 +60,7 @@ class Session:
         """Tokens."""
         self.scored = 0
         """Leading tokens that are scored."""
+        self._block_latent = 0
         backend.owner = self
         self.append([BOS_ID])
 
@@ -99,59 +109,123 @@ class Session:
         Raises:
             ValueError: every token is scored already.
         """
-        self._check_owner()
-        if self.scored == self.length:
-            raise ValueError("score: found no token to score, append one first")
-        rows = self._score_piece()
-        while self.scored < self.length:
-            rows = self._score_piece()
-        return rows
+        return self._score(_NO_BLOCK, "closed")
 
-    def draft(self, count: int) -> tuple[Ids, Floats]:
-        """Greedy continuation by the decoder alone: all rows read the newest latent, patches are ignored.
+    def score_with_block(self, block: Ids, latent: Latent) -> tuple[DecoderRows, DecoderRows]:
+        """Score, and denoise a block after the last token in the same decoder call.
+
+        Args:
+            block: int64 [size], MASK_ID where a byte is not decided. Nothing of it is committed.
+            latent: which one the block's rows read, here and in later calls of `denoise`.
+
+        Returns:
+            Rows of the tokens that were not scored, as `score` gives them, and of the block; block row i is about
+            the block's own byte i. Both are overwritten by the next call.
+        """
+        self._check_block(block)
+        return _split(self._score(block, latent), len(block))
+
+    def draft_with_block(self, block: Ids) -> tuple[DecoderRows, DecoderRows]:
+        """Like `score_with_block`, but the decoder alone: the last token is read, and stays unscored.
+
+        All rows read the newest closed latent, so no other part has to run.
+
+        Returns:
+            The row of the last token (about the block's first byte), and the block's.
+        """
+        position = self._check_draft(len(block))
+        self._check_block(block)
+        self._block_latent = len(self.patch_ends) - 1
+        rows = self._run_block(position, np.concatenate([self.tokens[-1:], block]), len(block))
+        return _split(rows, len(block))
+
+    def denoise(self, block: Ids) -> DecoderRows:
+        """Run a block again, after `score_with_block` or `draft_with_block`, with some of its bytes decided."""
+        self._check_owner()
+        return self._run_block(self.length, block, len(block))
+
+    def draft(self, count: int, pick: Pick | None = None) -> tuple[Ids, Floats]:
+        """Continuation by the decoder alone: all rows read the newest latent, patches are ignored.
 
         The last token must be the only one that is not scored. Nothing is committed.
 
+        Args:
+            count: most bytes.
+            pick: chooses each byte and whether to go on; None: greedy, ``count`` bytes.
+
         Returns:
-            Tokens int64 [count] and their probabilities float32 [count].
+            Tokens int64 [n] and the probabilities float32 [n] of the rows' most likely tokens.
         """
+        position = self._check_draft(count)
+        context = self._ids[position : self._history + self.length]
+        began = perf_counter()
+        tokens, probabilities = self.backend.draft(position, context, len(self.patch_ends) - 1, count, pick)
+        self._count("decoder", position, 1, began, calls=len(tokens))
+        if self.config.decoder_input == "encoder":
+            # The time of both parts is in the decoder's.
+            self._count("encoder", position, 1, perf_counter(), calls=len(tokens))
+        return tokens, probabilities
+
+    def _check_draft(self, count: int) -> int:
+        """The position of the last token, if a draft of ``count`` bytes can follow it."""
         self._check_owner()
         position = self.length - 1
-        if position + count > len(self._latent_of):
-            raise CapacityError(
-                f"draft: found {count} bytes after position {position}, expected at most "
-                f"{len(self._latent_of) - position}"
-            )
+        self._check_room("draft", count)
         if self.scored != position:
             raise ValueError(f"draft: found {self.length - self.scored} tokens to score, expected 1")
         if not self.patch_ends:
             raise ValueError("draft: found no latent to read, score BOS first")
-        context = self._ids[position : self._history + self.length]
-        began = perf_counter()
-        tokens, probabilities = self.backend.draft(position, context, len(self.patch_ends) - 1, count)
-        self._count("decoder", position, 1, began, calls=count)
-        if self.config.decoder_input == "encoder":
-            # The time of both parts is in the decoder's.
-            self._count("encoder", position, 1, perf_counter(), calls=count)
-        return tokens, probabilities
+        return position
+
+    def _check_block(self, block: Ids) -> None:
+        size = self.config.block_size
+        if not 1 <= len(block) <= size:
+            raise ValueError(f"block: found {len(block)} bytes, expected 1..{size}, the size the model was trained on")
+        self._check_room("block", len(block))
+
+    def _check_room(self, what: str, count: int) -> None:
+        room = len(self._latent_of) - (self.length - 1)
+        if count > room:
+            raise CapacityError(
+                f"{what}: found {count} bytes after position {self.length - 1}, expected at most {room}"
+            )
 
     def _check_owner(self) -> None:
         if self.backend.owner is not self:
             raise ValueError("session: another session has used the caches since, expected one at a time")
 
-    def _score_piece(self) -> DecoderRows:
+    def _score(self, block: Ids, latent: Latent) -> DecoderRows:
+        self._check_owner()
+        if self.scored == self.length:
+            raise ValueError("score: found no token to score, append one first")
+        while self.length - self.scored > MAX_ROWS:
+            self._score_piece(_NO_BLOCK, "closed")
+        return self._score_piece(block, latent)
+
+    def _score_piece(self, block: Ids, latent: Latent) -> DecoderRows:
         first, end = self.scored, min(self.length, self.scored + MAX_ROWS)
         ids = self.tokens[first:end]
         began = perf_counter()
         entropies = self.backend.run_patcher(first, ids)
         self._count("patcher", first, end - first, began)
         closed = self._close_patches(first, entropies)
-        self._encode(first, end, closed)
+        partial = latent == "partial" and end > self.open_start
+        self._encode(first, end, closed, partial)
         latents = self._latent_of[first:end]
-        began = perf_counter()
-        rows = self.backend.run_decoder(first, ids, latents)
-        self._count("decoder", first, end - first, began)
         self.scored = end
+        if len(block):
+            self._block_latent = len(self.patch_ends) - (0 if partial else 1)
+            ids = np.concatenate([ids, block])
+            latents = np.concatenate([latents, np.full(len(block), self._block_latent)])
+        began = perf_counter()
+        rows = self.backend.run_decoder(first, ids, latents, len(block))
+        self._count("decoder", first, len(ids), began)
+        return rows
+
+    def _run_block(self, position: int, ids: Ids, block: int) -> DecoderRows:
+        began = perf_counter()
+        rows = self.backend.run_decoder(position, ids, np.full(len(ids), self._block_latent), block)
+        self._count("decoder", position, len(ids), began)
         return rows
 
     def _close_patches(self, first: int, entropies: Floats) -> int:
@@ -168,26 +242,35 @@ class Session:
             self._latent_of[position] = len(self.patch_ends) - 1
         return len(self.patch_ends) - before
 
-    def _encode(self, first: int, end: int, closed: int) -> None:
-        """Encode the closed patches, or every row where patches are not encoded whole, and make the latents."""
-        total = len(self.patch_ends)
-        bounds = [0, *self.patch_ends] if total == closed else self.patch_ends[total - closed - 1 :]
+    def _encode(self, first: int, end: int, closed: int, partial: bool) -> None:
+        """Encode the patches that closed, and the open one (``partial``), and make their latents.
+
+        Where patches are not encoded whole, every row is encoded, even if no latent comes of it.
+        """
+        made = closed + partial
+        if not made and self._whole_patches:
+            return
+        known = len(self.patch_ends) - closed
+        bounds = [*(self.patch_ends[known - 1 :] if known else [0, *self.patch_ends])]
+        if partial or not made:
+            bounds.append(end)
         if self._whole_patches:
-            if not closed:
-                return
             first, end = bounds[0], bounds[-1]
         starts, ends = np.array(bounds[:-1], dtype=np.int64), np.array(bounds[1:], dtype=np.int64)
-        if not closed:
-            starts, ends = np.array([bounds[0]], dtype=np.int64), np.array([end], dtype=np.int64)
         began = perf_counter()
         self.backend.run_encoder(first, self._ids[first : self._history + end], starts, ends)
         self._count("encoder", first, end - first, began)
-        if closed:
+        if made:
             began = perf_counter()
-            self.backend.run_global(total - closed, closed)
-            self._count("global", total - closed, closed, began)
+            self.backend.run_global(known, made)
+            self._count("global", known, made, began)
 
     def _count(self, part: str, position: int, rows: int, began: float, calls: int = 1) -> None:
         self.stats.part_seconds[part] += perf_counter() - began
         self.stats.nfe[part] += calls
         self.stats.moved_bytes += calls * self.backend.moved_bytes(part, position, rows)
+
+
+def _split(rows: DecoderRows, block: int) -> tuple[DecoderRows, DecoderRows]:
+    """Rows of tokens, and the last ``block`` rows."""
+    return rows.part(0, -block), rows.part(-block)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -48,10 +50,46 @@ def sample_windows(text: Split, count: int, length: int, rng: np.random.Generato
     return torch.from_numpy(ids[:, :length].copy()), torch.from_numpy(targets)
 
 
-def sample_blocks(
-    ids: Tensor, targets: Tensor, patches: Patches, size: int, config: TrainConfig, rng: np.random.Generator
+@dataclass(frozen=True)
+class BlockSites:
+    """Where the blocks of a step are, before anything in them is hidden."""
+
+    starts: Tensor
+    """int64 [batch, blocks]: position of each block's first byte."""
+    latent_index: Tensor
+    """int64 [batch, blocks]: the latent its rows read, the last one that is closed before it."""
+    content: Tensor
+    """int64 [batch, blocks, size]: the bytes of the text, IGNORE past the end of the document."""
+
+
+def place_blocks(
+    targets: Tensor, patches: Patches, size: int, config: TrainConfig, rng: np.random.Generator
+) -> BlockSites:
+    """Choose where blocks begin: at the first byte of a patch, or anywhere (``config.mid_patch``).
+
+    Args:
+        targets: int64 [batch, length], the token after each position.
+        patches: of the windows.
+        size: bytes of a block.
+        config: how many blocks, and which.
+        rng: randomness.
+    """
+    batch, length = targets.shape
+    count = max(1, config.blocks * length // 256)
+    anywhere = torch.from_numpy(rng.integers(1, length - size + 1, size=(batch, count)))
+    at_patch = patches.starts.gather(1, patches.latent_index.gather(1, anywhere - 1) + 1).clamp(1, length - size)
+    mid = torch.from_numpy(rng.random((batch, count)) < config.mid_patch)
+    starts = torch.where(mid, anywhere, at_patch)
+    # ids shifted by one are the targets, so byte p of the window is targets[p - 1].
+    positions = (starts.unsqueeze(-1) + torch.arange(size)).flatten(1)
+    content = targets.gather(1, positions - 1).view(batch, count, size)
+    return BlockSites(starts, patches.latent_index.gather(1, starts - 1), content)
+
+
+def corrupt_blocks(
+    sites: BlockSites, config: TrainConfig, rng: np.random.Generator
 ) -> tuple[BlockRows, Tensor, Tensor]:
-    """Corrupted blocks: where they start, how much of them is masked, what they must predict.
+    """Hide bytes of blocks.
 
     Each block has its own mask rate t, stratified over [0.1, 1]; a part of the blocks is masked wholly.
 
@@ -59,19 +97,12 @@ def sample_blocks(
         The rows, their targets int64 [batch, blocks * size] (IGNORE where the byte is not masked), and the
         weights 1/t, float [batch, blocks * size].
     """
-    batch, length = ids.shape
-    count = max(1, config.blocks * length // 256)
-    anywhere = torch.from_numpy(rng.integers(1, length - size + 1, size=(batch, count)))
-    at_patch = patches.starts.gather(1, patches.latent_index.gather(1, anywhere - 1) + 1).clamp(1, length - size)
-    mid = torch.from_numpy(rng.random((batch, count)) < config.mid_patch)
-    starts = torch.where(mid, anywhere, at_patch)
+    batch, count, size = sites.content.shape
     rate = _stratified_rates(batch, count, config.fully_masked, rng)
-    # ids shifted by one are the targets, so byte p of the window is targets[p - 1].
-    positions = (starts.unsqueeze(-1) + torch.arange(size)).flatten(1)
-    true = targets.gather(1, positions - 1)
+    true = sites.content.flatten(1)
     hidden = torch.from_numpy(rng.random((batch, count * size))) < rate.repeat_interleave(size, 1)
     shown = torch.where(hidden | (true == IGNORE), MASK_ID, true)
-    rows = BlockRows(shown.view(batch, count, size), starts, patches.latent_index.gather(1, starts - 1))
+    rows = BlockRows(shown.view(batch, count, size), sites.starts, sites.latent_index)
     return rows, torch.where(hidden, true, IGNORE), (1.0 / rate).repeat_interleave(size, 1)
 
 

@@ -180,6 +180,8 @@ def _run_client(source: Source, folder: Path) -> None:
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     if done.returncode != 0:
         lines = done.stderr.strip().splitlines() or ["no message"]
+        if source.client == "apt":
+            lines[-1] += " (`apt-get update` may help)"
         raise CorpusError(f"{source.name}: `{' '.join(command)}` failed: {lines[-1]}{hint}")
 
 

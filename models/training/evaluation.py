@@ -58,8 +58,7 @@ def draft_acceptance(model: Blt, prefix: Tensor, k: int) -> dict[str, float]:
     """
     length = prefix.shape[1]
     known = model.segment(prefix[:, :-1])
-    states, embeddings = model.encoder(prefix[:, :-1], known)
-    latents = model.global_transformer(embeddings)
+    latents = model.encode(prefix[:, :-1], known)[1]
     last = known.latent_index[:, -1:]
     ids = prefix
     for _ in range(k):

@@ -15,13 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from fastblt.models.blt import Blt
-from fastblt.models.checkpoint import save_checkpoint
+from fastblt.models.checkpoint import load_checkpoint, save_checkpoint
 from fastblt.models.config import ConfigError
 from fastblt.models.decoder import BlockRows
 from fastblt.models.patcher import entropy
 from fastblt.models.patching import Patches, closes_patch
-from fastblt.models.training.batches import sample_blocks, sample_windows, stale_latent_index
+from fastblt.models.training.batches import corrupt_blocks, place_blocks, sample_windows, stale_latent_index
 from fastblt.models.training.corpus import Split
+from fastblt.models.training.distillation import distil
 from fastblt.models.training.evaluation import evaluate
 from fastblt.models.training.objective import clean_loss, masked_loss
 from fastblt.models.training.optimizer import build_optimizers, schedule
@@ -76,6 +77,23 @@ class Trainer:
             self._set_threshold(self.progress.threshold)
         self._drop_broken_record()
         return True
+
+    def start_from(self, checkpoint: Path) -> None:
+        """Begin with the weights of a checkpoint, its frozen patcher and its threshold included.
+
+        Raises:
+            CheckpointError: it is missing or damaged.
+            ConfigError: it is of another geometry than the recipe's model.
+        """
+        found = load_checkpoint(checkpoint)
+        threshold = found.config.patching.threshold
+        ours = self.model.config
+        wanted = dataclasses.replace(ours, patching=dataclasses.replace(ours.patching, threshold=threshold))
+        if found.config != wanted:
+            raise ConfigError(f"{checkpoint}: found the geometry of {found.config.name}, expected that of {ours.name}")
+        self.model.load_state_dict(found.state_dict())
+        self.progress = Progress("model")
+        self._set_threshold(threshold)
 
     def _drop_broken_record(self) -> None:
         """Cut the log after its last whole line: a killed run may have left half a record."""
@@ -197,13 +215,15 @@ class Trainer:
         patches = move(model.segment(ids, pad_to=16), "cpu")
         index = stale_latent_index(patches, config, rng).to(self.device)
         blocks = wanted = weights = None
-        if model.config.block_size:
-            rows, wanted, weights = sample_blocks(
-                ids.cpu(), targets.cpu(), patches, model.config.block_size, config, rng
-            )
-            blocks = move(rows, self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            clean, masked = model(ids, move(patches, self.device), blocks, index)
+            states, latents = model.encode(ids, move(patches, self.device))
+            if model.config.block_size:
+                sites = place_blocks(targets.cpu(), patches, model.config.block_size, config, rng)
+                if config.distilled:
+                    sites = distil(model.decoder, ids, latents, patches.latent_index, sites, config.distilled, rng)
+                rows, wanted, weights = corrupt_blocks(sites, config, rng)
+                blocks = move(rows, self.device)
+            clean, masked = model.decoder(model.decoder.rows(ids, states), latents, index, blocks)
         loss = clean_loss(clean, targets)
         report = {"clean_nats": float(loss.detach())}
         if masked is not None and wanted is not None and weights is not None:

@@ -25,7 +25,8 @@ class TrainConfig:
     budget_seconds: float
     """Training time, without the patcher's."""
     patcher_seconds: float
-    """Training time of the entropy patcher, which comes first and is then frozen."""
+    """Training time of the entropy patcher, which comes first and is then frozen; no part of a run that starts from a
+    checkpoint."""
     bytes_per_patch: float = 4.0
     """The patcher's threshold is bisected to this average on training text."""
     seed: int = 1
@@ -43,6 +44,8 @@ class TrainConfig:
     """Part of the blocks that start anywhere instead of at the first byte of a patch."""
     fully_masked: float = 0.2
     """Part of the blocks with every byte masked."""
+    distilled: float = 0.0
+    """Part of the blocks that hold the model's own greedy draft instead of the text's bytes (see `distillation`)."""
     mask_weight: tuple[tuple[float, float], ...] = ((0.0, 0.1), (0.35, 1.0))
     """Weight of the masked loss: (part of the run, weight) points, linear between them, constant after the last."""
     stale_segments: int = 3
@@ -82,7 +85,7 @@ class TrainConfig:
             "bytes_per_patch",
         ):
             expect(getattr(self, name) > 0, name, getattr(self, name), "a positive number")
-        for name in ("mid_patch", "fully_masked", "long_fraction", "warmup", "hold"):
+        for name in ("mid_patch", "fully_masked", "distilled", "long_fraction", "warmup", "hold"):
             expect(0 <= getattr(self, name) <= 1, name, getattr(self, name), "a part, from 0 to 1")
         for name in ("window", "long_window"):
             expect(getattr(self, name) >= 32, name, getattr(self, name), "at least 32 tokens")

@@ -124,14 +124,14 @@ class BoundGraph:
         self._steps = np.arange(ROW_CAPACITY, dtype=np.int64)
         self._bindings: dict[tuple[int, ...], Binding] = {}
 
-    def prepare(self, position: int, rows: int, key: tuple[int, ...], visible_end: int | None = None) -> Binding:
+    def prepare(self, position: int, rows: int, key: tuple[int, ...], block: int = 0) -> Binding:
         """Write the control inputs and give the binding of a call.
 
         Args:
             position: of the first row.
             rows: number of rows.
             key: every other size that the caller's own tensors depend on.
-            visible_end: position below which every row sees; None: causal rows.
+            block: the last ``block`` rows see each other; the others are causal.
         """
         view = self.caches.view(position, rows)
         if view.end > self.caches.slots:
@@ -140,12 +140,13 @@ class BoundGraph:
         self.write_index.values[0] = position - start
         if rows == 1:
             self.positions.values[0] = position
-            self.visible_end.values[0] = (position + 1 if visible_end is None else visible_end) - start
+            self.visible_end.values[0] = position + 1 - start
             self.visible_start.values[0] = 0 if window is None else max(0, position - window + 1) - start
         else:
             at = self._steps[:rows] + position
             self.positions.values[:rows] = at
-            self.visible_end.values[:rows] = (at + 1 if visible_end is None else visible_end) - start
+            self.visible_end.values[:rows] = at + (1 - start)
+            self.visible_end.values[rows - block : rows] = position + rows - start
             self.visible_start.values[:rows] = 0 if window is None else np.maximum(at - window + 1, 0) - start
         full = (view.slots, rows, *key)
         binding = self._bindings.get(full)

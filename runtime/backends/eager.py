@@ -16,7 +16,7 @@ from fastblt.models.cache import StackCache
 from fastblt.models.checkpoint import CONFIG_FILE, WEIGHTS_FILE, load_checkpoint
 from fastblt.models.config import BltConfig, StackConfig
 from fastblt.models.patcher import entropy
-from fastblt.runtime.backend import DRAFT_SLACK, DecoderRows, Floats, Ids, default_threads
+from fastblt.runtime.backend import DRAFT_SLACK, DecoderRows, Floats, Ids, Pick, default_threads
 from fastblt.runtime.providers import ProviderError
 
 
@@ -110,32 +110,20 @@ class EagerBackend:
         self._latent_kv[:, first_patch : first_patch + count] = self.model.decoder.latent_kv(latents)
 
     @torch.inference_mode()
-    def run_decoder(self, position: int, ids: Ids, latents: Ids, visible_end: int | None = None) -> DecoderRows:
+    def run_decoder(self, position: int, ids: Ids, latents: Ids, block: int = 0) -> DecoderRows:
         """See `Backend.run_decoder`."""
         first = int(latents[0])
         index = self._ids(latents - first)
         known = self._latent_kv[:, first : int(latents[-1]) + 1]
-        logits = self._decode(position, self._ids(ids), known, index, visible_end)[0].float()
-        logp = logits.log_softmax(-1)
-        best_logp, best = logp.max(-1)
-        return DecoderRows(
-            best.cpu().numpy(),
-            best_logp.exp().cpu().numpy(),
-            entropy(logits).cpu().numpy(),
-            logits.cpu().numpy(),
-        )
+        return _decoder_rows(self._decode(position, self._ids(ids), known, index, block)[0].float())
 
-    def _decode(
-        self, position: int, ids: Tensor, latent_kv: Tensor, index: Tensor, visible_end: int | None = None
-    ) -> Tensor:
+    def _decode(self, position: int, ids: Tensor, latent_kv: Tensor, index: Tensor, block: int = 0) -> Tensor:
         states = self._states[:, position : position + ids.shape[1]]
         rows = self.model.decoder.rows(ids, states)
-        return self.model.decoder.step(
-            rows, latent_kv, index, self._caches["decoder"], position, visible_end=visible_end
-        )
+        return self.model.decoder.step(rows, latent_kv, index, self._caches["decoder"], position, block=block)
 
     @torch.inference_mode()
-    def draft(self, position: int, ids: Ids, latent: int, count: int) -> tuple[Ids, Floats]:
+    def draft(self, position: int, ids: Ids, latent: int, count: int, pick: Pick | None = None) -> tuple[Ids, Floats]:
         """See `Backend.draft`."""
         known = self._latent_kv[:, latent : latent + 1]
         index = torch.zeros(1, 1, dtype=torch.int64, device=self._device)
@@ -147,9 +135,15 @@ class EagerBackend:
                 context = context.roll(-1, dims=1)
             logits = self._decode(position + step, best, known, index)[0].float()
             probability, best = logits.softmax(-1).max(-1, keepdim=True)
+            more = True
+            if pick is not None:
+                token, more = pick(_decoder_rows(logits))
+                best = torch.full_like(best, token)
             context[:, -1:] = best
             tokens.append(best)
             probabilities.append(probability)
+            if not more:
+                break
         return torch.cat(tokens).flatten().cpu().numpy(), torch.cat(probabilities).flatten().cpu().numpy()
 
     def moved_bytes(self, part: str, position: int, rows: int) -> int:
@@ -158,6 +152,14 @@ class EagerBackend:
         live = position + rows if stack.window is None else min(position + rows, stack.window + rows - 1)
         per_slot = 2 * stack.keys.shape[0] * stack.keys[0, 0, 0].numel() * stack.keys.element_size()
         return self._weight_bytes[part] + live * per_slot
+
+
+def _decoder_rows(logits: Tensor) -> DecoderRows:
+    """What `Backend.run_decoder` returns, of logits [rows, vocab]."""
+    best_logp, best = logits.log_softmax(-1).max(-1)
+    return DecoderRows(
+        best.cpu().numpy(), best_logp.exp().cpu().numpy(), entropy(logits).cpu().numpy(), logits.cpu().numpy()
+    )
 
 
 def _weight_bytes(module: nn.Module) -> int:

@@ -9,7 +9,7 @@ import numpy as np
 import onnxruntime as ort
 
 from fastblt.models.config import BltConfig
-from fastblt.runtime.backend import DRAFT_SLACK, ROW_CAPACITY, DecoderRows, Floats, Ids, default_threads
+from fastblt.runtime.backend import DRAFT_SLACK, ROW_CAPACITY, DecoderRows, Floats, Ids, Pick, default_threads
 from fastblt.runtime.backends.bound_graph import Binding, BoundGraph, ControlInput
 from fastblt.runtime.buffers import Buffer, numpy_dtype
 from fastblt.runtime.bundle import EMBEDDINGS_FILE, BundleError, Manifest, check_files, load_config, load_manifest
@@ -150,24 +150,25 @@ class OnnxRuntimeBackend:
         binding.point("latent_kv", (count, *self._latent_kv.row_shape), self._latent_kv, first_patch)
         graph.run(binding)
 
-    def run_decoder(self, position: int, ids: Ids, latents: Ids, visible_end: int | None = None) -> DecoderRows:
+    def run_decoder(self, position: int, ids: Ids, latents: Ids, block: int = 0) -> DecoderRows:
         """See `Backend.run_decoder`."""
         rows, first = len(ids), int(latents[0])
-        binding = self._decoder_binding(position, rows, first, int(latents[-1]) + 1 - first, visible_end)
+        binding = self._decoder_binding(position, rows, first, int(latents[-1]) + 1 - first, block)
         self._ids.values[:rows] = ids
         np.subtract(latents, first, out=self._latent_index.values[:rows])
         self._decoder.run(binding)
+        return self._rows(rows)
+
+    def _rows(self, count: int) -> DecoderRows:
         return DecoderRows(
-            self._best.values[:rows],
-            self._probability.array[:rows],
-            self._entropy.array[:rows],
-            self._logits.array[:rows],
+            self._best.values[:count],
+            self._probability.array[:count],
+            self._entropy.array[:count],
+            self._logits.array[:count],
         )
 
-    def _decoder_binding(
-        self, position: int, rows: int, first_latent: int, latents: int, visible_end: int | None = None
-    ) -> Binding:
-        binding = self._decoder.prepare(position, rows, (latents,), visible_end)
+    def _decoder_binding(self, position: int, rows: int, first_latent: int, latents: int, block: int = 0) -> Binding:
+        binding = self._decoder.prepare(position, rows, (latents,), block)
         if binding.fresh:
             binding.fresh = False
             if not self._reads_states:
@@ -182,14 +183,14 @@ class OnnxRuntimeBackend:
         binding.point("latent_kv", (latents, *self._latent_kv.row_shape), self._latent_kv, first_latent)
         return binding
 
-    def draft(self, position: int, ids: Ids, latent: int, count: int) -> tuple[Ids, Floats]:
+    def draft(self, position: int, ids: Ids, latent: int, count: int, pick: Pick | None = None) -> tuple[Ids, Floats]:
         """See `Backend.draft`."""
         tokens = np.empty(count, dtype=np.int64)
         probabilities = np.empty(count, dtype=np.float32)
         context = ids.copy()
         best, probability, current = self._best.values, self._probability.array, self._ids.values
         self._latent_index.values[0] = 0
-        token = int(ids[-1])
+        token, row, more = int(ids[-1]), self._rows(1), True
         for step in range(count):
             if self._reads_states:
                 at = np.array([position + step], dtype=np.int64)
@@ -198,8 +199,13 @@ class OnnxRuntimeBackend:
             binding = self._decoder_binding(position + step, 1, latent, 1)
             current[0] = token
             self._decoder.run(binding)
-            context[-1] = tokens[step] = token = int(best[0])
+            token = int(best[0])
+            if pick is not None:
+                token, more = pick(row)
+            context[-1] = tokens[step] = token
             probabilities[step] = probability[0]
+            if not more:
+                return tokens[: step + 1], probabilities[: step + 1]
         return tokens, probabilities
 
     def moved_bytes(self, part: str, position: int, rows: int) -> int:

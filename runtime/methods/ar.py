@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from fastblt.runtime.methods.method import Choose, Round
+from fastblt.models.config import BltConfig
+from fastblt.runtime.methods.method import MethodError, Round
+from fastblt.runtime.sampling import Sampler
 from fastblt.runtime.session import Session
 
 
@@ -14,11 +16,26 @@ class Autoregressive:
     """One byte a round: one patcher and one decoder row; encoder and global only when a patch closes."""
 
     name: str = "ar"
-    greedy_only: bool = False
+    lossless: bool = True
 
-    def rounds(self, session: Session, choose: Choose) -> Iterator[Round]:
+    @classmethod
+    def parse(cls, argument: str) -> Autoregressive:
+        """The method of ``ar``; it takes no argument."""
+        if argument:
+            raise MethodError(f"method 'ar:{argument}': found an argument, expected plain 'ar'")
+        return cls()
+
+    def check(self, config: BltConfig) -> None:
+        """Every model can."""
+
+    def rounds(self, session: Session, sampler: Sampler) -> Iterator[Round]:
         """Generate for ever; the session's last token is the last byte of the prompt."""
         while True:
-            token = choose(session.score(), -1)
-            session.append([token])
-            yield Round((token,), ("sampled",))
+            yield sample_next(session, sampler)
+
+
+def sample_next(session: Session, sampler: Sampler) -> Round:
+    """Score what is not scored and append the next token."""
+    token = sampler.choose(session.score(), -1)
+    session.append([token])
+    return Round((token,), ("sampled",))

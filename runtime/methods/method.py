@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Literal, NamedTuple, Protocol
 
-from fastblt.runtime.backend import DecoderRows
+from fastblt.models.config import BltConfig
+from fastblt.runtime.sampling import Sampler
 from fastblt.runtime.session import Session
 
 #: How a byte came about: by a decoder row of its own; drafted and verified; put by verification in the place of a
-#: rejected draft; after a draft that was accepted whole.
-Origin = Literal["sampled", "accepted", "corrected", "free"]
+#: rejected draft; after a draft that was accepted whole; denoised in a block, without verification.
+Origin = Literal["sampled", "accepted", "corrected", "free", "denoised"]
 
-#: Chooses the token after row ``index`` of some decoder rows: greedy, or sampled.
-Choose = Callable[[DecoderRows, int], int]
+
+class MethodError(ValueError):
+    """A method that does not exist, has a bad argument, or cannot run on a model."""
 
 
 class Round(NamedTuple):
-    """Tokens that one round appended to the session; all but the last are scored."""
+    """Tokens that one round appended to the session; the last of them, at least, is not scored."""
 
     tokens: tuple[int, ...]
     origins: tuple[Origin, ...]
     rejected: tuple[int, ...] = ()
     """Drafted tokens that verification threw away."""
     drafted: int = 0
-    """Tokens drafted in this round."""
+    """Tokens drafted for verification in this round."""
 
     @property
     def accepted(self) -> int:
@@ -41,10 +43,14 @@ class Method(Protocol):
         ...
 
     @property
-    def greedy_only(self) -> bool:
-        """Whether its output is that of the autoregressive method only when tokens are chosen greedily."""
+    def lossless(self) -> bool:
+        """Whether its bytes are those of the autoregressive method (greedy), or distributed like them (sampled)."""
         ...
 
-    def rounds(self, session: Session, choose: Choose) -> Iterator[Round]:
-        """Append tokens to the session round by round, without end."""
+    def check(self, config: BltConfig) -> None:
+        """Raise `MethodError` where the method cannot run on a model."""
+        ...
+
+    def rounds(self, session: Session, sampler: Sampler) -> Iterator[Round]:
+        """Append tokens to the session round by round, without end; the first round scores the prompt."""
         ...

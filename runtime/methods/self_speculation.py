@@ -1,50 +1,57 @@
-"""BLT-S: the decoder drafts past patch boundaries, one pass of the whole model verifies (`method.md` "BLT-S").
-
-A round costs ``k`` decoder rows and *one* encoder and global call. The paper makes two: one to encode the prefix
-before it drafts, one to verify. But verification has computed the latents of all complete patches of what it
-accepted, and everything is causal, so they stay valid for the next draft.
-"""
+"""BLT-S: the decoder drafts past patch boundaries, one pass of the whole model verifies (`method.md` "BLT-S")."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from fastblt.runtime.methods.method import Choose, Origin, Round
+from fastblt.models.config import BltConfig
+from fastblt.runtime.backend import DRAFT_SLACK, DecoderRows
+from fastblt.runtime.methods.ar import sample_next
+from fastblt.runtime.methods.method import MethodError, Round
+from fastblt.runtime.methods.verification import verify
+from fastblt.runtime.sampling import Distribution, Draft, Sampler
 from fastblt.runtime.session import Session
 
 
 @dataclass(frozen=True)
 class SelfSpeculation:
-    """Greedy BLT-S with drafts of ``k`` bytes; its output is the autoregressive method's, byte for byte."""
+    """BLT-S with drafts of ``k`` bytes; lossless."""
 
     k: int
-    greedy_only: bool = True
+    lossless: bool = True
+
+    @classmethod
+    def parse(cls, argument: str) -> SelfSpeculation:
+        """The method of ``s:K``."""
+        if not argument.isascii() or not argument.isdigit() or not 1 <= int(argument) < DRAFT_SLACK:
+            raise MethodError(f"method 's:{argument}': found draft length {argument!r}, expected 1..{DRAFT_SLACK - 1}")
+        return cls(int(argument))
 
     @property
     def name(self) -> str:
         """As the user gives it."""
         return f"s:{self.k}"
 
-    def rounds(self, session: Session, choose: Choose) -> Iterator[Round]:
-        """Generate for ever; the first round scores the prompt, which gives the first byte."""
-        first = choose(session.score(), -1)
-        session.append([first])
-        yield Round((first,), ("sampled",))
-        while True:
-            yield self._round(session, choose)
+    def check(self, config: BltConfig) -> None:
+        """Every model can."""
 
-    def _round(self, session: Session, choose: Choose) -> Round:
-        start = session.length
-        draft = session.draft(self.k)[0].tolist()
-        session.append(draft)
-        rows = session.score()  # row j is about the token after draft byte j; row 0 stands before the draft
-        accepted = 0
-        while accepted < self.k and choose(rows, accepted) == draft[accepted]:
-            accepted += 1
-        following = choose(rows, accepted)
-        session.rewind(start + accepted)
-        session.append([following])
-        origins: list[Origin] = ["accepted"] * accepted
-        origins.append("free" if accepted == self.k else "corrected")
-        return Round((*draft[:accepted], following), tuple(origins), tuple(draft[accepted:]), self.k)
+    def rounds(self, session: Session, sampler: Sampler) -> Iterator[Round]:
+        """Generate for ever; the first round scores the prompt, which gives the first byte."""
+        yield sample_next(session, sampler)
+        while True:
+            yield verify(session, sampler, draft_bytes(session, sampler, self.k))
+
+
+def draft_bytes(session: Session, sampler: Sampler, count: int) -> Draft:
+    """Bytes that the decoder alone gives, each from the row of the byte before it."""
+    if sampler.greedy:
+        return Draft(session.draft(count)[0].tolist())
+    proposals: list[Distribution | None] = []
+
+    def pick(row: DecoderRows) -> tuple[int, bool]:
+        token, q = sampler.draw(row, 0)
+        proposals.append(q)
+        return token, True
+
+    return Draft(session.draft(count, pick)[0].tolist(), proposals)

@@ -108,13 +108,16 @@ def train(
         float | None, typer.Option(min=0, help="Stop after this much wall time; --resume goes on.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")] = False,
+    init: Annotated[
+        Path | None, typer.Option(help="Start from this checkpoint's weights and patcher  [default: random weights]")
+    ] = None,
     device: Annotated[Device, typer.Option(help="Where it trains.")] = Device.CPU,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads  [default: all cores]")] = None,
 ) -> None:
     """Train a model from a recipe."""
     from fastblt.commands.train import run
 
-    run(config, out, data, max_seconds=max_seconds, resume=resume, device=device.value, threads=threads)
+    run(config, out, data, max_seconds=max_seconds, resume=resume, init=init, device=device.value, threads=threads)
 
 
 @app.command()

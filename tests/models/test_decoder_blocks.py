@@ -180,7 +180,7 @@ def test_cached_block_equals_block_of_whole_sequence(decoder: Decoder, inputs: I
     rows = decoder.tok_embeddings(inputs.blocks.ids[:, block])
     for _ in range(2):  # a block is run several times while it is denoised
         index = torch.full((1, SIZE), LATENTS[block])
-        found = decoder.step(rows, known, index, cache, start, visible_end=start + SIZE)
+        found = decoder.step(rows, known, index, cache, start, block=SIZE)
     torch.testing.assert_close(found[0], inputs.run(decoder)[1][block], atol=1e-5, rtol=1e-5)
 
 

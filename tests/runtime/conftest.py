@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from fastblt.models.blt import Blt
 from fastblt.models.config import BltConfig
 from fastblt.models.tokens import BOS_ID, VOCAB_SIZE, encode
-from fastblt.runtime.backend import ROW_CAPACITY, Backend, DecoderRows, Floats, Ids
+from fastblt.runtime.backend import ROW_CAPACITY, Backend, DecoderRows, Floats, Ids, Pick
 from fastblt.runtime.backends.eager import EagerBackend
 
 #: Longest prompt plus new bytes of the shared backends.
@@ -128,7 +128,7 @@ class ScriptedBackend:
         # Patches follow one another without a gap, however often they were rolled back.
         assert [start for start, _ in self.latents] == [0, *(end for _, end in self.latents[:-1])]
 
-    def run_decoder(self, position: int, ids: Ids, latents: Ids, visible_end: int | None = None) -> DecoderRows:
+    def run_decoder(self, position: int, ids: Ids, latents: Ids, block: int = 0) -> DecoderRows:
         self._note("decoder", position, len(ids))
         assert ids.tolist() == self.fed[position : position + len(ids)].tolist()
         assert len(latents) == len(ids)
@@ -151,7 +151,7 @@ class ScriptedBackend:
         ones = np.ones(len(best), dtype=np.float32)
         return DecoderRows(np.array(best, dtype=np.int64), ones, ones * 0, logits)
 
-    def draft(self, position: int, ids: Ids, latent: int, count: int) -> tuple[Ids, Floats]:
+    def draft(self, position: int, ids: Ids, latent: int, count: int, pick: Pick | None = None) -> tuple[Ids, Floats]:
         self._note("draft", position, count)
         assert len(ids) == self.config.hash.context
         assert 0 <= latent < len(self.latents)

@@ -11,7 +11,7 @@ from fastblt.runtime.backend import DRAFT_SLACK, MAX_ROWS, Backend
 from fastblt.runtime.blt_runtime import BltRuntime
 from fastblt.runtime.generation import Generation
 from fastblt.runtime.methods import MethodError, parse_method
-from fastblt.runtime.sampling import greedy
+from fastblt.runtime.sampling import Sampler
 from fastblt.runtime.session import Session
 
 Scripted = Callable[..., Backend]
@@ -85,7 +85,7 @@ def test_drafts_never_show_in_the_text(
 def test_round_is_k_accepted_and_one_free_byte_when_drafts_are_right(scripted: Scripted, k: int) -> None:
     session = Session(scripted(TEXT))
     session.append(encode(TEXT[:4], bos=False))
-    rounds = parse_method(f"s:{k}").rounds(session, greedy)
+    rounds = parse_method(f"s:{k}").rounds(session, Sampler())
     first = next(rounds)
     assert (first.tokens, first.origins, first.drafted) == ((TEXT[4] + 4,), ("sampled",), 0)
     for _ in range(3):
@@ -106,7 +106,7 @@ def test_round_ends_with_the_corrected_byte_when_a_draft_is_wrong(scripted: Scri
     at = prompt + 2 + wrong
     session = Session(scripted(TEXT, misdrafted={at}))
     session.append(encode(TEXT[:prompt], bos=False))
-    rounds = parse_method(f"s:{k}").rounds(session, greedy)
+    rounds = parse_method(f"s:{k}").rounds(session, Sampler())
     next(rounds)
     found = next(rounds)
     assert found.origins == ("accepted",) * wrong + ("corrected",)
@@ -125,7 +125,7 @@ def test_round_makes_at_most_one_encoder_and_global_call(backend: Backend, metho
     reads_states = backend.config.decoder_input == "encoder"
     before = dict(session.stats.nfe)
     drafts = 0
-    for index, _ in enumerate(parse_method(method).rounds(session, greedy)):
+    for index, _ in enumerate(parse_method(method).rounds(session, Sampler())):
         if index == 12:
             break
         made = {part: session.stats.nfe[part] - before.get(part, 0) for part in session.stats.nfe}
@@ -179,7 +179,7 @@ def test_method_keeps_its_name_when_parsed(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["", "AR", "s8", "b:8", "greedy", " ar", "ar ", ":"])
 def test_unknown_method_is_named_with_the_choices(text: str) -> None:
-    with pytest.raises(MethodError, match=r"unknown, expected ar or s:K") as caught:
+    with pytest.raises(MethodError, match=r"unknown, expected ar, s:K") as caught:
         parse_method(text)
     assert repr(text) in str(caught.value)
 
@@ -195,13 +195,6 @@ def test_bad_draft_length_is_named_with_the_range(text: str) -> None:
 def test_argument_of_autoregression_is_refused() -> None:
     with pytest.raises(MethodError, match=r"'ar:3': found an argument"):
         parse_method("ar:3")
-
-
-def test_sampling_is_refused_when_method_verifies_greedily(scripted: Scripted) -> None:
-    runtime = BltRuntime(scripted(TEXT))
-    with pytest.raises(MethodError, match=r"'s:4': found temperature 0\.5, expected 0"):
-        runtime.generate(b"It", 5, method="s:4", temperature=0.5)
-    assert runtime.generate(b"It", 5, method="s:4", temperature=0.0, top_p=0.5).data == TEXT[2:7]
 
 
 def test_sampled_bytes_are_a_function_of_the_seed(backend: Backend) -> None:

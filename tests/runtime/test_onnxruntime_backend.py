@@ -109,7 +109,7 @@ def test_block_rows_equal_eager_when_they_see_each_other(
             backend.run_encoder(first, fed, at, at + 1)
         tokens, latents = np.arange(50, 50 + count), np.full(count, latest)
         causal = backend.run_decoder(first, tokens, latents).logits.copy()
-        block = backend.run_decoder(first, tokens, latents, visible_end=first + count).logits.copy()
+        block = backend.run_decoder(first, tokens, latents, block=count).logits.copy()
         # The last row of a block sees what it sees anyway, but what it reads has changed in the layers below.
         assert np.abs(causal - block)[:-1].max() > 1e-2
         results.append((causal, block))

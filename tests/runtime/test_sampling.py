@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from fastblt.runtime.backend import DecoderRows
-from fastblt.runtime.sampling import SamplingError, greedy, make_choose, nucleus
+from fastblt.runtime.sampling import Sampler, SamplingError, nucleus
 
 LOGITS = st.lists(st.floats(-20, 20, width=32), min_size=1, max_size=12)
 
@@ -77,9 +77,9 @@ def test_nucleus_is_finite_when_logits_are_extreme() -> None:
 
 def test_greedy_takes_the_best_of_the_row_that_is_asked_for() -> None:
     rows = rows_of(np.array([[0, 3, 1], [5, 1, 2], [0, 1, 9]], dtype=np.float32))
-    assert [greedy(rows, i) for i in (0, 1, 2, -1)] == [1, 0, 2, 2]
-    assert make_choose(0.0, 1.0, None) is greedy
-    assert make_choose(0.0, 0.3, 7) is greedy
+    for sampler in (Sampler(), Sampler(0.0, 0.3, 7)):
+        assert sampler.greedy
+        assert [sampler.choose(rows, i) for i in (0, 1, 2, -1)] == [1, 0, 2, 2]
 
 
 @pytest.mark.parametrize(
@@ -96,12 +96,12 @@ def test_greedy_takes_the_best_of_the_row_that_is_asked_for() -> None:
 )
 def test_parameters_out_of_range_are_refused(temperature: float, top_p: float, message: str) -> None:
     with pytest.raises(SamplingError, match=message):
-        make_choose(temperature, top_p, 0)
+        Sampler(temperature, top_p, 0)
 
 
 def draw(seed: int | None, count: int, temperature: float = 1.0, top_p: float = 1.0) -> list[int]:
     logits = np.random.default_rng(0).normal(size=(3, 260)).astype(np.float32)
-    rows, choose = rows_of(logits), make_choose(temperature, top_p, seed)
+    rows, choose = rows_of(logits), Sampler(temperature, top_p, seed).choose
     return [choose(rows, i % 3) for i in range(count)]
 
 
@@ -115,7 +115,7 @@ def test_samples_are_a_function_of_the_seed() -> None:
 def test_samples_have_the_probabilities_of_the_nucleus(temperature: float, top_p: float) -> None:
     """Chi-squared with a fixed seed: 6 standard deviations above its mean is far out of any doubt."""
     logits = np.array([[9, 9, 9, 9, 9, 9], [1.0, 2.5, -1.0, 0.5, 2.0, 0.0]], dtype=np.float32)
-    rows, choose = rows_of(logits), make_choose(temperature, top_p, 123)
+    rows, choose = rows_of(logits), Sampler(temperature, top_p, 123).choose
     count = 6000
     seen = np.bincount([choose(rows, 1) for _ in range(count)], minlength=6)
     expected = count * np.array(naive_nucleus(logits[1].tolist(), temperature, top_p))

@@ -12,7 +12,7 @@ from fastblt.models.patcher import entropy
 from fastblt.models.tokens import BOS_ID, encode
 from fastblt.runtime.backend import DRAFT_SLACK, MAX_ROWS, Backend
 from fastblt.runtime.methods import parse_method
-from fastblt.runtime.sampling import greedy
+from fastblt.runtime.sampling import Sampler
 from fastblt.runtime.session import CapacityError, Session
 
 ModelOf = Callable[[Backend], Blt]
@@ -137,7 +137,7 @@ def test_generation_is_the_same_when_rewound_and_generated_again(
     first = session.length
 
     def generate(count: int) -> None:
-        for _ in parse_method(method).rounds(session, greedy):
+        for _ in parse_method(method).rounds(session, Sampler()):
             if session.length >= count:
                 return
 

@@ -19,6 +19,7 @@ STYLES = {
     "sampled": "",
     "accepted": "green",
     "free": "cyan",
+    "denoised": "magenta",
     "corrected": "yellow",
     REJECTED: "red strike",
     BOUNDARY: "dim",
@@ -29,6 +30,7 @@ _LEGEND = (
     ("sampled", "sampled"),
     ("accepted", "accepted draft"),
     ("free", "free byte after a whole draft"),
+    ("denoised", "denoised block"),
     (REJECTED, "rejected draft"),
     ("corrected", "its correction"),
 )

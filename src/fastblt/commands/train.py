@@ -35,12 +35,14 @@ def run(
     *,
     max_seconds: float | None,
     resume: bool,
+    init: Path | None,
     device: str,
     threads: int | None,
 ) -> None:
     """Train until the recipe is done or ``max_seconds`` of wall time have passed.
 
     Raises:
+        CheckpointError: ``init`` is not a checkpoint.
         RunError: ``out`` holds a run and ``resume`` is not given, or the device is not there.
         ConfigError: the recipe is unknown or invalid.
         CorpusError: ``data`` is not a built corpus.
@@ -54,11 +56,13 @@ def run(
     corpus = load_corpus(data)
     trainer = Trainer(recipe, corpus.train, corpus.heldout, out, device)
     console = Console(highlight=False)
+    found = trainer.resume() if resume else False
     if resume:
-        found = trainer.resume()
         p = trainer.progress
         where = f"goes on at step {p.step} of phase {p.phase}" if found else "holds no run yet, starts one"
         console.print(f"{out}: {where}", soft_wrap=True)
+    if init is not None and not found:
+        trainer.start_from(init)
     with Display(console, out / LOG_FILE) as display:
         try:
             done = trainer.run(math.inf if max_seconds is None else max_seconds, display.on_step)

@@ -10,7 +10,7 @@ from torch import Tensor
 from fastblt.models.decoder import BlockRows
 from fastblt.models.patching import Patches, find_patches
 from fastblt.models.tokens import BOE_ID, BOS_ID, EOS_ID, MASK_ID, decode
-from fastblt.models.training.batches import IGNORE, sample_blocks, sample_windows, stale_latent_index
+from fastblt.models.training.batches import IGNORE, corrupt_blocks, place_blocks, sample_windows, stale_latent_index
 from fastblt.models.training.corpus import Split
 from fastblt.models.training.recipe import TrainConfig
 
@@ -90,7 +90,7 @@ def make_blocks(make_split: MakeSplit, config: TrainConfig, batch: int = 16) -> 
     ids, targets = text_windows(make_split, batch)
     patches = random_patches(batch, LENGTH)
     rng = np.random.default_rng(7)
-    return ids, patches, sample_blocks(ids, targets, patches, SIZE, config, rng)
+    return ids, patches, corrupt_blocks(place_blocks(targets, patches, SIZE, config, rng), config, rng)
 
 
 def test_block_rows_show_or_hide_the_bytes_at_their_positions(make_split: MakeSplit) -> None:
@@ -154,9 +154,11 @@ def test_weighted_masking_is_unbiased(make_split: MakeSplit) -> None:
     rng = np.random.default_rng(0)
     split = make_split([rng.bytes(5000)])
     for _ in range(20):
-        ids, targets = sample_windows(split, 32, LENGTH, rng)
+        _, targets = sample_windows(split, 32, LENGTH, rng)
         patches = random_patches(32, LENGTH)
-        _, wanted, weights = sample_blocks(ids, targets, patches, SIZE, recipe(blocks=40), rng)
+        _, wanted, weights = corrupt_blocks(
+            place_blocks(targets, patches, SIZE, recipe(blocks=40), rng), recipe(blocks=40), rng
+        )
         hits += float((weights * (wanted != IGNORE)).sum())
         cells += wanted.numel()
     # Standard error: the variance of hidden / t is 1 / t - 1, about 1.3 on average, over 25,600 cells.

@@ -1,0 +1,68 @@
+"""The argument that block methods share: ``B@RULE``, then options, for example ``8@0.7`` or ``8@eb1.0+closed``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fastblt.models.config import BltConfig
+from fastblt.runtime.methods.denoising import Rule, parse_rule
+from fastblt.runtime.methods.method import MethodError
+from fastblt.runtime.session import Latent
+
+_LATENTS: dict[str, Latent] = {"closed": "closed", "partial": "partial"}
+#: The block's first byte comes from the block too (paper), not from the row of the byte before it.
+_BLOCK_ONLY = "block"
+
+
+@dataclass(frozen=True)
+class BlockArgument:
+    """Size, unmasking rule and options of a block method."""
+
+    name: str
+    """The whole method, as the user gave it."""
+    size: int
+    """Bytes of a block."""
+    rule: Rule
+    latent: Latent
+    """Which latent the block reads."""
+    clean_first: bool
+    """Whether the row of the byte before the block decides the block's first byte."""
+
+    @classmethod
+    def parse(cls, method: str, text: str, *, rule: str, latent: Latent) -> BlockArgument:
+        """Parse ``B``, ``B@RULE`` or ``B@RULE+OPTION...``; options: ``closed`` or ``partial``, and ``block``.
+
+        Args:
+            method: name of the method.
+            text: its argument.
+            rule: the default rule, see `parse_rule`.
+            latent: the default latent.
+
+        Raises:
+            MethodError: it is malformed; the message quotes it.
+        """
+        name = f"{method}:{text}"
+        head, *options = text.split("+")
+        size, _, rule_text = head.partition("@")
+        if not size.isascii() or not size.isdigit() or int(size) < 1:
+            raise MethodError(f"method {name!r}: found block size {size!r}, expected a positive integer")
+        latents = [_LATENTS[option] for option in options if option in _LATENTS]
+        if len(latents) > 1 or len(set(options)) != len(options) or not {*options} <= {*_LATENTS, _BLOCK_ONLY}:
+            raise MethodError(f"method {name!r}: found options {options}, expected closed or partial, and block")
+        try:
+            parsed = parse_rule(rule_text or rule)
+        except MethodError as error:
+            raise MethodError(f"method {name!r}: {error}") from None
+        return cls(name, int(size), parsed, latents[0] if latents else latent, _BLOCK_ONLY not in options)
+
+    def check(self, config: BltConfig) -> None:
+        """Raise `MethodError` where a model cannot denoise such blocks."""
+        if config.decoder_input != "embedding" or not config.block_size:
+            raise MethodError(
+                f"method {self.name!r}: {config.name} has no [MASK] row, expected a BLT-D model (ar and s:K run on any)"
+            )
+        if self.size > config.block_size:
+            raise MethodError(
+                f"method {self.name!r}: found blocks of {self.size} bytes, expected at most {config.block_size}, "
+                f"which {config.name} was trained on"
+            )

@@ -1,0 +1,132 @@
+"""Denoising of a block: which bytes to decide in each step, and the steps (paper, Algorithm 1).
+
+The bytes of a block are decided in several decoder calls over the block alone; a decided byte is seen by the others
+in the next call.
+
+Where a byte of the block is judged later (BLT-DV, sampled), the distribution it was drawn from counts only if it was
+drawn *given the bytes before it*: no byte before it may have been decided in a later step. Bytes of the same step are
+drawn independently. The other bytes go without a distribution, and `Sampler.judge` is lossless for both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastblt.models.tokens import MASK_ID
+from fastblt.runtime.backend import DecoderRows, Floats, Ids
+from fastblt.runtime.methods.method import MethodError
+from fastblt.runtime.sampling import Distribution, Draft, Sampler
+from fastblt.runtime.session import Session
+
+Indices = NDArray[np.intp]
+
+
+class Rule(Protocol):
+    """Which masked bytes to decide, of their top probabilities and entropies (nats), each float32 [masked]."""
+
+    def __call__(self, probability: Floats, entropy: Floats) -> Indices:
+        """Indices into the masked bytes, at least one."""
+        ...
+
+
+@dataclass(frozen=True)
+class Confidence:
+    """All bytes whose top probability is greater than ``alpha``; else the single most probable one."""
+
+    alpha: float
+
+    def __call__(self, probability: Floats, entropy: Floats) -> Indices:
+        """See `Rule`."""
+        sure = np.flatnonzero(probability > self.alpha)
+        return sure if len(sure) else np.array([probability.argmax()])
+
+
+@dataclass(frozen=True)
+class EntropyBounded:
+    """The bytes of lowest entropy whose entropies add up to at most ``gamma`` nats; at least one."""
+
+    gamma: float
+
+    def __call__(self, probability: Floats, entropy: Floats) -> Indices:
+        """See `Rule`."""
+        order = np.argsort(entropy, kind="stable")
+        within = int((np.cumsum(entropy[order]) <= self.gamma).sum())
+        return order[: max(1, within)]
+
+
+@dataclass(frozen=True)
+class OneStep:
+    """All bytes at once."""
+
+    def __call__(self, probability: Floats, entropy: Floats) -> Indices:
+        """See `Rule`."""
+        return np.arange(len(probability))
+
+
+def parse_rule(text: str) -> Rule:
+    """The rule that ``one``, ``0.7`` (alpha) or ``eb1.0`` (gamma) means.
+
+    Raises:
+        MethodError: none of them, or out of range.
+    """
+    if text == "one":
+        return OneStep()
+    bounded = text.startswith("eb")
+    try:
+        value = float(text.removeprefix("eb"))
+    except ValueError:
+        value = -1.0
+    if bounded and 0.0 <= value < float("inf"):
+        return EntropyBounded(value)
+    if not bounded and 0.0 <= value < 1.0:
+        return Confidence(value)
+    raise MethodError(
+        f"unmasking rule {text!r}: expected one (all at once), a confidence in [0, 1) such as 0.7, "
+        "or eb and an entropy bound in nats such as eb1.0"
+    )
+
+
+#: The first call over a wholly masked block: the row of the byte before the block, and the block's rows.
+FirstPass = Callable[[Ids], tuple[DecoderRows, DecoderRows]]
+
+
+def denoise(
+    session: Session, sampler: Sampler, size: int, rule: Rule, first_pass: FirstPass, *, clean_first: bool
+) -> Draft:
+    """Decide a block, byte by byte or many at once.
+
+    Args:
+        session: over a BLT-D model.
+        sampler: draws the bytes.
+        size: bytes of the block.
+        rule: which bytes to decide in each step.
+        first_pass: the first step's decoder call; the others are `Session.denoise`.
+        clean_first: take the first byte from the row of the byte before the block, which predicts it causally and
+            is part of the first call anyway; False: from the block, as the paper does.
+    """
+    block = np.full(size, MASK_ID, dtype=np.int64)
+    decided = np.full(size, -1)  # step of each byte
+    proposals: list[Distribution | None] = [None] * size
+    before, rows = first_pass(block)
+    if clean_first:
+        block[0], proposals[0] = sampler.draw(before, -1)
+        decided[0] = 0
+    step = 0
+    while True:
+        masked = np.flatnonzero(decided < 0)
+        if len(masked):
+            for index in masked[rule(rows.probability[masked], rows.entropy[masked])].tolist():
+                block[index], proposals[index] = sampler.draw(rows, index)
+                decided[index] = step
+        if (decided >= 0).all():
+            break
+        step += 1
+        rows = session.denoise(block)
+    # A byte whose predecessors were decided later was not drawn given them.
+    late = np.maximum.accumulate(decided) > decided
+    return Draft(block.tolist(), [None if late[i] else q for i, q in enumerate(proposals)])

@@ -1,0 +1,69 @@
+"""BLT-DV: a block is denoised with permissive settings, one pass of the whole model verifies it (`method.md` "BLT-DV").
+
+With the ``closed`` latent a round costs one encoder and global call, that of verification. With ``partial``, the
+paper's o_M, it costs two: the last byte is scored and the open patch encoded before the block is denoised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from fastblt.models.config import BltConfig
+from fastblt.runtime.backend import DecoderRows, Ids
+from fastblt.runtime.methods.ar import sample_next
+from fastblt.runtime.methods.block_argument import BlockArgument
+from fastblt.runtime.methods.denoising import FirstPass, denoise
+from fastblt.runtime.methods.method import Round
+from fastblt.runtime.methods.verification import verify
+from fastblt.runtime.sampling import Draft, Sampler
+from fastblt.runtime.session import Session
+
+
+@dataclass(frozen=True)
+class DiffusionVerification:
+    """Blocks of ``size`` bytes as drafts; lossless."""
+
+    argument: BlockArgument
+    lossless: bool = True
+
+    @classmethod
+    def parse(cls, argument: str) -> DiffusionVerification:
+        """The method of ``dv:B@RULE`` and its options, see `BlockArgument`."""
+        return cls(BlockArgument.parse("dv", argument, rule="one", latent="closed"))
+
+    @property
+    def name(self) -> str:
+        """As the user gives it."""
+        return self.argument.name
+
+    def check(self, config: BltConfig) -> None:
+        """Only a model with a [MASK] row, and blocks no longer than those it was trained on."""
+        self.argument.check(config)
+
+    def rounds(self, session: Session, sampler: Sampler) -> Iterator[Round]:
+        """Generate for ever; the first round scores the prompt, which gives the first byte."""
+        yield sample_next(session, sampler)
+        rounds = self._reuse if self.argument.latent == "closed" else self._recompute
+        while True:
+            yield rounds(session, sampler)
+
+    def _reuse(self, session: Session, sampler: Sampler) -> Round:
+        """Draft from the newest closed latent by the decoder alone."""
+        return verify(session, sampler, self._draft(session, sampler, session.draft_with_block))
+
+    def _recompute(self, session: Session, sampler: Sampler) -> Round:
+        """Score the last byte, draft from the open patch's latent; the last byte's row judges the first draft."""
+        kept: list[DecoderRows] = []
+
+        def first_pass(block: Ids) -> tuple[DecoderRows, DecoderRows]:
+            before, rows = session.score_with_block(block, "partial")
+            kept.append(before.part(-1).copy())
+            return before, rows
+
+        draft = self._draft(session, sampler, first_pass)
+        return verify(session, sampler, draft, kept[0])
+
+    def _draft(self, session: Session, sampler: Sampler, first_pass: FirstPass) -> Draft:
+        argument = self.argument
+        return denoise(session, sampler, argument.size, argument.rule, first_pass, clean_first=argument.clean_first)
