@@ -77,21 +77,29 @@ class Sampler:
         q = self.distribution(rows, index)
         return self._sample(q), q
 
-    def judge(self, draft: Draft, rows: DecoderRows) -> tuple[int, int]:
-        """Verify a draft.
+    def judge(self, draft: Draft, kept: int, rows: DecoderRows) -> tuple[int, int | None]:
+        """Go on verifying a draft.
 
         Args:
             draft: n tokens.
-            rows: n + 1 rows of the model; row j is about draft token j, the last about the token after them.
+            kept: tokens of it that earlier calls have kept.
+            rows: of the model, at most n + 1 - kept; row i is about draft token kept + i, row n about the token
+                after the draft.
 
         Returns:
-            How many tokens to keep, and the token after them: the correction, or a free one after a whole draft.
+            How many tokens are kept now, and the token after them: the correction, or a free one after a whole
+            draft; None where the rows end before that is decided.
         """
-        for index, token in enumerate(draft.tokens):
-            found = self._judge(token, draft.proposal(index), rows, index)
+        size = len(draft.tokens)
+        for row in range(len(rows.best)):
+            if kept == size:
+                return kept, self.choose(rows, row)
+            token = draft.tokens[kept]
+            found = self._judge(token, draft.proposal(kept), rows, row)
             if found != token:
-                return index, found
-        return len(draft.tokens), self.choose(rows, len(draft.tokens))
+                return kept, found
+            kept += 1
+        return kept, None
 
     def _judge(self, token: int, q: Distribution | None, rows: DecoderRows, index: int) -> int:
         if q is None:

@@ -7,7 +7,7 @@ row reads; nothing depends on where the buffer happens to end.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from time import perf_counter
 from typing import Literal
 
@@ -60,6 +60,10 @@ class Session:
         """Tokens."""
         self.scored = 0
         """Leading tokens that are scored."""
+        self._segmented = 0
+        """Leading tokens that the patcher has read."""
+        self._made = 0
+        """Leading patches of ``patch_ends`` whose latents exist."""
         self._block_latent = 0
         backend.owner = self
         self.append([BOS_ID])
@@ -96,9 +100,11 @@ class Session:
         if not 1 <= length <= self.length:
             raise ValueError(f"rewind: found length {length}, expected 1..{self.length}")
         self.length = length
-        if self.scored > length:
-            self.scored = length
+        if self._segmented > length:
+            self._segmented = length
+            self.scored = min(self.scored, length)
             del self.patch_ends[int(self._latent_of[length - 1]) + 1 :]
+            self._made = min(self._made, len(self.patch_ends))
 
     def score(self) -> DecoderRows:
         """Run all parts on the tokens that are not scored.
@@ -110,6 +116,29 @@ class Session:
             ValueError: every token is scored already.
         """
         return self._score(_NO_BLOCK, "closed")
+
+    def score_in_parts(self) -> Iterator[DecoderRows]:
+        """Score, but no more than is asked for.
+
+        The first part are the rows that read latents which exist already: those before the first patch that closes
+        among the new tokens. Only when the caller wants the rest as well are the new patches encoded. Verification
+        that ends in the first part thus costs no encoder and no global call.
+
+        Yields:
+            Rows of the tokens in order, at most `MAX_ROWS` in all; each part is overwritten by the next call.
+        """
+        self._check_unscored()
+        first, end = self.scored, self.length
+        if end - first > MAX_ROWS:
+            raise ValueError(f"score_in_parts: found {end - first} tokens to score, expected at most {MAX_ROWS}")
+        self._segment(end)
+        known = int(np.searchsorted(self._latent_of[first:end], self._made))
+        if 0 < known < end - first:
+            if not self._whole_patches:
+                self._encode(first, end, partial=False)
+            yield self._decode(first + known, _NO_BLOCK)
+        self._make_latents(end, partial=False)
+        yield self._decode(end, _NO_BLOCK)
 
     def score_with_block(self, block: Ids, latent: Latent) -> tuple[DecoderRows, DecoderRows]:
         """Score, and denoise a block after the last token in the same decoder call.
@@ -194,32 +223,46 @@ class Session:
         if self.backend.owner is not self:
             raise ValueError("session: another session has used the caches since, expected one at a time")
 
-    def _score(self, block: Ids, latent: Latent) -> DecoderRows:
+    def _check_unscored(self) -> None:
         self._check_owner()
         if self.scored == self.length:
             raise ValueError("score: found no token to score, append one first")
-        while self.length - self.scored > MAX_ROWS:
-            self._score_piece(_NO_BLOCK, "closed")
-        return self._score_piece(block, latent)
 
-    def _score_piece(self, block: Ids, latent: Latent) -> DecoderRows:
-        first, end = self.scored, min(self.length, self.scored + MAX_ROWS)
-        ids = self.tokens[first:end]
-        began = perf_counter()
-        entropies = self.backend.run_patcher(first, ids)
-        self._count("patcher", first, end - first, began)
-        closed = self._close_patches(first, entropies)
+    def _score(self, block: Ids, latent: Latent) -> DecoderRows:
+        self._check_unscored()
+        while self.length - self.scored > MAX_ROWS:
+            self._score_piece(self.scored + MAX_ROWS, _NO_BLOCK, "closed")
+        return self._score_piece(self.length, block, latent)
+
+    def _score_piece(self, end: int, block: Ids, latent: Latent) -> DecoderRows:
+        self._segment(end)
         partial = latent == "partial" and end > self.open_start
-        self._encode(first, end, closed, partial)
-        latents = self._latent_of[first:end]
-        self.scored = end
+        self._make_latents(end, partial=partial)
+        self._block_latent = len(self.patch_ends) - (0 if partial else 1)
+        return self._decode(end, block)
+
+    def _segment(self, end: int) -> None:
+        """Let the patcher read the tokens before ``end``, and close patches."""
+        first = self._segmented
+        if first == end:
+            return
+        began = perf_counter()
+        entropies = self.backend.run_patcher(first, self.tokens[first:end])
+        self._count("patcher", first, end - first, began)
+        self._close_patches(first, entropies)
+        self._segmented = end
+
+    def _decode(self, end: int, block: Ids) -> DecoderRows:
+        """Decoder rows of the tokens from the first that is not scored to ``end``, and of a block after them."""
+        first = self.scored
+        ids, latents = self.tokens[first:end], self._latent_of[first:end]
         if len(block):
-            self._block_latent = len(self.patch_ends) - (0 if partial else 1)
             ids = np.concatenate([ids, block])
             latents = np.concatenate([latents, np.full(len(block), self._block_latent)])
         began = perf_counter()
         rows = self.backend.run_decoder(first, ids, latents, len(block))
         self._count("decoder", first, len(ids), began)
+        self.scored = end
         return rows
 
     def _run_block(self, position: int, ids: Ids, block: int) -> DecoderRows:
@@ -228,31 +271,33 @@ class Session:
         self._count("decoder", position, len(ids), began)
         return rows
 
-    def _close_patches(self, first: int, entropies: Floats) -> int:
-        """Apply the patcher's rule to new rows; returns how many patches they close."""
+    def _close_patches(self, first: int, entropies: Floats) -> None:
+        """Apply the patcher's rule to new rows."""
         rule = self.config.patching
         longest = rule.max_patch_length
         threshold = rule.threshold
-        before = len(self.patch_ends)
         start = self.open_start
         for position, entropy in enumerate(entropies.tolist(), first):
             if entropy > threshold or position == 0 or (longest is not None and position - start + 1 == longest):
                 start = position + 1
                 self.patch_ends.append(start)
             self._latent_of[position] = len(self.patch_ends) - 1
-        return len(self.patch_ends) - before
 
-    def _encode(self, first: int, end: int, closed: int, partial: bool) -> None:
-        """Encode the patches that closed, and the open one (``partial``), and make their latents.
+    def _make_latents(self, end: int, *, partial: bool) -> None:
+        """Make the latents of the patches that have none yet, and, ``partial``, the open patch's up to ``end``."""
+        count = len(self.patch_ends) - self._made + partial
+        if count or not self._whole_patches:
+            self._encode(self.scored, end, partial=partial)
+        if count:
+            began = perf_counter()
+            self.backend.run_global(self._made, count)
+            self._count("global", self._made, count, began)
+            self._made = len(self.patch_ends)
 
-        Where patches are not encoded whole, every row is encoded, even if no latent comes of it.
-        """
-        made = closed + partial
-        if not made and self._whole_patches:
-            return
-        known = len(self.patch_ends) - closed
-        bounds = [*(self.patch_ends[known - 1 :] if known else [0, *self.patch_ends])]
-        if partial or not made:
+    def _encode(self, first: int, end: int, *, partial: bool) -> None:
+        """Encode patches that have no latent yet; where patches are not encoded whole, the rows from ``first`` on."""
+        bounds = [self.patch_ends[self._made - 1] if self._made else 0, *self.patch_ends[self._made :]]
+        if partial or len(bounds) == 1:
             bounds.append(end)
         if self._whole_patches:
             first, end = bounds[0], bounds[-1]
@@ -260,10 +305,6 @@ class Session:
         began = perf_counter()
         self.backend.run_encoder(first, self._ids[first : self._history + end], starts, ends)
         self._count("encoder", first, end - first, began)
-        if made:
-            began = perf_counter()
-            self.backend.run_global(known, made)
-            self._count("global", known, made, began)
 
     def _count(self, part: str, position: int, rows: int, began: float, calls: int = 1) -> None:
         self.stats.part_seconds[part] += perf_counter() - began

@@ -1,7 +1,7 @@
 """BLT-DV: a block is denoised with permissive settings, one pass of the whole model verifies it (`method.md` "BLT-DV").
 
-With the ``closed`` latent a round costs one encoder and global call, that of verification. With ``partial``, the
-paper's o_M, it costs two: the last byte is scored and the open patch encoded before the block is denoised.
+With the ``closed`` latent a round costs at most one encoder and global call, that of verification. With ``partial``,
+the paper's o_M, it costs one more: the last byte is scored and the open patch encoded before the block is denoised.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class DiffusionVerification:
 
     def _reuse(self, session: Session, sampler: Sampler) -> Round:
         """Draft from the newest closed latent by the decoder alone."""
-        return verify(session, sampler, self._draft(session, sampler, session.draft_with_block))
+        return verify(session, sampler, self._draft(session, sampler, session.draft_with_block), in_parts=True)
 
     def _recompute(self, session: Session, sampler: Sampler) -> Round:
         """Score the last byte, draft from the open patch's latent; the last byte's row judges the first draft."""
@@ -62,7 +62,7 @@ class DiffusionVerification:
             return before, rows
 
         draft = self._draft(session, sampler, first_pass)
-        return verify(session, sampler, draft, kept[0])
+        return verify(session, sampler, draft, in_parts=True, before=kept[0])
 
     def _draft(self, session: Session, sampler: Sampler, first_pass: FirstPass) -> Draft:
         argument = self.argument

@@ -40,7 +40,7 @@ class SelfSpeculation:
         """Generate for ever; the first round scores the prompt, which gives the first byte."""
         yield sample_next(session, sampler)
         while True:
-            yield verify(session, sampler, draft_bytes(session, sampler, self.k))
+            yield verify(session, sampler, draft_bytes(session, sampler, self.k), in_parts=False)
 
 
 def draft_bytes(session: Session, sampler: Sampler, count: int) -> Draft:

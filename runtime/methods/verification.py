@@ -1,11 +1,18 @@
 """Verification of drafts: one pass of the whole model over them, then keep what agrees (paper, Algorithm 2).
 
-A round costs *one* encoder and global call. The paper makes two: one to encode the prefix before it drafts, one to
-verify. But verification has computed the latents of all complete patches of what it accepted, and everything is
-causal, so they stay valid for the next draft.
+A round costs *at most one* encoder and global call. The paper makes two: one to encode the prefix before it drafts,
+one to verify. But verification has computed the latents of all complete patches of what it accepted, and everything
+is causal, so they stay valid for the next draft.
+
+And often a round costs none: the rows before the first patch that closes in the draft need no new latent. They can be
+verified first (``in_parts``), and if the draft fails there, encoder and global transformer are not run at all. That
+pays for diffusion drafts. BLT-S drafts never fail there, because up to the first patch end they are computed exactly
+as verification computes them; for them the second decoder call would be wasted.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 from fastblt.runtime.backend import DecoderRows
 from fastblt.runtime.methods.method import Origin, Round
@@ -13,27 +20,41 @@ from fastblt.runtime.sampling import Draft, Sampler
 from fastblt.runtime.session import Session
 
 
-def verify(session: Session, sampler: Sampler, draft: Draft, before: DecoderRows | None = None) -> Round:
-    """Append a draft, score it, and keep what the model would have said itself.
+def verify(
+    session: Session, sampler: Sampler, draft: Draft, *, in_parts: bool, before: DecoderRows | None = None
+) -> Round:
+    """Append a draft, score it as far as needed, and keep what the model would have said itself.
 
     Args:
         session: its last token is the only one that is not scored, or, with ``before``, is scored too.
         sampler: judges.
         draft: at least one token.
+        in_parts: verify what needs no new latent first.
         before: a copy of the last token's row, where it has been scored already.
 
     Returns:
         The tokens that were kept and the one after them, which is appended and not scored.
     """
-    start, size = session.length, len(draft.tokens)
-    session.append(draft.tokens)
-    rows = session.score()
-    if before is not None:
-        rows = before.followed_by(rows)
-    accepted, following = sampler.judge(draft, rows)
-    session.rewind(start + accepted)
+    start = session.length
+    kept, following = 0, None
+    for rows in _model_rows(session, draft, in_parts, before):
+        kept, following = sampler.judge(draft, kept, rows)
+        if following is not None:
+            break
+    assert following is not None, "the row after the draft decides"
+    session.rewind(start + kept)
     session.append([following])
-    origins: list[Origin] = ["accepted"] * accepted
-    origins.append("free" if accepted == size else "corrected")
+    origins: list[Origin] = ["accepted"] * kept
+    origins.append("free" if kept == len(draft.tokens) else "corrected")
     tokens = tuple(draft.tokens)
-    return Round((*tokens[:accepted], following), tuple(origins), tokens[accepted:], size)
+    return Round((*tokens[:kept], following), tuple(origins), tokens[kept:], len(tokens))
+
+
+def _model_rows(session: Session, draft: Draft, in_parts: bool, before: DecoderRows | None) -> Iterator[DecoderRows]:
+    if before is not None:
+        yield before
+    session.append(draft.tokens)
+    if in_parts:
+        yield from session.score_in_parts()
+    else:
+        yield session.score()
