@@ -28,7 +28,7 @@ _ORT_TYPES = {
 }
 _INT64 = np.dtype(np.int64)
 #: Enough for every number of rows and patches that a method uses, while the view has one size.
-_BINDINGS_KEPT = 256
+_BINDINGS_KEPT = 4096
 
 
 class Binding:

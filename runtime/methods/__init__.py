@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from fastblt.runtime.methods.adaptive import Adaptive
 from fastblt.runtime.methods.ar import Autoregressive
 from fastblt.runtime.methods.block_diffusion import BlockDiffusion
 from fastblt.runtime.methods.diffusion_verification import DiffusionVerification
@@ -18,6 +19,7 @@ METHODS: dict[str, Callable[[str], Method]] = {
     "s": SelfSpeculation.parse,
     "d": BlockDiffusion.parse,
     "dv": DiffusionVerification.parse,
+    "auto": Adaptive.parse,
 }
 
 
