@@ -2,10 +2,12 @@
 
 Bits per byte are compared as numbers. Everything else follows from choices (the most likely byte, a threshold passed),
 and these are the same in both unless rounding decides a tie: each single outcome is compared, and a few may differ.
+Counts of outcomes that may are rounded up.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,9 +25,9 @@ class Bounds:
     bits_per_byte: float
     """Relative difference."""
     outcomes: float
-    """Part of the outcomes after true text that ties may decide; one more is always allowed."""
+    """Part of the outcomes after true text that ties may decide."""
     texts: float
-    """Part of the generated texts that ties may change; one more is always allowed."""
+    """Part of the generated texts that ties may change."""
 
 
 #: By the type of the graphs. In half precision, eager PyTorch rounds elsewhere: a long generated text rarely survives.
@@ -71,18 +73,22 @@ def compare(one: Scores, other: Scores, bounds: Bounds) -> list[Check]:
         forced("drafts", lambda window: window.drafts, "acceptance"),
         forced("masked", lambda window: window.masked, "accuracy"),
         forced("blocks", lambda window: window.blocks, "agreement"),
-        _texts("generation", one.greedy.values(), other.greedy.values(), bounds, _largest(a, b, "generation", "agreement")),
+        _texts(
+            "generation", one.greedy.values(), other.greedy.values(), bounds, _largest(a, b, "generation", "agreement")
+        ),
         _texts("diversity", one.sampled, other.sampled, bounds, _largest(a, b, "diversity", "type_token_ratio")),
     ]
     return [check for check in checks if check.compared]
 
 
 def _check(figure: str, compared: int, differing: int, part: float, largest: float) -> Check:
-    return Check(figure, compared, differing, min(compared, 1 + int(part * compared)), largest)
+    return Check(figure, compared, differing, math.ceil(part * compared), largest)
 
 
 def _bits(a: Figures, b: Figures, bound: float) -> Check:
-    differences = [abs(x.bits_per_byte - y.bits_per_byte) / y.bits_per_byte for x, y in zip(a.text, b.text, strict=True)]
+    differences = [
+        abs(x.bits_per_byte - y.bits_per_byte) / y.bits_per_byte for x, y in zip(a.text, b.text, strict=True)
+    ]
     beyond = sum(not difference <= bound for difference in differences)
     return Check("bits_per_byte", len(differences), beyond, 0, max(differences))
 
@@ -102,9 +108,7 @@ def _count(
     return len(pairs), sum(x != y for x, y in pairs)
 
 
-def _texts(
-    figure: str, one: Iterable[Generated], other: Iterable[Generated], bounds: Bounds, largest: float
-) -> Check:
+def _texts(figure: str, one: Iterable[Generated], other: Iterable[Generated], bounds: Bounds, largest: float) -> Check:
     pairs = [pair for x, y in zip(one, other, strict=True) for pair in zip(x.texts, y.texts, strict=True)]
     return _check(figure, len(pairs), sum(x != y for x, y in pairs), bounds.texts, largest)
 

@@ -132,9 +132,7 @@ def sum_up(scores: Scores) -> Figures:
         drafts=[row for name, windows in pairs for row in _draft_rows(name, windows)],
         masked=[row for name, windows in pairs for row in _masked_rows(name, windows)],
         blocks=[row for name, windows in pairs for row in _block_rows(name, windows)],
-        generation=[
-            _generation_row(scores.greedy[AR], found) for name, found in scores.greedy.items() if name != AR
-        ],
+        generation=[_generation_row(scores.greedy[AR], found) for name, found in scores.greedy.items() if name != AR],
         diversity=[_diversity_row(found) for found in scores.sampled],
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from fastblt.models.config import BltConfig
 from fastblt.runtime.methods import Method, parse_method
@@ -41,7 +41,7 @@ class Plan:
     new_bytes: int = 128
     """Bytes generated after each prompt."""
     seed: int = 0
-    left_out: tuple[str, ...] = field(default=())
+    left_out: tuple[str, ...] = ()
     """What the model cannot do, one line each."""
 
     @property
@@ -64,7 +64,7 @@ class Request:
     """Unmasking rules of BLT-D, as after ``d:8@``."""
     mask_rates: Sequence[float] = tuple(i / 10 for i in range(1, 11))
     top_p: Sequence[float] = (0.5, 0.8, 1.0)
-    gamma: Sequence[str] = ("0.5", "1.0", "2.0", "4.0")
+    gamma: Sequence[str] = ("1.0", "2.0", "4.0", "8.0")
     """Entropy bounds, nats, as after ``d:8@eb``."""
     anchors: int = 4
     new_bytes: int = 128

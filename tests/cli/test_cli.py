@@ -13,7 +13,7 @@ from fastblt.commands.errors import TRACEBACK_VARIABLE, describe, one_line_error
 from fastblt.models.config import ConfigError
 from fastblt.models.training.corpus_sources import CorpusError
 
-COMMANDS = ("data", "train", "export", "generate", "bench", "audit", "inspect")
+COMMANDS = ("data", "train", "export", "generate", "bench", "audit", "eval", "inspect")
 
 
 def test_help_lists_every_command() -> None:

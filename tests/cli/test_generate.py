@@ -73,9 +73,9 @@ def test_show_marks_text_and_prints_statistics(tiny_bundle: Path) -> None:
     assert "NFE" in rest
 
 
-def test_sampling_uses_ar_by_itself_and_repeats_with_seed(tiny_bundle: Path) -> None:
+def test_sampling_drafts_by_itself_and_repeats_with_seed(tiny_bundle: Path) -> None:
     options = ("--max-new-bytes", "40", "--temperature", "1.5", "--seed", "3")
-    assert generate(tiny_bundle, *options) == generate(tiny_bundle, *options, "--method", "ar")
+    assert generate(tiny_bundle, *options) == generate(tiny_bundle, *options, "--method", "s:8")
 
 
 def test_heldout_prompt_is_told_when_none_is_given(tiny_bundle: Path) -> None:

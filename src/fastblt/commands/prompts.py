@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from fastblt.calibration.heldout import CORPORA, Prompt, load_prompts, load_text
 
 #: Every shipped prompt is at least this long.
@@ -20,24 +22,34 @@ def default_prompt() -> Prompt:
     return load_prompts(DEFAULT_CORPUS)[0]
 
 
-def heldout_prompts(count: int, size: int) -> list[bytes]:
-    """Prompts of one size, the corpora in turn; the same ones at every call.
+def heldout_prompts(count: int, size: int, corpora: Sequence[str] = ()) -> list[bytes]:
+    """Prompts of one size; the same ones at every call.
 
     Up to `SHORTEST_PROMPT` bytes they are the shipped prompts, cut; longer ones come from the held-out text.
 
     Args:
         count: how many.
         size: bytes of each.
+        corpora: where from, an equal share of each, one corpus after the other: text that changes as it goes on.
+            Empty: all corpora in turn.
 
     Raises:
-        ValueError: there are not so many prompts of this size.
+        ValueError: there is no such corpus, or there are not so many prompts of this size.
     """
+    unknown = [name for name in corpora if name not in CORPORA]
+    if unknown:
+        raise ValueError(f"corpora: found {unknown[0]!r}, expected some of {', '.join(CORPORA)}")
     cut = _shipped if size <= SHORTEST_PROMPT else _from_text
-    per_corpus = [cut(corpus, size) for corpus in CORPORA]
-    available = len(CORPORA) * min(len(prompts) for prompts in per_corpus)
+    chosen = list(corpora or CORPORA)
+    per_corpus = [cut(corpus, size) for corpus in chosen]
+    available = len(chosen) * min(len(prompts) for prompts in per_corpus)
     if count > available:
         raise ValueError(f"prompts: found {count} of {size} bytes, expected at most {available}")
-    return [per_corpus[i % len(CORPORA)][i // len(CORPORA)] for i in range(count)]
+    share, rest = divmod(count, len(chosen))
+    shares = [prompts[: share + (index < rest)] for index, prompts in enumerate(per_corpus)]
+    if corpora:
+        return [prompt for prompts in shares for prompt in prompts]
+    return [shares[i % len(chosen)][i // len(chosen)] for i in range(count)]
 
 
 def _shipped(corpus: str, size: int) -> list[bytes]:
