@@ -1,4 +1,4 @@
-"""Named configurations: the test model, the shipped one, and the published geometries."""
+"""Named configurations: the test model, the shipped one, one to measure with, and the published geometries."""
 
 from __future__ import annotations
 
@@ -42,6 +42,22 @@ def _blt_d_8m(name: str) -> BltConfig:
         cross_attn_k=3,
         decoder_input="embedding",
         block_size=8,
+    )
+
+
+def _mid(name: str) -> BltConfig:
+    """blt-d-1b with all widths times 9/32 and small hash tables: its cost profile, measurable on two CPU cores."""
+    local = StackConfig(dim=288, layers=1, heads=9, ffn_dim=792, window=512)
+    return BltConfig(
+        name=name,
+        patcher=StackConfig(dim=216, layers=14, heads=6, ffn_dim=576, rope_theta=10_000.0, window=512),
+        encoder=local,
+        global_transformer=StackConfig(dim=576, layers=25, heads=9, ffn_dim=1584),
+        decoder=dataclasses.replace(local, layers=9),
+        patching=PatchingConfig(max_patch_length=8),
+        hash=HashConfig(rows=2_000),
+        decoder_input="embedding",
+        block_size=16,
     )
 
 
@@ -91,6 +107,7 @@ def _blt_d_3b(name: str) -> BltConfig:
 PRESETS = {
     "tiny": _tiny,
     "blt-d-8m": _blt_d_8m,
+    "mid": _mid,
     "blt-1b": _blt_1b,
     "blt-7b": _blt_7b,
     "blt-d-1b": _blt_d_1b,

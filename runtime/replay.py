@@ -5,8 +5,8 @@ every call runs on the real backend, and what comes back is replaced: the model 
 with it at a given rate, patches close at a given rate, and blocks take a given number of steps. Methods and session
 are the ordinary ones, so what is measured are the real graphs and the real control flow. Greedy decoding only.
 
-Runs are short, so chances are not drawn but spread evenly: the n-th draft takes the quantile that multiples of the
-golden ratio give, which is as good as drawing, with a mean that is soon right.
+Runs are short, so chances are not drawn but spread evenly: the n-th draft takes the quantile n times the golden ratio
+(without the integer part), so that means are soon right. Patches do the same with another irrational number.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from fastblt.models.tokens import BYTE_OFFSET, MASK_ID, VOCAB_SIZE
 from fastblt.runtime.backend import DRAFT_SLACK, Backend, DecoderRows, Floats, Ids, Pick
 from fastblt.runtime.replay_setting import Profile
 
-_GOLDEN = (math.sqrt(5) - 1) / 2
+_DRAFT_TURN = (math.sqrt(5) - 1) / 2
+_PATCH_TURN = math.sqrt(2) - 1
 #: Positions past ``max_bytes`` that a row can be about.
 _MARGIN = 4 * DRAFT_SLACK
 
@@ -65,7 +66,7 @@ class ReplayBackend:
         length = real.max_bytes + _MARGIN
         self.text = replay_text(length)
         """The model's tokens, int64; the text's byte at position p is ``text[p]``, whatever the prompt."""
-        self._closes = _patch_ends(length, profile.patch_rate, real.config.patching.max_patch_length)
+        self._closes = _patch_ends(length, profile.patch_rate)
         self._drafts = 0
         self._blocks = 0
         self._agreeing = 0
@@ -152,12 +153,12 @@ class ReplayBackend:
     def _begin_draft(self, rate: float) -> int:
         """Bytes of a new draft that agree: each quantile of the geometric distribution in its turn."""
         self._drafts += 1
-        return _quantile(self._drafts, rate)
+        return _quantile(self._drafts * _DRAFT_TURN, rate)
 
     def _begin_step(self, block: Ids) -> int:
         """Book a decoder call of a block, the first where all is masked; bytes of the block that agree."""
         if (block == MASK_ID).all():
-            self._agreeing = self._begin_draft(self.profile.block_rate)
+            self._agreeing = self._begin_draft(self.profile.block_rate) + self.profile.first_is_sure
             steps = self.profile.steps or 1.0
             self._blocks += 1
             self._steps_left = math.floor(self._blocks * steps) - math.floor((self._blocks - 1) * steps)
@@ -185,22 +186,24 @@ def _other(token: int) -> int:
     return BYTE_OFFSET + (token - BYTE_OFFSET + 1) % 256
 
 
-def _quantile(turn: int, rate: float) -> int:
-    """Successes before the first failure at this rate, in the ``turn``-th of evenly spread cases."""
+def _quantile(turn: float, rate: float) -> int:
+    """Successes before the first failure at this rate: the quantile that a turn's fraction says."""
     if rate >= 1.0:
         return 1 << 30
     if rate <= 0.0:
         return 0
-    return int(math.log(1.0 - turn * _GOLDEN % 1.0) / math.log(rate))
+    return int(math.log(1.0 - turn % 1.0) / math.log(rate))
 
 
-def _patch_ends(length: int, rate: float, longest: int | None) -> NDArray[np.float32]:
-    """Whether each position closes its patch, float32 0 or 1 [length]; BOS does."""
+def _patch_ends(length: int, rate: float) -> NDArray[np.float32]:
+    """Whether each position closes its patch, float32 0 or 1 [length]; the session adds those of the longest patches.
+
+    Every byte closes its patch with the same chance, so what is left of one that is too long is a patch like others.
+    """
     closes = np.zeros(length, dtype=np.float32)
     position, turn = 0, 0
     while position < length:
         closes[position] = 1.0
         turn += 1
-        size = 1 + _quantile(turn, rate)
-        position += size if longest is None else min(size, longest)
+        position += 1 + _quantile(turn * _PATCH_TURN, rate)
     return closes

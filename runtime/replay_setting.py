@@ -2,7 +2,8 @@
 
 Items, with commas between; a later item wins over an earlier one, one for a method over one for all:
 
-* ``acceptance=0.91``: part of the drafted bytes that verification keeps (``s``, ``dv``, ``auto``).
+* ``acceptance=0.91``: part of the drafted bytes that verification keeps (``s``, ``dv``); of ``auto``, which chooses its
+  draft lengths itself, the chance of each byte given that those before it are kept.
 * ``steps=2.92``: decoder calls that a block takes (``d``, ``dv``; rule ``one`` always takes 1).
 * ``patch=2.05``: bytes per patch on average, all methods alike (the paper's models: 4).
 * ``METHOD/acceptance=...`` or ``METHOD/steps=...``: for that method alone, such as ``s:16/acceptance=0.77``.
@@ -17,7 +18,6 @@ from dataclasses import dataclass, field
 
 from fastblt.models.config import BltConfig
 from fastblt.runtime.methods import Method, parse_method
-from fastblt.runtime.methods.adaptive import Adaptive
 from fastblt.runtime.methods.block_argument import BlockArgument
 from fastblt.runtime.methods.block_diffusion import BlockDiffusion
 from fastblt.runtime.methods.denoising import OneStep
@@ -29,7 +29,7 @@ _FORM = "expected paper, or acceptance=A, steps=S or patch=P, the first two also
 _PAPER_NAME = "paper"
 _PAPER_PATCH = 2.05
 _DEFAULT_PATCH = 4.0
-#: Decoder calls of d:* / blocks; of dv:8@0.3 the verifications are taken off: 176 calls in 67 rounds.
+#: Steps are decoder calls / blocks; for dv:8@0.3 less the verification: 176 calls, two E+G calls a round, 134 of them.
 _PAPER: dict[str, dict[str, float]] = {
     "s:4": {ACCEPTANCE: 0.9677},
     "s:8": {ACCEPTANCE: 0.9114},
@@ -42,7 +42,7 @@ _PAPER: dict[str, dict[str, float]] = {
     "dv:8@0.3": {ACCEPTANCE: 0.8381, STEPS: 176 / 67 - 1},
     "dv:16@one": {ACCEPTANCE: 0.7719},
 }
-#: Rate of each range: lowest, highest, in words. The upper bounds of steps and patch are the method's and the model's.
+#: Lowest and highest value, in words too; how high steps and patch really may be depends on the method and the model.
 _RANGES = {
     ACCEPTANCE: (0.0, 1.0, "a number in 0..1"),
     STEPS: (1.0, 1e6, "a number >= 1"),
@@ -74,6 +74,11 @@ class Profile:
     """Whether the row before a block decides the block's first byte."""
     clean_drafts: bool = False
     """Whether that row is part of the draft, not the model's own word."""
+
+    @property
+    def first_is_sure(self) -> bool:
+        """Whether a block's first byte is the model's own word; ``block_rate`` is about the others then."""
+        return self.clean_first and not self.clean_drafts
 
 
 @dataclass(frozen=True)
@@ -146,29 +151,28 @@ class ReplaySetting:
             rate = rate_for(acceptance * method.k, method.k)
             return Profile(rate, rate, patch_rate, self.patch, acceptance)
         if isinstance(method, BlockDiffusion):
-            argument = method.argument
-            steps = self._steps(argument)
-            return Profile(1.0, 1.0, patch_rate, self.patch, None, steps, argument.clean_first)
+            steps, clean_first = self._steps(method.argument), method.argument.clean_first
+            return Profile(1.0, 1.0, patch_rate, self.patch, steps=steps, clean_first=clean_first)
         if isinstance(method, DiffusionVerification):
             return self._block_draft(method.argument, patch_rate)
-        if isinstance(method, Adaptive):
-            draft, block = self._adaptive(name)
-            return Profile(draft, block, patch_rate, self.patch, self.value(name, ACCEPTANCE), 1.0, True, True)
+        if name == "auto":
+            # Draft lengths are its own choice: no acceptance can be promised.
+            return Profile(*self._adaptive(name), patch_rate, self.patch, steps=1.0, clean_drafts=True)
         return Profile(1.0, 1.0, patch_rate, self.patch)
 
     def _block_draft(self, argument: BlockArgument, patch_rate: float) -> Profile:
         acceptance = self._needed(argument.name, ACCEPTANCE)
         # With the open patch's latent, the row before the block is the model's own: what it drafts is always kept.
-        sure = argument.clean_first and argument.latent == "partial"
+        clean_drafts = argument.latent == "closed"
+        sure = argument.clean_first and not clean_drafts
         if sure and acceptance * argument.size < 1:
             raise ReplayError(
                 f"--replay: found acceptance={acceptance:g} for {argument.name}, expected at least "
                 f"{1 / argument.size:g}: its first byte is always kept"
             )
         rate = rate_for(acceptance * argument.size - sure, argument.size - sure)
-        clean = argument.latent == "closed"
         steps = self._steps(argument)
-        return Profile(rate, rate, patch_rate, self.patch, acceptance, steps, argument.clean_first, clean)
+        return Profile(rate, rate, patch_rate, self.patch, acceptance, steps, argument.clean_first, clean_drafts)
 
     def _adaptive(self, name: str) -> tuple[float, float]:
         """Rates of a byte for drafts whose length is not known: the acceptance itself, or those of the paper's k=8."""

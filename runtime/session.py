@@ -199,7 +199,8 @@ class Session:
         """The position of the last token, if a draft of ``count`` bytes can follow it."""
         self._check_owner()
         position = self.length - 1
-        self._check_room("draft", count)
+        # A row reads the byte before the one it predicts: the first stands where the last token does.
+        self._check_room("draft", count, first=position)
         if self.scored != position:
             raise ValueError(f"draft: found {self.length - self.scored} tokens to score, expected 1")
         if not self.patch_ends:
@@ -210,10 +211,10 @@ class Session:
         size = self.config.block_size
         if not 1 <= len(block) <= size:
             raise ValueError(f"block: found {len(block)} bytes, expected 1..{size}, the size the model was trained on")
-        self._check_room("block", len(block))
+        self._check_room("block", len(block), first=self.length)
 
-    def _check_room(self, what: str, count: int) -> None:
-        room = len(self._latent_of) - (self.length - 1)
+    def _check_room(self, what: str, count: int, first: int) -> None:
+        room = len(self._latent_of) - first
         if count > room:
             raise CapacityError(
                 f"{what}: found {count} bytes after position {self.length - 1}, expected at most {room}"

@@ -18,6 +18,7 @@ from fastblt.models.blt import Blt
 from fastblt.models.checkpoint import load_checkpoint, save_checkpoint
 from fastblt.models.config import ConfigError
 from fastblt.models.decoder import BlockRows
+from fastblt.models.initialisation import initial_std
 from fastblt.models.patcher import entropy
 from fastblt.models.patching import Patches, closes_patch
 from fastblt.models.training.batches import corrupt_blocks, place_blocks, sample_windows, stale_latent_index
@@ -89,8 +90,10 @@ class Trainer:
         threshold = found.config.patching.threshold
         ours = self.model.config
         wanted = dataclasses.replace(ours, patching=dataclasses.replace(ours.patching, threshold=threshold))
-        if found.config != wanted:
-            raise ConfigError(f"{checkpoint}: found the geometry of {found.config.name}, expected that of {ours.name}")
+        for field in dataclasses.fields(wanted):
+            has, needs = getattr(found.config, field.name), getattr(wanted, field.name)
+            if has != needs:
+                raise ConfigError(f"{checkpoint}: found {field.name} {has}, expected {needs}, the recipe's model")
         self.model.load_state_dict(found.state_dict())
         self.progress = Progress("model")
         self._set_threshold(threshold)
@@ -274,14 +277,10 @@ def _on_cpu(model: Blt) -> Blt:
 
 
 def initialise(model: nn.Module) -> None:
-    """Normal weights of standard deviation fan_in ** -0.5 (embeddings 0.5 / sqrt(dim)), norms 1."""
+    """Random weights of `initial_std`; norms stay 1."""
     for name, p in model.named_parameters():
-        if p.ndim < 2:
-            continue
-        scale = 0.5 if "embeddings" in name else 1.0
-        if "hash_embeddings" in name:
-            scale = 0.1
-        nn.init.normal_(p, std=scale * p.shape[1] ** -0.5)
+        if p.ndim >= 2:
+            nn.init.normal_(p, std=initial_std(name, p.shape))
 
 
 def set_rates(optimizers: list[torch.optim.Optimizer], factor: float) -> None:

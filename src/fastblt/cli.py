@@ -123,7 +123,9 @@ def train(
 @app.command()
 @one_line_errors
 def export(
-    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder.")],
+    checkpoint: Annotated[
+        Path, typer.Argument(help="Checkpoint folder, or random:PRESET: random weights, to measure cost with.")
+    ],
     bundle: Annotated[Path, typer.Argument(help="Folder to write, all of it or nothing.")],
     dtype: Annotated[Dtype, typer.Option(help="Type of weights and caches.")] = Dtype.FP32,
     hash_tables: Annotated[
@@ -149,9 +151,11 @@ def generate(
     ] = None,
     max_new_bytes: Annotated[int, typer.Option(min=0, help="Bytes to generate.")] = 256,
     method: Annotated[
-        str | None,
-        typer.Option(help="ar, or s:K (self-speculation, drafts of K bytes)  [default: s:8; ar when sampling]"),
-    ] = None,
+        str,
+        typer.Option(
+            help="ar; s:K (drafts of K bytes, verified); d:B@RULE (denoised blocks); dv:B@RULE (verified, too); auto"
+        ),
+    ] = "s:8",
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
     top_p: Annotated[float, typer.Option(help="Nucleus of the sampled distribution, in (0, 1].")] = 1.0,
     seed: Annotated[int | None, typer.Option(help="Seed of sampling  [default: a random one]")] = None,
@@ -172,7 +176,7 @@ def generate(
 
     request = Request(
         max_new_bytes=max_new_bytes,
-        method=method or ("ar" if temperature else "s:8"),
+        method=method,
         temperature=temperature,
         top_p=top_p,
         seed=seed,
@@ -196,7 +200,7 @@ def generate(
 def bench(
     bundle: BundleArgument,
     methods: Annotated[str, typer.Option(help="Methods, with commas between; ar is always measured.")] = (
-        "ar,s:4,s:8,s:16"
+        "ar,s:4,s:8,s:16,auto"
     ),
     against: Annotated[
         str,
@@ -204,8 +208,19 @@ def bench(
     ] = "",
     prompts: Annotated[int, typer.Option(min=1, help="Held-out prompts.")] = 8,
     prompt_bytes: Annotated[int, typer.Option(min=1, help="Bytes of each prompt.")] = 64,
+    corpora: Annotated[
+        str, typer.Option(help="Take the prompts from these, one after the other: web,pycode  [default: all in turn]")
+    ] = "",
     max_new_bytes: Annotated[int, typer.Option(min=2, help="Bytes to generate after each.")] = 128,
     repeats: Annotated[int, typer.Option(min=1, help="Measurements of each prompt.")] = 1,
+    replay: Annotated[
+        str | None,
+        typer.Option(
+            help="Measure cost without trained weights: run the real graphs, but let drafts be accepted, blocks take "
+            "steps and patches close as given. Items with commas between: acceptance=0.91, steps=2.92, patch=2.05, "
+            "for one method METHOD/acceptance=0.77 or METHOD/steps=2.92, or paper, the paper's 1B figures."
+        ),
+    ] = None,
     json: Annotated[Path | None, typer.Option(help="Write the rows to this file.")] = None,
     backend: BackendOption = "onnxruntime",
     provider: ProviderOption = Provider.AUTO,
@@ -216,7 +231,8 @@ def bench(
 ) -> None:
     """Measure ways of decoding.
 
-    They run alternately in one process on held-out prompts, greedily, and their output is compared.
+    They run alternately in one process on held-out prompts, greedily, and their output is compared. Figures of a
+    --replay are about speed and cost only.
     """
     from fastblt.commands.bench import Setting, run
 
@@ -231,8 +247,10 @@ def bench(
             max_bytes=max_bytes,
             prompts=prompts,
             prompt_bytes=prompt_bytes,
+            corpora=corpora,
             max_new_bytes=max_new_bytes,
             repeats=repeats,
+            replay=replay,
         ),
         json,
     )
@@ -242,22 +260,107 @@ def bench(
 @one_line_errors
 def audit(
     bundle: BundleArgument,
-    methods: Annotated[str, typer.Option(help="Methods, with commas between.")] = "ar,s:2,s:4,s:8,s:16",
-    reference: Annotated[str, typer.Option(help="Backend whose ar is the truth: eager or onnxruntime.")] = "eager",
-    prompts: Annotated[int, typer.Option(min=1, help="Held-out prompts.")] = 64,
-    max_new_bytes: Annotated[int, typer.Option(min=1, help="Bytes to generate after each.")] = 256,
+    methods: Annotated[
+        str | None,
+        typer.Option(help="Methods, with commas between  [default: one or more of each kind that the model can run]"),
+    ] = None,
+    reference: Annotated[str, typer.Option(help="Backend that is the truth: eager or onnxruntime.")] = "eager",
+    prompts: Annotated[int | None, typer.Option(min=1, help="Held-out prompts  [default: 64]")] = None,
+    bytes: Annotated[  # the option's name
+        int | None,
+        typer.Option(min=1, help="Instead of --prompts: go on until every method has written so many bytes."),
+    ] = None,
+    max_new_bytes: Annotated[int, typer.Option(min=1, help="Bytes to generate after each prompt.")] = 256,
     json: Annotated[Path | None, typer.Option(help="Write the result to this file.")] = None,
     provider: ProviderOption = Provider.AUTO,
 ) -> None:
-    """Compare greedy output with autoregressive output, byte for byte.
+    """Compare greedy output with the reference's, byte for byte.
 
-    A difference at which the reference's two logits are within rounding is a float tie; any other is a fault, and the
-    command fails.
+    A lossless method is compared with autoregressive output, any other with the same method's on the reference
+    backend. A difference at which one of the reference's choices was within rounding is a float tie; any other is a
+    fault, and the command fails.
     """
     from fastblt.commands.audit import Setting, run
     from fastblt.commands.bench import split_names
 
-    run(bundle, Setting(tuple(split_names(methods)), reference, provider.value, prompts, max_new_bytes), json)
+    chosen = None if methods is None else tuple(split_names(methods))
+    run(bundle, Setting(chosen, reference, provider.value, prompts, max_new_bytes, bytes), json)
+
+
+@app.command("eval")
+@one_line_errors
+def evaluate(
+    bundle: BundleArgument,
+    data: Annotated[
+        list[Path] | None, typer.Option(help="Score this file; can be repeated  [default: held-out text]")
+    ] = None,
+    backend: BackendOption = "onnxruntime",
+    against: Annotated[
+        str,
+        typer.Option(help="Compare with this backend; auto: eager, where PyTorch is installed; none: do not."),
+    ] = "auto",
+    windows: Annotated[int, typer.Option(min=1, help="Windows of each text, at most.")] = 6,
+    window_bytes: Annotated[int, typer.Option(min=1, help="Bytes of a window.")] = 512,
+    anchors: Annotated[int, typer.Option(min=1, help="Places in a window where drafts and blocks begin.")] = 4,
+    k: Annotated[str, typer.Option(help="BLT-S draft lengths, with commas between.")] = "4,8,16",
+    blocks: Annotated[
+        str | None, typer.Option(help="Block sizes, with commas between  [default: half the trained one, and that]")
+    ] = None,
+    draft_rules: Annotated[str, typer.Option(help="Unmasking rules of BLT-DV: what may follow dv:8@.")] = (
+        "one,0.3,eb1.5"
+    ),
+    rules: Annotated[str, typer.Option(help="Unmasking rules of BLT-D: what may follow d:8@.")] = (
+        "0.5,0.7,0.9,eb1.0,one"
+    ),
+    mask_rates: Annotated[str, typer.Option(help="Rates t at which bytes of a block are hidden.")] = (
+        "0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.9,1"
+    ),
+    prompts: Annotated[int, typer.Option(min=1, help="Prompts that text is generated after.")] = 8,
+    prompt_bytes: Annotated[int, typer.Option(min=1, help="Bytes of each prompt.")] = 64,
+    max_new_bytes: Annotated[int, typer.Option(min=1, help="Bytes to generate after each.")] = 128,
+    top_p: Annotated[str, typer.Option(help="Nuclei of sampled text.")] = "0.5,0.8,1",
+    gamma: Annotated[str, typer.Option(help="Entropy bounds of sampled BLT-D text, nats.")] = "1.0,2.0,4.0,8.0",
+    seed: Annotated[int, typer.Option(min=0, help="Of the hidden bytes and of sampling.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Folder for eval.json and the plots.")] = None,
+    plots: Annotated[bool, typer.Option(help="Draw plots (needs matplotlib).")] = True,
+    provider: ProviderOption = Provider.AUTO,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads  [default: the backend's]")] = None,
+) -> None:
+    """Score a bundle on true text, and what it generates.
+
+    Bits per byte, masked accuracy, acceptance of drafts, BLT-D beside autoregressive text, diversity against cost; a
+    second backend has to give the same. An empty list leaves its figures out.
+    """
+    from fastblt.commands.bench import split_names
+    from fastblt.commands.eval import Setting, numbers, run
+    from fastblt.runtime.scoring.plan import Request
+
+    request = Request(
+        k=numbers("k", k, int),
+        blocks=None if blocks is None else numbers("blocks", blocks, int),
+        draft_rules=split_names(draft_rules),
+        rules=split_names(rules),
+        mask_rates=numbers("mask-rates", mask_rates, float),
+        top_p=numbers("top-p", top_p, float),
+        gamma=split_names(gamma),
+        anchors=anchors,
+        new_bytes=max_new_bytes,
+        seed=seed,
+    )
+    setting = Setting(
+        data=tuple(data or ()),
+        backend=backend,
+        against=against,
+        provider=provider.value,
+        threads=threads,
+        windows=windows,
+        window_bytes=window_bytes,
+        prompts=prompts,
+        prompt_bytes=prompt_bytes,
+        plots=plots,
+        request=request,
+    )
+    run(bundle, setting, out)
 
 
 @app.command()

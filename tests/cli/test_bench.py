@@ -7,24 +7,16 @@ import pytest
 from typer.testing import CliRunner
 
 from fastblt.cli import app
+from fastblt.models.parameters import count_parameters
 from fastblt.models.presets import preset
-from fastblt.runtime.bench import (
-    BenchRow,
-    Contender,
-    Measurement,
-    Plan,
-    Run,
-    decode_rate,
-    device_info,
-    identical,
-    make_plan,
-    measure,
-    peak_rss_mb,
-    rotated,
-    write_report,
-)
+from fastblt.runtime.bench import measure, rotated, write_report
+from fastblt.runtime.bench_plan import Contender, Plan, make_plan
+from fastblt.runtime.bench_rows import BenchRow, Measurement, Run, agreement, decode_rate, identical
 from fastblt.runtime.blt_runtime import BltRuntime
+from fastblt.runtime.machine import device_info, memory_bandwidth, peak_rss_mb
 from fastblt.runtime.methods import MethodError
+from fastblt.runtime.replay import ReplayCounts
+from fastblt.runtime.replay_setting import Profile
 from fastblt.runtime.stats import RunStats
 
 ORT, EAGER = "onnxruntime", "eager"
@@ -33,7 +25,9 @@ ORT, EAGER = "onnxruntime", "eager"
 CONTRACT = {
     "backend", "method", "bytes_per_s", "ms_per_byte_p50", "ms_per_byte_p95", "first_byte_ms", "nfe_patcher",
     "nfe_encoder", "nfe_global", "nfe_decoder", "bytes", "acceptance", "identical_to_ar", "estimated_gb",
-    "moved_gb", "peak_rss_mb", "ratio_to_eager_ar", "ratio_to_ar",
+    "moved_gb", "peak_rss_mb", "ratio_to_eager_ar", "ratio_to_ar", "lossless", "agreement_with_ar",
+    "nfe_encoder_per_512", "nfe_global_per_512", "nfe_decoder_per_512", "estimated_gb_per_512", "estimated_saving",
+    "measured_saving", "limit_us_per_byte", "limit_gb_per_s", "times_limit", "replay",
 }  # fmt: skip
 
 
@@ -115,6 +109,73 @@ def test_rows_tell_whose_output_differs() -> None:
     assert [row.identical_to_ar for row in measurement().rows()] == [True, False, True]
 
 
+def test_rows_have_calls_and_estimate_for_512_bytes() -> None:
+    base = measurement()
+    # Twice 11 bytes; each run calls the decoder 5 times, the encoder 3 times, the global transformer never.
+    ar, s8, _ = base.rows()
+    assert ar.nfe_decoder_per_512 == pytest.approx(2 * 5 * 512 / 22)
+    assert ar.nfe_encoder_per_512 == pytest.approx(2 * 3 * 512 / 22)
+    assert ar.nfe_global_per_512 == 0
+    parts = count_parameters(preset("tiny"))
+    assert s8.estimated_gb_per_512 == pytest.approx(2 * (10 * parts.decoder + 6 * parts.encoder) / 1e9 * 512 / 22)
+
+
+def test_savings_are_per_byte_and_against_own_ar() -> None:
+    base = measurement()
+    s8 = base.plan.contenders[1]
+    half = stats(21, 1.1)  # 21 bytes for what cost 11; 20 later bytes in 1.0 s instead of 10
+    runs = {**base.runs, s8: [Run(0, b"x" * 21, half)]}
+    rows = dataclasses.replace(base, runs=runs).rows()
+    assert [row.estimated_saving for row in rows] == pytest.approx([0.0, 1 - 11 / 21, 0.0])
+    assert [row.measured_saving for row in rows] == pytest.approx([0.0, 0.5, 0.0])
+    slower = dataclasses.replace(base, runs={**base.runs, s8: [Run(0, b"x" * 11, stats(11, 2.1))]}).rows()[1]
+    assert slower.measured_saving == pytest.approx(-1.0)
+    untimed = dataclasses.replace(base, runs={**base.runs, s8: [Run(0, b"x", RunStats(new_bytes=1))]}).rows()[1]
+    assert untimed.measured_saving is None
+
+
+def test_limit_is_time_of_moved_bytes_and_none_without_bandwidth_or_on_gpu() -> None:
+    ar = dataclasses.replace(measurement(), memory_gb_per_s=20.0).rows()[0]
+    # 1 GB at 20 GB/s for 22 bytes; measured 2.2 s, prompt included.
+    assert ar.limit_us_per_byte == pytest.approx(1e6 * 0.05 / 22)
+    assert ar.times_limit == pytest.approx(44.0)
+    assert ar.limit_gb_per_s == 20.0
+    gpu = dataclasses.replace(measurement(), memory_gb_per_s=20.0, devices={ORT: "cuda", EAGER: "cpu"}).rows()
+    for row in (measurement().rows()[0], gpu[0]):
+        assert (row.limit_us_per_byte, row.times_limit, row.limit_gb_per_s) == (None, None, None)
+
+
+def test_agreement_is_mean_part_before_first_difference() -> None:
+    reference = [Run(0, b"abcd", RunStats()), Run(1, b"wxyz", RunStats()), Run(0, b"zzzz", RunStats())]
+    assert agreement([Run(0, b"abxd", RunStats()), Run(1, b"wxyz12", RunStats())], reference) == pytest.approx(0.75)
+    assert agreement([Run(0, b"ab", RunStats())], reference) == pytest.approx(0.5)
+    assert agreement([Run(1, b"", RunStats())], reference) == 0.0
+    assert agreement([Run(0, b"", RunStats())], [Run(0, b"", RunStats())]) == 1.0
+    assert agreement([Run(0, b"a", RunStats())], [Run(0, b"", RunStats())]) == 0.0
+    assert [row.agreement_with_ar for row in measurement().rows()] == [1.0, 0.5, 1.0]
+
+
+def test_replay_row_has_rates_and_nothing_about_output() -> None:
+    base = measurement()
+    profile = Profile(0.9, 0.8, 0.5, 2.05, acceptance=0.6, steps=3.0)
+    s8 = base.plan.contenders[1]
+    shown = [dataclasses.replace(run, replay=ReplayCounts(4, 10, 6, 15)) for run in base.runs[s8]]
+    profiles = dict.fromkeys(base.plan.contenders, profile)
+    row = dataclasses.replace(base, runs={**base.runs, s8: shown}, profiles=profiles).rows()[1]
+    assert row.replay == {
+        "wanted_acceptance": 0.6, "acceptance": 6 / 16, "wanted_patch": 2.05, "patch": 2.5, "wanted_steps": 3.0,
+        "steps": 2.5,
+    }  # fmt: skip
+    assert row.identical_to_ar is None
+    assert row.agreement_with_ar is None
+    assert base.rows()[1].replay is None
+
+
+def test_bandwidth_is_of_all_threads() -> None:
+    assert 0.1 < memory_bandwidth(8) < 10_000
+    assert 0.1 < memory_bandwidth(8, threads=3) < 10_000
+
+
 def test_plan_measures_ar_of_every_backend_first_and_once() -> None:
     plan = make_plan(ORT, ["s:4", "ar", "s:4"], ["eager/s:2", "eager"])
     assert [str(c) for c in plan.contenders] == ["onnxruntime/ar", "onnxruntime/s:4", "eager/ar", "eager/s:2"]
@@ -159,7 +220,8 @@ def test_report_is_whole_and_replaces_earlier_one(tmp_path: Path) -> None:
     for _ in range(2):
         write_report(path, device_info(1), measurement().rows())
     report = json.loads(path.read_text(encoding="utf-8"))
-    assert list(report) == ["device", "rows"]
+    assert list(report) == ["device", "replay", "rows"]
+    assert report["replay"] is None
     assert all(row.keys() >= CONTRACT for row in report["rows"])
     assert [entry.name for entry in path.parent.iterdir()] == ["bench.json"]
 
@@ -223,18 +285,90 @@ def bench(bundle: Path, *options: str) -> str:
     return result.stdout
 
 
-def test_command_prints_table_and_writes_json(tiny_bundle: Path, tmp_path: Path) -> None:
+def test_methods_that_model_cannot_run_are_refused_before_anything_is_measured(
+    open_backend_runtime: BltRuntime,
+) -> None:
+    seen: list[Contender] = []
+    with pytest.raises(MethodError, match=r"'d:4@0.7': tiny-encoder has no \[MASK\] row"):
+        measure({ORT: open_backend_runtime}, make_plan(ORT, ["s:2", "d:4@0.7"]), [b""], 8, on_run=seen.append)
+    assert seen == []
+
+
+@pytest.fixture
+def open_backend_runtime(tiny_encoder_bundle: Path) -> BltRuntime:
+    return BltRuntime.from_pretrained(tiny_encoder_bundle, provider="cpu", max_bytes=64, threads=1)
+
+
+def table_rows(text: str) -> list[list[str]]:
+    """Words of the lines that are rows of a table, without the backend."""
+    return [line.split()[1:] for line in text.splitlines() if line.startswith((ORT, EAGER))]
+
+
+def test_command_prints_tables_and_writes_json(tiny_bundle: Path, tmp_path: Path) -> None:
     path = tmp_path / "bench.json"
-    options = ("--methods", "ar,s:4", "--against", "eager", "--prompts", "2", "--max-new-bytes", "24")
+    options = ("--methods", "ar,s:4,d:4@one", "--against", "eager", "--prompts", "2", "--max-new-bytes", "24")
     text = bench(tiny_bundle, *options, "--json", str(path))
-    rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
-    assert [(row["backend"], row["method"]) for row in rows] == [(ORT, "ar"), (ORT, "s:4"), (EAGER, "ar")]
-    assert all(row["identical_to_ar"] for row in rows)
-    lines = [line.split() for line in text.splitlines() if line.startswith((ORT, EAGER))]
-    assert [line[:2] for line in lines] == [[ORT, "ar"], [ORT, "s:4"], [EAGER, "ar"]]
-    assert f"{rows[1]['bytes_per_s']:.1f}" in lines[1]
+    report = json.loads(path.read_text(encoding="utf-8"))
+    rows = report["rows"]
+    assert [(row["backend"], row["method"]) for row in rows] == [
+        (ORT, "ar"),
+        (ORT, "s:4"),
+        (ORT, "d:4@one"),
+        (EAGER, "ar"),
+    ]
+    assert [row["lossless"] for row in rows] == [True, True, False, True]
+    assert all(row["identical_to_ar"] for row in rows if row["lossless"])
+    assert report["replay"] is None
+    assert all(row["replay"] is None for row in rows)
+    assert all(row["times_limit"] > 0 and row["limit_gb_per_s"] > 0 for row in rows)
+    lines = table_rows(text)
+    speed, cost = lines[:4], lines[4:]
+    assert [line[0] for line in speed] == [line[0] for line in cost] == ["ar", "s:4", "d:4@one", "ar"]
+    assert f"{rows[1]['bytes_per_s']:.1f}" in speed[1]
+    assert ["yes" in line for line in speed] == [True, True, False, True]
+    assert "NO" not in text
+    assert f"{rows[2]['nfe_decoder_per_512']:.0f}" == cost[2][1]
+    assert cost[1][5:9] == [
+        f"{100 * rows[1]['estimated_saving']:.0f}",
+        "%",
+        f"{100 * rows[1]['measured_saving']:.0f}",
+        "%",
+    ]
     assert "held-out prompts: 2 of 64 bytes; 48 new bytes a row" in text.splitlines()[-1]
     assert "tiny (fp32) on cpu: " in text.splitlines()[-1]
+    assert "replay" not in text.lower()
+
+
+def test_command_replays(tiny_bundle: Path, tmp_path: Path) -> None:
+    path = tmp_path / "bench.json"
+    given = "acceptance=0.8,patch=3,d:4@0.7/steps=1.5"
+    options = ("--methods", "s:4,d:4@0.7,dv:4@one", "--prompts", "2", "--max-new-bytes", "150", "--replay", given)
+    text = bench(tiny_bundle, *options, "--json", str(path))
+    assert text.startswith(f"REPLAY ({given}): ")
+    assert text.splitlines()[-1].endswith("replay.")
+    report = json.loads(path.read_text(encoding="utf-8"))
+    assert report["replay"] == given
+    rows = {row["method"]: row for row in report["rows"]}
+    for row in rows.values():
+        assert row["identical_to_ar"] is None
+        assert row["replay"]["wanted_patch"] == 3
+        assert row["replay"]["patch"] == pytest.approx(3, rel=0.05)
+    assert rows["s:4"]["replay"]["acceptance"] == rows["s:4"]["acceptance"] == pytest.approx(0.8, abs=0.05)
+    assert rows["dv:4@one"]["replay"]["acceptance"] == pytest.approx(0.8, abs=0.05)
+    assert rows["d:4@0.7"]["replay"]["steps"] == pytest.approx(1.5, abs=0.05)
+    assert rows["d:4@0.7"]["replay"]["wanted_acceptance"] is None
+    rates = {line[0]: line[1:] for line in table_rows(text)[8:]}
+    assert rates["s:4"][:2] == ["80.00", "%"]
+    assert "yes" not in text
+    assert "NO" not in text
+
+
+def test_command_refuses_replay_that_lacks_a_figure(tiny_bundle: Path) -> None:
+    arguments = ["bench", str(tiny_bundle), "--methods", "s:4", "--replay", "patch=2"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: --replay: found no acceptance for s:4, expected ")
+    assert len(result.stderr.splitlines()) == 1
 
 
 def test_command_takes_prompts_longer_than_default_capacity(tiny_bundle: Path) -> None:

@@ -38,7 +38,7 @@ def test_named_corpora_follow_one_another() -> None:
     found = heldout_prompts(5, SHORTEST_PROMPT, ["web", "pycode"])
     web, code = ([prompt.data[:SHORTEST_PROMPT] for prompt in load_prompts(name)] for name in ("web", "pycode"))
     assert found == [*web[:3], *code[:2]]
-    with pytest.raises(ValueError, match="found 'wbe', expected some of .*web"):
+    with pytest.raises(ValueError, match=r"found 'wbe', expected some of .*web"):
         heldout_prompts(1, 10, ["wbe"])
     with pytest.raises(ValueError, match="found 25 of 10 bytes, expected at most 24"):
         heldout_prompts(25, 10, ["web"])

@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from fastblt.cli import app
@@ -67,6 +69,30 @@ def test_run_stops_in_time_resumes_and_ends_with_checkpoint(corpus: Path, recipe
     assert evaluations[0].startswith("model step ")
     assert resumed.stdout.splitlines()[-1] == f"done, see {run / 'checkpoint'}"
     assert CliRunner().invoke(app, ["inspect", str(run / "checkpoint")]).exit_code == 0
+
+
+def test_run_starts_from_the_checkpoint_it_is_given(
+    corpus: Path, recipe: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    arguments = ["train", str(recipe), "--out", str(run), "--data", str(corpus), "--threads", "1"]
+    stopped = CliRunner().invoke(app, [*arguments, "--init", str(tiny_checkpoint), "--max-seconds", "0"])
+    assert stopped.exit_code == 0, stopped.stderr or stopped.exception
+    # What is saved counts from then on, not the checkpoint.
+    resumed = CliRunner().invoke(app, [*arguments, "--init", str(tmp_path / "gone"), "--resume", "--max-seconds", "0"])
+    assert resumed.exit_code == 0, resumed.stderr or resumed.exception
+    assert f"{run}: goes on at step 0 of phase model" in resumed.stdout
+    state = load_file(run / STATE_FILE)
+    name = "decoder.output.weight"
+    expected = load_file(tiny_checkpoint / "model.safetensors")[name]
+    assert any(torch.equal(tensor, expected) for key, tensor in state.items() if key.endswith(name))
+
+
+def test_checkpoint_to_start_from_must_exist(corpus: Path, recipe: Path, tmp_path: Path) -> None:
+    arguments = ["train", str(recipe), "--out", str(tmp_path / "run"), "--data", str(corpus)]
+    result = CliRunner().invoke(app, [*arguments, "--init", str(tmp_path / "nowhere")])
+    assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+    assert "nowhere" in result.stderr
 
 
 def test_cuda_is_refused_when_there_is_none(corpus: Path, recipe: Path, tmp_path: Path) -> None:

@@ -150,7 +150,7 @@ def test_config_cannot_be_changed_when_made() -> None:
 
 
 def test_unknown_preset_is_named_with_the_choices() -> None:
-    with pytest.raises(ConfigError, match="'blt-9b': unknown, expected one of tiny, blt-d-8m, blt-1b"):
+    with pytest.raises(ConfigError, match="'blt-9b': unknown, expected one of tiny, blt-d-8m, mid, blt-1b"):
         preset("blt-9b")
 
 
@@ -192,6 +192,21 @@ def test_parts_are_those_of_the_paper_when_preset_is_block_diffusion(
     assert counts.encoder == pytest.approx(encoder, rel=0.05)
     assert counts.decoder == pytest.approx(decoder, rel=0.05)
     assert preset(name).patching.max_patch_length == 8
+
+
+def test_mid_has_the_proportions_of_the_published_block_diffusion_model() -> None:
+    mid, large = count_parameters(preset("mid")), count_parameters(preset("blt-d-1b"))
+    scale = mid.global_transformer / large.global_transformer
+    for part in ("encoder", "decoder", "patcher"):
+        assert getattr(mid, part) == pytest.approx(scale * getattr(large, part), rel=0.02), part
+    assert 100e6 <= mid.total - mid.hash_embeddings <= 150e6
+    assert mid.hash_embeddings < 0.05 * mid.total
+    config, published = preset("mid"), preset("blt-d-1b")
+    for name in ("patcher", "encoder", "global_transformer", "decoder"):
+        small, big = getattr(config, name), getattr(published, name)
+        assert (small.layers, small.window, small.rope_theta) == (big.layers, big.window, big.rope_theta), name
+    same = ("patching", "cross_attn_k", "decoder_input", "block_size")
+    assert [getattr(config, name) for name in same] == [getattr(published, name) for name in same]
 
 
 def test_global_holds_most_of_the_shipped_model() -> None:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from fastblt.models.blt import Blt
 from fastblt.models.config import BltConfig
-from fastblt.models.tokens import BOS_ID, VOCAB_SIZE, encode
+from fastblt.models.tokens import BOS_ID, MASK_ID, VOCAB_SIZE, encode
 from fastblt.runtime.backend import ROW_CAPACITY, Backend, DecoderRows, Floats, Ids, Pick
 from fastblt.runtime.backends.eager import EagerBackend
 
@@ -92,6 +92,8 @@ class ScriptedBackend:
         self.scored = self.encoded = 0
         self.pooled: list[tuple[int, int]] = []
         self.latents: list[tuple[int, int]] = []
+        self.block: tuple[int, list[int], int] = (0, [], 0)
+        """Position, bytes and latent of the block that is being denoised."""
 
     def _note(self, part: str, position: int, rows: int) -> None:
         assert 1 <= rows <= ROW_CAPACITY
@@ -130,16 +132,63 @@ class ScriptedBackend:
 
     def run_decoder(self, position: int, ids: Ids, latents: Ids, block: int = 0) -> DecoderRows:
         self._note("decoder", position, len(ids))
-        assert ids.tolist() == self.fed[position : position + len(ids)].tolist()
         assert len(latents) == len(ids)
         assert (np.diff(latents) >= 0).all()
-        longest = self.config.patching.max_patch_length
-        for row, latent in enumerate(latents.tolist(), position):
-            end = self.latents[latent][1]
-            assert end <= row + 1, "a latent that holds a later byte"
-            assert not any(p in self.surprising for p in range(end, row + 1)), "a latent that is not the newest"
-            assert longest is None or row + 1 - end < longest, "a latent that is not the newest"
-        return self._rows([self._next(position + i + 1) for i in range(len(ids))])
+        clean = len(ids) - block
+        drafting = block > 0 and self.calls[-2][0] == "decoder"
+        if block:
+            self._check_block(position, ids, latents.tolist(), clean, drafting)
+        if not drafting:
+            assert ids[:clean].tolist() == self.fed[position : position + clean].tolist()
+            for row, latent in enumerate(latents[:clean].tolist(), position):
+                self._check_latent(row, latent)
+        rows = self._rows([self._next(position + i + 1) for i in range(clean)])
+        return rows.followed_by(self._block_rows(position + clean, block)) if block else rows
+
+    def _check_latent(self, row: int, latent: int) -> None:
+        end, longest = self.latents[latent][1], self.config.patching.max_patch_length
+        assert end <= row + 1, "a latent that holds a later byte"
+        assert not any(p in self.surprising for p in range(end, row + 1)), "a latent that is not the newest"
+        assert longest is None or row + 1 - end < longest, "a latent that is not the newest"
+
+    def _check_block(self, position: int, ids: Ids, latents: list[int], clean: int, drafting: bool) -> None:
+        """A block stands after the last token, reads one latent, and its decided bytes stay.
+
+        Args:
+            position: of the first row.
+            ids: tokens, then the block.
+            latents: which one each row reads.
+            clean: tokens.
+            drafting: no other part has been run: the token, if there is one, is not scored.
+        """
+        content, latent = ids[clean:].tolist(), latents[-1]
+        assert len(content) <= self.config.block_size
+        assert latents[clean:] == [latent] * len(content)
+        if clean == 0:
+            was_at, before, read = self.block
+            assert (position, latent) == (was_at, read)
+            assert all(old in (MASK_ID, new) for old, new in zip(before, content, strict=True))
+            assert content != before, "a step that decided nothing"
+        else:
+            assert content == [MASK_ID] * len(content)
+            if drafting:
+                assert clean == 1, "the last token, which is not scored"
+                assert latents == [latent] * len(latents)
+                self.fed[position] = ids[0]
+            self._check_latent(position + clean - 1 - drafting, latent)
+        self.block = (position + clean, content, latent)
+
+    def _block_rows(self, position: int, count: int) -> DecoderRows:
+        """The script, but for what is misdrafted; some of its bytes are surer than others."""
+        at = np.arange(position, position + count)
+        rows = self._rows([self._drafted(p) for p in at.tolist()])
+        return rows._replace(
+            probability=(0.4 + 0.1 * (at % 5)).astype(np.float32), entropy=(1.0 - 0.2 * (at % 5)).astype(np.float32)
+        )
+
+    def _drafted(self, position: int) -> int:
+        token = int(self.script[position])
+        return 4 + (token - 3) % 256 if position in self.misdrafted else token
 
     def _next(self, position: int) -> int:
         right = bool((self.fed[:position] == self.script[:position]).all())
@@ -158,11 +207,8 @@ class ScriptedBackend:
         assert self.latents[latent][1] <= position
         if self.config.decoder_input == "encoder":
             self.encoded = position + count
-        tokens = self.script[position + 1 : position + 1 + count].copy()
-        assert len(tokens) == count, "the test's text is too short"
-        for i in range(count):
-            if position + 1 + i in self.misdrafted:
-                tokens[i] = 4 + (tokens[i] - 3) % 256
+        assert position + count < len(self.script), "the test's text is too short"
+        tokens = np.array([self._drafted(position + 1 + i) for i in range(count)])
         return tokens, np.ones(count, dtype=np.float32)
 
     def moved_bytes(self, part: str, position: int, rows: int) -> int:

@@ -1,4 +1,4 @@
-"""``fastblt audit``: every method against the reference's autoregressive output, byte for byte."""
+"""``fastblt audit``: every method against the reference, byte for byte."""
 
 from __future__ import annotations
 
@@ -11,36 +11,64 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-from fastblt.calibration.heldout import CORPORA, load_prompts
-from fastblt.runtime.audit import TIE_BOUND, AuditRow, audit
+from fastblt.calibration.heldout import CORPORA, load_prompts, load_text
+from fastblt.models.config import BltConfig
+from fastblt.runtime.audit import TIE_BOUND, AuditRow, Difference, audit
 from fastblt.runtime.bench import write_json
 from fastblt.runtime.blt_runtime import BltRuntime
-from fastblt.runtime.bundle import load_manifest
+from fastblt.runtime.bundle import load_config, load_manifest
+from fastblt.runtime.methods import MethodError, parse_method
+
+#: Audited where no methods are given; a model skips what it cannot run.
+DEFAULT_METHODS = (
+    "ar",
+    "s:4",
+    "s:8",
+    "s:16",
+    "dv:8@one",
+    "dv:8@0.3",
+    "dv:8@eb1.5",
+    "dv:8@one+partial",
+    "d:8@0.7",
+    "d:8@eb1.0",
+)
+#: Prompts where neither their number nor that of the bytes is given.
+DEFAULT_PROMPTS = 64
+#: Prompts that are cut from the held-out text are so long, and follow one another without a gap.
+_CUT = 96
 
 
 class AuditError(ValueError):
-    """An output differs from the reference by more than rounding."""
+    """An output differs from the reference by more than rounding, or less was written than was asked for."""
 
 
 @dataclass(frozen=True)
 class Setting:
     """What to audit, as the command line gives it."""
 
-    methods: tuple[str, ...]
+    methods: tuple[str, ...] | None = None
+    """None: `DEFAULT_METHODS`."""
     reference: str = "eager"
     provider: str = "auto"
-    prompts: int = 64
+    prompts: int | None = None
     max_new_bytes: int = 256
+    bytes: int | None = None
+    """New bytes of each method, instead of a number of prompts."""
 
 
 def run(bundle: Path, setting: Setting, json_file: Path | None) -> None:
     """Generate, compare, print a table.
 
     Raises:
-        AuditError: there is a fault, i.e. a difference that is no float tie.
+        AuditError: there is a fault, i.e. a difference that is no float tie; or the texts ended so early that all
+            held-out text gave fewer bytes than were asked for.
         BundleError: the bundle cannot be used.
+        MethodError: the model cannot run a method that was asked for.
+        ValueError: there is not so much held-out text, or both prompts and bytes are given.
     """
-    prompts = _prompts(setting.prompts)
+    console = Console(highlight=False)
+    prompts = _prompts(setting)
+    methods = _methods(setting.methods, load_config(bundle), console)
     capacity = setting.max_new_bytes + max(len(data) for _, data in prompts)
     runtime = BltRuntime.from_pretrained(bundle, provider=setting.provider, max_bytes=capacity)
     reference = runtime
@@ -50,53 +78,121 @@ def run(bundle: Path, setting: Setting, json_file: Path | None) -> None:
         )
     bound = TIE_BOUND[load_manifest(bundle).dtype]
     columns = (TextColumn("audit"), BarColumn(), MofNCompleteColumn())
-    console = Console(highlight=False)
     with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("audit", total=len(prompts))
+        task = bar.add_task("audit", total=_least_prompts(setting) if setting.bytes else len(prompts))
         rows = audit(
             reference,
-            [(runtime, method) for method in setting.methods],
+            [(runtime, method) for method in methods],
             prompts,
             setting.max_new_bytes,
             bound,
             lambda done: bar.update(task, completed=done),
+            wanted_bytes=setting.bytes,
         )
     _print(console, rows, reference.backend.name, bound)
     if json_file is not None:
-        report = {"reference": f"{reference.backend.name} ar", "tie_bound": bound}
-        write_json(json_file, {**report, "rows": [dataclasses.asdict(row) for row in rows]})
+        write_json(json_file, report(setting, rows, reference.backend.name, bound))
     faults = sum(len(row.faults) for row in rows)
     if faults:
         raise AuditError(f"{bundle}: found {faults} outputs that differ by more than rounding, expected none")
+    least = min(row.bytes for row in rows)
+    if setting.bytes is not None and least < setting.bytes:
+        raise AuditError(f"{bundle}: found {least} bytes after all held-out prompts, expected {setting.bytes}")
 
 
-def _prompts(count: int) -> list[tuple[str, bytes]]:
-    """Held-out prompts, the corpora in turn."""
-    each = [load_prompts(corpus) for corpus in CORPORA]
-    shipped = [prompt for group in zip(*each, strict=False) for prompt in group]
-    if count > len(shipped):
-        raise ValueError(f"prompts: found {count}, expected at most {len(shipped)}")
-    return [(prompt.id, prompt.data) for prompt in shipped[:count]]
+def report(setting: Setting, rows: list[AuditRow], reference: str, bound: float) -> dict[str, object]:
+    """What the JSON file holds."""
+    return {
+        "reference": f"{reference} ar",
+        "tie_bound": bound,
+        "max_new_bytes": setting.max_new_bytes,
+        "bytes_compared": sum(row.bytes for row in rows),
+        "rows": [dataclasses.asdict(row) for row in rows],
+    }
+
+
+def _methods(given: tuple[str, ...] | None, config: BltConfig, console: Console) -> tuple[str, ...]:
+    """The methods to audit; those of the default list that the model cannot run are left out, and named."""
+    if given is not None:
+        for name in given:
+            parse_method(name).check(config)
+        return given
+    kept, left_out = [], []
+    for name in DEFAULT_METHODS:
+        try:
+            parse_method(name).check(config)
+            kept.append(name)
+        except MethodError:
+            left_out.append(name)
+    if left_out:
+        console.print(f"left out, {config.name} cannot run them: {', '.join(left_out)}", soft_wrap=True)
+    return tuple(kept)
+
+
+def _least_prompts(setting: Setting) -> int:
+    """Prompts that are needed if no text ends early."""
+    return -(-(setting.bytes or 0) // setting.max_new_bytes)
+
+
+def _prompts(setting: Setting) -> list[tuple[str, bytes]]:
+    """As many prompts as asked for; all there are where a number of bytes is to be reached."""
+    if setting.bytes is not None and setting.prompts is not None:
+        raise ValueError("audit: found both prompts and bytes, expected one of them")
+    known = heldout_prompts()
+    if setting.bytes is None:
+        count = DEFAULT_PROMPTS if setting.prompts is None else setting.prompts
+        if count > len(known):
+            raise ValueError(f"prompts: found {count}, expected at most {len(known)}")
+        return known[:count]
+    if _least_prompts(setting) > len(known):
+        most = len(known) * setting.max_new_bytes
+        raise ValueError(
+            f"bytes: found {setting.bytes}, expected at most {most}: {len(known)} held-out prompts, "
+            f"{setting.max_new_bytes} new bytes each"
+        )
+    return known
+
+
+def heldout_prompts() -> list[tuple[str, bytes]]:
+    """Identifiers and bytes of distinct held-out prompts, the corpora in turn; the same ones at every call.
+
+    First the shipped prompts, then pieces of the held-out text, named by corpus and first byte.
+    """
+    shipped = zip(*(load_prompts(corpus) for corpus in CORPORA), strict=True)
+    known = {prompt.data: prompt.id for group in shipped for prompt in group}
+    texts = {corpus: load_text(corpus) for corpus in CORPORA}
+    for start in range(0, max(map(len, texts.values())), _CUT):
+        for corpus, text in texts.items():
+            piece = text[start : start + _CUT]
+            if len(piece) == _CUT:
+                known.setdefault(piece, f"{corpus}@{start}")
+    return [(name, data) for data, name in known.items()]
 
 
 def _print(console: Console, rows: list[AuditRow], reference: str, bound: float) -> None:
     table = Table(box=box.SIMPLE)
-    for name in ("backend", "method", "prompts", "bytes", "identical", "float ties", "faults"):
-        table.add_column(name, justify="left" if name in ("backend", "method") else "right")
+    for name in ("method", "prompts", "bytes", "identical", "ties", "faults", "as ar"):
+        table.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
     for row in rows:
         counts = (row.prompts, row.bytes, row.identical, len(row.ties), len(row.faults))
-        table.add_row(row.backend, row.method, *(f"{value:,}" for value in counts))
+        same = f"{row.bytes_as_ar / row.ar_bytes:.1%}" if row.ar_bytes else "-"
+        table.add_row(row.method, *(f"{value:,}" for value in counts), same)
     console.print(table)
     for row in rows:
         for kind, differences in (("tie", row.ties), ("FAULT", row.faults)):
             for d in differences:
-                console.print(
-                    f"{kind}: {row.method}, prompt {d.prompt}, new byte {d.offset}: logits {d.logit_gap:.2e} apart, "
-                    f"nearest entropy {d.boundary_gap:.2e} nats from the threshold",
-                    soft_wrap=True,
-                )
+                console.print(f"{kind}: {row.method}, {_describe(d)}", soft_wrap=True)
     console.print(
-        f"reference: {reference} ar; a float tie is a first difference where the reference's logits of the two bytes "
-        f"are within {bound:g}",
+        f"{rows[0].backend} against {reference} ar; a method that is not lossless against {reference} with the same "
+        f"method. A tie is a first difference where one of the reference's choices was within {bound:g}. As ar: bytes "
+        "before the first difference from the reference's ar.",
         soft_wrap=True,
+    )
+
+
+def _describe(d: Difference) -> str:
+    order = "" if d.order_gap is None else f"other bytes of the block would be next by {d.order_gap:.2e}, "
+    return (
+        f"prompt {d.prompt}, new byte {d.offset}: logits {d.logit_gap:.2e} apart, {order}"
+        f"nearest entropy {d.boundary_gap:.2e} nats from the threshold"
     )

@@ -69,3 +69,14 @@ def test_error_names_file_when_it_is_missing_or_not_json(tmp_path: Path) -> None
     path.write_text("model: tiny")
     with pytest.raises(ConfigError, match=r"recipe\.json: "):
         TrainConfig.load(path)
+
+
+@pytest.mark.parametrize("part", [0, 0.25, 1])
+def test_distilled_is_a_part(tmp_path: Path, part: float) -> None:
+    assert TrainConfig.load(write(tmp_path, distilled=part)).distilled == part
+
+
+@pytest.mark.parametrize("part", [-0.1, 1.01])
+def test_distilled_is_refused_when_it_is_no_part(tmp_path: Path, part: float) -> None:
+    with pytest.raises(ConfigError, match=rf"recipe\.json: .*distilled.*{part}.*a part, from 0 to 1"):
+        TrainConfig.load(write(tmp_path, distilled=part))

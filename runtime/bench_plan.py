@@ -1,0 +1,72 @@
+"""Who is measured by a benchmark, and with whom each is compared."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fastblt.runtime.methods import parse_method
+
+AR = "ar"
+EAGER = "eager"
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One way of decoding on one backend."""
+
+    backend: str
+    method: str
+
+    def __str__(self) -> str:
+        return f"{self.backend}/{self.method}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Who is measured, and whose output ``ar`` is compared with."""
+
+    contenders: tuple[Contender, ...]
+    backend: str
+    """The backend that the bench is about."""
+    baseline: str | None
+    """The first other backend."""
+
+    def reference(self, contender: Contender) -> Contender:
+        """Whose output a contender's has to equal, byte for byte.
+
+        A method other than ``ar``: its own backend's ``ar``. ``ar`` of the bench's backend: the baseline's
+        ``ar`` (without a baseline its own, so that only repeats can differ). ``ar`` of another backend: the
+        bench's backend's ``ar``.
+        """
+        if contender.method != AR:
+            return Contender(contender.backend, AR)
+        other = self.baseline if contender.backend == self.backend else self.backend
+        return Contender(other or contender.backend, AR)
+
+
+def make_plan(backend: str, methods: Sequence[str], against: Sequence[str] = ()) -> Plan:
+    """Lay out a measurement.
+
+    Args:
+        backend: whom the bench is about.
+        methods: of that backend, e.g. ``s:8``.
+        against: further contenders, ``BACKEND`` (its ``ar``) or ``BACKEND/METHOD``.
+
+    Returns:
+        All contenders without repetition; each backend's ``ar`` comes first, asked for or not.
+
+    Raises:
+        MethodError: a method does not exist.
+    """
+    wanted = [Contender(backend, method) for method in methods]
+    for item in against:
+        name, _, method = item.partition("/")
+        wanted.append(Contender(name, method or AR))
+    found: dict[Contender, None] = {}
+    for contender in [Contender(backend, AR), *wanted]:
+        parse_method(contender.method)
+        found.setdefault(Contender(contender.backend, AR))
+        found.setdefault(contender)
+    others = [contender.backend for contender in found if contender.backend != backend]
+    return Plan(tuple(found), backend, others[0] if others else None)
