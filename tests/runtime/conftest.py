@@ -208,8 +208,14 @@ class ScriptedBackend:
         if self.config.decoder_input == "encoder":
             self.encoded = position + count
         assert position + count < len(self.script), "the test's text is too short"
-        tokens = np.array([self._drafted(position + 1 + i) for i in range(count)])
-        return tokens, np.ones(count, dtype=np.float32)
+        tokens: list[int] = []
+        for i in range(count):
+            tokens.append(self._drafted(position + 1 + i))
+            if pick is not None:
+                tokens[-1], more = pick(self._rows([tokens[-1]]))
+                if not more:
+                    break
+        return np.array(tokens), np.ones(len(tokens), dtype=np.float32)
 
     def moved_bytes(self, part: str, position: int, rows: int) -> int:
         return 1000 + rows

@@ -266,6 +266,26 @@ def test_rules_and_latents_of_block_diffusion_differ(tiny_model: Blt) -> None:
     assert len(texts) == 4
 
 
+@pytest.mark.parametrize("option", ["", "+block"])
+@pytest.mark.parametrize("latent", ["closed", "partial"])
+@pytest.mark.parametrize("rule", ["one", "0.04"])
+def test_drafts_of_verification_are_those_of_algorithm_1(
+    blt_d: Backend, tiny_model: Blt, rule: str, latent: str, option: str
+) -> None:
+    """``closed``: the last byte is not scored, so it reads what was closed before it, as the block does."""
+    session = Session(blt_d)
+    session.append(encode(PROMPT, bos=False))
+    tokens: list[int] = []
+    for index, step in enumerate(parse_method(f"dv:{SIZE}@{rule}+{latent}{option}").rounds(session, Sampler())):
+        if index:
+            drafted = [*step.tokens[: step.accepted], *step.rejected]
+            reads = "stale" if latent == "closed" else latent
+            assert drafted == naive_blocks(tiny_model, tokens, SIZE, rule, reads, not option)[-SIZE:]
+        tokens = session.tokens.tolist()
+        if index == 8:
+            break
+
+
 VERIFYING = tuple(f"dv:4@{rule}{latent}" for rule in ("one", "0.02", "eb0") for latent in ("", "+partial"))
 
 
