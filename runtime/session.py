@@ -164,7 +164,7 @@ class Session:
         """
         position = self._check_draft(len(block))
         self._check_block(block)
-        self._block_latent = len(self.patch_ends) - 1
+        self._block_latent = self._made - 1
         rows = self._run_block(position, np.concatenate([self.tokens[-1:], block]), len(block))
         return _split(rows, len(block))
 
@@ -188,7 +188,7 @@ class Session:
         position = self._check_draft(count)
         context = self._ids[position : self._history + self.length]
         began = perf_counter()
-        tokens, probabilities = self.backend.draft(position, context, len(self.patch_ends) - 1, count, pick)
+        tokens, probabilities = self.backend.draft(position, context, self._made - 1, count, pick)
         self._count("decoder", position, 1, began, calls=len(tokens))
         if self.config.decoder_input == "encoder":
             # The time of both parts is in the decoder's.

@@ -31,6 +31,7 @@ DEFAULT_METHODS = (
     "dv:8@one+partial",
     "d:8@0.7",
     "d:8@eb1.0",
+    "auto",
 )
 #: Prompts where neither their number nor that of the bytes is given.
 DEFAULT_PROMPTS = 64
