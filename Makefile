@@ -4,7 +4,7 @@ PYTHON      ?= python3
 VENV        ?= .venv
 CHECKPOINT  ?= checkpoints/blt-d-8m
 BUNDLE      ?= build/demo-bundle
-METHODS     ?= ar,s:4,s:8,s:16
+METHODS     ?= ar,s:4,s:8,dv:8@one,d:8@0.7,auto
 BENCH_JSON  ?= build/demo-bench.json
 PYTEST_ARGS ?=
 

@@ -12,7 +12,8 @@ from fastblt.models.tokens import encode
 from fastblt.runtime.backend import Backend
 from fastblt.runtime.blt_runtime import BltRuntime
 from fastblt.runtime.methods import MethodError, adaptive, parse_method
-from fastblt.runtime.methods.adaptive import BlockDrafter, ByteDrafter, Policy
+from fastblt.runtime.methods.adaptive import Policy
+from fastblt.runtime.methods.drafters import LONGEST_DRAFT, BlockDrafter, ByteDrafter
 from fastblt.runtime.methods.estimates import Acceptance, LinearCost, Pace
 from fastblt.runtime.methods.method import Round
 from fastblt.runtime.sampling import Sampler
@@ -167,7 +168,7 @@ def test_drafts_end_where_another_byte_costs_more_than_it_is_worth(scripted: Scr
         drafter._row.observe(1, price)
         session.append([int(session.score().best[-1])])
         lengths.append(drafter.round(session, Sampler()).drafted)
-    assert lengths[0] == adaptive._LONGEST_DRAFT
+    assert lengths[0] == LONGEST_DRAFT
     assert 1 < lengths[1] < lengths[0]
     assert lengths[2] == 1
 
