@@ -52,7 +52,7 @@ def prompts() -> list[tuple[str, bytes]]:
 def test_every_method_writes_the_text_of_eager_autoregression(
     eager: BltRuntime, onnx: BltRuntime, prompts: list[tuple[str, bytes]]
 ) -> None:
-    methods = ("ar", "s:2", "s:4", "s:8", "s:16")
+    methods = ("ar", "s:2", "s:8", "dv:8@one", "dv:8@0.3", "dv:8@eb1.5+partial", "d:8@0.7", "auto")
     rows = audit(eager, [(onnx, method) for method in methods], prompts, NEW_BYTES, TIE_BOUND["fp32"])
     for row in rows:
         assert row.prompts == len(prompts) == 4 * PROMPTS_PER_CORPUS
