@@ -122,7 +122,8 @@ class Session:
 
         The first part are the rows that read latents which exist already: those before the first patch that closes
         among the new tokens. Only when the caller wants the rest as well are the new patches encoded. Verification
-        that ends in the first part thus costs no encoder and no global call.
+        that ends in the first part thus costs no encoder and no global call. A single such row is no part of its
+        own: drafts agree with it, for it is what they were made from.
 
         Yields:
             Rows of the tokens in order, at most `MAX_ROWS` in all; each part is overwritten by the next call.
@@ -133,7 +134,7 @@ class Session:
             raise ValueError(f"score_in_parts: found {end - first} tokens to score, expected at most {MAX_ROWS}")
         self._segment(end)
         known = int(np.searchsorted(self._latent_of[first:end], self._made))
-        if 0 < known < end - first:
+        if 1 < known < end - first:
             if not self._whole_patches:
                 self._encode(first, end, partial=False)
             yield self._decode(first + known, _NO_BLOCK)

@@ -1,6 +1,6 @@
 """BLT-D: blocks of bytes are denoised and committed without verification (paper, Algorithm 1; `method.md` "BLT-D").
 
-A block costs one encoder and global call and a decoder call a step. The keys and values of the bytes of the last
+A block costs at most one encoder and global call (``partial``: one) and a decoder call a step. The keys and values of the bytes of the last
 block are computed in the first step's call, whose rows they join.
 """
 
@@ -28,7 +28,7 @@ class BlockDiffusion:
     @classmethod
     def parse(cls, argument: str) -> BlockDiffusion:
         """The method of ``d:B@RULE`` and its options, see `BlockArgument`."""
-        return cls(BlockArgument.parse("d", argument, rule="0.7", latent="partial"))
+        return cls(BlockArgument.parse("d", argument, rule="0.7", latent="closed"))
 
     @property
     def name(self) -> str:

@@ -252,7 +252,7 @@ def test_block_diffusion_equals_algorithm_1_on_whole_sequences(
         assert session.tokens[-SIZE:].tolist() == list(step.tokens)
         if session.length >= len(tokens) + 20:
             break
-    latent = "closed" if "closed" in options else "partial"
+    latent = "partial" if "partial" in options else "closed"
     expected = naive_blocks(tiny_model, tokens, 20, rule, latent, "block" not in options)
     assert session.tokens.tolist() == expected
 
@@ -366,7 +366,7 @@ def test_block_costs_one_encoder_and_global_call_and_a_decoder_call_a_step(
         assert made["patcher"] == 1
         assert made["encoder"] == made["global"] <= 1
         assert session.length - session.scored == len(step.tokens)
-    assert session.stats.nfe["global"] >= 6
+    assert session.stats.nfe["global"] >= 4
 
 
 @pytest.mark.parametrize(("method", "steps"), [("dv:4@one", 1), ("dv:4@eb0", 3), ("dv:3@0.99+block", 3)])

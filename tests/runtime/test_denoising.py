@@ -116,10 +116,10 @@ def test_bad_rule_is_named_with_the_choices(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "size", "rule", "latent", "clean_first"),
     [
-        ("d:8", 8, Confidence(0.7), "partial", True),
-        ("d:4@eb1.0", 4, EntropyBounded(1.0), "partial", True),
+        ("d:8", 8, Confidence(0.7), "closed", True),
+        ("d:4@eb1.0", 4, EntropyBounded(1.0), "closed", True),
         ("d:4@eb1.0+closed", 4, EntropyBounded(1.0), "closed", True),
-        ("d:16@0.5+block", 16, Confidence(0.5), "partial", False),
+        ("d:16@0.5+block", 16, Confidence(0.5), "closed", False),
         ("d:16+block+closed", 16, Confidence(0.7), "closed", False),
         ("dv:8", 8, OneStep(), "closed", True),
         ("dv:8@one", 8, OneStep(), "closed", True),
