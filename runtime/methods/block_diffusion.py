@@ -1,7 +1,7 @@
 """BLT-D: blocks of bytes are denoised and committed without verification (paper, Algorithm 1; `method.md` "BLT-D").
 
-A block costs at most one encoder and global call (``partial``: one) and a decoder call a step. The keys and values of the bytes of the last
-block are computed in the first step's call, whose rows they join.
+A block costs at most one encoder and global call (``partial``: always one) and a decoder call a step. The keys and
+values of the bytes of the last block are computed in the first step's call, whose rows they join.
 """
 
 from __future__ import annotations
