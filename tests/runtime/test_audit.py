@@ -148,7 +148,7 @@ def test_fault_in_a_block_is_found_and_is_a_tie_when_the_choice_was_narrow(
 
 def test_watched_choices_are_those_of_the_block_with_the_byte(runtimes: tuple[BltRuntime, BltRuntime]) -> None:
     eager, _ = runtimes
-    method: Any = parse_method("d:4@0.03")
+    method: Any = parse_method("d:4@0.03+partial")
     found = [watch(eager, b"abc", offset, method) for offset in range(12)]
     gaps = [(watched.logit_gap, watched.order_gap) for watched in found]
     assert len(set(gaps)) == 3
