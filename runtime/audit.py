@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from fastblt.models.tokens import BYTE_OFFSET, EOS_ID, encode
+from fastblt.runtime.agreement import common_prefix
 from fastblt.runtime.backend import DecoderRows, Floats
 from fastblt.runtime.blt_runtime import BltRuntime
 from fastblt.runtime.methods import Method, parse_method
@@ -134,16 +135,8 @@ def audit(
 def _count(row: AuditRow, found: bytes, ar: bytes) -> None:
     row.prompts += 1
     row.bytes += len(found)
-    row.bytes_as_ar += first_difference(ar, found)
+    row.bytes_as_ar += common_prefix(ar, found)
     row.ar_bytes += len(ar)
-
-
-def first_difference(expected: bytes, found: bytes) -> int:
-    """Offset of the first byte that is not the same, or the end of the shorter text."""
-    return next(
-        (i for i, (a, b) in enumerate(zip(expected, found, strict=False)) if a != b),
-        min(len(expected), len(found)),
-    )
 
 
 def explain(
@@ -159,7 +152,7 @@ def explain(
         found: another text.
         method: of both; None: ``ar``.
     """
-    offset = first_difference(expected, found)
+    offset = common_prefix(expected, found)
     session = Session(reference.backend)
     session.append(encode(prompt + expected[:offset], bos=False))
     entropies = np.concatenate(list(_patcher_entropies(session)))

@@ -7,7 +7,6 @@ Rewinding therefore needs no call at all.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
@@ -15,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastblt.models.config import BltConfig
+from fastblt.runtime.machine import usable_cores
 
 Ids = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -38,7 +38,7 @@ def default_threads(weight_bytes: int) -> int:
     """Threads of one operator for a model of this size: one for small models, else every usable core."""
     if weight_bytes < SMALL_MODEL_BYTES:
         return 1
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return usable_cores()
 
 
 class DecoderRows(NamedTuple):

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from fastblt.models.config import BltConfig
+from fastblt.runtime.agreement import common_prefix
 from fastblt.runtime.backend import PARTS
 from fastblt.runtime.bench_plan import AR, EAGER, Contender, Plan
 from fastblt.runtime.methods import parse_method
@@ -240,9 +241,7 @@ def decode_rate(runs: Sequence[Run]) -> float:
 
 def identical(runs: Sequence[Run], reference: Sequence[Run]) -> bool:
     """Whether every run's bytes equal the bytes of the reference's first run after the same prompt."""
-    expected: dict[int, bytes] = {}
-    for run in reference:
-        expected.setdefault(run.prompt, run.data)
+    expected = _first_texts(reference)
     return all(run.data == expected[run.prompt] for run in runs)
 
 
@@ -251,19 +250,18 @@ def agreement(runs: Sequence[Run], reference: Sequence[Run]) -> float:
 
     Positions after the first difference are not compared: two texts that went apart agree there by chance only.
     """
-    expected: dict[int, bytes] = {}
-    for run in reference:
-        expected.setdefault(run.prompt, run.data)
-    parts = [_common_prefix(run.data, expected[run.prompt]) for run in runs]
-    return statistics.fmean(parts)
+    expected = _first_texts(reference)
+    return statistics.fmean(_same_part(run.data, expected[run.prompt]) for run in runs)
 
 
-def _common_prefix(data: bytes, reference: bytes) -> float:
+def _first_texts(runs: Sequence[Run]) -> dict[int, bytes]:
+    """The text of each prompt's first run."""
+    return {run.prompt: run.data for run in reversed(runs)}
+
+
+def _same_part(data: bytes, reference: bytes) -> float:
     """Part of the reference before the first difference; an empty reference: whether ``data`` is empty too."""
-    if not reference:
-        return float(not data)
-    same = next((i for i, (a, b) in enumerate(zip(data, reference, strict=False)) if a != b), len(data))
-    return min(same, len(reference)) / len(reference)
+    return common_prefix(data, reference) / len(reference) if reference else float(not data)
 
 
 def _per_byte(total: float, runs: Sequence[Run]) -> float | None:

@@ -122,8 +122,8 @@ class Session:
 
         The first part are the rows that read latents which exist already: those before the first patch that closes
         among the new tokens. Only when the caller wants the rest as well are the new patches encoded. Verification
-        that ends in the first part thus costs no encoder and no global call. A single such row is no part of its
-        own: drafts agree with it, for it is what they were made from.
+        that ends in the first part thus costs no encoder and no global call. A single such row is not worth a
+        call of its own: as a rule the byte that it judges was drafted from that very row.
 
         Yields:
             Rows of the tokens in order, at most `MAX_ROWS` in all; each part is overwritten by the next call.
@@ -261,15 +261,17 @@ class Session:
         if len(block):
             ids = np.concatenate([ids, block])
             latents = np.concatenate([latents, np.full(len(block), self._block_latent)])
-        began = perf_counter()
-        rows = self.backend.run_decoder(first, ids, latents, len(block))
-        self._count("decoder", first, len(ids), began)
+        rows = self._run_decoder(first, ids, latents, len(block))
         self.scored = end
         return rows
 
     def _run_block(self, position: int, ids: Ids, block: int) -> DecoderRows:
+        """Decoder rows that all read the block's latent; the last ``block`` of them are the block."""
+        return self._run_decoder(position, ids, np.full(len(ids), self._block_latent), block)
+
+    def _run_decoder(self, position: int, ids: Ids, latents: Ids, block: int) -> DecoderRows:
         began = perf_counter()
-        rows = self.backend.run_decoder(position, ids, np.full(len(ids), self._block_latent), block)
+        rows = self.backend.run_decoder(position, ids, latents, block)
         self._count("decoder", position, len(ids), began)
         return rows
 

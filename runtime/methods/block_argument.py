@@ -1,13 +1,14 @@
-"""The argument that block methods share: ``B@RULE``, then options, for example ``8@0.7`` or ``8@eb1.0+closed``."""
+"""What block methods share: their argument, ``B@RULE``, then options, for example ``8@0.7`` or ``8@eb1.0+closed``."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from fastblt.models.config import BltConfig
-from fastblt.runtime.methods.denoising import Rule, parse_rule
+from fastblt.runtime.methods.denoising import FirstPass, Rule, denoise, parse_rule
 from fastblt.runtime.methods.method import MethodError
-from fastblt.runtime.session import Latent
+from fastblt.runtime.sampling import Draft, Sampler
+from fastblt.runtime.session import Latent, Session
 
 _LATENTS: dict[str, Latent] = {"closed": "closed", "partial": "partial"}
 #: The block's first byte comes from the block too (paper), not from the row of the byte before it.
@@ -55,6 +56,10 @@ class BlockArgument:
             raise MethodError(f"method {name!r}: {error}") from None
         return cls(name, int(size), parsed, latents[0] if latents else latent, _BLOCK_ONLY not in options)
 
+    def denoise(self, session: Session, sampler: Sampler, first_pass: FirstPass) -> Draft:
+        """Decide one block, see `fastblt.runtime.methods.denoising.denoise`."""
+        return denoise(session, sampler, self.size, self.rule, first_pass, clean_first=self.clean_first)
+
     def check(self, config: BltConfig) -> None:
         """Raise `MethodError` where a model cannot denoise such blocks."""
         if config.decoder_input != "embedding" or not config.block_size:
@@ -66,3 +71,19 @@ class BlockArgument:
                 f"method {self.name!r}: found blocks of {self.size} bytes, expected at most {config.block_size}, "
                 f"which {config.name} was trained on"
             )
+
+
+@dataclass(frozen=True)
+class BlockMethod:
+    """A method over blocks; what it does with them is its own."""
+
+    argument: BlockArgument
+
+    @property
+    def name(self) -> str:
+        """As the user gives it."""
+        return self.argument.name
+
+    def check(self, config: BltConfig) -> None:
+        """Only a model with a [MASK] row, and blocks no longer than those it was trained on."""
+        self.argument.check(config)

@@ -9,20 +9,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from fastblt.models.config import BltConfig
 from fastblt.runtime.backend import DecoderRows, Ids
-from fastblt.runtime.methods.block_argument import BlockArgument
-from fastblt.runtime.methods.denoising import denoise
+from fastblt.runtime.methods.block_argument import BlockArgument, BlockMethod
 from fastblt.runtime.methods.method import Origin, Round
 from fastblt.runtime.sampling import Sampler
 from fastblt.runtime.session import Session
 
 
 @dataclass(frozen=True)
-class BlockDiffusion:
+class BlockDiffusion(BlockMethod):
     """Blocks of ``size`` bytes; the text is the model's own, not the autoregressive method's."""
 
-    argument: BlockArgument
     lossless: bool = False
 
     @classmethod
@@ -30,26 +27,15 @@ class BlockDiffusion:
         """The method of ``d:B@RULE`` and its options, see `BlockArgument`."""
         return cls(BlockArgument.parse("d", argument, rule="0.7", latent="closed"))
 
-    @property
-    def name(self) -> str:
-        """As the user gives it."""
-        return self.argument.name
-
-    def check(self, config: BltConfig) -> None:
-        """Only a model with a [MASK] row, and blocks no longer than those it was trained on."""
-        self.argument.check(config)
-
     def rounds(self, session: Session, sampler: Sampler) -> Iterator[Round]:
         """Generate for ever; the first round scores the prompt."""
         argument = self.argument
-        origins: list[Origin] = ["denoised"] * argument.size
+        origin: Origin = "denoised"
 
         def first_pass(block: Ids) -> tuple[DecoderRows, DecoderRows]:
             return session.score_with_block(block, argument.latent)
 
         while True:
-            draft = denoise(
-                session, sampler, argument.size, argument.rule, first_pass, clean_first=argument.clean_first
-            )
-            session.append(draft.tokens)
-            yield Round(tuple(draft.tokens), tuple(origins))
+            tokens = argument.denoise(session, sampler, first_pass).tokens
+            session.append(tokens)
+            yield Round(tuple(tokens), (origin,) * argument.size)

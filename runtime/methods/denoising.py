@@ -117,16 +117,13 @@ def denoise(
         block[0], proposals[0] = sampler.draw(before, -1)
         decided[0] = 0
     step = 0
-    while True:
-        masked = np.flatnonzero(decided < 0)
-        if len(masked):
-            for index in masked[rule(rows.probability[masked], rows.entropy[masked])].tolist():
-                block[index], proposals[index] = sampler.draw(rows, index)
-                decided[index] = step
-        if (decided >= 0).all():
-            break
+    while len(masked := np.flatnonzero(decided < 0)):
+        if step:
+            rows = session.denoise(block)
+        for index in masked[rule(rows.probability[masked], rows.entropy[masked])].tolist():
+            block[index], proposals[index] = sampler.draw(rows, index)
+            decided[index] = step
         step += 1
-        rows = session.denoise(block)
     # A byte whose predecessors were decided later was not drawn given them.
     late = np.maximum.accumulate(decided) > decided
     return Draft(block.tolist(), [None if late[i] else q for i, q in enumerate(proposals)])

@@ -9,37 +9,25 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from fastblt.models.config import BltConfig
 from fastblt.runtime.backend import DecoderRows, Ids
 from fastblt.runtime.methods.ar import sample_next
-from fastblt.runtime.methods.block_argument import BlockArgument
-from fastblt.runtime.methods.denoising import FirstPass, denoise
+from fastblt.runtime.methods.block_argument import BlockArgument, BlockMethod
 from fastblt.runtime.methods.method import Round
 from fastblt.runtime.methods.verification import verify
-from fastblt.runtime.sampling import Draft, Sampler
+from fastblt.runtime.sampling import Sampler
 from fastblt.runtime.session import Session
 
 
 @dataclass(frozen=True)
-class DiffusionVerification:
+class DiffusionVerification(BlockMethod):
     """Blocks of ``size`` bytes as drafts; lossless."""
 
-    argument: BlockArgument
     lossless: bool = True
 
     @classmethod
     def parse(cls, argument: str) -> DiffusionVerification:
         """The method of ``dv:B@RULE`` and its options, see `BlockArgument`."""
         return cls(BlockArgument.parse("dv", argument, rule="one", latent="closed"))
-
-    @property
-    def name(self) -> str:
-        """As the user gives it."""
-        return self.argument.name
-
-    def check(self, config: BltConfig) -> None:
-        """Only a model with a [MASK] row, and blocks no longer than those it was trained on."""
-        self.argument.check(config)
 
     def rounds(self, session: Session, sampler: Sampler) -> Iterator[Round]:
         """Generate for ever; the first round scores the prompt, which gives the first byte."""
@@ -50,7 +38,8 @@ class DiffusionVerification:
 
     def _reuse(self, session: Session, sampler: Sampler) -> Round:
         """Draft from the newest closed latent by the decoder alone."""
-        return verify(session, sampler, self._draft(session, sampler, session.draft_with_block), in_parts=True)
+        draft = self.argument.denoise(session, sampler, session.draft_with_block)
+        return verify(session, sampler, draft, in_parts=True)
 
     def _recompute(self, session: Session, sampler: Sampler) -> Round:
         """Score the last byte, draft from the open patch's latent; the last byte's row judges the first draft."""
@@ -61,9 +50,5 @@ class DiffusionVerification:
             kept.append(before.part(-1).copy())
             return before, rows
 
-        draft = self._draft(session, sampler, first_pass)
+        draft = self.argument.denoise(session, sampler, first_pass)
         return verify(session, sampler, draft, in_parts=True, before=kept[0])
-
-    def _draft(self, session: Session, sampler: Sampler, first_pass: FirstPass) -> Draft:
-        argument = self.argument
-        return denoise(session, sampler, argument.size, argument.rule, first_pass, clean_first=argument.clean_first)

@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from fastblt.runtime.agreement import common_prefix
 from fastblt.runtime.scoring.free_running import Generated, equal_bytes, type_token_ratio
 from fastblt.runtime.scoring.scores import AR, Scores
-from fastblt.runtime.scoring.teacher_forced import WindowScore, common_prefix
+from fastblt.runtime.scoring.teacher_forced import WindowScore
 from fastblt.runtime.session import Latent
 
 #: The name under which all texts together stand.

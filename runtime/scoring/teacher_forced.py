@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastblt.models.tokens import MASK_ID
+from fastblt.runtime.agreement import common_prefix
 from fastblt.runtime.backend import MAX_ROWS, Backend, Floats, Ids
 from fastblt.runtime.methods import Method, Round, parse_method
 from fastblt.runtime.sampling import Sampler
@@ -106,12 +107,6 @@ def code_length(logits: Floats, targets: Ids) -> float:
     wide -= wide.max(axis=1, keepdims=True)
     log_total = np.log(np.exp(wide).sum(axis=1))
     return float((log_total - wide[np.arange(len(targets)), targets]).sum())
-
-
-def common_prefix(a: Ids | bytes, b: Ids | bytes) -> int:
-    """How many leading items of two sequences are equal."""
-    shorter = min(len(a), len(b))
-    return next((i for i in range(shorter) if a[i] != b[i]), shorter)
 
 
 def _go_to(session: Session, prefix: Ids) -> None:

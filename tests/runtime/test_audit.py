@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 from fastblt.calibration.heldout import CORPORA, load_prompts, load_text
 from fastblt.cli import app
 from fastblt.commands import audit as command
-from fastblt.runtime.audit import audit, explain, first_difference, unmasking_gap, watch
+from fastblt.runtime.agreement import common_prefix
+from fastblt.runtime.audit import audit, explain, unmasking_gap, watch
 from fastblt.runtime.backend import Backend, DecoderRows, Ids
 from fastblt.runtime.blt_runtime import BltRuntime
 from fastblt.runtime.methods import parse_method, self_speculation
@@ -98,7 +99,7 @@ def test_method_that_is_not_lossless_is_compared_with_itself(
     row, lossless = audit(eager, [(onnx, method), (onnx, "dv:4@one")], PROMPTS, 30, 1e-4)
     assert (row.reference, lossless.reference) == (f"eager {method}", "eager ar")
     assert (row.identical, row.ties, row.faults) == (3, [], [])
-    same = [first_difference(eager.generate(p, 30).data, eager.generate(p, 30, method=method).data) for _, p in PROMPTS]
+    same = [common_prefix(eager.generate(p, 30).data, eager.generate(p, 30, method=method).data) for _, p in PROMPTS]
     assert row.bytes_as_ar == sum(same) < row.ar_bytes
     assert lossless.bytes_as_ar == lossless.ar_bytes == lossless.bytes == row.ar_bytes
 
@@ -287,7 +288,7 @@ def test_command_fails_when_texts_end_before_there_are_enough_bytes(
     tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After this prompt the model ends its document."""
-    monkeypatch.setattr(command, "heldout_prompts", lambda: [("one", b"prompt 31")])
+    monkeypatch.setattr(command, "distinct_prompts", lambda: [("one", b"prompt 31")])
     result = invoke(tiny_bundle, "--bytes", "40", "--max-new-bytes", "40", "--methods", "ar")
     assert result.exit_code == 1
     assert re.search(r"found \d+ bytes after all held-out prompts, expected 40", result.stderr)
@@ -302,8 +303,8 @@ def test_command_fails_when_there_is_a_fault(tiny_bundle: Path, monkeypatch: pyt
 
 
 def test_heldout_prompts_are_distinct_and_enough_for_the_documented_audit() -> None:
-    prompts = command.heldout_prompts()
-    assert prompts == command.heldout_prompts()
+    prompts = command.distinct_prompts()
+    assert prompts == command.distinct_prompts()
     names, texts = zip(*prompts, strict=True)
     assert len(set(names)) == len(set(texts)) == len(prompts)
     assert len(prompts) * 256 > 400_000

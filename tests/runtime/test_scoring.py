@@ -17,6 +17,7 @@ from fastblt.models.patcher import entropy
 from fastblt.models.patching import closes_patch, find_patches
 from fastblt.models.tokens import MASK_ID, encode
 from fastblt.models.training.evaluation import count_accepted, draft_acceptance
+from fastblt.runtime.agreement import common_prefix
 from fastblt.runtime.backend import Backend, Ids
 from fastblt.runtime.backends.eager import EagerBackend
 from fastblt.runtime.blt_runtime import BltRuntime
@@ -33,7 +34,6 @@ from fastblt.runtime.scoring.teacher_forced import (
     MaskedOutcome,
     WindowScore,
     code_length,
-    common_prefix,
     score_window,
 )
 from fastblt.runtime.scoring.windows import Text, anchors, cut_windows

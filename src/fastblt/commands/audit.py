@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-from fastblt.calibration.heldout import CORPORA, load_prompts, load_text
+from fastblt.commands.prompts import distinct_prompts
 from fastblt.models.config import BltConfig
 from fastblt.runtime.audit import TIE_BOUND, AuditRow, Difference, audit
 from fastblt.runtime.bench import write_json
@@ -35,8 +35,6 @@ DEFAULT_METHODS = (
 )
 #: Prompts where neither their number nor that of the bytes is given.
 DEFAULT_PROMPTS = 64
-#: Prompts that are cut from the held-out text are so long, and follow one another without a gap.
-_CUT = 96
 
 
 class AuditError(ValueError):
@@ -139,7 +137,7 @@ def _prompts(setting: Setting) -> list[tuple[str, bytes]]:
     """As many prompts as asked for; all there are where a number of bytes is to be reached."""
     if setting.bytes is not None and setting.prompts is not None:
         raise ValueError("audit: found both prompts and bytes, expected one of them")
-    known = heldout_prompts()
+    known = distinct_prompts()
     if setting.bytes is None:
         count = DEFAULT_PROMPTS if setting.prompts is None else setting.prompts
         if count > len(known):
@@ -152,22 +150,6 @@ def _prompts(setting: Setting) -> list[tuple[str, bytes]]:
             f"{setting.max_new_bytes} new bytes each"
         )
     return known
-
-
-def heldout_prompts() -> list[tuple[str, bytes]]:
-    """Identifiers and bytes of distinct held-out prompts, the corpora in turn; the same ones at every call.
-
-    First the shipped prompts, then pieces of the held-out text, named by corpus and first byte.
-    """
-    shipped = zip(*(load_prompts(corpus) for corpus in CORPORA), strict=True)
-    known = {prompt.data: prompt.id for group in shipped for prompt in group}
-    texts = {corpus: load_text(corpus) for corpus in CORPORA}
-    for start in range(0, max(map(len, texts.values())), _CUT):
-        for corpus, text in texts.items():
-            piece = text[start : start + _CUT]
-            if len(piece) == _CUT:
-                known.setdefault(piece, f"{corpus}@{start}")
-    return [(name, data) for data, name in known.items()]
 
 
 def _print(console: Console, rows: list[AuditRow], reference: str, bound: float) -> None:

@@ -56,7 +56,8 @@ def run(bundle: Path, setting: Setting, json_file: Path | None) -> None:
     """
     layout = make_plan(setting.backend, split_names(setting.methods), split_names(setting.against))
     replay = parse_replay(setting.replay, layout)
-    prompts = heldout_prompts(setting.prompts, setting.prompt_bytes, split_names(setting.corpora))
+    corpora = split_names(setting.corpora)
+    prompts = heldout_prompts(setting.prompts, setting.prompt_bytes, corpora)
     if json_file is not None and json_file.is_dir():
         raise ValueError(f"{json_file}: found a folder, expected the name of a file to write")
     needed = setting.prompt_bytes + setting.max_new_bytes
@@ -82,7 +83,7 @@ def run(bundle: Path, setting: Setting, json_file: Path | None) -> None:
     for table in bench_tables(rows, layout):
         console.print(table)
         console.print()
-    line = compared(rows, layout, device, runtimes[setting.backend].config.name, bundle_dtype(bundle))
+    line = compared(rows, layout, device, runtimes[setting.backend].config.name, bundle_dtype(bundle), corpora)
     console.print(line, soft_wrap=True)
 
 
@@ -236,18 +237,21 @@ def bundle_dtype(bundle: Path) -> str:
     return load_manifest(bundle).dtype if (bundle / MANIFEST_FILE).is_file() else "fp32"
 
 
-def compared(rows: Sequence[BenchRow], layout: Plan, device: dict[str, Any], model: str, dtype: str) -> str:
-    """One line that says what the table compares."""
+def compared(
+    rows: Sequence[BenchRow], layout: Plan, device: dict[str, Any], model: str, dtype: str, corpora: Sequence[str] = ()
+) -> str:
+    """One line that says what the table compares; ``corpora``: where the prompts are from, if that was asked for."""
     row = rows[0]
     threads = "chosen by the backend" if device["threads"] is None else str(device["threads"])
     places = ", ".join(dict.fromkeys(row.device for row in rows))
+    source = f" ({', then '.join(corpora)})" if corpora else ""
     repeats = f", {row.repeats} times" if row.repeats > 1 else ""
     other = f", {layout.backend}'s ar with {layout.baseline}'s" if layout.baseline else ""
     limit = f"limit at {row.limit_gb_per_s:.1f} GB/s; " if row.limit_gb_per_s else ""
     output = "replay" if row.replay else f"a method's output is compared with its backend's ar{other}"
     return (
         f"{model} ({dtype}) on {places}: {device['cpu']}, {device['usable_cores']} cores, threads {threads}; "
-        f"held-out prompts: {row.prompts} of {row.prompt_bytes // row.prompts} bytes{repeats}; "
+        f"held-out prompts{source}: {row.prompts} of {row.prompt_bytes // row.prompts} bytes{repeats}; "
         f"{row.bytes} new bytes a row, greedy; rates without the prompt; "
         f"one thread reads memory at {device['memory_gb_per_s']:.1f} GB/s; "
         f"{limit}{output}."

@@ -13,6 +13,9 @@ SHORTEST_PROMPT = 64
 #: continuations, and only the length of the context differs.
 _LONG_PROMPT = 4096
 
+#: Prompts that `distinct_prompts` cuts from the held-out text are so long, and follow one another without a gap.
+_CUT = 96
+
 #: The prompt that `fastblt generate` goes on from when it is given none.
 DEFAULT_CORPUS = "web"
 
@@ -50,6 +53,22 @@ def heldout_prompts(count: int, size: int, corpora: Sequence[str] = ()) -> list[
     if corpora:
         return [prompt for prompts in shares for prompt in prompts]
     return [shares[i % len(chosen)][i // len(chosen)] for i in range(count)]
+
+
+def distinct_prompts() -> list[tuple[str, bytes]]:
+    """Identifiers and bytes of distinct held-out prompts, the corpora in turn; the same ones at every call.
+
+    First the shipped prompts, then pieces of the held-out text, named by corpus and first byte.
+    """
+    shipped = zip(*(load_prompts(corpus) for corpus in CORPORA), strict=True)
+    known = {prompt.data: prompt.id for group in shipped for prompt in group}
+    texts = {corpus: load_text(corpus) for corpus in CORPORA}
+    for start in range(0, max(map(len, texts.values())), _CUT):
+        for corpus, text in texts.items():
+            piece = text[start : start + _CUT]
+            if len(piece) == _CUT:
+                known.setdefault(piece, f"{corpus}@{start}")
+    return [(name, data) for data, name in known.items()]
 
 
 def _shipped(corpus: str, size: int) -> list[bytes]:
