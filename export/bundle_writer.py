@@ -11,7 +11,6 @@ from typing import Any
 import onnx_ir as ir
 
 from fastblt.export.decoder_graph import build_decoder_graph
-from fastblt.export.embeddings_file import Table, write_tables
 from fastblt.export.encoder_graph import build_encoder_graph
 from fastblt.export.entropy_graph import build_entropy_graph
 from fastblt.export.global_graph import build_global_graph
@@ -19,8 +18,12 @@ from fastblt.export.graph_builder import IR_VERSION, OPSET, BltGraph
 from fastblt.export.verification import verify_bundle
 from fastblt.export.weights import CheckpointWeights
 from fastblt.models.atomic_folder import replacing_folder
-from fastblt.models.checkpoint import CheckpointError
 from fastblt.models.config import BltConfig
+from fastblt.models.formats.checkpoint import HASH_TABLE, Checkpoint
+from fastblt.models.formats.errors import CheckpointError
+from fastblt.models.formats.opening import open_checkpoint
+from fastblt.models.formats.safetensors_writer import Table, write_tables
+from fastblt.models.formats.stores import DTYPE_NAMES
 from fastblt.runtime.bundle import (
     CONFIG_FILE,
     EMBEDDINGS_FILE,
@@ -34,7 +37,6 @@ from fastblt.runtime.bundle import (
 )
 
 DTYPES = {"fp32": ir.DataType.FLOAT, "fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
-_TABLE_TYPES = {"fp32": ("F32", 4), "fp16": ("F16", 2), "bf16": ("BF16", 2)}
 #: Weights of graphs larger than this go to a file beside the graph (protobuf ends at 2 GB).
 EXTERNAL_BYTES = 64 * 2**20
 
@@ -44,7 +46,7 @@ class ExportError(ValueError):
 
 
 def export_bundle(
-    checkpoint: Path,
+    checkpoint: str | Path | Checkpoint,
     bundle: Path,
     *,
     dtype: str = "fp32",
@@ -52,10 +54,10 @@ def export_bundle(
     verify: bool = True,
     report: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
-    """Export a checkpoint folder.
+    """Export a checkpoint.
 
     Args:
-        checkpoint: folder with ``config.json`` and ``model.safetensors``.
+        checkpoint: of any layout, see `open_checkpoint`; or one that is open.
         bundle: folder to write; an earlier bundle there is replaced when the new one is complete and verified.
         dtype: ``fp32``, ``fp16`` or ``bf16``; the patcher stays fp32.
         hash_tables: ``host``, gathered by the runtime from a memory-mapped file, or ``graph``.
@@ -78,7 +80,8 @@ def export_bundle(
     if bundle.exists() and not is_bundle(bundle) and (not bundle.is_dir() or any(bundle.iterdir())):
         raise ExportError(f"{bundle}: exists and is not a bundle, expected a new name or a bundle to replace")
     say = report or (lambda text: None)
-    weights = CheckpointWeights(checkpoint)
+    source = checkpoint if isinstance(checkpoint, Checkpoint) else open_checkpoint(checkpoint)
+    weights = CheckpointWeights(source)
     with replacing_folder(bundle) as new:
         weights.config.save(new / CONFIG_FILE)
         graphs = {}
@@ -93,7 +96,7 @@ def export_bundle(
         _write_manifest(new, manifest)
         if verify:
             say("comparing every graph with the eager model")
-            manifest.verification.extend(verify_bundle(new, checkpoint, dtype))
+            manifest.verification.extend(verify_bundle(new, weights, dtype))
             _write_manifest(new, manifest)
     return manifest.to_dict()
 
@@ -146,9 +149,9 @@ def _spec(value: ir.Value, roles: dict[str, str]) -> TensorSpec:
 
 
 def _write_embeddings(weights: CheckpointWeights, path: Path, dtype: str) -> None:
-    name, itemsize = _TABLE_TYPES[dtype]
     tables = {}
-    for table in ("encoder.tok_embeddings.weight", "encoder.hash_embeddings.weight"):
-        chunks = partial(weights.chunks, table, DTYPES[dtype])
-        tables[table] = Table(name, itemsize, weights.shape(table), chunks)
+    for name in ("encoder.tok_embeddings.weight", HASH_TABLE):
+        kind = weights.table_dtype(name, DTYPES[dtype])
+        shape = list(weights.checkpoint.shape(name))
+        tables[name] = Table(DTYPE_NAMES[kind], kind.itemsize, shape, partial(weights.chunks, name, kind))
     write_tables(path, tables)

@@ -14,16 +14,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fastblt.export.weights import CheckpointWeights
+from fastblt.export.weights import TORCH_DTYPES, CheckpointWeights
 from fastblt.export.widening import widen
 from fastblt.models.blt import Blt
 from fastblt.models.cache import StackCache
 from fastblt.models.config import BltConfig, StackConfig
+from fastblt.models.formats.checkpoint import HASH_TABLE
+from fastblt.models.hashing import hash_rows
 from fastblt.models.tokens import BOS_ID
 from fastblt.runtime.buffers import numpy_dtype
 from fastblt.runtime.bundle import EMBEDDINGS_FILE, GraphSpec, TensorSpec, load_manifest
@@ -65,12 +68,12 @@ def plan_calls(window: int | None) -> list[Call]:
     return [*calls, Call(position, 8, block=True)]
 
 
-def verify_bundle(bundle: Path, checkpoint: Path, dtype: str) -> list[dict[str, Any]]:
+def verify_bundle(bundle: Path, weights: CheckpointWeights, dtype: str) -> list[dict[str, Any]]:
     """Compare the graphs of a bundle with the checkpoint's eager model.
 
     Args:
         bundle: folder with the graphs and a manifest.
-        checkpoint: where they came from.
+        weights: of the checkpoint that they came from.
         dtype: of the bundle; the eager model computes in fp32 with weights rounded to it.
 
     Returns:
@@ -79,7 +82,6 @@ def verify_bundle(bundle: Path, checkpoint: Path, dtype: str) -> list[dict[str, 
     Raises:
         VerificationError: a difference is beyond `TOLERANCE`; the message names graph, output and call.
     """
-    weights = CheckpointWeights(checkpoint)
     manifest = load_manifest(bundle)
     results: list[dict[str, Any]] = []
     tables = bundle / EMBEDDINGS_FILE if manifest.hash_tables == "host" else None
@@ -181,20 +183,32 @@ class _EagerPart:
         self.tables = tables
         self.config: BltConfig = weights.config
         self._weights = weights
-        self._dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[dtype]
+        self._kind = {"fp32": ir.DataType.FLOAT, "fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}[dtype]
         with torch.device("meta"):
             self._model = Blt(self.config)
 
     def load(self, name: str) -> Any:
-        """The submodule ``name`` with its weights."""
+        """The submodule ``name`` with its weights, all but the hash tables (see `embed`)."""
         module: nn.Module = self._model.get_submodule(name)
-        rounded = torch.float32 if name == "patcher" else self._dtype
+        rounded = torch.float32 if name == "patcher" else TORCH_DTYPES[self._kind]
         tensors = {}
-        for key in module.state_dict():
-            tensor = self._weights.tensor(f"{name}.{key}")
-            tensors[key] = tensor.float() if tensor.ndim == 1 else tensor.to(rounded).float()
-        module.load_state_dict(tensors, assign=True)
+        for key, value in module.state_dict().items():
+            full = f"{name}.{key}"
+            if full != HASH_TABLE:
+                kind = torch.float32 if value.ndim == 1 else rounded
+                tensors[key] = self._weights.checkpoint.read(full, kind).float()
+        module.load_state_dict(tensors, strict=False, assign=True)
         return module.eval().requires_grad_(False)
+
+    def embed(self, encoder: Any, ids: Tensor, history: Tensor) -> Tensor:
+        """What `Encoder.embed` computes, without a hash table in memory: only the rows that are needed are read."""
+        x: Tensor = encoder.tok_embeddings(ids)
+        if self.config.hash.tables == 0:
+            return x
+        on_host = self.tables is not None
+        kind = self._weights.table_dtype(HASH_TABLE, self._kind) if on_host else TORCH_DTYPES[self._kind]
+        rows = torch.stack(hash_rows(torch.cat([history, ids], dim=1), self.config.hash), dim=-1)
+        return x + self._weights.checkpoint.gather(HASH_TABLE, rows, kind).float().sum(-2)
 
     def cache(self, stack: StackConfig, slots: int) -> StackCache:
         """A cache of ``slots``."""
@@ -241,7 +255,7 @@ def _check_encoder(eager: _EagerPart, runner: GraphRunner) -> Iterator[tuple[Cal
         history = with_history[:, with_history.shape[1] - history.shape[1] :]
         tokens = torch.from_numpy(with_history)
         before = config.hash.context - 1
-        embedded = encoder.embed(tokens[:, before:], tokens[:, :before])
+        embedded = eager.embed(encoder, tokens[:, before:], tokens[:, :before])
         end = call.position + call.rows
         states[:, call.position : end] = encoder.step(embedded, cache, call.position)
         # Patches of a few bytes, the first of which may have begun in the call before.

@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from fastblt.models.tokens import VOCAB_SIZE
 
 DecoderInput = Literal["encoder", "embedding"]
+PatchingMode = Literal["entropy", "space", "static"]
 
 #: Multipliers of the rolling n-gram hash, one per hash function (blt-1b uses the first only).
 HASH_PRIMES: tuple[int, ...] = (
@@ -84,16 +85,31 @@ class StackConfig:
 
 @dataclass(frozen=True)
 class PatchingConfig:
-    """The rule that opens patches (entropy mode, the only one of released checkpoints)."""
+    """The rule that closes patches; BOS is a patch by itself in every mode.
 
+    ``entropy``, the mode of released checkpoints, asks an entropy model. The others need none: ``space`` closes a
+    patch at a space-like byte (neither Latin letter, digit nor UTF-8 continuation) that follows another byte, and at
+    every special token; ``static`` only at ``max_patch_length`` (1: every byte is a patch).
+    """
+
+    mode: PatchingMode = "entropy"
+    """What closes a patch."""
     threshold: float = 1.335442066192627
-    """A patch closes at a byte whose next-byte entropy, in nats, is strictly greater than this."""
+    """entropy: a patch closes at a byte whose next-byte entropy, in nats, is strictly greater than this."""
     max_patch_length: int | None = None
-    """A patch closes when it has this many bytes; None: no limit."""
+    """In every mode a patch closes when it has this many bytes; None: no limit."""
 
     def validate(self) -> None:
         """Raise `ConfigError` unless the rule makes sense."""
+        modes = get_args(PatchingMode)
+        expect(self.mode in modes, "patching.mode", self.mode, f"one of {', '.join(modes)}")
         expect(self.threshold >= 0, "patching.threshold", self.threshold, "a number >= 0 (nats)")
+        expect(
+            self.mode != "static" or self.max_patch_length is not None,
+            "patching.max_patch_length",
+            self.max_patch_length,
+            "a positive integer (mode is 'static')",
+        )
         expect(
             self.max_patch_length is None or (isinstance(self.max_patch_length, int) and self.max_patch_length > 0),
             "patching.max_patch_length",
@@ -146,7 +162,8 @@ class BltConfig:
     """
 
     name: str
-    patcher: StackConfig
+    patcher: StackConfig | None
+    """The entropy model; None exactly where ``patching.mode`` needs none."""
     encoder: StackConfig
     global_transformer: StackConfig
     decoder: StackConfig
@@ -157,13 +174,24 @@ class BltConfig:
     decoder_input: DecoderInput = "encoder"
     block_size: int = 0
     """Longest block that the model was trained to denoise; 0: no block diffusion."""
+    document_masks: bool = False
+    """Whether self-attention stays inside a document: no row sees what stands before the last EOS before it."""
     vocab_size: int = VOCAB_SIZE
 
     def __post_init__(self) -> None:
         """Validate every field."""
         for name in ("patcher", "encoder", "global_transformer", "decoder"):
-            getattr(self, name).validate(name)
+            stack = getattr(self, name)
+            if stack is not None:
+                stack.validate(name)
         self.patching.validate()
+        needs_patcher = self.patching.mode == "entropy"
+        expect(
+            (self.patcher is not None) == needs_patcher,
+            "patcher",
+            None if self.patcher is None else "an entropy model",
+            f"{'an entropy model' if needs_patcher else 'null'} (patching.mode is {self.patching.mode!r})",
+        )
         self.hash.validate()
         expect(bool(self.name), "name", self.name, "a non-empty string")
         expect(self.vocab_size == VOCAB_SIZE, "vocab_size", self.vocab_size, str(VOCAB_SIZE))
@@ -218,9 +246,13 @@ class BltConfig:
         assert isinstance(config, cls)
         return config
 
+    def to_json(self) -> str:
+        """The text that `load` reads."""
+        return json.dumps(self.to_dict(), indent=2) + "\n"
+
     def save(self, path: Path) -> None:
         """Write as JSON."""
-        path.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+        path.write_text(self.to_json(), encoding="utf-8")
 
     @classmethod
     def load(cls, path: Path) -> BltConfig:
@@ -261,6 +293,8 @@ def build_dataclass(cls: type[Any], data: object, prefix: str = "") -> Any:
 
 def _value(hint: Any, value: object, name: str) -> Any:
     """Check one JSON value against a field's type hint."""
+    if hint == StackConfig | None:
+        return None if value is None else build_dataclass(StackConfig, value, f"{name}.")
     if dataclasses.is_dataclass(hint):
         return build_dataclass(hint, value, f"{name}.")  # type: ignore[arg-type]
     if get_origin(hint) is tuple:
@@ -273,12 +307,14 @@ def _value(hint: Any, value: object, name: str) -> Any:
             _value(kind, item, f"{name}[{i}]") for i, (kind, item) in enumerate(zip(inner, items, strict=True))
         )
     kinds: dict[Any, tuple[tuple[type, ...], str]] = {
+        bool: ((bool,), "true or false"),
         int: ((int,), "an integer"),
         float: ((int, float), "a number"),
         str: ((str,), "a string"),
         int | None: ((int, type(None)), "an integer or null"),
         DecoderInput: ((str,), "a string"),
+        PatchingMode: ((str,), "a string"),
     }
     types, expected = kinds[hint]
-    expect(isinstance(value, types) and not isinstance(value, bool), name, value, expected)
+    expect(isinstance(value, types) and (hint is bool or not isinstance(value, bool)), name, value, expected)
     return float(value) if hint is float else value  # type: ignore[arg-type]

@@ -8,21 +8,31 @@ from rich.console import Console
 
 from fastblt.commands.graphs import graph_table
 from fastblt.export.bundle_writer import export_bundle
-from fastblt.export.random_checkpoint import usable_checkpoint
+from fastblt.models.formats.opening import DESCRIPTIONS, open_checkpoint
 from fastblt.runtime.bundle import load_manifest
 
 
-def run(checkpoint: Path, bundle: Path, *, dtype: str, hash_tables: str) -> None:
-    """Export, verify, and print a table of the bundle's files.
+def run(
+    checkpoint: str,
+    bundle: Path,
+    *,
+    dtype: str,
+    hash_tables: str,
+    patcher: str | None = None,
+    document_masks: bool | None = None,
+) -> None:
+    """Say what the checkpoint is, export, verify, and print a table of the bundle's files.
 
     Raises:
-        ValueError: the checkpoint (or the preset of ``random:PRESET``), an option or the target folder cannot be
-            used, or a graph differs from the eager model.
+        ValueError: the checkpoint, an option or the target folder cannot be used, or a graph differs from the eager
+            model.
         OSError: the bundle cannot be written.
     """
     progress = Console(stderr=True, highlight=False)
-    with progress.status("reading the checkpoint") as status, usable_checkpoint(checkpoint, bundle) as folder:
-        export_bundle(folder, bundle, dtype=dtype, hash_tables=hash_tables, report=status.update)
+    with progress.status("reading the checkpoint") as status:
+        source = open_checkpoint(checkpoint, patcher=patcher, document_masks=document_masks)
+        progress.print(f"{checkpoint}: found {DESCRIPTIONS[source.layout]}", soft_wrap=True)
+        export_bundle(source, bundle, dtype=dtype, hash_tables=hash_tables, report=status.update)
     manifest = load_manifest(bundle)
     console = Console(highlight=False)
     place = "on the host" if manifest.hash_tables == "host" else "in the graph"

@@ -28,7 +28,7 @@ def write_tables(path: Path, tables: Mapping[str, Table]) -> None:
 
     Data begin at a multiple of 64 bytes, so that a memory map of them is aligned.
     """
-    header: dict[str, object] = {}
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name, table in tables.items():
         size = math.prod(table.shape) * table.itemsize

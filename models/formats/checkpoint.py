@@ -1,0 +1,148 @@
+"""A checkpoint of whatever layout, seen as this project's tensors.
+
+Other layouts keep apart what this project multiplies at once (queries, keys and values; gate and up; keys and values
+of a cross-attention; hash tables). Each tensor of ours is therefore one stored tensor, or several, equal in shape and
+joined along the first axis. That table, `Checkpoint.pieces`, is all that a layout has to give; it is read in both
+directions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fastblt.models.blt import Blt
+from fastblt.models.config import BltConfig
+from fastblt.models.formats.errors import CheckpointError, listing
+from fastblt.models.formats.stores import DTYPES, TensorStore
+
+#: Our tensor to the stored ones that it consists of.
+Pieces = Mapping[str, tuple[str, ...]]
+
+HASH_TABLE = "encoder.hash_embeddings.weight"
+PATCHER_PREFIX = "patcher."
+_CHUNK_ROWS = 65_536
+
+
+def expected_shapes(config: BltConfig) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor of a model with this configuration."""
+    with torch.device("meta"):
+        return {name: tuple(p.shape) for name, p in Blt(config).state_dict().items()}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Configuration and weights; `fastblt.models.formats.opening.open_checkpoint` makes one that is complete."""
+
+    layout: str
+    """``fastblt``, ``transformers``, ``meta-hub``, ``meta-release`` or ``random``."""
+    path: Path
+    config: BltConfig
+    store: TensorStore
+    pieces: Pieces
+
+    def check(self) -> None:
+        """Account for every tensor without reading any.
+
+        Raises:
+            CheckpointError: tensors are missing, unknown, misshapen, or of a type that weights cannot have.
+        """
+        shapes = expected_shapes(self.config)
+        wanted = {
+            piece: (shapes[name][0] // len(pieces), *shapes[name][1:])
+            for name, pieces in self.pieces.items()
+            for piece in pieces
+        }
+        found = self.store.tensors
+        patcher = [p for name, pieces in self.pieces.items() if name.startswith(PATCHER_PREFIX) for p in pieces]
+        if patcher and not any(piece in found for piece in patcher):
+            raise CheckpointError(
+                f"{self.path}: found no entropy model (no {patcher[0]}), expected one, because the configuration "
+                "closes patches by entropy: pass the folder of an entropy model with --patcher PATH"
+            )
+        problems = [f"missing {n} {list(shape)}" for n, shape in wanted.items() if n not in found]
+        problems += [f"unknown {n} {list(t.shape)}" for n, t in found.items() if n not in wanted]
+        problems += [
+            f"{n}: found shape {list(found[n].shape)}, expected {list(shape)}"
+            for n, shape in wanted.items()
+            if n in found and found[n].shape != shape
+        ]
+        problems += [
+            f"{n}: found type {t.dtype}, expected one of {', '.join(DTYPES)}"
+            for n, t in found.items()
+            if n in wanted and t.dtype not in DTYPES
+        ]
+        if problems:
+            raise CheckpointError(f"{self.path}: tensors do not fit the configuration: {listing(problems)}")
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of one of our tensors."""
+        parts = [self.store.tensors[piece].shape for piece in self.pieces[name]]
+        return (sum(part[0] for part in parts), *parts[0][1:])
+
+    def dtype(self, name: str) -> str:
+        """Type in which one of our tensors is stored, safetensors' name (the widest of its pieces)."""
+        kinds = {self.store.tensors[piece].dtype for piece in self.pieces[name]}
+        return kinds.pop() if len(kinds) == 1 else "F32"
+
+    def read(self, name: str, dtype: torch.dtype) -> Tensor:
+        """One of our tensors, converted.
+
+        Raises:
+            CheckpointError: it has values that are not finite, or that the type cannot hold.
+        """
+        parts = [self._converted(piece, self.store.read(piece), dtype) for piece in self.pieces[name]]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def chunks(self, name: str, dtype: torch.dtype, first: int = 0, last: int | None = None) -> Iterator[Tensor]:
+        """Rows ``first`` to ``last`` (exclusive; None: all) of a tensor, converted, a few thousand at a time.
+
+        Errors as in `read`.
+        """
+        begin = 0
+        last = self.shape(name)[0] if last is None else last
+        for piece in self.pieces[name]:
+            end = begin + self.store.tensors[piece].shape[0]
+            for row in range(max(first, begin), min(last, end), _CHUNK_ROWS):
+                stop = min(row + _CHUNK_ROWS, last, end)
+                yield self._converted(piece, self.store.rows(piece, row - begin, stop - begin), dtype)
+            begin = end
+
+    def gather(self, name: str, rows: Tensor, dtype: torch.dtype) -> Tensor:
+        """Some rows of a table that may be larger than memory.
+
+        Args:
+            name: of a tensor [rows, dim].
+            rows: int64 [...].
+            dtype: to convert to.
+
+        Returns:
+            [..., dim].
+        """
+        parts = [self.store.tensors[piece].shape[0] for piece in self.pieces[name]]
+        out = torch.empty(*rows.shape, self.shape(name)[1], dtype=dtype)
+        first = 0
+        for piece, count in zip(self.pieces[name], parts, strict=True):
+            inside = (rows >= first) & (rows < first + count)
+            out[inside] = self._converted(piece, self.store.gather(piece, rows[inside] - first), dtype)
+            first += count
+        return out
+
+    def _converted(self, piece: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+        converted = tensor.to(dtype)
+        if not torch.isfinite(converted).all():
+            what = "NaN or infinite values"
+            if torch.isfinite(tensor).all():
+                what = f"values beyond the range of {dtype} (largest {tensor.abs().max():.3g})".replace("torch.", "")
+            where = self.store.tensors[piece].file
+            raise CheckpointError(f"{where}: {piece}: found {what}, expected finite weights")
+        return converted
+
+
+def identity_pieces(config: BltConfig) -> Pieces:
+    """The table of a layout whose tensors are ours."""
+    return {name: (name,) for name in expected_shapes(config)}

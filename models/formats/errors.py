@@ -1,0 +1,17 @@
+"""The error of everything that reads or writes checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+_LISTED = 20
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used; the message names file or tensor, what was found and what is expected."""
+
+
+def listing(problems: Sequence[str]) -> str:
+    """Problems as one line, the first of them if there are many."""
+    more = f"; and {len(problems) - _LISTED} more" if len(problems) > _LISTED else ""
+    return "; ".join(problems[:_LISTED]) + more

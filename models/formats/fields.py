@@ -1,0 +1,95 @@
+"""Reading the configuration files of other projects: fields with defaults, types checked, errors that name them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastblt.models.config import ConfigError
+
+_KINDS: dict[type, tuple[tuple[type, ...], str]] = {
+    int: ((int,), "an integer"),
+    float: ((int, float), "a number"),
+    bool: ((bool,), "true or false"),
+    str: ((str,), "a string"),
+}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        ConfigError: the file is missing or holds something else.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}), expected a configuration") from error
+    except ValueError as error:
+        raise ConfigError(f"{path}: not JSON ({error})") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: found {type(data).__name__}, expected an object")
+    return data
+
+
+@dataclass(frozen=True)
+class Fields:
+    """An object of a configuration file; unknown fields are left alone, they belong to other software."""
+
+    data: Mapping[str, Any]
+    where: str
+    """File and path of the object, for messages."""
+
+    def inside(self, name: str) -> Fields:
+        """An object in the object; an empty one where there is none."""
+        value = self.data.get(name)
+        self.expect(value is None or isinstance(value, dict), name, "an object")
+        return Fields(value or {}, f"{self.where}: {name}")
+
+    def integer(self, name: str, default: int | None = None) -> int:
+        """An integer; ``default`` where it is missing or null."""
+        value: int = self._value(name, int, default)
+        return value
+
+    def number(self, name: str, default: float | None = None) -> float:
+        """A number; ``default`` where it is missing or null."""
+        return float(self._value(name, float, default))
+
+    def flag(self, name: str, default: bool) -> bool:
+        """A truth value; ``default`` where it is missing or null."""
+        value: bool = self._value(name, bool, default)
+        return value
+
+    def text(self, name: str, default: str) -> str:
+        """A string; ``default`` where it is missing or null."""
+        value: str = self._value(name, str, default)
+        return value
+
+    def optional_integer(self, name: str, missing: int | None = None) -> int | None:
+        """An integer or null, which are told from nothing at all (``missing``)."""
+        if name not in self.data:
+            return missing
+        return None if self.data[name] is None else self.integer(name)
+
+    def require(self, name: str, *allowed: object) -> None:
+        """Raise `ConfigError` unless the field is missing or has one of these values: others are not supported."""
+        wanted = " or ".join(json.dumps(value) for value in allowed)
+        self.expect(name not in self.data or self.data[name] in allowed, name, f"{wanted} (others are not supported)")
+
+    def expect(self, condition: bool, name: str, expected: str) -> None:
+        """Raise `ConfigError` that names the field unless ``condition`` holds."""
+        if not condition:
+            found = json.dumps(self.data[name]) if name in self.data else "nothing"
+            raise ConfigError(f"{self.where}: {name}: found {found}, expected {expected}")
+
+    def _value(self, name: str, kind: type, default: Any) -> Any:
+        value = self.data.get(name)
+        if value is None:
+            self.expect(default is not None, name, _KINDS[kind][1])
+            return default
+        types, expected = _KINDS[kind]
+        self.expect(isinstance(value, types) and (kind is bool or not isinstance(value, bool)), name, expected)
+        return value

@@ -1,0 +1,78 @@
+"""Checkpoints of random weights: for measuring what a geometry costs before anything is trained.
+
+Wherever a checkpoint is read, ``random:PRESET`` stands for such a one. Its model is named ``PRESET-random``, and so
+are a bundle made of it and every table and report about that. Values are made when they are read, chunk by chunk, the
+same each time; no file and no tensor is held.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastblt.models.config import BltConfig
+from fastblt.models.formats.checkpoint import expected_shapes
+from fastblt.models.formats.stores import StoredTensor
+from fastblt.models.initialisation import initial_std
+from fastblt.models.presets import preset
+
+PREFIX = "random:"
+LAYOUT = "random"
+_CHUNK = 1 << 22
+
+
+def random_config(path: str) -> BltConfig:
+    """The configuration that ``random:PRESET`` means.
+
+    Raises:
+        ConfigError: no such preset.
+    """
+    name = path.removeprefix(PREFIX)
+    return dataclasses.replace(preset(name), name=f"{name}-random")
+
+
+class RandomStore:
+    """fp32 random weights, scaled as training begins; norms are 1."""
+
+    def __init__(self, config: BltConfig, seed: int = 0) -> None:
+        shapes = expected_shapes(config)
+        self.tensors = {name: StoredTensor(shape, "F32", f"{PREFIX}{config.name}") for name, shape in shapes.items()}
+        self._seed = {name: [seed, index] for index, name in enumerate(shapes)}
+
+    def read(self, name: str) -> Tensor:
+        """See `fastblt.models.formats.stores.TensorStore.read`."""
+        return self.rows(name, 0, self.tensors[name].shape[0])
+
+    def rows(self, name: str, first: int, last: int) -> Tensor:
+        """See `fastblt.models.formats.stores.TensorStore.rows`."""
+        shape = self.tensors[name].shape
+        if len(shape) < 2:
+            return torch.ones(last - first)
+        per_chunk = self._rows_per_chunk(name)
+        pieces = []
+        for chunk in range(first // per_chunk, -(-last // per_chunk)):
+            begin = chunk * per_chunk
+            pieces.append(self._chunk(name, chunk)[max(first - begin, 0) : last - begin])
+        return torch.from_numpy(np.concatenate(pieces))
+
+    def gather(self, name: str, rows: Tensor) -> Tensor:
+        """See `fastblt.models.formats.stores.TensorStore.gather`."""
+        per_chunk = self._rows_per_chunk(name)
+        out = torch.empty(len(rows), self.tensors[name].shape[1])
+        for chunk in torch.unique(rows // per_chunk).tolist():
+            inside = rows // per_chunk == chunk
+            out[inside] = torch.from_numpy(self._chunk(name, chunk))[rows[inside] - chunk * per_chunk]
+        return out
+
+    def _rows_per_chunk(self, name: str) -> int:
+        return max(1, _CHUNK // math.prod(self.tensors[name].shape[1:]))
+
+    def _chunk(self, name: str, chunk: int) -> np.ndarray:
+        shape, per_chunk = self.tensors[name].shape, self._rows_per_chunk(name)
+        count = min(per_chunk, shape[0] - chunk * per_chunk)
+        values = np.random.default_rng([*self._seed[name], chunk]).standard_normal((count, *shape[1:]), np.float32)
+        return values * np.float32(initial_std(name, shape))

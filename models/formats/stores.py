@@ -1,0 +1,196 @@
+"""Named tensors in files, read one at a time or by rows; nothing is held in memory.
+
+A store knows names, shapes and types without touching data. Files are memory-mapped by the libraries that read them
+and opened anew for each read: pages of a mapping that stays open would pile up to a copy of the file.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from fastblt.models.formats.errors import CheckpointError
+
+#: Types that weights may have, by safetensors' names.
+DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+#: Inverse of `DTYPES`.
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """What is known of a tensor before it is read."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    """safetensors' name, e.g. BF16."""
+    file: str
+    """Where it lies, for messages."""
+
+
+class TensorStore(Protocol):
+    """Named tensors somewhere."""
+
+    @property
+    def tensors(self) -> Mapping[str, StoredTensor]:
+        """All of them."""
+        ...
+
+    def read(self, name: str) -> Tensor:
+        """A tensor as it is stored, backed by its file where the platform allows it."""
+        ...
+
+    def rows(self, name: str, first: int, last: int) -> Tensor:
+        """Rows ``first`` to ``last`` (exclusive) of a tensor as it is stored."""
+        ...
+
+    def gather(self, name: str, rows: Tensor) -> Tensor:
+        """Rows int64 [n] of a table as it is stored."""
+        ...
+
+
+class SafetensorsStore:
+    """One safetensors file, or the shards of several.
+
+    Raises:
+        CheckpointError: a file is missing, truncated or damaged.
+    """
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self._file_of: dict[str, Path] = {}
+        self.tensors: dict[str, StoredTensor] = {}
+        for path in files:
+            with _open_safetensors(path) as file:
+                for name in file.keys():  # noqa: SIM118
+                    piece = file.get_slice(name)
+                    self._file_of[name] = path
+                    self.tensors[name] = StoredTensor(tuple(piece.get_shape()), str(piece.get_dtype()), str(path))
+
+    def read(self, name: str) -> Tensor:
+        """See `TensorStore.read`."""
+        with _open_safetensors(self._file_of[name]) as file:
+            found: Tensor = file.get_tensor(name)
+        return found
+
+    def rows(self, name: str, first: int, last: int) -> Tensor:
+        """See `TensorStore.rows`."""
+        with _open_safetensors(self._file_of[name]) as file:
+            found: Tensor = file.get_slice(name)[first:last]
+        return found
+
+    def gather(self, name: str, rows: Tensor) -> Tensor:
+        """See `TensorStore.gather`."""
+        return self.read(name)[rows]
+
+
+def _open_safetensors(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="pt")
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: no such file, expected the checkpoint's weights") from error
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: not a readable safetensors file ({error})") from error
+
+
+def open_safetensors(folder: Path, name: str = "model.safetensors") -> SafetensorsStore:
+    """The weights of a folder: ``model.safetensors``, or the shards that ``model.safetensors.index.json`` lists.
+
+    Raises:
+        CheckpointError: files are missing or damaged.
+    """
+    index = folder / f"{name}.index.json"
+    if not index.is_file():
+        return SafetensorsStore([folder / name])
+    try:
+        shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{index}: not an index of shards ({error}), expected an entry 'weight_map'") from error
+    for shard in shards:
+        if not isinstance(shard, str) or Path(shard).name != shard:
+            raise CheckpointError(f"{index}: found shard {shard!r}, expected a plain file name")
+    return SafetensorsStore([folder / shard for shard in shards])
+
+
+class PthStore:
+    """A ``.pth`` file that holds ``{"model": {name: tensor}}`` or the inner mapping alone.
+
+    It is read by ``torch.load(weights_only=True, mmap=True)``, whose unpickler makes tensors and plain containers
+    and runs nothing; what else the file holds (optimizer state) is not touched.
+
+    Raises:
+        CheckpointError: the file is missing or damaged, or holds something else.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.tensors: dict[str, StoredTensor] = {
+            name: StoredTensor(tuple(tensor.shape), DTYPE_NAMES.get(tensor.dtype, str(tensor.dtype)), str(path))
+            for name, tensor in self._load().items()
+        }
+
+    def _load(self) -> dict[str, Tensor]:
+        path = self._path
+        try:
+            data = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except FileNotFoundError as error:
+            raise CheckpointError(f"{path}: no such file, expected the checkpoint's weights") from error
+        except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise CheckpointError(f"{path}: not a readable .pth file of tensors ({reason})") from error
+        state = data.get("model", data) if isinstance(data, dict) else data
+        if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+            raise CheckpointError(f"{path}: found {type(state).__name__}, expected tensors by name under 'model'")
+        return dict(state)
+
+    def read(self, name: str) -> Tensor:
+        """See `TensorStore.read`."""
+        return self._load()[name]
+
+    def rows(self, name: str, first: int, last: int) -> Tensor:
+        """See `TensorStore.rows`."""
+        return self._load()[name][first:last]
+
+    def gather(self, name: str, rows: Tensor) -> Tensor:
+        """See `TensorStore.gather`."""
+        return self.read(name)[rows]
+
+
+class JoinedStore:
+    """Several stores as one; a prefix goes before the names of each."""
+
+    def __init__(self, stores: Sequence[tuple[str, TensorStore]]) -> None:
+        self._place = {prefix + name: (store, name) for prefix, store in stores for name in store.tensors}
+        self.tensors: dict[str, StoredTensor] = {
+            full: store.tensors[name] for full, (store, name) in self._place.items()
+        }
+
+    def read(self, name: str) -> Tensor:
+        """See `TensorStore.read`."""
+        store, own = self._place[name]
+        return store.read(own)
+
+    def rows(self, name: str, first: int, last: int) -> Tensor:
+        """See `TensorStore.rows`."""
+        store, own = self._place[name]
+        return store.rows(own, first, last)
+
+    def gather(self, name: str, rows: Tensor) -> Tensor:
+        """See `TensorStore.gather`."""
+        store, own = self._place[name]
+        return store.gather(own, rows)
+
+
+class PartOfStore:
+    """Some of a store's tensors."""
+
+    def __init__(self, store: TensorStore, keep: Callable[[str], bool]) -> None:
+        self.read, self.rows, self.gather = store.read, store.rows, store.gather
+        self.tensors: dict[str, StoredTensor] = {name: t for name, t in store.tensors.items() if keep(name)}
