@@ -13,9 +13,10 @@ from safetensors.torch import save_file
 
 from fastblt.models.atomic_folder import replacing_folder
 from fastblt.models.blt import Blt
-from fastblt.models.formats.checkpoint import PATCHER_PREFIX, Checkpoint
+from fastblt.models.formats.checkpoint import HASH_TABLE, PATCHER_PREFIX, Checkpoint
 from fastblt.models.formats.errors import CheckpointError
 from fastblt.models.formats.opening import CONFIG_FILE, open_checkpoint
+from fastblt.models.formats.stores import DTYPES
 
 WEIGHTS_FILE = "model.safetensors"
 
@@ -43,7 +44,8 @@ def load_checkpoint(path: str | Path, *, device: str = "cpu", dtype: torch.dtype
     Args:
         path: of any layout, see `open_checkpoint`.
         device: where the parameters go.
-        dtype: parameter type; the patcher is fp32 whatever this says.
+        dtype: parameter type; the patcher is fp32 whatever this says, and a hash table that is stored in 16 bits stays
+            as it is (blt-1b's would take 12 GB in fp32; on the CPU it is mapped from its file).
 
     Raises:
         CheckpointError: files are missing or damaged, tensors do not fit, or weights are not finite.
@@ -59,6 +61,8 @@ def load_model(checkpoint: Checkpoint, *, device: str = "cpu", dtype: torch.dtyp
     tensors = {}
     for name in model.state_dict():
         wanted = torch.float32 if name.startswith(PATCHER_PREFIX) else dtype
+        if name == HASH_TABLE and checkpoint.dtype(name) != "F32":
+            wanted = DTYPES[checkpoint.dtype(name)]
         tensors[name] = checkpoint.read(name, wanted).to(device)
     model.load_state_dict(tensors, assign=True)
     return model.eval().requires_grad_(False)

@@ -45,7 +45,11 @@ class Encoder(nn.Module):
         if history is None:
             history = ids.new_zeros(ids.shape[0], self.hash.context - 1)
         rows = torch.stack(hash_rows(torch.cat([history, ids], dim=1), self.hash), dim=-1)
-        bags = F.embedding_bag(rows.flatten(0, 1), self.hash_embeddings.weight, mode="sum")
+        table = self.hash_embeddings.weight
+        if table.dtype != x.dtype:
+            # A table that stays in the 16 bits that it is stored in, mapped from its file: see `load_model`.
+            return x + table[rows].to(x.dtype).sum(-2)
+        bags = F.embedding_bag(rows.flatten(0, 1), table, mode="sum")
         return x + bags.view_as(x)
 
     def pool(self, states: Tensor, positions: Tensor, valid: Tensor) -> Tensor:

@@ -134,9 +134,9 @@ class Checkpoint:
 
     def _converted(self, piece: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
         converted = tensor.to(dtype)
-        if not torch.isfinite(converted).all():
+        if not _is_finite(converted):
             what = "NaN or infinite values"
-            if torch.isfinite(tensor).all():
+            if _is_finite(tensor):
                 what = f"values beyond the range of {dtype} (largest {tensor.abs().max():.3g})".replace("torch.", "")
             where = self.store.tensors[piece].file
             raise CheckpointError(f"{where}: {piece}: found {what}, expected finite weights")
@@ -146,3 +146,8 @@ class Checkpoint:
 def identity_pieces(config: BltConfig) -> Pieces:
     """The table of a layout whose tensors are ours."""
     return {name: (name,) for name in expected_shapes(config)}
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """Whether all values are; a few thousand rows at a time, for tables that are mapped from a file."""
+    return all(bool(torch.isfinite(rows).all()) for rows in tensor.split(_CHUNK_ROWS))

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from fastblt.models.checkpoint import CheckpointError
+from fastblt.models.formats.errors import CheckpointError
 
 STATE_FILE = "state.safetensors"
 

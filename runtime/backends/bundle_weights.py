@@ -13,7 +13,7 @@ import onnx_ir as ir
 import torch
 
 from fastblt.models.blt import Blt
-from fastblt.models.checkpoint import expected_shapes
+from fastblt.models.formats.checkpoint import expected_shapes
 from fastblt.runtime.bundle import EMBEDDINGS_FILE, BundleError, check_files, load_config, load_manifest
 from fastblt.runtime.host_embeddings import map_tables
 

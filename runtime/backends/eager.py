@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from fastblt.models.blt import Blt
 from fastblt.models.cache import StackCache
-from fastblt.models.checkpoint import CONFIG_FILE, WEIGHTS_FILE, load_checkpoint
+from fastblt.models.checkpoint import load_checkpoint
 from fastblt.models.config import BltConfig, StackConfig
 from fastblt.models.patcher import entropy
 from fastblt.runtime.backend import DRAFT_SLACK, DecoderRows, Floats, Ids, Pick, default_threads
+from fastblt.runtime.bundle import is_bundle
 from fastblt.runtime.providers import ProviderError
 
 
@@ -55,13 +56,13 @@ class EagerBackend:
 
     @classmethod
     def load(cls, folder: Path, provider: str, max_bytes: int, threads: int | None) -> EagerBackend:
-        """Load a checkpoint folder, or the weights inside a bundle; ``auto`` is the CPU."""
+        """Load a checkpoint of any layout, or the weights inside a bundle; ``auto`` is the CPU."""
         device = "cpu" if provider == "auto" else provider
         if device not in ("cpu", "cuda"):
             raise ProviderError(f"provider: found {provider!r}, expected auto, cpu, cuda")
         if device == "cuda" and not torch.cuda.is_available():
             raise ProviderError("provider: found 'cuda', but PyTorch sees no GPU on this machine")
-        if (folder / CONFIG_FILE).is_file() and (folder / WEIGHTS_FILE).is_file():
+        if not is_bundle(folder):
             return cls(load_checkpoint(folder, device=device), max_bytes, threads)
         from fastblt.runtime.backends.bundle_weights import load_eager_model
 

@@ -40,6 +40,13 @@ class HashTables(StrEnum):
     GRAPH = "graph"
 
 
+class Target(StrEnum):
+    """Layouts that checkpoints can be written in."""
+
+    TRANSFORMERS = "transformers"
+    FASTBLT = "fastblt"
+
+
 class Device(StrEnum):
     """Where training runs."""
 
@@ -56,6 +63,20 @@ class Provider(StrEnum):
 
 
 BundleArgument = Annotated[Path, typer.Argument(help="Folder that `fastblt export` wrote.")]
+CheckpointArgument = Annotated[
+    str,
+    typer.Argument(help="Checkpoint: a folder, an id of the Hugging Face hub, or random:PRESET (random weights)."),
+]
+PatcherOption = Annotated[
+    str | None, typer.Option(help="Entropy model to use: its folder or hub id  [default: the checkpoint's own]")
+]
+DocumentMasksOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--document-masks/--no-document-masks",
+        help="Keep self-attention inside a document, which EOS ends  [default: as the checkpoint's origin does]",
+    ),
+]
 ProviderOption = Annotated[
     Provider, typer.Option(help="Where it runs; auto: the CPU, until an audit has passed on a GPU.")
 ]
@@ -123,22 +144,56 @@ def train(
 @app.command()
 @one_line_errors
 def export(
-    checkpoint: Annotated[
-        Path, typer.Argument(help="Checkpoint folder, or random:PRESET: random weights, to measure cost with.")
-    ],
+    checkpoint: CheckpointArgument,
     bundle: Annotated[Path, typer.Argument(help="Folder to write, all of it or nothing.")],
     dtype: Annotated[Dtype, typer.Option(help="Type of weights and caches.")] = Dtype.FP32,
     hash_tables: Annotated[
         HashTables, typer.Option(help="host: memory-mapped beside the graphs; graph: inside the encoder.")
     ] = HashTables.HOST,
+    patcher: PatcherOption = None,
+    document_masks: DocumentMasksOption = None,
 ) -> None:
     """Export a checkpoint to ONNX graphs.
 
+    Layouts of fastblt, transformers (BltForCausalLM) and Meta (hub and release folders) are told apart by content.
     The bundle is compared with PyTorch before it appears.
     """
     from fastblt.commands.export import run
 
-    run(checkpoint, bundle, dtype=dtype.value, hash_tables=hash_tables.value)
+    run(
+        checkpoint,
+        bundle,
+        dtype=dtype.value,
+        hash_tables=hash_tables.value,
+        patcher=patcher,
+        document_masks=document_masks,
+    )
+
+
+@app.command()
+@one_line_errors
+def convert(
+    checkpoint: CheckpointArgument,
+    out: Annotated[Path, typer.Argument(help="Folder to write, all of it or nothing.")],
+    to: Annotated[Target, typer.Option(help="Layout to write.")],
+    dtype: Annotated[Dtype | None, typer.Option(help="Type of the weights  [default: as they are]")] = None,
+    patcher: PatcherOption = None,
+    document_masks: DocumentMasksOption = None,
+) -> None:
+    """Write a checkpoint in another layout.
+
+    Converting back restores every bit, unless --dtype rounds.
+    """
+    from fastblt.commands.convert import run
+
+    run(
+        checkpoint,
+        out,
+        to.value,
+        dtype=dtype.value if dtype else None,
+        patcher=patcher,
+        document_masks=document_masks,
+    )
 
 
 @app.command()
