@@ -7,10 +7,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from fastblt.models.config import BltConfig
-from fastblt.models.tokens import encode
 from fastblt.runtime.backend import Backend
 from fastblt.runtime.backends import load_backend
-from fastblt.runtime.generation import ByteStream, Chunk, Generation, StopRules, stop_strings
+from fastblt.runtime.generation import ByteStream, Chunk, Generation, Prompt, StopRules, prompt_ids, stop_strings
 from fastblt.runtime.methods import parse_method
 from fastblt.runtime.sampling import Sampler
 from fastblt.runtime.session import CapacityError, Session
@@ -57,7 +56,7 @@ class BltRuntime:
 
     def stream(
         self,
-        prompt: bytes | str,
+        prompt: Prompt,
         max_new_bytes: int,
         *,
         method: str = "ar",
@@ -77,7 +76,7 @@ class BltRuntime:
         sampler = Sampler(temperature, top_p, seed)
         if max_new_bytes < 0:
             raise ValueError(f"max_new_bytes: found {max_new_bytes}, expected an integer >= 0")
-        ids = encode(prompt, bos=False)
+        ids = prompt_ids(prompt)
         if len(ids) + max_new_bytes > self.backend.max_bytes:
             raise CapacityError(
                 f"prompt: found {len(ids)} bytes and max_new_bytes={max_new_bytes}, "
@@ -90,7 +89,7 @@ class BltRuntime:
 
     def generate(
         self,
-        prompt: bytes | str,
+        prompt: Prompt,
         max_new_bytes: int,
         *,
         method: str = "ar",
@@ -104,7 +103,7 @@ class BltRuntime:
         """Generate up to ``max_new_bytes`` bytes after a prompt.
 
         Args:
-            prompt: any bytes, or text (UTF-8); may be empty.
+            prompt: any bytes, or text (UTF-8); may be empty. Or token ids, int64 [n], BOS first.
             max_new_bytes: >= 0; a token without a byte counts as one.
             method: ``ar``, ``s:K`` (BLT-S), ``d:B@RULE`` (BLT-D), ``dv:B@RULE`` (BLT-DV) or ``auto``; docs/decoding.md.
             temperature: 0 is greedy.
@@ -118,7 +117,7 @@ class BltRuntime:
             CapacityError: prompt and new bytes exceed ``max_bytes``.
             MethodError: unknown method, or one that this model cannot run.
             SamplingError: temperature or top_p out of range.
-            ValueError: negative ``max_new_bytes`` or an empty stop string.
+            ValueError: negative ``max_new_bytes``, an empty stop string, or ids that are no prompt.
         """
         run = self.stream(
             prompt,
@@ -135,4 +134,4 @@ class BltRuntime:
             pieces.append(chunk.data)
             if on_chunk:
                 on_chunk(chunk)
-        return Generation(b"".join(pieces), run.finish, run.stats)
+        return Generation(b"".join(pieces), run.finish, run.stats, tuple(run.tokens))

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import time
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from fastblt.models.tokens import BYTE_OFFSET, EOS_ID, decode
+import numpy as np
+
+from fastblt.models.tokens import BOS_ID, BYTE_OFFSET, EOS_ID, VOCAB_SIZE, decode, encode
+from fastblt.runtime.backend import Ids
 from fastblt.runtime.methods import Method, Origin, Round
 from fastblt.runtime.sampling import Sampler
 from fastblt.runtime.session import Session
 from fastblt.runtime.stats import RunStats
+
+#: What to go on from: bytes, text (UTF-8), or token ids, int64 [n], BOS first.
+Prompt = bytes | str | Ids
 
 
 class Chunk(NamedTuple):
@@ -37,6 +44,8 @@ class Generation:
     finish: str
     """Why it ended: ``length``, ``stop`` (a stop string) or ``eos``."""
     stats: RunStats
+    tokens: tuple[int, ...]
+    """New token ids, those without a byte too: EOS is the last where it ended the generation."""
 
     @property
     def text(self) -> str:
@@ -68,6 +77,8 @@ class ByteStream(Iterator[Chunk]):
         self.rules = rules
         self.finish = "length"
         self._started = started
+        self.tokens: list[int] = []
+        """New token ids that are decided, those of bytes held back too; see `Generation.tokens`."""
         self._data = bytearray()
         self._origins: list[Origin] = []
         self._emitted = 0
@@ -122,6 +133,7 @@ class ByteStream(Iterator[Chunk]):
     def _take(self, step: Round) -> bool:
         """Append a round's bytes; whether the generation is done."""
         for token, origin in zip(step.tokens, step.origins, strict=True):
+            self.tokens.append(token)
             if token == EOS_ID and self.rules.at_eos:
                 self.finish = "eos"
                 return True
@@ -132,6 +144,7 @@ class ByteStream(Iterator[Chunk]):
             stop = self._stop_at()
             if stop is not None:
                 del self._data[stop:], self._origins[stop:]
+                del self.tokens[bisect_left(self._offsets, stop) :]
                 self.finish = "stop"
                 return True
             # Tokens, not bytes: a model that gives special tokens for ever ends too.
@@ -171,6 +184,34 @@ class ByteStream(Iterator[Chunk]):
         shown = tuple(b for b in self._boundaries if b < self._emitted)
         self._boundaries = [b for b in self._boundaries if b >= self._emitted]
         return shown
+
+
+def prompt_ids(prompt: Prompt) -> Ids:
+    """Token ids of a prompt after its BOS, which a session begins with.
+
+    Args:
+        prompt: bytes, text, or token ids; special ids may stand anywhere among them.
+
+    Returns:
+        int64 [n].
+
+    Raises:
+        ValueError: the ids are no integers [n], do not begin with BOS, or one of them is no id of the vocabulary.
+    """
+    if isinstance(prompt, str | bytes):
+        return encode(prompt, bos=False)
+    ids = np.asarray(prompt)
+    if ids.ndim != 1 or ids.dtype.kind not in "iu":
+        raise ValueError(f"prompt ids: found {ids.dtype} {list(ids.shape)}, expected integers [n]")
+    if not len(ids) or ids[0] != BOS_ID:
+        found = f"first id {ids[0]}" if len(ids) else "no id"
+        raise ValueError(f"prompt ids: found {found}, expected {BOS_ID} (BOS) first")
+    wrong = ids[(ids < 0) | (ids >= VOCAB_SIZE)]
+    if len(wrong):
+        raise ValueError(
+            f"prompt ids: found {wrong[0]}, expected ids in 0..{VOCAB_SIZE - 1} (byte b is {BYTE_OFFSET} + b)"
+        )
+    return ids[1:].astype(np.int64)
 
 
 def stop_strings(strings: bytes | str | Sequence[bytes | str]) -> tuple[bytes, ...]:

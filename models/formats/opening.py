@@ -19,6 +19,8 @@ from fastblt.models.formats.stores import JoinedStore, PartOfStore, TensorStore,
 
 OWN = "fastblt"
 CONFIG_FILE = "config.json"
+#: A checkpoint folder, of whatever layout, has one of these; a bundle has none.
+WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", meta.PTH_FILE)
 #: What each layout is called in messages.
 DESCRIPTIONS = {
     OWN: "fastblt checkpoint",

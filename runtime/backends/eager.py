@@ -15,9 +15,9 @@ from fastblt.models.blt import Blt
 from fastblt.models.cache import StackCache
 from fastblt.models.checkpoint import load_checkpoint
 from fastblt.models.config import BltConfig, StackConfig
+from fastblt.models.formats.opening import WEIGHT_FILES
 from fastblt.models.patcher import entropy
 from fastblt.runtime.backend import DRAFT_SLACK, DecoderRows, Floats, Ids, Pick, default_threads
-from fastblt.runtime.bundle import is_bundle
 from fastblt.runtime.providers import ProviderError
 
 
@@ -62,7 +62,7 @@ class EagerBackend:
             raise ProviderError(f"provider: found {provider!r}, expected auto, cpu, cuda")
         if device == "cuda" and not torch.cuda.is_available():
             raise ProviderError("provider: found 'cuda', but PyTorch sees no GPU on this machine")
-        if not is_bundle(folder):
+        if any((folder / name).is_file() for name in WEIGHT_FILES):
             return cls(load_checkpoint(folder, device=device), max_bytes, threads)
         from fastblt.runtime.backends.bundle_weights import load_eager_model
 

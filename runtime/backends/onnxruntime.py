@@ -25,14 +25,13 @@ class OnnxRuntimeBackend:
 
     name = "onnxruntime"
 
-    def __init__(self, bundle: Path, manifest: Manifest, device: str, max_bytes: int, threads: int | None) -> None:
+    def __init__(self, bundle: Path, manifest: Manifest, device: str, max_bytes: int, options: Any) -> None:
         self.config: BltConfig = load_config(bundle)
         self.manifest = manifest
         self.device = device
         self.max_bytes = max_bytes
         self.owner: object = None
         capacity = max_bytes + 1 + DRAFT_SLACK
-        options = session_options(manifest, threads)
         stacks = {
             "patcher": self.config.patcher,
             "encoder": self.config.encoder,
@@ -53,11 +52,18 @@ class OnnxRuntimeBackend:
         self._allocate(capacity)
 
     @classmethod
-    def load(cls, bundle: Path, provider: str, max_bytes: int, threads: int | None) -> OnnxRuntimeBackend:
-        """Load a bundle; arguments and errors as in `fastblt.runtime.blt_runtime.BltRuntime.from_pretrained`."""
+    def load(
+        cls, bundle: Path, provider: str, max_bytes: int, threads: int | None, options: Any = None
+    ) -> OnnxRuntimeBackend:
+        """Load a bundle; arguments and errors as in `fastblt.runtime.blt_runtime.BltRuntime.from_pretrained`.
+
+        ``options``, an ``onnxruntime.SessionOptions``, takes the place of ours and of ``threads``.
+        """
         manifest = load_manifest(bundle)
         check_files(bundle, manifest)
-        return cls(bundle, manifest, choose_provider(provider), max_bytes, threads)
+        if options is None:
+            options = session_options(manifest, threads)
+        return cls(bundle, manifest, choose_provider(provider), max_bytes, options)
 
     def _check_config(self, bundle: Path) -> None:
         """Raise `BundleError` where the configuration means other tensors than the graphs have."""

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import zipfile
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[2]
 SUBPACKAGES = ("calibration", "export", "models", "runtime")
+OPTIMUM_COMMAND = "optimum/commands/register/register_fastblt.py"
 BUILD_INPUTS = ("LICENSE", "NOTICE", "README.md", "pyproject.toml", "setup.py", "src", *SUBPACKAGES)
 
 
@@ -139,7 +141,21 @@ def test_wheel_holds_every_module_and_type_marker(tree: Path, tmp_path: Path) ->
     assert modules <= files
     assert {f"fastblt/{name}/__init__.py" for name in SUBPACKAGES} <= files
     assert {"fastblt/__init__.py", "fastblt/py.typed", "fastblt/calibration/heldout/sample.txt"} <= files
-    assert {name.split("/")[0] for name in files if ".dist-info" not in name} <= {"fastblt", "optimum"}
+    # optimum's folders belong to optimum: the command is put there, and nothing else.
+    others = {name for name in files if ".dist-info" not in name and not name.startswith("fastblt/")}
+    assert others == {OPTIMUM_COMMAND}
+
+
+def test_optimum_cli_finds_command_of_wheel(tree: Path, tmp_path: Path) -> None:
+    build_wheel(tree, tmp_path / "wheels")
+    (wheel,) = (tmp_path / "wheels").glob("*.whl")
+    shutil.unpack_archive(wheel, tmp_path / "unpacked", format="zip")
+    # -S: the editable installation that the tests run in is not seen.
+    paths = [str(tmp_path / "unpacked"), sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
+    code = f"import sys; sys.path += {paths}; from optimum.commands.optimum_cli import main; main()"
+    done = run_python("-S", "-c", code, "export", "fastblt", "nothing", "bundle", cwd=tmp_path)
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.startswith("error: nothing: "), done.stderr
 
 
 def test_source_distribution_builds_same_wheel(tree: Path, tmp_path: Path) -> None:
