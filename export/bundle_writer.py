@@ -108,7 +108,8 @@ def _write_manifest(folder: Path, manifest: Manifest) -> None:
 def _build_graphs(weights: CheckpointWeights, dtype: str, tables_inside: bool) -> Iterator[tuple[str, BltGraph]]:
     config: BltConfig = weights.config
     kind = DTYPES[dtype]
-    yield "patcher", build_entropy_graph(config, weights)
+    if config.patcher is not None:
+        yield "patcher", build_entropy_graph(config, weights)
     yield "encoder", build_encoder_graph(config, weights, kind, tables_inside=tables_inside)
     yield "global", build_global_graph(config, weights, kind)
     yield "decoder", build_decoder_graph(config, weights, kind)

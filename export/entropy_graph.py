@@ -16,6 +16,7 @@ from fastblt.models.config import BltConfig
 
 def build_entropy_graph(config: BltConfig, weights: Weights) -> BltGraph:
     """The patcher's graph."""
+    assert config.patcher is not None, "a model without an entropy model has no such graph"
     graph = BltGraph("entropy", weights, FLOAT)
     op = graph.op
     ids = graph.input("ids", INT64, [1, "rows"], "ids")

@@ -85,8 +85,8 @@ def verify_bundle(bundle: Path, weights: CheckpointWeights, dtype: str) -> list[
     manifest = load_manifest(bundle)
     results: list[dict[str, Any]] = []
     tables = bundle / EMBEDDINGS_FILE if manifest.hash_tables == "host" else None
-    for part, check in _CHECKS.items():
-        spec = manifest.graphs[part]
+    for part, spec in manifest.graphs.items():
+        check = _CHECKS[part]
         runner = _runner(bundle / spec.file, spec)
         limit = TOLERANCE["fp32" if part == "patcher" else dtype]
         for call, outputs in check(_EagerPart(weights, dtype, tables), runner):
@@ -232,6 +232,7 @@ def _slots(calls: list[Call]) -> int:
 
 def _check_patcher(eager: _EagerPart, runner: GraphRunner) -> Iterator[tuple[Call, _Outputs]]:
     stack = eager.config.patcher
+    assert stack is not None
     patcher, rng = eager.load("patcher"), np.random.default_rng(_SEED)
     calls = [call for call in plan_calls(stack.window) if not call.block]
     cache, slots = eager.cache(stack, _slots(calls)), _slots(calls)

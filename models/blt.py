@@ -7,10 +7,11 @@ from torch import Tensor, nn
 
 from fastblt.models.config import BltConfig
 from fastblt.models.decoder import BlockRows, Decoder
+from fastblt.models.documents import first_bytes, first_patches
 from fastblt.models.encoder import Encoder
 from fastblt.models.global_transformer import GlobalTransformer
 from fastblt.models.patcher import Patcher, entropy
-from fastblt.models.patching import Patches, closes_patch, find_patches
+from fastblt.models.patching import Patches, closes_patch, find_patches, space_ends
 
 
 class Blt(nn.Module):
@@ -19,7 +20,9 @@ class Blt(nn.Module):
     def __init__(self, config: BltConfig) -> None:
         super().__init__()
         self.config = config
-        self.patcher = Patcher(config.patcher, config.vocab_size)
+        self.patcher: Patcher | None = None
+        if config.patcher is not None:
+            self.patcher = Patcher(config.patcher, config.vocab_size)
         self.encoder = Encoder(config)
         self.global_transformer = GlobalTransformer(config)
         self.decoder = Decoder(config)
@@ -27,12 +30,24 @@ class Blt(nn.Module):
     @torch.no_grad()
     def segment(self, ids: Tensor, pad_to: int = 1) -> Patches:
         """Patches of whole sequences ``ids`` [batch, length], each beginning with BOS; see `find_patches`."""
-        return find_patches(closes_patch(entropy(self.patcher(ids)), self.config.patching), pad_to)
+        return find_patches(closes_patch(self._patch_ends(ids), self.config.patching), pad_to)
+
+    def _patch_ends(self, ids: Tensor) -> Tensor:
+        """What `closes_patch` judges: entropies, or where another rule ends a patch."""
+        if self.patcher is not None:
+            return entropy(self.patcher(ids, self._first_bytes(ids)))
+        if self.config.patching.mode == "space":
+            return space_ends(ids)
+        return torch.zeros_like(ids, dtype=torch.bool)
+
+    def _first_bytes(self, ids: Tensor) -> Tensor | None:
+        return first_bytes(ids) if self.config.document_masks else None
 
     def encode(self, ids: Tensor, patches: Patches) -> tuple[Tensor, Tensor]:
         """Byte states [batch, length, dim] and latents [batch, patches, global dim] of whole sequences."""
-        states, patch_embeddings = self.encoder(ids, patches)
-        return states, self.global_transformer(patch_embeddings)
+        states, patch_embeddings = self.encoder(ids, patches, self._first_bytes(ids))
+        seen = first_patches(ids, patches) if self.config.document_masks else None
+        return states, self.global_transformer(patch_embeddings, seen)
 
     def forward(
         self,
@@ -56,4 +71,4 @@ class Blt(nn.Module):
         patches = self.segment(ids) if patches is None else patches
         states, latents = self.encode(ids, patches)
         index = patches.latent_index if latent_index is None else latent_index
-        return self.decoder(self.decoder.rows(ids, states), latents, index, blocks)
+        return self.decoder(self.decoder.rows(ids, states), latents, index, blocks, self._first_bytes(ids))

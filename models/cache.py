@@ -22,18 +22,19 @@ class StackCache:
         self.values = torch.zeros(shape, dtype=dtype, device=device)
         self.rope = rope_table(torch.arange(capacity, device=device), config.head_dim, config.rope_theta)
 
-    def rows(self, position: int, count: int, block: int = 0) -> CacheRows:
+    def rows(self, position: int, count: int, block: int = 0, visible_from: Tensor | None = None) -> CacheRows:
         """New rows at ``position``, ``position + 1``, ...
 
         Args:
             position: slot of the first row.
             count: rows.
             block: the last ``block`` rows are denoised together and see each other; the others are causal.
+            visible_from: int64 [count], first position that each row may see; None: 0.
         """
         start = 0 if self.window is None else max(0, position - self.window + 1)
         end = position + count
         mask: Tensor | None = None
-        if count > 1:
+        if count > 1 or visible_from is not None:
             row = torch.arange(position, end, device=self.keys.device).unsqueeze(1)
             key = torch.arange(start, end, device=self.keys.device).unsqueeze(0)
             mask = key <= row
@@ -41,6 +42,8 @@ class StackCache:
                 mask = mask | (row >= end - block)
             if self.window is not None:
                 mask = mask & (key > row - self.window)
+            if visible_from is not None:
+                mask = mask & (key >= visible_from.unsqueeze(1))
         return CacheRows(self, position, start, end, mask)
 
 

@@ -92,12 +92,12 @@ class PatchingConfig:
     every special token; ``static`` only at ``max_patch_length`` (1: every byte is a patch).
     """
 
-    mode: PatchingMode = "entropy"
-    """What closes a patch."""
     threshold: float = 1.335442066192627
     """entropy: a patch closes at a byte whose next-byte entropy, in nats, is strictly greater than this."""
     max_patch_length: int | None = None
     """In every mode a patch closes when it has this many bytes; None: no limit."""
+    mode: PatchingMode = "entropy"
+    """What closes a patch."""
 
     def validate(self) -> None:
         """Raise `ConfigError` unless the rule makes sense."""
@@ -214,6 +214,12 @@ class BltConfig:
             self.block_size,
             "0, or a positive integer with decoder_input 'embedding' (only it has a [MASK] row)",
         )
+
+    @property
+    def stacks(self) -> dict[str, StackConfig]:
+        """The transformer stacks by part: patcher (where there is one), encoder, global, decoder."""
+        stacks = {"patcher": self.patcher} if self.patcher is not None else {}
+        return {**stacks, "encoder": self.encoder, "global": self.global_transformer, "decoder": self.decoder}
 
     @property
     def patch_dim(self) -> int:

@@ -71,7 +71,12 @@ class Decoder(nn.Module):
         return torch.stack(each, dim=2)
 
     def forward(
-        self, clean: Tensor, latents: Tensor, latent_index: Tensor, blocks: BlockRows | None = None
+        self,
+        clean: Tensor,
+        latents: Tensor,
+        latent_index: Tensor,
+        blocks: BlockRows | None = None,
+        visible_from: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Whole sequences, optionally with corrupted blocks beside them.
 
@@ -80,6 +85,8 @@ class Decoder(nn.Module):
             latents: [batch, patches, global dim].
             latent_index: int64 [batch, length], the latent that each clean row reads.
             blocks: corrupted blocks.
+            visible_from: int64 [batch, length], first position that each clean row may see; None: 0. A block's
+                rows see what the row at its first position does.
 
         Returns:
             Logits of the clean rows [batch, length, vocab], and of the block rows
@@ -94,7 +101,7 @@ class Decoder(nn.Module):
             positions = torch.cat([positions, blocks.positions], dim=1)
             index = torch.cat([index, blocks.latent_index.repeat_interleave(blocks.ids.shape[2], 1)], dim=1)
         rope = rope_table(positions, self.config.head_dim, self.config.rope_theta)
-        attend = _sequence_attend(length, self.config.window, blocks, clean.device)
+        attend = _sequence_attend(length, self.config.window, blocks, clean.device, visible_from)
         logits = self.run(x, self.latent_kv(latents), index, rope, [attend] * len(self.layers))
         return logits[:, :length], logits[:, length:] if blocks is not None else None
 
@@ -107,6 +114,7 @@ class Decoder(nn.Module):
         position: int,
         *,
         block: int = 0,
+        visible_from: Tensor | None = None,
     ) -> Tensor:
         """New rows with a cache.
 
@@ -117,11 +125,12 @@ class Decoder(nn.Module):
             cache: the decoder's cache.
             position: byte position and cache slot of the first row.
             block: the last ``block`` rows are denoised together and see each other; the others are causal.
+            visible_from: as in `run_cached`.
 
         Returns:
             Logits [1, rows, vocab].
         """
-        live = cache.rows(position, rows.shape[1], block)
+        live = cache.rows(position, rows.shape[1], block, visible_from)
         attends = [live.attend(i) for i in range(len(self.layers))]
         return self.run(rows, latent_kv, latent_index, live.rope, attends)
 
@@ -137,10 +146,12 @@ class Decoder(nn.Module):
         return self.output(self.norm(x))
 
 
-def _sequence_attend(length: int, window: int | None, blocks: BlockRows | None, device: torch.device) -> Attend:
+def _sequence_attend(
+    length: int, window: int | None, blocks: BlockRows | None, device: torch.device, visible_from: Tensor | None
+) -> Attend:
     """Clean rows see clean rows causally; a block row sees clean bytes before its block, and its block."""
-    clean_attend = causal_attend(length, window, device)
-    block_mask = None if blocks is None else _block_mask(length, window, blocks)
+    clean_attend = causal_attend(length, window, device, visible_from)
+    block_mask = None if blocks is None else _block_mask(length, window, blocks, visible_from)
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         clean = clean_attend(q[:, :length], k[:, :length], v[:, :length])
@@ -151,7 +162,7 @@ def _sequence_attend(length: int, window: int | None, blocks: BlockRows | None, 
     return attend
 
 
-def _block_mask(length: int, window: int | None, blocks: BlockRows) -> Tensor:
+def _block_mask(length: int, window: int | None, blocks: BlockRows, visible_from: Tensor | None) -> Tensor:
     """Bool [batch, 1, block rows, length + block rows]."""
     batch, count, size = blocks.ids.shape
     device = blocks.ids.device
@@ -160,6 +171,9 @@ def _block_mask(length: int, window: int | None, blocks: BlockRows) -> Tensor:
     seen = key < starts
     if window is not None:
         seen = seen & (key > blocks.positions.unsqueeze(-1) - window)
+    if visible_from is not None:
+        first = visible_from.gather(1, blocks.starts).repeat_interleave(size, dim=1)
+        seen = seen & (key >= first.unsqueeze(-1))
     block = torch.arange(count, device=device).repeat_interleave(size)
     own = (block.unsqueeze(1) == block.unsqueeze(0)).expand(batch, -1, -1)
     return torch.cat([seen, own], dim=-1).unsqueeze(1)

@@ -77,11 +77,17 @@ class Encoder(nn.Module):
         pooled = self.cross_attention(queries, k, v, seen.view(batch * patches, 1, 1, longest))
         return pooled.view(batch, patches, -1)
 
-    def forward(self, ids: Tensor, patches: Patches) -> tuple[Tensor, Tensor]:
-        """Byte states [batch, length, dim] and patch embeddings of whole sequences ``ids`` [batch, length]."""
-        states = run_sequence(self.layers, self.embed(ids), self.config)
+    def forward(self, ids: Tensor, patches: Patches, visible_from: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Byte states [batch, length, dim] and patch embeddings of whole sequences ``ids`` [batch, length].
+
+        ``visible_from``, int64 [batch, length]: first position that each row may see; None: 0.
+        """
+        states = run_sequence(self.layers, self.embed(ids), self.config, visible_from)
         return states, self.pool(states, *patches.members)
 
-    def step(self, embedded: Tensor, cache: StackCache, position: int) -> Tensor:
-        """Byte states [1, rows, dim] of new rows ``embedded`` [1, rows, dim], the first at ``position``."""
-        return run_cached(self.layers, embedded, cache, position)
+    def step(self, embedded: Tensor, cache: StackCache, position: int, visible_from: Tensor | None = None) -> Tensor:
+        """Byte states [1, rows, dim] of new rows ``embedded`` [1, rows, dim], the first at ``position``.
+
+        ``visible_from`` as in `run_cached`.
+        """
+        return run_cached(self.layers, embedded, cache, position, visible_from)

@@ -21,10 +21,18 @@ class GlobalTransformer(nn.Module):
         )
         self.layers = nn.ModuleList(Block(self.config) for _ in range(self.config.layers))
 
-    def forward(self, patch_embeddings: Tensor) -> Tensor:
-        """Latents [batch, patches, dim] of patch embeddings [batch, patches, cross_attn_k * encoder dim]."""
-        return run_sequence(self.layers, self.input_projection(patch_embeddings), self.config)
+    def forward(self, patch_embeddings: Tensor, visible_from: Tensor | None = None) -> Tensor:
+        """Latents [batch, patches, dim] of patch embeddings [batch, patches, cross_attn_k * encoder dim].
 
-    def step(self, patch_embeddings: Tensor, cache: StackCache, patch: int) -> Tensor:
-        """Latents of new patches [1, rows, ...], the first of which has index ``patch``."""
-        return run_cached(self.layers, self.input_projection(patch_embeddings), cache, patch)
+        ``visible_from``, int64 [batch, patches]: first patch that each may see; None: 0.
+        """
+        return run_sequence(self.layers, self.input_projection(patch_embeddings), self.config, visible_from)
+
+    def step(
+        self, patch_embeddings: Tensor, cache: StackCache, patch: int, visible_from: Tensor | None = None
+    ) -> Tensor:
+        """Latents of new patches [1, rows, ...], the first of which has index ``patch``.
+
+        ``visible_from`` as in `run_cached`.
+        """
+        return run_cached(self.layers, self.input_projection(patch_embeddings), cache, patch, visible_from)

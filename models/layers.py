@@ -82,8 +82,19 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, causal: b
     return out.transpose(1, 2).flatten(2)
 
 
-def causal_attend(length: int, window: int | None, device: torch.device) -> Attend:
-    """An ``attend`` for ``length`` rows that see each other: row i sees key j when ``i - window < j <= i``."""
+def causal_attend(length: int, window: int | None, device: torch.device, visible_from: Tensor | None = None) -> Attend:
+    """An ``attend`` for ``length`` rows that see each other: row i sees key j when ``i - window < j <= i``.
+
+    Args:
+        length: rows.
+        window: None: no limit.
+        device: of the rows.
+        visible_from: int64 [batch, length], first key that each row may see besides (its document's); None: 0.
+    """
+    if visible_from is not None:
+        key = torch.arange(length, device=device)
+        inside = causal_mask(length, window, device) & (key >= visible_from.unsqueeze(-1))
+        return lambda q, k, v: attention(q, k, v, inside.unsqueeze(1))
     if window is None or length <= window:
         return lambda q, k, v: attention(q, k, v, None, causal=True)
     if length % window == 0:

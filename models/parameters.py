@@ -53,7 +53,7 @@ def count_parameters(config: BltConfig) -> ParameterCounts:
     head = decoder.dim + config.vocab_size * decoder.dim
     own_rows = MASK_ID + 1 if config.decoder_input == "embedding" else 0
     return ParameterCounts(
-        patcher=_blocks(patcher) + patcher.dim + config.vocab_size * patcher.dim,
+        patcher=0 if patcher is None else _blocks(patcher) + patcher.dim + config.vocab_size * patcher.dim,
         encoder=_blocks(encoder) + encoder.dim * config.patch_dim + _cross_attention(encoder.dim),
         global_transformer=_blocks(config.global_transformer)
         + (config.patch_dim * latent_dim if config.has_global_projection else 0),
@@ -61,6 +61,6 @@ def count_parameters(config: BltConfig) -> ParameterCounts:
         + decoder.layers * _cross_attention(decoder.dim)
         + latent_dim * config.cross_attn_k * decoder.dim
         + head,
-        byte_embeddings=config.vocab_size * (patcher.dim + encoder.dim) + own_rows * decoder.dim,
+        byte_embeddings=config.vocab_size * ((patcher.dim if patcher else 0) + encoder.dim) + own_rows * decoder.dim,
         hash_embeddings=config.hash.tables * config.hash.rows * encoder.dim,
     )

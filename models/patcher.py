@@ -21,14 +21,20 @@ class Patcher(nn.Module):
         self.norm = RMSNorm(config.dim, config.norm_eps)
         self.output = nn.Linear(config.dim, vocab_size, bias=False)
 
-    def forward(self, ids: Tensor) -> Tensor:
-        """Logits [batch, length, vocab] of the next token, for whole sequences ``ids`` [batch, length]."""
-        x = run_sequence(self.layers, self.tok_embeddings(ids), self.config)
+    def forward(self, ids: Tensor, visible_from: Tensor | None = None) -> Tensor:
+        """Logits [batch, length, vocab] of the next token, for whole sequences ``ids`` [batch, length].
+
+        ``visible_from``, int64 [batch, length]: first position that each row may see; None: 0.
+        """
+        x = run_sequence(self.layers, self.tok_embeddings(ids), self.config, visible_from)
         return self.output(self.norm(x))
 
-    def step(self, ids: Tensor, cache: StackCache, position: int) -> Tensor:
-        """Entropies [1, rows] in nats of the token after each of ``ids`` [1, rows], the first at ``position``."""
-        x = run_cached(self.layers, self.tok_embeddings(ids), cache, position)
+    def step(self, ids: Tensor, cache: StackCache, position: int, visible_from: Tensor | None = None) -> Tensor:
+        """Entropies [1, rows] in nats of the token after each of ``ids`` [1, rows], the first at ``position``.
+
+        ``visible_from`` as in `run_cached`.
+        """
+        x = run_cached(self.layers, self.tok_embeddings(ids), cache, position, visible_from)
         return entropy(self.output(self.norm(x)))
 
 

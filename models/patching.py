@@ -2,7 +2,10 @@
 
 A patch is closed by byte i when the rule for byte i+1 opens a new one, which depends on bytes up to i only:
 
-    closes(i) = (i == 0) or (H_i > threshold) or (the patch has max_patch_length bytes)
+    closes(i) = (i == 0) or ends(i) or (the patch has max_patch_length bytes)
+
+ends(i) is, by the mode: H_i > threshold (entropy, arXiv 2412.09871); byte i is space-like and byte i-1 is not, or it is
+a special token (space, ibid. section 2.2 and arXiv 2404.14408); never (static).
 
 `fastblt.runtime.session` applies the same rule one byte at a time.
 """
@@ -15,19 +18,29 @@ import torch
 from torch import Tensor
 
 from fastblt.models.config import PatchingConfig
+from fastblt.models.tokens import BYTE_OFFSET, SPACE_LIKE
 
 
-def closes_patch(entropies: Tensor, config: PatchingConfig) -> Tensor:
+def space_ends(ids: Tensor) -> Tensor:
+    """Where the mode ``space`` ends a patch: bool, like ``ids`` [batch, length]."""
+    like = torch.tensor(SPACE_LIKE, device=ids.device)[ids]
+    ends = ids < BYTE_OFFSET
+    ends[:, 1:] |= like[:, 1:] & ~like[:, :-1]
+    return ends
+
+
+def closes_patch(ends: Tensor, config: PatchingConfig) -> Tensor:
     """Which positions close their patch.
 
     Args:
-        entropies: float [batch, length], nats, of the token after each position.
+        ends: float [batch, length], entropies in nats of the token after each position; or bool, where another rule
+            than the entropy's ends a patch.
         config: threshold (strict >) and longest patch.
 
     Returns:
         bool [batch, length].
     """
-    closes = entropies > config.threshold
+    closes = ends.clone() if ends.dtype == torch.bool else ends > config.threshold
     closes[:, 0] = True
     if config.max_patch_length is None:
         return closes

@@ -17,6 +17,10 @@ VOCAB_SIZE = 256 + BYTE_OFFSET
 """Ids a model can output."""
 MASK_ID = VOCAB_SIZE
 """Row of [MASK] in the embedding table of a BLT-D decoder; never an output."""
+SPACE_LIKE: tuple[bool, ...] = (True,) * BYTE_OFFSET + tuple(
+    not (chr(byte).isalnum() if byte < 128 else byte < 0xC0) for byte in range(256)
+)
+"""Whether each id is space-like: neither a Latin letter, a digit nor a UTF-8 continuation byte."""
 
 
 def encode(data: bytes | str, *, bos: bool = True) -> NDArray[np.int64]:

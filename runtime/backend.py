@@ -77,7 +77,11 @@ Pick = Callable[[DecoderRows], tuple[int, bool]]
 
 
 class Backend(Protocol):
-    """One loaded model with its buffers, allocated once for ``max_bytes`` bytes."""
+    """One loaded model with its buffers, allocated once for ``max_bytes`` bytes.
+
+    ``visible_from``, int64 [n], is the first position (of `run_global`: patch) that each row may see, besides what
+    windows and causality leave out; None: 0. Where documents are masked it is the beginning of the row's document.
+    """
 
     name: str
     """As the user names it: ``onnxruntime`` or ``eager``."""
@@ -88,11 +92,14 @@ class Backend(Protocol):
     owner: object
     """The session that uses the caches at the moment."""
 
-    def run_patcher(self, position: int, ids: Ids) -> Floats:
-        """Entropies float32 [n] in nats of the token after each of ``ids`` int64 [n]."""
+    def run_patcher(self, position: int, ids: Ids, visible_from: Ids | None = None) -> Floats:
+        """Entropies float32 [n] in nats of the token after each of ``ids`` int64 [n].
+
+        Not called where the model has no entropy patcher.
+        """
         ...
 
-    def run_encoder(self, position: int, ids: Ids, starts: Ids, ends: Ids) -> None:
+    def run_encoder(self, position: int, ids: Ids, starts: Ids, ends: Ids, visible_from: Ids | None = None) -> None:
         """Encode rows and pool patches; the patch embeddings stay with the backend.
 
         Args:
@@ -101,14 +108,17 @@ class Backend(Protocol):
                 the sequence), then the n rows.
             starts: int64 [p], p >= 1, first position of each patch to pool; rows since then have been encoded.
             ends: int64 [p], position after the last byte of each patch.
+            visible_from: see the class.
         """
         ...
 
-    def run_global(self, first_patch: int, count: int) -> None:
+    def run_global(self, first_patch: int, count: int, visible_from: Ids | None = None) -> None:
         """Make the latents of the first ``count`` patches that `run_encoder` pooled last."""
         ...
 
-    def run_decoder(self, position: int, ids: Ids, latents: Ids, block: int = 0) -> DecoderRows:
+    def run_decoder(
+        self, position: int, ids: Ids, latents: Ids, block: int = 0, visible_from: Ids | None = None
+    ) -> DecoderRows:
         """Decode rows.
 
         Args:
@@ -117,10 +127,13 @@ class Backend(Protocol):
             latents: int64 [n], index of the patch whose latent each row reads; not decreasing.
             block: the last ``block`` rows are denoised together and see each other; every other row sees positions
                 up to its own.
+            visible_from: see the class.
         """
         ...
 
-    def draft(self, position: int, ids: Ids, latent: int, count: int, pick: Pick | None = None) -> tuple[Ids, Floats]:
+    def draft(
+        self, position: int, ids: Ids, latent: int, count: int, pick: Pick | None = None, visible_from: int = 0
+    ) -> tuple[Ids, Floats]:
         """Bytes after a token by up to ``count`` decoder rows that all read one latent, one after the other.
 
         Args:
@@ -129,6 +142,7 @@ class Backend(Protocol):
             latent: index of the patch.
             count: rows.
             pick: chooses the token after each row and whether to go on; None: the most likely one, ``count`` times.
+            visible_from: of every row.
 
         Returns:
             Tokens int64 [n] and the probabilities float32 [n] of the rows' most likely tokens, n <= count.

@@ -3,7 +3,7 @@
 ====================  ================================================================================
 manifest.json         format, dtypes, each graph's inputs and outputs, size and sha256 of every file
 config.json           the model's configuration
-entropy.onnx          patcher
+entropy.onnx          patcher (unless patches need none)
 encoder.onnx          byte states and patch embeddings
 global.onnx           latents and their decoder keys and values
 decoder.onnx          distributions of bytes
@@ -39,6 +39,8 @@ GRAPH_FILES = {
     "global": "global.onnx",
     "decoder": "decoder.onnx",
 }
+#: Graphs that only some models have: those whose patches are closed by entropy.
+OPTIONAL_GRAPHS = ("patcher",)
 
 
 _KINDS = {"dict": "an object", "list": "a list", "str": "a string", "int": "an integer"}
@@ -88,7 +90,7 @@ class Manifest:
     hash_tables: str
     """``host`` (embeddings.safetensors) or ``graph``."""
     graphs: dict[str, GraphSpec]
-    """By part: patcher, encoder, global, decoder."""
+    """By part: patcher (unless patches need none), encoder, global, decoder."""
     files: dict[str, dict[str, Any]]
     """Size in bytes and sha256 of every other file."""
     verification: list[dict[str, Any]]
@@ -160,7 +162,11 @@ class _ManifestReader:
             self._one_of("dtype", DTYPES),
             self._get(self.data, "opset", int),
             self._one_of("hash_tables", HASH_TABLES),
-            {part: self._graph(self._get(graphs, part, dict), files) for part in GRAPH_FILES},
+            {
+                part: self._graph(self._get(graphs, part, dict), files)
+                for part in GRAPH_FILES
+                if part in graphs or part not in OPTIONAL_GRAPHS
+            },
             files,
             self._get(self.data, "verification", list),
         )

@@ -90,23 +90,25 @@ class ReplayBackend:
             found.patches, found.patch_bytes = len(ends) - 1, ends[-1] - ends[0]
         return found
 
-    def run_patcher(self, position: int, ids: Ids) -> Floats:
+    def run_patcher(self, position: int, ids: Ids, visible_from: Ids | None = None) -> Floats:
         """See `Backend.run_patcher`; the entropies close patches at the wanted rate."""
-        self.real.run_patcher(position, ids)
+        self.real.run_patcher(position, ids, visible_from)
         high = np.float32(self.config.patching.threshold + 1)
         return self._closes[position : position + len(ids)] * high
 
-    def run_encoder(self, position: int, ids: Ids, starts: Ids, ends: Ids) -> None:
+    def run_encoder(self, position: int, ids: Ids, starts: Ids, ends: Ids, visible_from: Ids | None = None) -> None:
         """See `Backend.run_encoder`."""
-        self.real.run_encoder(position, ids, starts, ends)
+        self.real.run_encoder(position, ids, starts, ends, visible_from)
 
-    def run_global(self, first_patch: int, count: int) -> None:
+    def run_global(self, first_patch: int, count: int, visible_from: Ids | None = None) -> None:
         """See `Backend.run_global`."""
-        self.real.run_global(first_patch, count)
+        self.real.run_global(first_patch, count, visible_from)
 
-    def run_decoder(self, position: int, ids: Ids, latents: Ids, block: int = 0) -> DecoderRows:
+    def run_decoder(
+        self, position: int, ids: Ids, latents: Ids, block: int = 0, visible_from: Ids | None = None
+    ) -> DecoderRows:
         """See `Backend.run_decoder`; tokens say the text, rows of a block draft it."""
-        found = self.real.run_decoder(position, ids, latents, block)
+        found = self.real.run_decoder(position, ids, latents, block, visible_from)
         clean = len(ids) - block
         best = self.text[position + 1 : position + 1 + len(ids)].copy()
         probability = np.ones(len(ids), dtype=np.float32)
@@ -120,13 +122,15 @@ class ReplayBackend:
             probability[undecided], entropy[undecided] = 0.0, np.inf
         return DecoderRows(best, probability, entropy, found.logits)
 
-    def draft(self, position: int, ids: Ids, latent: int, count: int, pick: Pick | None = None) -> tuple[Ids, Floats]:
+    def draft(
+        self, position: int, ids: Ids, latent: int, count: int, pick: Pick | None = None, visible_from: int = 0
+    ) -> tuple[Ids, Floats]:
         """See `Backend.draft`."""
         agreeing = self._begin_draft(self.profile.draft_rate)
         tokens = self._drafted(position + 1, count, agreeing)
         probabilities = np.ones(count, dtype=np.float32)
         if pick is None:
-            self.real.draft(position, ids, latent, count)
+            self.real.draft(position, ids, latent, count, None, visible_from)
             return tokens, probabilities
         step = 0
 
@@ -136,7 +140,7 @@ class ReplayBackend:
             step += 1
             return pick(said)
 
-        picked, _ = self.real.draft(position, ids, latent, count, replaced)
+        picked, _ = self.real.draft(position, ids, latent, count, replaced, visible_from)
         return picked, probabilities[: len(picked)]
 
     def moved_bytes(self, part: str, position: int, rows: int) -> int:

@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from fastblt.models.tokens import BOS_ID
+from fastblt.models.tokens import BOS_ID, BYTE_OFFSET, SPACE_LIKE
 from fastblt.runtime.backend import (
     DRAFT_SLACK,
     MAX_ROWS,
@@ -24,6 +24,7 @@ from fastblt.runtime.backend import (
     Ids,
     Pick,
 )
+from fastblt.runtime.documents import Documents
 from fastblt.runtime.stats import RunStats
 
 #: Which latent the rows of a block read: ``closed``, the newest of a closed patch; or ``partial``, that of the open
@@ -54,6 +55,7 @@ class Session:
         capacity = backend.max_bytes + 1 + DRAFT_SLACK
         self._ids = np.zeros(self._history + capacity, dtype=np.int64)
         self._latent_of = np.zeros(capacity, dtype=np.int64)
+        self._documents = Documents(capacity) if self.config.document_masks else None
         self.patch_ends: list[int] = []
         """Position after the last token of each closed patch."""
         self.length = 0
@@ -89,6 +91,8 @@ class Session:
         if end > limit:
             raise CapacityError(f"session: found {end - 1} bytes, expected at most max_bytes={self.backend.max_bytes}")
         self._ids[self._history + self.length : self._history + end] = tokens
+        if self._documents is not None:
+            self._documents.extend(self.length, tokens)
         self.length = end
 
     def rewind(self, length: int) -> None:
@@ -189,7 +193,8 @@ class Session:
         position = self._check_draft(count)
         context = self._ids[position : self._history + self.length]
         began = perf_counter()
-        tokens, probabilities = self.backend.draft(position, context, self._made - 1, count, pick)
+        seen = 0 if self._documents is None else int(self._documents.first_byte[position])
+        tokens, probabilities = self.backend.draft(position, context, self._made - 1, count, pick, seen)
         self._count("decoder", position, 1, began, calls=len(tokens))
         if self.config.decoder_input == "encoder":
             # The time of both parts is in the decoder's.
@@ -244,15 +249,27 @@ class Session:
         return self._decode(end, block)
 
     def _segment(self, end: int) -> None:
-        """Let the patcher read the tokens before ``end``, and close patches."""
+        """Let the patcher, if there is one, read the tokens before ``end``, and close patches."""
         first = self._segmented
         if first == end:
             return
-        began = perf_counter()
-        entropies = self.backend.run_patcher(first, self.tokens[first:end])
-        self._count("patcher", first, end - first, began)
-        self._close_patches(first, entropies)
+        tokens, rule = self.tokens[first:end], self.config.patching
+        if rule.mode == "entropy":
+            began = perf_counter()
+            entropies = self.backend.run_patcher(first, tokens, self._visible_from(first, end))
+            self._count("patcher", first, end - first, began)
+            ends = (entropies > rule.threshold).tolist()
+        elif rule.mode == "space":
+            ends = space_ends(self._ids[self._history + first - 1 : self._history + end] if first else tokens)
+            ends = ends[1:] if first else ends
+        else:
+            ends = [False] * len(tokens)
+        self._close_patches(first, ends)
         self._segmented = end
+
+    def _visible_from(self, first: int, end: int, block: int = 0) -> Ids | None:
+        """First position that each row from ``first`` to ``end`` may see, and each of a block after them."""
+        return None if self._documents is None else self._documents.bytes_seen(first, end, block)
 
     def _decode(self, end: int, block: Ids) -> DecoderRows:
         """Decoder rows of the tokens from the first that is not scored to ``end``, and of a block after them."""
@@ -271,18 +288,19 @@ class Session:
 
     def _run_decoder(self, position: int, ids: Ids, latents: Ids, block: int) -> DecoderRows:
         began = perf_counter()
-        rows = self.backend.run_decoder(position, ids, latents, block)
+        seen = self._visible_from(position, position + len(ids) - block, block)
+        rows = self.backend.run_decoder(position, ids, latents, block, seen)
         self._count("decoder", position, len(ids), began)
         return rows
 
-    def _close_patches(self, first: int, entropies: Floats) -> None:
-        """Apply the patcher's rule to new rows."""
-        rule = self.config.patching
-        longest = rule.max_patch_length
-        threshold = rule.threshold
+    def _close_patches(self, first: int, ends: Sequence[bool]) -> None:
+        """Close patches among new rows: where the mode's rule ends one, after BOS, and where one is long enough."""
+        longest = self.config.patching.max_patch_length
         start = self.open_start
-        for position, entropy in enumerate(entropies.tolist(), first):
-            if entropy > threshold or position == 0 or (longest is not None and position - start + 1 == longest):
+        for position, is_end in enumerate(ends, first):
+            if is_end or position == 0 or (longest is not None and position - start + 1 == longest):
+                if self._documents is not None:
+                    self._documents.close_patch(len(self.patch_ends), start, position + 1)
                 start = position + 1
                 self.patch_ends.append(start)
             self._latent_of[position] = len(self.patch_ends) - 1
@@ -294,7 +312,8 @@ class Session:
             self._encode(self.scored, end, partial=partial)
         if count:
             began = perf_counter()
-            self.backend.run_global(self._made, count)
+            seen = None if self._documents is None else self._documents.patches_seen(self._made, count)
+            self.backend.run_global(self._made, count, seen)
             self._count("global", self._made, count, began)
             self._made = len(self.patch_ends)
 
@@ -307,13 +326,26 @@ class Session:
             first, end = bounds[0], bounds[-1]
         starts, ends = np.array(bounds[:-1], dtype=np.int64), np.array(bounds[1:], dtype=np.int64)
         began = perf_counter()
-        self.backend.run_encoder(first, self._ids[first : self._history + end], starts, ends)
+        seen = self._visible_from(first, end)
+        self.backend.run_encoder(first, self._ids[first : self._history + end], starts, ends, seen)
         self._count("encoder", first, end - first, began)
 
     def _count(self, part: str, position: int, rows: int, began: float, calls: int = 1) -> None:
         self.stats.part_seconds[part] += perf_counter() - began
         self.stats.nfe[part] += calls
         self.stats.moved_bytes += calls * self.backend.moved_bytes(part, position, rows)
+
+
+_SPACE_LIKE = np.array(SPACE_LIKE)
+
+
+def space_ends(ids: Ids) -> list[bool]:
+    """Where the patch mode ``space`` ends a patch (see `fastblt.models.patching`): tokens that follow each other."""
+    like = _SPACE_LIKE[ids]
+    ends = ids < BYTE_OFFSET
+    ends[1:] |= like[1:] & ~like[:-1]
+    found: list[bool] = ends.tolist()
+    return found
 
 
 def _split(rows: DecoderRows, block: int) -> tuple[DecoderRows, DecoderRows]:

@@ -142,15 +142,15 @@ def patching_rule(fields: Fields, threshold: str) -> PatchingConfig:
     mode = fields.text("patching_mode", "entropy")
     longest = fields.optional_integer("max_patch_length")
     if mode == "entropy":
-        return PatchingConfig("entropy", fields.number(threshold, THRESHOLD), longest)
+        return PatchingConfig(fields.number(threshold, THRESHOLD), longest)
     if mode == "space":
-        return PatchingConfig("space", max_patch_length=longest)
+        return PatchingConfig(max_patch_length=longest, mode="space")
     if mode == "byte":
-        return PatchingConfig("static", max_patch_length=1)
+        return PatchingConfig(max_patch_length=1, mode="static")
     fields.expect(mode == "static", "patching_mode", "entropy, space, static or byte (others are not supported)")
     size = fields.number("patch_size")
     fields.expect(size == int(size) and size > 0, "patch_size", "a positive whole number (patching_mode is static)")
-    return PatchingConfig("static", max_patch_length=int(size) if longest is None else min(int(size), longest))
+    return PatchingConfig(max_patch_length=int(size) if longest is None else min(int(size), longest), mode="static")
 
 
 def _hash(top: Fields) -> HashConfig:

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from fastblt.models.blt import Blt
 from fastblt.models.checkpoint import load_checkpoint, save_checkpoint
-from fastblt.models.config import ConfigError
+from fastblt.models.config import ConfigError, expect
 from fastblt.models.decoder import BlockRows
 from fastblt.models.initialisation import initial_std
-from fastblt.models.patcher import entropy
+from fastblt.models.patcher import Patcher, entropy
 from fastblt.models.patching import Patches, closes_patch
 from fastblt.models.training.batches import corrupt_blocks, place_blocks, sample_windows, stale_latent_index
 from fastblt.models.training.corpus import Split
@@ -56,7 +56,12 @@ class Trainer:
         self.out = out
         self.device = torch.device(device)
         torch.manual_seed(config.seed)
-        self.model = Blt(config.model_config)
+        model_config = config.model_config
+        expect(model_config.patcher is not None, "patcher", None, "an entropy model: training begins with it")
+        expect(not model_config.document_masks, "document_masks", True, "false: training does not mask documents")
+        self.model = Blt(model_config)
+        assert self.model.patcher is not None
+        self.patcher: Patcher = self.model.patcher
         initialise(self.model)
         self.model.to(self.device)
         self.progress = Progress()
@@ -118,12 +123,12 @@ class Trainer:
             self._write_recipe()
         deadline = time.monotonic() + max_seconds
         if self.progress.phase == "patcher":
-            if not self._phase(self.model.patcher, self._patcher_loss, deadline, on_step):
+            if not self._phase(self.patcher, self._patcher_loss, deadline, on_step):
                 return False
             self._set_threshold(self._find_threshold())
             self._start_phase("model")
         if self.progress.phase == "model":
-            self.model.patcher.requires_grad_(False)
+            self.patcher.requires_grad_(False)
             if not self._phase(self.model, self._model_loss, deadline, on_step):
                 return False
             self._start_phase("done")
@@ -209,7 +214,7 @@ class Trainer:
 
     def _patcher_loss(self, done: float, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
         ids, targets = self._windows(done, rng)
-        loss = clean_loss(self.model.patcher(ids), targets)
+        loss = clean_loss(self.patcher(ids), targets)
         return loss, {"patcher_nats": float(loss.detach())}
 
     def _model_loss(self, done: float, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
@@ -246,7 +251,7 @@ class Trainer:
     def _find_threshold(self) -> float:
         """Bisect the threshold to the wanted bytes per patch on training text."""
         ids, _ = sample_windows(self.train_text, 64, 512, np.random.default_rng(self.config.seed))
-        entropies = entropy(self.model.patcher(ids.to(self.device)))
+        entropies = entropy(self.patcher(ids.to(self.device)))
         low, high = 0.0, float(entropies.max())
         for _ in range(30):
             middle = (low + high) / 2

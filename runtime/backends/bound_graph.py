@@ -14,7 +14,7 @@ import numpy as np
 import onnxruntime as ort
 
 from fastblt.models.config import StackConfig
-from fastblt.runtime.backend import ROW_CAPACITY
+from fastblt.runtime.backend import ROW_CAPACITY, Ids
 from fastblt.runtime.buffers import Buffer, KvBuffers, View, numpy_dtype
 from fastblt.runtime.bundle import BundleError, GraphSpec
 from fastblt.runtime.providers import PROVIDERS, check_session
@@ -124,7 +124,14 @@ class BoundGraph:
         self._steps = np.arange(ROW_CAPACITY, dtype=np.int64)
         self._bindings: dict[tuple[int, ...], Binding] = {}
 
-    def prepare(self, position: int, rows: int, key: tuple[int, ...], block: int = 0) -> Binding:
+    def prepare(
+        self,
+        position: int,
+        rows: int,
+        key: tuple[int, ...],
+        block: int = 0,
+        visible_from: int | Ids | None = None,
+    ) -> Binding:
         """Write the control inputs and give the binding of a call.
 
         Args:
@@ -132,6 +139,7 @@ class BoundGraph:
             rows: number of rows.
             key: every other size that the caller's own tensors depend on.
             block: the last ``block`` rows see each other; the others are causal.
+            visible_from: first position that each row may see; None: 0.
         """
         view = self.caches.view(position, rows)
         if view.end > self.caches.slots:
@@ -148,6 +156,9 @@ class BoundGraph:
             self.visible_end.values[:rows] = at + (1 - start)
             self.visible_end.values[rows - block : rows] = position + rows - start
             self.visible_start.values[:rows] = 0 if window is None else np.maximum(at - window + 1, 0) - start
+        if visible_from is not None:
+            begins = self.visible_start.values[:rows]
+            np.maximum(begins, np.subtract(visible_from, start), out=begins)
         full = (view.slots, rows, *key)
         binding = self._bindings.get(full)
         if binding is None:

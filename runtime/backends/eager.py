@@ -36,17 +36,18 @@ class EagerBackend:
         self.device = self._device.type
         capacity = max_bytes + 1 + DRAFT_SLACK
         self._caches = {
-            "patcher": self._cache(self.config.patcher, capacity, torch.float32),
             "encoder": self._cache(self.config.encoder, capacity, self._dtype),
             "global": self._cache(self.config.global_transformer, capacity, self._dtype),
             "decoder": self._cache(self.config.decoder, capacity, self._dtype),
         }
         self._weight_bytes = {
-            "patcher": _weight_bytes(model.patcher),
             "encoder": _weight_bytes(model.encoder),
             "global": _weight_bytes(model.global_transformer),
             "decoder": _weight_bytes(model.decoder),
         }
+        if model.patcher is not None:
+            self._caches["patcher"] = self._cache(model.patcher.config, capacity, torch.float32)
+            self._weight_bytes["patcher"] = _weight_bytes(model.patcher)
         # The same rule as every backend's; PyTorch has one setting for the whole process.
         torch.set_num_threads(threads or default_threads(sum(self._weight_bytes.values())))
         decoder = self.config.decoder
@@ -78,15 +79,20 @@ class EagerBackend:
         return torch.from_numpy(ids).to(self._device).unsqueeze(0)
 
     @torch.inference_mode()
-    def run_patcher(self, position: int, ids: Ids) -> Floats:
+    def run_patcher(self, position: int, ids: Ids, visible_from: Ids | None = None) -> Floats:
         """See `Backend.run_patcher`."""
-        found: Floats = self.model.patcher.step(self._ids(ids), self._caches["patcher"], position)[0].cpu().numpy()
+        assert self.model.patcher is not None
+        cache, seen = self._caches["patcher"], self._optional(visible_from)
+        found: Floats = self.model.patcher.step(self._ids(ids), cache, position, seen)[0].cpu().numpy()
         return found
 
+    def _optional(self, visible_from: Ids | None) -> Tensor | None:
+        return None if visible_from is None else torch.from_numpy(visible_from).to(self._device)
+
     @torch.inference_mode()
-    def run_encoder(self, position: int, ids: Ids, starts: Ids, ends: Ids) -> None:
+    def run_encoder(self, position: int, ids: Ids, starts: Ids, ends: Ids, visible_from: Ids | None = None) -> None:
         """See `Backend.run_encoder`."""
-        self._encode(position, self._ids(ids))
+        self._encode(position, self._ids(ids), self._optional(visible_from))
         first = int(starts[0])
         longest = int((ends - starts).max())
         offset = torch.arange(longest, device=self._device)
@@ -97,44 +103,59 @@ class EagerBackend:
         states = self._states[:, first : int(ends[-1])]
         self._patch_embeddings = self.model.encoder.pool(states, positions, valid)
 
-    def _encode(self, position: int, ids: Tensor) -> None:
+    def _encode(self, position: int, ids: Tensor, visible_from: Tensor | None) -> None:
         history = self.config.hash.context - 1
         embedded = self.model.encoder.embed(ids[:, history:], ids[:, :history])
-        states = self.model.encoder.step(embedded, self._caches["encoder"], position)
+        states = self.model.encoder.step(embedded, self._caches["encoder"], position, visible_from)
         self._states[:, position : position + states.shape[1]] = states
 
     @torch.inference_mode()
-    def run_global(self, first_patch: int, count: int) -> None:
+    def run_global(self, first_patch: int, count: int, visible_from: Ids | None = None) -> None:
         """See `Backend.run_global`."""
         embeddings = self._patch_embeddings[:, :count]
-        latents = self.model.global_transformer.step(embeddings, self._caches["global"], first_patch)
+        seen = self._optional(visible_from)
+        latents = self.model.global_transformer.step(embeddings, self._caches["global"], first_patch, seen)
         self._latent_kv[:, first_patch : first_patch + count] = self.model.decoder.latent_kv(latents)
 
     @torch.inference_mode()
-    def run_decoder(self, position: int, ids: Ids, latents: Ids, block: int = 0) -> DecoderRows:
+    def run_decoder(
+        self, position: int, ids: Ids, latents: Ids, block: int = 0, visible_from: Ids | None = None
+    ) -> DecoderRows:
         """See `Backend.run_decoder`."""
         first = int(latents[0])
         index = self._ids(latents - first)
         known = self._latent_kv[:, first : int(latents[-1]) + 1]
-        return _decoder_rows(self._decode(position, self._ids(ids), known, index, block)[0].float())
+        seen = self._optional(visible_from)
+        return _decoder_rows(self._decode(position, self._ids(ids), known, index, seen, block)[0].float())
 
-    def _decode(self, position: int, ids: Tensor, latent_kv: Tensor, index: Tensor, block: int = 0) -> Tensor:
-        states = self._states[:, position : position + ids.shape[1]]
+    def _decode(
+        self,
+        position: int,
+        ids: Tensor,
+        latent_kv: Tensor,
+        index: Tensor,
+        visible_from: Tensor | None,
+        block: int = 0,
+    ) -> Tensor:
+        states, cache = self._states[:, position : position + ids.shape[1]], self._caches["decoder"]
         rows = self.model.decoder.rows(ids, states)
-        return self.model.decoder.step(rows, latent_kv, index, self._caches["decoder"], position, block=block)
+        return self.model.decoder.step(rows, latent_kv, index, cache, position, block=block, visible_from=visible_from)
 
     @torch.inference_mode()
-    def draft(self, position: int, ids: Ids, latent: int, count: int, pick: Pick | None = None) -> tuple[Ids, Floats]:
+    def draft(
+        self, position: int, ids: Ids, latent: int, count: int, pick: Pick | None = None, visible_from: int = 0
+    ) -> tuple[Ids, Floats]:
         """See `Backend.draft`."""
         known = self._latent_kv[:, latent : latent + 1]
         index = torch.zeros(1, 1, dtype=torch.int64, device=self._device)
         context = self._ids(ids).clone()  # the array is the caller's
         best, tokens, probabilities = context[:, -1:], [], []
+        seen = torch.tensor([visible_from], device=self._device) if visible_from else None
         for step in range(count):
             if self.config.decoder_input == "encoder":
-                self._encode(position + step, context)
+                self._encode(position + step, context, seen)
                 context = context.roll(-1, dims=1)
-            logits = self._decode(position + step, best, known, index)[0].float()
+            logits = self._decode(position + step, best, known, index, seen)[0].float()
             probability, best = logits.softmax(-1).max(-1, keepdim=True)
             more = True
             if pick is not None:

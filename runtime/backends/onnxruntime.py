@@ -12,7 +12,16 @@ from fastblt.models.config import BltConfig
 from fastblt.runtime.backend import DRAFT_SLACK, ROW_CAPACITY, DecoderRows, Floats, Ids, Pick, default_threads
 from fastblt.runtime.backends.bound_graph import Binding, BoundGraph, ControlInput
 from fastblt.runtime.buffers import Buffer, numpy_dtype
-from fastblt.runtime.bundle import EMBEDDINGS_FILE, BundleError, Manifest, check_files, load_config, load_manifest
+from fastblt.runtime.bundle import (
+    CONFIG_FILE,
+    EMBEDDINGS_FILE,
+    MANIFEST_FILE,
+    BundleError,
+    Manifest,
+    check_files,
+    load_config,
+    load_manifest,
+)
 from fastblt.runtime.host_embeddings import HostEmbeddings
 from fastblt.runtime.providers import choose_provider
 
@@ -32,18 +41,15 @@ class OnnxRuntimeBackend:
         self.max_bytes = max_bytes
         self.owner: object = None
         capacity = max_bytes + 1 + DRAFT_SLACK
-        stacks = {
-            "patcher": self.config.patcher,
-            "encoder": self.config.encoder,
-            "global": self.config.global_transformer,
-            "decoder": self.config.decoder,
-        }
+        stacks = self.config.stacks
+        if set(manifest.graphs) != set(stacks):
+            found, expected = (", ".join(sorted(parts)) for parts in (manifest.graphs, stacks))
+            raise BundleError(f"{bundle / MANIFEST_FILE}: found graphs {found}, expected {expected} ({CONFIG_FILE})")
         self.graphs = {
             part: BoundGraph(bundle / spec.file, spec, stacks[part], capacity, options, device)
             for part, spec in manifest.graphs.items()
         }
-        self._patcher, self._encoder = self.graphs["patcher"], self.graphs["encoder"]
-        self._global, self._decoder = self.graphs["global"], self.graphs["decoder"]
+        self._encoder, self._global, self._decoder = (self.graphs[part] for part in ("encoder", "global", "decoder"))
         self._tables = (
             HostEmbeddings(bundle / EMBEDDINGS_FILE, self.config.hash) if manifest.hash_tables == "host" else None
         )
@@ -101,25 +107,27 @@ class OnnxRuntimeBackend:
         self._latents = Buffer(ROW_CAPACITY, (config.global_transformer.dim,), kind, device)
         self._latent_kv = Buffer(capacity, (layers, 2, k * dim), kind, device)
 
-    def run_patcher(self, position: int, ids: Ids) -> Floats:
+    def run_patcher(self, position: int, ids: Ids, visible_from: Ids | None = None) -> Floats:
         """See `Backend.run_patcher`."""
-        rows = len(ids)
-        binding = self._patcher.prepare(position, rows, ())
+        rows, graph = len(ids), self.graphs["patcher"]
+        binding = graph.prepare(position, rows, (), visible_from=visible_from)
         if binding.fresh:
             binding.fresh = False
             binding.point("ids", (1, rows), self._ids.buffer)
             binding.point("entropy", (1, rows), self._entropies)
         self._ids.values[:rows] = ids
-        self._patcher.run(binding)
+        graph.run(binding)
         entropies: Floats = self._entropies.array[:rows]
         return entropies
 
-    def run_encoder(self, position: int, ids: Ids, starts: Ids, ends: Ids) -> None:
+    def run_encoder(
+        self, position: int, ids: Ids, starts: Ids, ends: Ids, visible_from: int | Ids | None = None
+    ) -> None:
         """See `Backend.run_encoder`."""
         rows, patches, origin = len(ids) - (self.config.hash.context - 1), len(starts), int(starts[0])
         slots = -(-(position + rows - origin) // _POOL_STEP) * _POOL_STEP
         graph = self._encoder
-        binding = graph.prepare(position, rows, (patches, slots))
+        binding = graph.prepare(position, rows, (patches, slots), visible_from=visible_from)
         self._embed(binding, ids, rows)
         dim = self.config.encoder.dim
         if binding.fresh:
@@ -145,10 +153,10 @@ class OnnxRuntimeBackend:
             binding.point("embedded", (1, rows, self.config.encoder.dim), self._embedded)
             self._tables.sum_rows(ids, self._embedded.array[:rows])
 
-    def run_global(self, first_patch: int, count: int) -> None:
+    def run_global(self, first_patch: int, count: int, visible_from: Ids | None = None) -> None:
         """See `Backend.run_global`."""
         graph, config = self._global, self.config
-        binding = graph.prepare(first_patch, count, ())
+        binding = graph.prepare(first_patch, count, (), visible_from=visible_from)
         if binding.fresh:
             binding.fresh = False
             binding.point("patch_embeddings", (1, count, config.patch_dim), self._patch_embeddings)
@@ -156,10 +164,12 @@ class OnnxRuntimeBackend:
         binding.point("latent_kv", (count, *self._latent_kv.row_shape), self._latent_kv, first_patch)
         graph.run(binding)
 
-    def run_decoder(self, position: int, ids: Ids, latents: Ids, block: int = 0) -> DecoderRows:
+    def run_decoder(
+        self, position: int, ids: Ids, latents: Ids, block: int = 0, visible_from: Ids | None = None
+    ) -> DecoderRows:
         """See `Backend.run_decoder`."""
         rows, first = len(ids), int(latents[0])
-        binding = self._decoder_binding(position, rows, first, int(latents[-1]) + 1 - first, block)
+        binding = self._decoder_binding(position, rows, first, int(latents[-1]) + 1 - first, block, visible_from)
         self._ids.values[:rows] = ids
         np.subtract(latents, first, out=self._latent_index.values[:rows])
         self._decoder.run(binding)
@@ -173,8 +183,16 @@ class OnnxRuntimeBackend:
             self._logits.array[:count],
         )
 
-    def _decoder_binding(self, position: int, rows: int, first_latent: int, latents: int, block: int = 0) -> Binding:
-        binding = self._decoder.prepare(position, rows, (latents,), block)
+    def _decoder_binding(
+        self,
+        position: int,
+        rows: int,
+        first_latent: int,
+        latents: int,
+        block: int = 0,
+        visible_from: int | Ids | None = None,
+    ) -> Binding:
+        binding = self._decoder.prepare(position, rows, (latents,), block, visible_from)
         if binding.fresh:
             binding.fresh = False
             if not self._reads_states:
@@ -189,7 +207,9 @@ class OnnxRuntimeBackend:
         binding.point("latent_kv", (latents, *self._latent_kv.row_shape), self._latent_kv, first_latent)
         return binding
 
-    def draft(self, position: int, ids: Ids, latent: int, count: int, pick: Pick | None = None) -> tuple[Ids, Floats]:
+    def draft(
+        self, position: int, ids: Ids, latent: int, count: int, pick: Pick | None = None, visible_from: int = 0
+    ) -> tuple[Ids, Floats]:
         """See `Backend.draft`."""
         tokens = np.empty(count, dtype=np.int64)
         probabilities = np.empty(count, dtype=np.float32)
@@ -197,12 +217,13 @@ class OnnxRuntimeBackend:
         best, probability, current = self._best.values, self._probability.array, self._ids.values
         self._latent_index.values[0] = 0
         token, row, more = int(ids[-1]), self._rows(1), True
+        seen = visible_from or None
         for step in range(count):
             if self._reads_states:
                 at = np.array([position + step], dtype=np.int64)
-                self.run_encoder(position + step, context, at, at + 1)
+                self.run_encoder(position + step, context, at, at + 1, seen)
                 context[:-1] = context[1:]
-            binding = self._decoder_binding(position + step, 1, latent, 1)
+            binding = self._decoder_binding(position + step, 1, latent, 1, visible_from=seen)
             current[0] = token
             self._decoder.run(binding)
             token = int(best[0])

@@ -2,11 +2,11 @@ import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from fastblt.models.blt import Blt
@@ -34,6 +34,8 @@ def test_config_is_the_same_when_saved_and_loaded(name: str, tmp_path: Path) -> 
     sizes=st.lists(st.integers(1, 12), unique=True, max_size=6),
     functions=st.integers(0, 11),
     k=st.integers(1, 5),
+    mode=st.sampled_from(["entropy", "space", "static"]),
+    masks=st.booleans(),
 )
 def test_config_survives_json_text_when_valid(
     heads: int,
@@ -44,14 +46,19 @@ def test_config_survives_json_text_when_valid(
     sizes: list[int],
     functions: int,
     k: int,
+    mode: Literal["entropy", "space", "static"],
+    masks: bool,
 ) -> None:
+    assume(mode != "static" or longest is not None)
     stack = StackConfig(dim=heads * 2 * pairs, layers=1, heads=heads, ffn_dim=8, window=window)
     config = BltConfig(
         "drawn",
-        *[stack] * 4,
-        patching=PatchingConfig(threshold, longest),
+        stack if mode == "entropy" else None,
+        *[stack] * 3,
+        patching=PatchingConfig(threshold, longest, mode),
         hash=HashConfig(tuple(sizes), 11, functions),
         cross_attn_k=k,
+        document_masks=masks,
     )
     again = BltConfig.from_dict(json.loads(json.dumps(config.to_dict())))
     assert again == config
@@ -73,6 +80,11 @@ BAD_FIELDS: list[tuple[Edit, str]] = [
     (put("colour", value="red"), "colour"),
     (put("decoder", "colour", value="red"), "decoder.colour"),
     (lambda d: d.pop("name"), "name"),
+    (put("patcher", value=None), "patcher"),
+    (put("patching", "mode", value="space"), "patcher"),
+    (put("patching", "mode", value="bpe"), "patching.mode"),
+    (put("patching", value={"mode": "static"}), "patching.max_patch_length"),
+    (put("document_masks", value=1), "document_masks"),
     (lambda d: d.pop("patcher"), "patcher"),
     (lambda d: d["global_transformer"].pop("ffn_dim"), "global_transformer.ffn_dim"),
     (put("name", value=""), "name"),

@@ -99,7 +99,7 @@ class ScriptedBackend:
         assert 1 <= rows <= ROW_CAPACITY
         self.calls.append((part, position, rows))
 
-    def run_patcher(self, position: int, ids: Ids) -> Floats:
+    def run_patcher(self, position: int, ids: Ids, visible_from: Ids | None = None) -> Floats:
         self._note("patcher", position, len(ids))
         assert position <= self.scored, "positions without a token"
         self.scored = position + len(ids)
@@ -107,7 +107,7 @@ class ScriptedBackend:
         high = [p in self.surprising for p in range(position, self.scored)]
         return np.where(high, self.config.patching.threshold + 1, 0.0).astype(np.float32)
 
-    def run_encoder(self, position: int, ids: Ids, starts: Ids, ends: Ids) -> None:
+    def run_encoder(self, position: int, ids: Ids, starts: Ids, ends: Ids, visible_from: Ids | None = None) -> None:
         history = self.config.hash.context - 1
         rows = len(ids) - history
         self._note("encoder", position, rows)
@@ -122,7 +122,7 @@ class ScriptedBackend:
         assert ends[-1] <= self.encoded
         self.pooled = list(zip(starts.tolist(), ends.tolist(), strict=True))
 
-    def run_global(self, first_patch: int, count: int) -> None:
+    def run_global(self, first_patch: int, count: int, visible_from: Ids | None = None) -> None:
         self._note("global", first_patch, count)
         assert first_patch <= len(self.latents)
         assert count <= len(self.pooled)
@@ -130,7 +130,9 @@ class ScriptedBackend:
         # Patches follow one another without a gap, however often they were rolled back.
         assert [start for start, _ in self.latents] == [0, *(end for _, end in self.latents[:-1])]
 
-    def run_decoder(self, position: int, ids: Ids, latents: Ids, block: int = 0) -> DecoderRows:
+    def run_decoder(
+        self, position: int, ids: Ids, latents: Ids, block: int = 0, visible_from: Ids | None = None
+    ) -> DecoderRows:
         self._note("decoder", position, len(ids))
         assert len(latents) == len(ids)
         assert (np.diff(latents) >= 0).all()
@@ -200,7 +202,9 @@ class ScriptedBackend:
         ones = np.ones(len(best), dtype=np.float32)
         return DecoderRows(np.array(best, dtype=np.int64), ones, ones * 0, logits)
 
-    def draft(self, position: int, ids: Ids, latent: int, count: int, pick: Pick | None = None) -> tuple[Ids, Floats]:
+    def draft(
+        self, position: int, ids: Ids, latent: int, count: int, pick: Pick | None = None, visible_from: int = 0
+    ) -> tuple[Ids, Floats]:
         self._note("draft", position, count)
         assert len(ids) == self.config.hash.context
         assert 0 <= latent < len(self.latents)

@@ -116,7 +116,9 @@ class SecondBest:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._backend, name)
 
-    def run_decoder(self, position: int, ids: Ids, latents: Ids, block: int = 0) -> DecoderRows:
+    def run_decoder(
+        self, position: int, ids: Ids, latents: Ids, block: int = 0, visible_from: Ids | None = None
+    ) -> DecoderRows:
         rows = self._backend.run_decoder(position, ids, latents, block).copy()
         self.blocks += block > 0
         if block and self.blocks == self._nth:

@@ -152,7 +152,7 @@ def test_error_names_the_entry_when_the_manifest_lacks_it(bundle: Path, key: str
 @pytest.mark.parametrize("part", GRAPH_FILES)
 def test_error_names_the_part_when_the_manifest_lacks_its_graph(bundle: Path, part: str) -> None:
     rewrite_manifest(bundle, lambda data: data["graphs"].pop(part) and None)
-    assert_refused(open_bundle, bundle, f"/{MANIFEST_FILE}: ", part)
+    assert_refused(opens("onnxruntime"), bundle, f"/{MANIFEST_FILE}: ", part, "expected ")
 
 
 @pytest.mark.parametrize("key", ["name", "dtype", "shape", "role"])

@@ -74,18 +74,20 @@ class TableBackend:
         self._cells: list[tuple[int, Text]] = []
         self._known: dict[object, DecoderRows] = {}
 
-    def run_patcher(self, position: int, ids: Ids) -> Floats:
+    def run_patcher(self, position: int, ids: Ids, visible_from: Ids | None = None) -> Floats:
         self._tokens[position:] = ids.tolist()
         high = [closes(tuple(self._tokens[: p + 1])) for p in range(position, len(self._tokens))]
         return np.where(high, self.config.patching.threshold + 1, 0.0).astype(np.float32)
 
-    def run_encoder(self, position: int, ids: Ids, starts: Ids, ends: Ids) -> None:
+    def run_encoder(self, position: int, ids: Ids, starts: Ids, ends: Ids, visible_from: Ids | None = None) -> None:
         self._pooled = [tuple(self._tokens[:end]) for end in ends.tolist()]
 
-    def run_global(self, first_patch: int, count: int) -> None:
+    def run_global(self, first_patch: int, count: int, visible_from: Ids | None = None) -> None:
         self._latents[first_patch:] = self._pooled[:count]
 
-    def run_decoder(self, position: int, ids: Ids, latents: Ids, block: int = 0) -> DecoderRows:
+    def run_decoder(
+        self, position: int, ids: Ids, latents: Ids, block: int = 0, visible_from: Ids | None = None
+    ) -> DecoderRows:
         read = [self._latents[i] for i in latents.tolist()]
         self._cells[position:] = zip(ids.tolist(), read, strict=True)
         clean = len(self._cells) - block
@@ -117,7 +119,9 @@ class TableBackend:
                 logits[right[0]] += 3.0
         return logits
 
-    def draft(self, position: int, ids: Ids, latent: int, count: int, pick: Pick | None = None) -> tuple[Ids, Floats]:
+    def draft(
+        self, position: int, ids: Ids, latent: int, count: int, pick: Pick | None = None, visible_from: int = 0
+    ) -> tuple[Ids, Floats]:
         assert pick is not None, "greedy drafts are not what these tests are about"
         token, tokens = int(ids[-1]), []
         for step in range(count):

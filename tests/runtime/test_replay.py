@@ -31,17 +31,19 @@ class CountingBackend:
         self.block_calls: list[tuple[int, int]] = []
         """Blocks that were denoised: position of the first byte, bytes not decided."""
 
-    def run_patcher(self, position: int, ids: Ids) -> Floats:
+    def run_patcher(self, position: int, ids: Ids, visible_from: Ids | None = None) -> Floats:
         self.calls["patcher"] += 1
         return np.full(len(ids), 99.0, dtype=np.float32)
 
-    def run_encoder(self, position: int, ids: Ids, starts: Ids, ends: Ids) -> None:
+    def run_encoder(self, position: int, ids: Ids, starts: Ids, ends: Ids, visible_from: Ids | None = None) -> None:
         self.calls["encoder"] += 1
 
-    def run_global(self, first_patch: int, count: int) -> None:
+    def run_global(self, first_patch: int, count: int, visible_from: Ids | None = None) -> None:
         self.calls["global"] += 1
 
-    def run_decoder(self, position: int, ids: Ids, latents: Ids, block: int = 0) -> DecoderRows:
+    def run_decoder(
+        self, position: int, ids: Ids, latents: Ids, block: int = 0, visible_from: Ids | None = None
+    ) -> DecoderRows:
         self.calls["decoder"] += 1
         if block:
             self.block_calls.append((position + len(ids) - block, int((ids[-block:] == MASK_ID).sum())))
@@ -51,7 +53,9 @@ class CountingBackend:
         floats = np.full(count, 0.5, dtype=np.float32)
         return DecoderRows(np.full(count, 7), floats, floats, np.zeros((count, 260), dtype=np.float32))
 
-    def draft(self, position: int, ids: Ids, latent: int, count: int, pick: Pick | None = None) -> tuple[Ids, Floats]:
+    def draft(
+        self, position: int, ids: Ids, latent: int, count: int, pick: Pick | None = None, visible_from: int = 0
+    ) -> tuple[Ids, Floats]:
         tokens = []
         more = True
         while more and len(tokens) < count:
