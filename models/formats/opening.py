@@ -21,6 +21,8 @@ OWN = "fastblt"
 CONFIG_FILE = "config.json"
 #: A checkpoint folder, of whatever layout, has one of these; a bundle has none.
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", meta.PTH_FILE)
+#: What a folder that `fastblt export` wrote has.
+_BUNDLE_FILE = "manifest.json"
 #: What each layout is called in messages.
 DESCRIPTIONS = {
     OWN: "fastblt checkpoint",
@@ -69,7 +71,11 @@ def _open(path: str, patcher: str | Path | None) -> Checkpoint:
         config = BltConfig.load(folder / CONFIG_FILE)
     else:
         config = transformers.read_config(folder / CONFIG_FILE, read_json(folder / CONFIG_FILE))
-    main = Checkpoint(layout, folder, config, open_safetensors(folder), pieces_of(layout, config))
+    store: TensorStore = open_safetensors(folder)
+    if layout == transformers.LAYOUT and config.patcher is None:
+        # transformers stores an entropy model whatever the mode is, unless patch_in_forward is false.
+        store = _without_patcher(layout, store)
+    main = Checkpoint(layout, folder, config, store, pieces_of(layout, config))
     return main if entropy is None else _with_patcher(main, entropy)
 
 
@@ -86,7 +92,9 @@ def recognise(folder: Path) -> str:
         return meta.HUB
     if transformers.recognises(data):
         return transformers.LAYOUT
-    if data:
+    if (folder / _BUNDLE_FILE).is_file():
+        raise CheckpointError(f"{folder}: found a bundle ({_BUNDLE_FILE}), expected the checkpoint that it was made of")
+    if path.is_file():
         # Whatever else it is, reading it as ours names the first field that does not fit.
         return OWN
     if meta.is_release_folder(folder):
@@ -156,7 +164,11 @@ def _joined(
     """A checkpoint whose patcher lies elsewhere; a patcher among the main tensors is left out."""
     ours, theirs = pieces_of(layout, config), pieces_of(entropy_layout, config)
     pieces = {name: (theirs if name.startswith(PATCHER_PREFIX) else ours)[name] for name in expected_shapes(config)}
+    store = JoinedStore([("", _without_patcher(layout, main)), ("", entropy)])
+    return Checkpoint(layout, folder, config, store, pieces)
+
+
+def _without_patcher(layout: str, store: TensorStore) -> TensorStore:
+    """A store without its entropy model, in layouts that have it among the other tensors."""
     prefix = {OWN: PATCHER_PREFIX, transformers.LAYOUT: transformers.NAMES.parts["patcher"]}.get(layout)
-    if prefix is not None:
-        main = PartOfStore(main, lambda name: not name.startswith(prefix))
-    return Checkpoint(layout, folder, config, JoinedStore([("", main), ("", entropy)]), pieces)
+    return store if prefix is None else PartOfStore(store, lambda name: not name.startswith(prefix))

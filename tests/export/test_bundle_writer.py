@@ -25,12 +25,14 @@ from safetensors.torch import load_file, save_file
 
 from fastblt.export import bundle_writer
 from fastblt.export.bundle_writer import ExportError, export_bundle
-from fastblt.export.embeddings_file import Table, write_tables
 from fastblt.export.verification import VerificationError, plan_calls
 from fastblt.export.weights import CheckpointWeights
 from fastblt.models.blt import Blt
-from fastblt.models.checkpoint import WEIGHTS_FILE, CheckpointError, expected_shapes, save_checkpoint
+from fastblt.models.checkpoint import WEIGHTS_FILE, save_checkpoint
 from fastblt.models.config import BltConfig, ConfigError, HashConfig, StackConfig
+from fastblt.models.formats.checkpoint import expected_shapes
+from fastblt.models.formats.errors import CheckpointError
+from fastblt.models.formats.safetensors_writer import Table, write_tables
 from fastblt.models.presets import preset
 from fastblt.runtime.blt_runtime import BltRuntime
 from fastblt.runtime.bundle import (
@@ -528,12 +530,12 @@ def test_error_names_the_file_when_weights_are_truncated(tiny_checkpoint: Path, 
 def test_error_names_the_folder_or_file_when_the_checkpoint_is_none(
     tiny_checkpoint: Path, tiny_encoder_config: BltConfig, tmp_path: Path
 ) -> None:
-    with pytest.raises(CheckpointError, match=r"nowhere: not a folder, expected a checkpoint"):
+    with pytest.raises(CheckpointError, match=r"nowhere: found no such folder, expected a checkpoint"):
         export_bundle(tmp_path / "nowhere", tmp_path / "out" / "bundle")
     checkpoint = tmp_path / "checkpoint"
     shutil.copytree(tiny_checkpoint, checkpoint)
     tiny_encoder_config.save(checkpoint / CONFIG_FILE)
-    with pytest.raises(CheckpointError, match=r"tensors do not fit config\.json: .*global_transformer"):
+    with pytest.raises(CheckpointError, match=r"tensors do not fit the configuration: .*global_transformer"):
         export_bundle(checkpoint, tmp_path / "out" / "bundle")
     (checkpoint / CONFIG_FILE).write_text("{}")
     with pytest.raises(ConfigError, match=r"checkpoint/config\.json: "):
