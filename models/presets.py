@@ -61,6 +61,32 @@ def _mid(name: str) -> BltConfig:
     )
 
 
+def _blt_30m(name: str) -> BltConfig:
+    """A BLT of 29.5 M parameters in the released models' proportions, for comparison with other software."""
+    local = StackConfig(dim=192, layers=1, heads=3, ffn_dim=512, window=512)
+    return BltConfig(
+        name=name,
+        patcher=StackConfig(dim=192, layers=6, heads=3, ffn_dim=512, rope_theta=10_000.0, window=512),
+        encoder=local,
+        global_transformer=StackConfig(dim=384, layers=10, heads=6, ffn_dim=1024),
+        decoder=dataclasses.replace(local, layers=4),
+        hash=HashConfig(rows=5_000),
+    )
+
+
+def _blt_300m(name: str) -> BltConfig:
+    """The same at 321.5 M."""
+    local = StackConfig(dim=512, layers=1, heads=8, ffn_dim=1536, window=512)
+    return BltConfig(
+        name=name,
+        patcher=StackConfig(dim=384, layers=12, heads=6, ffn_dim=1024, rope_theta=10_000.0, window=512),
+        encoder=local,
+        global_transformer=StackConfig(dim=1024, layers=16, heads=8, ffn_dim=2816),
+        decoder=dataclasses.replace(local, layers=6),
+        hash=HashConfig(rows=20_000),
+    )
+
+
 def _blt_1b(name: str) -> BltConfig:
     return BltConfig(
         name=name,
@@ -108,6 +134,8 @@ PRESETS = {
     "tiny": _tiny,
     "blt-d-8m": _blt_d_8m,
     "mid": _mid,
+    "blt-30m": _blt_30m,
+    "blt-300m": _blt_300m,
     "blt-1b": _blt_1b,
     "blt-7b": _blt_7b,
     "blt-d-1b": _blt_d_1b,

@@ -3,6 +3,10 @@
 Wherever a checkpoint is read, ``random:PRESET`` stands for such a one. Its model is named ``PRESET-random``, and so
 are a bundle made of it and every table and report about that. Values are made when they are read, chunk by chunk, the
 same each time; no file and no tensor is held.
+
+A random entropy model is nearly as uncertain as can be after every byte, and a trained model's threshold would make
+each byte a patch. Where nothing else bounds patches, the threshold is therefore one that gives patches of random bytes,
+which is what such models write, `BYTES_PER_PATCH` bytes on average.
 """
 
 from __future__ import annotations
@@ -18,9 +22,14 @@ from fastblt.models.config import BltConfig
 from fastblt.models.formats.checkpoint import expected_shapes
 from fastblt.models.formats.stores import StoredTensor
 from fastblt.models.initialisation import initial_std
+from fastblt.models.patcher import Patcher, entropy
 from fastblt.models.presets import preset
+from fastblt.models.tokens import encode
 
 PREFIX = "random:"
+#: As trained models of the released geometry do it on web text.
+BYTES_PER_PATCH = 4.3
+_TEXT_BYTES = 512
 LAYOUT = "random"
 _CHUNK = 1 << 22
 
@@ -32,7 +41,25 @@ def random_config(path: str) -> BltConfig:
         ConfigError: no such preset.
     """
     name = path.removeprefix(PREFIX)
-    return dataclasses.replace(preset(name), name=f"{name}-random")
+    config = dataclasses.replace(preset(name), name=f"{name}-random")
+    rule = config.patching
+    if config.patcher is None or rule.max_patch_length is not None:
+        return config
+    return dataclasses.replace(config, patching=dataclasses.replace(rule, threshold=_threshold(config)))
+
+
+def _threshold(config: BltConfig) -> float:
+    """The quantile of the random patcher's entropies that makes patches of `BYTES_PER_PATCH`."""
+    assert config.patcher is not None
+    with torch.device("meta"):
+        patcher = Patcher(config.patcher, config.vocab_size)
+    store = RandomStore(config)
+    weights = {name: store.read(f"patcher.{name}") for name in patcher.state_dict()}
+    patcher.load_state_dict(weights, assign=True)
+    text = np.random.default_rng(0).bytes(_TEXT_BYTES)
+    with torch.inference_mode():
+        entropies = entropy(patcher(torch.from_numpy(encode(text)).unsqueeze(0)))
+    return float(entropies.quantile(1 - 1 / BYTES_PER_PATCH))
 
 
 class RandomStore:

@@ -162,7 +162,7 @@ def test_config_cannot_be_changed_when_made() -> None:
 
 
 def test_unknown_preset_is_named_with_the_choices() -> None:
-    with pytest.raises(ConfigError, match="'blt-9b': unknown, expected one of tiny, blt-d-8m, mid, blt-1b"):
+    with pytest.raises(ConfigError, match="'blt-9b': unknown, expected one of tiny, blt-d-8m, mid, blt-30m"):
         preset("blt-9b")
 
 
