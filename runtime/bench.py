@@ -14,24 +14,23 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fastblt.runtime.bench_plan import Contender, Plan
 from fastblt.runtime.bench_rows import BenchRow, Measurement, Run
+from fastblt.runtime.blt_runtime import BltRuntime
 from fastblt.runtime.machine import memory_bandwidth, peak_rss_mb, usable_cores
 from fastblt.runtime.methods import parse_method
+from fastblt.runtime.peers import Generator
 from fastblt.runtime.replay import ReplayBackend
-from fastblt.runtime.replay_setting import Profile
-
-if TYPE_CHECKING:
-    from fastblt.runtime.blt_runtime import BltRuntime
+from fastblt.runtime.replay_setting import Profile, ReplayError
 
 #: New bytes of the unmeasured first run of a contender: enough rounds to settle buffers and caches.
 WARM_UP_BYTES = 48
 
 
 def measure(
-    runtimes: Mapping[str, BltRuntime],
+    runtimes: Mapping[str, Generator],
     plan: Plan,
     prompts: Sequence[bytes],
     max_new_bytes: int,
@@ -43,7 +42,7 @@ def measure(
     """Measure all contenders of a plan, after one unmeasured run of each.
 
     Args:
-        runtimes: loaded, by backend name.
+        runtimes: loaded, by name of backend or peer.
         plan: from `make_plan`.
         prompts: at least one.
         max_new_bytes: bytes to generate after each prompt; at least 2, or nothing is left of the decode rate.
@@ -72,7 +71,8 @@ def measure(
         generation = runtime.generate(prompts[index], count, method=contender.method)
         if on_run:
             on_run(contender)
-        counts = runtime.backend.take_counts() if isinstance(runtime.backend, ReplayBackend) else None
+        replayed = runtime.backend if isinstance(runtime, BltRuntime) else None
+        counts = replayed.take_counts() if isinstance(replayed, ReplayBackend) else None
         return Run(index, generation.data, generation.stats, counts)
 
     for contender in plan.contenders:
@@ -83,15 +83,25 @@ def measure(
         for contender in rotated(plan.contenders, turn):
             runs[contender].append(run(contender, turn % len(prompts), max_new_bytes))
             peaks[contender] = peak_rss_mb()
-    devices = {name: runtime.backend.device for name, runtime in runtimes.items()}
+    devices = {name: runtime.device for name, runtime in runtimes.items()}
     config = runtimes[plan.backend].config
     bandwidth = max(memory_bandwidth(threads=count) for count in {1, threads or usable_cores()})
     return Measurement(plan, prompts, max_new_bytes, repeats, config, devices, runs, peaks, bandwidth, profiles)
 
 
-def _runtime(runtime: BltRuntime, profile: Profile | None) -> BltRuntime:
-    """The runtime itself, or one that replays over its backend."""
-    return runtime if profile is None else type(runtime)(ReplayBackend(runtime.backend, profile))
+def _runtime(runtime: Generator, profile: Profile | None) -> Generator:
+    """The runtime itself, or one that replays over its backend.
+
+    Raises:
+        ReplayError: a peer is to be replayed.
+    """
+    if profile is None:
+        return runtime
+    if not isinstance(runtime, BltRuntime):
+        raise ReplayError(
+            "replay: found a peer among the contenders, expected backends only (a peer says what it says)"
+        )
+    return BltRuntime(ReplayBackend(runtime.backend, profile))
 
 
 def rotated(contenders: Sequence[Contender], turn: int) -> list[Contender]:

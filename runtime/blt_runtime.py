@@ -50,6 +50,11 @@ class BltRuntime:
         return cls(load_backend(Path(bundle), backend, provider, max_bytes, threads))
 
     @property
+    def device(self) -> str:
+        """``cpu`` or ``cuda``."""
+        return self.backend.device
+
+    @property
     def config(self) -> BltConfig:
         """The model's configuration."""
         return self.backend.config

@@ -58,16 +58,7 @@ class EagerBackend:
     @classmethod
     def load(cls, folder: Path, provider: str, max_bytes: int, threads: int | None) -> EagerBackend:
         """Load a checkpoint of any layout, or the weights inside a bundle; ``auto`` is the CPU."""
-        device = "cpu" if provider == "auto" else provider
-        if device not in ("cpu", "cuda"):
-            raise ProviderError(f"provider: found {provider!r}, expected auto, cpu, cuda")
-        if device == "cuda" and not torch.cuda.is_available():
-            raise ProviderError("provider: found 'cuda', but PyTorch sees no GPU on this machine")
-        if any((folder / name).is_file() for name in WEIGHT_FILES):
-            return cls(load_checkpoint(folder, device=device), max_bytes, threads)
-        from fastblt.runtime.backends.bundle_weights import load_eager_model
-
-        return cls(load_eager_model(folder, device), max_bytes, threads)
+        return cls(load_eager(folder, provider), max_bytes, threads)
 
     def _cache(self, stack: StackConfig, capacity: int, dtype: torch.dtype) -> StackCache:
         return StackCache(stack, capacity, dtype, self._device)
@@ -174,6 +165,26 @@ class EagerBackend:
         live = position + rows if stack.window is None else min(position + rows, stack.window + rows - 1)
         per_slot = 2 * stack.keys.shape[0] * stack.keys[0, 0, 0].numel() * stack.keys.element_size()
         return self._weight_bytes[part] + live * per_slot
+
+
+def load_eager(folder: Path, provider: str) -> Blt:
+    """The eager model of a checkpoint of any layout, or of the weights inside a bundle.
+
+    Raises:
+        ProviderError: the provider is unknown, or PyTorch sees no GPU.
+        BundleError: the bundle cannot be used.
+        CheckpointError: the checkpoint cannot be used.
+    """
+    device = "cpu" if provider == "auto" else provider
+    if device not in ("cpu", "cuda"):
+        raise ProviderError(f"provider: found {provider!r}, expected auto, cpu, cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ProviderError("provider: found 'cuda', but PyTorch sees no GPU on this machine")
+    if any((folder / name).is_file() for name in WEIGHT_FILES):
+        return load_checkpoint(folder, device=device)
+    from fastblt.runtime.backends.bundle_weights import load_eager_model
+
+    return load_eager_model(folder, device)
 
 
 def _decoder_rows(logits: Tensor) -> DecoderRows:

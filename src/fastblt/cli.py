@@ -259,7 +259,10 @@ def bench(
     ),
     against: Annotated[
         str,
-        typer.Option(help="Also measure these, with commas between: BACKEND (its ar) or BACKEND/METHOD."),
+        typer.Option(
+            help="Also measure these, with commas between: BACKEND (its ar), BACKEND/METHOD, or transformers "
+            "(generate without its caches; BLT only)."
+        ),
     ] = "",
     prompts: Annotated[int, typer.Option(min=1, help="Held-out prompts.")] = 8,
     prompt_bytes: Annotated[int, typer.Option(min=1, help="Bytes of each prompt.")] = 64,

@@ -19,6 +19,7 @@ from fastblt.runtime.bench_rows import BenchRow
 from fastblt.runtime.blt_runtime import BltRuntime
 from fastblt.runtime.bundle import MANIFEST_FILE, load_manifest
 from fastblt.runtime.machine import device_info
+from fastblt.runtime.peers import PEERS, Generator, load_peer
 from fastblt.runtime.replay_setting import Profile, ReplaySetting
 
 #: What the wider table needs; a file or a pipe has no width of its own.
@@ -61,16 +62,9 @@ def run(bundle: Path, setting: Setting, json_file: Path | None) -> None:
     if json_file is not None and json_file.is_dir():
         raise ValueError(f"{json_file}: found a folder, expected the name of a file to write")
     needed = setting.prompt_bytes + setting.max_new_bytes
-    runtimes = {
-        backend: BltRuntime.from_pretrained(
-            bundle,
-            provider=setting.provider,
-            backend=backend,
-            max_bytes=max(4096, needed) if setting.max_bytes is None else setting.max_bytes,
-            threads=setting.threads,
-        )
-        for backend in dict.fromkeys(contender.backend for contender in layout.contenders)
-    }
+    max_bytes = max(4096, needed) if setting.max_bytes is None else setting.max_bytes
+    names = dict.fromkeys(contender.backend for contender in layout.contenders)
+    runtimes = {name: _load(bundle, name, setting, max_bytes) for name in names}
     rows = _measure(runtimes, layout, prompts, setting, replay)
     device = device_info(setting.threads)
     if json_file is not None:
@@ -85,6 +79,15 @@ def run(bundle: Path, setting: Setting, json_file: Path | None) -> None:
         console.print()
     line = compared(rows, layout, device, runtimes[setting.backend].config.name, bundle_dtype(bundle), corpora)
     console.print(line, soft_wrap=True)
+
+
+def _load(bundle: Path, name: str, setting: Setting, max_bytes: int) -> Generator:
+    """A backend of ours, or a peer."""
+    if name in PEERS:
+        return load_peer(bundle, name, setting.provider, setting.threads)
+    return BltRuntime.from_pretrained(
+        bundle, provider=setting.provider, backend=name, max_bytes=max_bytes, threads=setting.threads
+    )
 
 
 #: What a replay's figures are, in front of its tables.
@@ -110,7 +113,7 @@ def split_names(text: str) -> list[str]:
 
 
 def _measure(
-    runtimes: dict[str, BltRuntime],
+    runtimes: dict[str, Generator],
     layout: Plan,
     prompts: list[bytes],
     setting: Setting,
