@@ -25,6 +25,10 @@ MAX_ROWS = 256
 WHOLE_PATCH_LIMIT = 64
 #: Rows that a backend must be able to take in one call.
 ROW_CAPACITY = MAX_ROWS + WHOLE_PATCH_LIMIT
+#: Bound views of caches begin and end at multiples of this, so that a view serves many steps.
+VIEW_SLOTS = 64
+#: Views of the encoder's pool end at multiples of this many slots, which bounds the number of shapes.
+POOL_STEP = 8
 #: Positions past ``max_bytes`` that a draft may use before it is cut.
 DRAFT_SLACK = 64
 

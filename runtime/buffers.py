@@ -9,8 +9,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-#: Bound views of caches begin and end at multiples of this, so that a view serves many steps.
-VIEW_SLOTS = 64
+from fastblt.runtime.backend import VIEW_SLOTS
 
 
 def numpy_dtype(name: str) -> np.dtype[Any]:

@@ -9,7 +9,16 @@ import numpy as np
 import onnxruntime as ort
 
 from fastblt.models.config import BltConfig
-from fastblt.runtime.backend import DRAFT_SLACK, ROW_CAPACITY, DecoderRows, Floats, Ids, Pick, default_threads
+from fastblt.runtime.backend import (
+    DRAFT_SLACK,
+    POOL_STEP,
+    ROW_CAPACITY,
+    DecoderRows,
+    Floats,
+    Ids,
+    Pick,
+    default_threads,
+)
 from fastblt.runtime.backends.bound_graph import Binding, BoundGraph, ControlInput
 from fastblt.runtime.buffers import Buffer, numpy_dtype
 from fastblt.runtime.bundle import (
@@ -24,9 +33,6 @@ from fastblt.runtime.bundle import (
 )
 from fastblt.runtime.host_embeddings import HostEmbeddings
 from fastblt.runtime.providers import choose_provider
-
-#: Pool views end at multiples of this many slots, which bounds the number of shapes.
-_POOL_STEP = 8
 
 
 class OnnxRuntimeBackend:
@@ -102,7 +108,7 @@ class OnnxRuntimeBackend:
         self._entropy = Buffer(ROW_CAPACITY, (), floats)
         self._logits = Buffer(ROW_CAPACITY, (config.vocab_size,), floats)
         self._states = Buffer(capacity if self._reads_states else 1, (dim,), kind, device)
-        self._pool = Buffer(capacity + _POOL_STEP, (3 * dim,), kind, device)
+        self._pool = Buffer(capacity + POOL_STEP, (3 * dim,), kind, device)
         self._patch_embeddings = Buffer(ROW_CAPACITY, (config.patch_dim,), kind, device)
         self._latents = Buffer(ROW_CAPACITY, (config.global_transformer.dim,), kind, device)
         self._latent_kv = Buffer(capacity, (layers, 2, k * dim), kind, device)
@@ -125,7 +131,7 @@ class OnnxRuntimeBackend:
     ) -> None:
         """See `Backend.run_encoder`."""
         rows, patches, origin = len(ids) - (self.config.hash.context - 1), len(starts), int(starts[0])
-        slots = -(-(position + rows - origin) // _POOL_STEP) * _POOL_STEP
+        slots = -(-(position + rows - origin) // POOL_STEP) * POOL_STEP
         graph = self._encoder
         binding = graph.prepare(position, rows, (patches, slots), visible_from=visible_from)
         self._embed(binding, ids, rows)

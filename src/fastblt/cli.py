@@ -424,15 +424,20 @@ def evaluate(
 @app.command()
 @one_line_errors
 def inspect(
-    path: Annotated[Path, typer.Argument(help="Checkpoint folder or bundle.")],
+    path: Annotated[
+        str, typer.Argument(help="Bundle, or checkpoint: a folder of any layout, a hub id, or random:PRESET.")
+    ],
+    max_bytes: Annotated[int, typer.Option(min=1, help="Prompt and new bytes that memory is told for.")] = 4096,
+    patcher: PatcherOption = None,
+    json: Annotated[Path | None, typer.Option(help="Write the facts to this file.")] = None,
 ) -> None:
-    """Describe a checkpoint or a bundle.
+    """Describe a checkpoint or a bundle, without loading its weights.
 
-    Geometry, parameters, bytes on disk, graphs, estimated weight traffic.
+    Geometry, parameters, bytes on disk, memory on device and host, graphs, estimated weight traffic of each method.
     """
     from fastblt.commands.inspect import run
 
-    run(path)
+    run(path, max_bytes, patcher, json)
 
 
 if __name__ == "__main__":

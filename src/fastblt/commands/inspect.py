@@ -1,184 +1,58 @@
-"""``fastblt inspect``: what a checkpoint or a bundle is, told from its files without loading the weights."""
+"""``fastblt inspect``: what a checkpoint or a bundle is, and what it needs."""
 
 from __future__ import annotations
 
-import math
-from collections import Counter
-from dataclasses import dataclass
+import dataclasses
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-from safetensors import SafetensorError, safe_open
 
-from fastblt.commands.graphs import files_of, graph_table, tensor_table
+from fastblt.commands.graphs import graph_table, tensor_table
+from fastblt.commands.inspect_facts import BYTES_PER_PATCH, ESTIMATE_BYTES, PARTS, Facts, Memory, read_facts
 from fastblt.models.config import BltConfig
-from fastblt.models.parameters import ParameterCounts, count_parameters
-from fastblt.runtime.bundle import (
-    CONFIG_FILE,
-    EMBEDDINGS_FILE,
-    MANIFEST_FILE,
-    Manifest,
-    load_config,
-    load_manifest,
-)
-from fastblt.runtime.stats import RunStats
+from fastblt.runtime.bench import write_json
+from fastblt.runtime.bundle import EMBEDDINGS_FILE
 
-WEIGHTS_FILE = "model.safetensors"
-
-# What the traffic estimate assumes; both figures are the paper's, for its 1B model (FR->EN, k = 8).
-ESTIMATE_BYTES = 512
-BYTES_PER_PATCH = 4.0
-DRAFT = 8
-ACCEPTANCE = 0.91
-
-PARTS = {
-    "patcher": "patcher",
-    "encoder": "encoder",
-    "global": "global_transformer",
-    "decoder": "decoder",
-    "byte embeddings": "byte_embeddings",
-    "hash embeddings": "hash_embeddings",
-}
 _EMBEDDINGS = ("byte embeddings", "hash embeddings")
-_ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "F64": 8}
 
 
-class InspectError(ValueError):
-    """Nothing that can be inspected; the message names the file, what was found and what is expected."""
-
-
-@dataclass(frozen=True)
-class StoredWeights:
-    """What the header of a weight file says, by part (keys of `PARTS`)."""
-
-    elements: Counter[str]
-    bytes: Counter[str]
-    dtypes: dict[str, str]
-
-
-def run(path: Path) -> None:
-    """Print a description of a checkpoint folder or a bundle, whichever it is.
-
-    Raises:
-        InspectError: it is neither, or its weight file is damaged.
-        BundleError: its manifest is not usable.
-        ConfigError: its configuration is invalid.
-    """
+def run(path: str, max_bytes: int, patcher: str | None = None, json_file: Path | None = None) -> None:
+    """Print a description of a checkpoint of any layout or of a bundle; errors as in `read_facts`."""
+    facts = read_facts(path, max_bytes, patcher)
+    if json_file is not None:
+        write_json(json_file, as_json(facts))
     console = Console(highlight=False)
-    if (path / MANIFEST_FILE).is_file():
-        describe_bundle(console, path)
-    elif (path / CONFIG_FILE).is_file() and (path / WEIGHTS_FILE).is_file():
-        describe_checkpoint(console, path)
-    else:
-        found = "no such folder"
-        if path.is_dir():
-            found = f"a folder with {_some_names(path)}"
-        elif path.exists():
-            found = "a file"
-        raise InspectError(
-            f"{path}: found {found}, expected a checkpoint ({CONFIG_FILE}, {WEIGHTS_FILE}) "
-            f"or a bundle ({MANIFEST_FILE})"
-        )
-
-
-def _some_names(folder: Path, most: int = 6) -> str:
-    names = sorted(entry.name for entry in folder.iterdir())
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return (", ".join(names[:most]) or "nothing") + more
-
-
-def describe_checkpoint(console: Console, path: Path) -> None:
-    """Geometry, parameters and bytes per part, estimated traffic."""
-    config = BltConfig.load(path / CONFIG_FILE)
-    stored = read_weights(path / WEIGHTS_FILE)
-    counts = count_parameters(config)
-    console.print(f"checkpoint {path}: {config.name}", soft_wrap=True)
-    _print_geometry(console, config)
-    sizes = {part: (stored.bytes[part], stored.dtypes.get(part, "-")) for part in PARTS}
-    console.print(parts_table(counts, sizes))
-    for part, name in PARTS.items():
-        if stored.elements[part] != getattr(counts, name):
-            console.print(
-                f"warning: {WEIGHTS_FILE} has {stored.elements[part]} elements of {part}, "
-                f"{CONFIG_FILE} expects {getattr(counts, name)}",
-                soft_wrap=True,
-            )
-    _print_estimate(console, config)
-
-
-def describe_bundle(console: Console, path: Path) -> None:
-    """The same for a bundle, and its graphs."""
-    manifest = load_manifest(path)
-    config = load_config(path)
-    place = f"in {EMBEDDINGS_FILE}" if manifest.hash_tables == "host" else "inside the encoder graph"
-    console.print(
-        f"bundle {path}: {manifest.model}, {manifest.dtype}, opset {manifest.opset}, hash tables {place}",
-        soft_wrap=True,
-    )
-    _print_geometry(console, config)
-    console.print(parts_table(count_parameters(config), bundle_sizes(path, manifest)))
-    console.print()
-    console.print(graph_table(path, manifest))
-    for graph in manifest.graphs.values():
+    console.print(_headline(facts), soft_wrap=True)
+    for table in (geometry_table(facts.config), facts_table(facts.config), parts_table(facts), memory_table(facts)):
         console.print()
-        console.print(tensor_table(graph))
-    _print_estimate(console, config)
-
-
-def read_weights(path: Path) -> StoredWeights:
-    """Sizes and types of the tensors of a checkpoint's weight file, by part.
-
-    Raises:
-        InspectError: the file is not readable as safetensors.
-    """
-    elements: Counter[str] = Counter()
-    sizes: Counter[str] = Counter()
-    dtypes: dict[str, set[str]] = {}
-    try:
-        with safe_open(path, framework="np") as file:
-            for name in file.keys():  # noqa: SIM118
-                piece = file.get_slice(name)
-                part, dtype = part_of(name), str(piece.get_dtype())
-                count = math.prod(piece.get_shape())
-                elements[part] += count
-                sizes[part] += count * _ITEM_BYTES.get(dtype, 1)
-                dtypes.setdefault(part, set()).add(dtype)
-    except (SafetensorError, OSError) as error:
-        raise InspectError(f"{path}: not a readable safetensors file ({error})") from error
-    return StoredWeights(elements, sizes, {part: "/".join(sorted(kinds)) for part, kinds in dtypes.items()})
-
-
-def part_of(tensor: str) -> str:
-    """The part (a key of `PARTS`) that a checkpoint tensor belongs to."""
-    if "hash_embeddings" in tensor:
-        return "hash embeddings"
-    if "tok_embeddings" in tensor:
-        return "byte embeddings"
-    module = tensor.partition(".")[0]
-    return "global" if module == "global_transformer" else module
-
-
-def bundle_sizes(path: Path, manifest: Manifest) -> dict[str, tuple[int, str]]:
-    """Bytes on disk and type of each part of a bundle; small embedding tables lie inside the graphs."""
-    sizes = {
-        part: (
-            sum((path / name).stat().st_size for name in files_of(graph, manifest)),
-            "fp32" if part == "patcher" else manifest.dtype,
-        )
-        for part, graph in manifest.graphs.items()
-    }
-    if EMBEDDINGS_FILE in manifest.files:
-        sizes["hash embeddings"] = ((path / EMBEDDINGS_FILE).stat().st_size, manifest.dtype)
-    return sizes
-
-
-def _print_geometry(console: Console, config: BltConfig) -> None:
+        console.print(table)
+    console.print(_memory_note(facts), soft_wrap=True)
+    if facts.manifest is not None:
+        for table in (graph_table(Path(path), facts.manifest), *map(tensor_table, facts.manifest.graphs.values())):
+            console.print()
+            console.print(table)
     console.print()
-    console.print(geometry_table(config))
-    console.print()
-    console.print(facts_table(config))
-    console.print()
+    console.print(_traffic_text(facts), soft_wrap=True)
+
+
+def as_json(facts: Facts) -> dict[str, Any]:
+    """The facts as plain JSON types."""
+    found = {field.name: getattr(facts, field.name) for field in dataclasses.fields(facts)}
+    found["config"], found["counts"] = facts.config.to_dict(), dataclasses.asdict(facts.counts)
+    found["stored"] = {part: dataclasses.asdict(each) for part, each in facts.stored.items()}
+    found["memory"] = [{**dataclasses.asdict(each), "device": each.device} for each in facts.memory]
+    found["manifest"] = None if facts.manifest is None else facts.manifest.to_dict()
+    return found
+
+
+def _headline(facts: Facts) -> str:
+    manifest = facts.manifest
+    if manifest is None:
+        return f"{facts.path}: {facts.kind}, {facts.config.name}"
+    place = f"in {EMBEDDINGS_FILE}" if manifest.hash_tables == "host" else "inside the encoder graph"
+    return f"{facts.path}: bundle, {manifest.model}, {manifest.dtype}, opset {manifest.opset}, hash tables {place}"
 
 
 def geometry_table(config: BltConfig) -> Table:
@@ -186,13 +60,7 @@ def geometry_table(config: BltConfig) -> Table:
     table = Table("stack", box=None, pad_edge=False)
     for heading in ("layers", "dim", "heads", "ffn", "window", "rope theta"):
         table.add_column(heading, justify="right")
-    stacks = {
-        "patcher": config.patcher,
-        "encoder": config.encoder,
-        "global": config.global_transformer,
-        "decoder": config.decoder,
-    }
-    for name, stack in stacks.items():
+    for name, stack in config.stacks.items():
         window = "all" if stack.window is None else str(stack.window)
         numbers = (stack.layers, stack.dim, stack.heads, stack.ffn_dim)
         table.add_row(name, *map(str, numbers), window, f"{stack.rope_theta:g}")
@@ -202,63 +70,87 @@ def geometry_table(config: BltConfig) -> Table:
 def facts_table(config: BltConfig) -> Table:
     """What else determines the model."""
     table = Table(box=None, show_header=False, pad_edge=False)
-    longest = config.patching.max_patch_length
-    limit = "of any length" if longest is None else f"of at most {longest} bytes"
-    table.add_row("patches", f"close above {config.patching.threshold:g} nats, {limit}")
+    table.add_row("patches", patch_rule(config))
+    masks = "self-attention stays inside them, EOS ends one" if config.document_masks else "not masked"
+    table.add_row("documents", masks)
     n = config.hash
     sizes = ", ".join(map(str, n.sizes))
-    table.add_row("hash tables", f"{n.tables} of {n.rows} rows x {config.encoder.dim} (n-grams of {sizes} bytes)")
+    functions = f", {n.functions} hash functions" if n.functions > 1 else ""
+    tables = f"{n.tables} of {n.rows} rows x {config.encoder.dim} (n-grams of {sizes} bytes{functions})"
+    table.add_row("hash tables", tables if n.tables else "none")
     table.add_row("cross-attention", f"{config.cross_attn_k} queries per patch")
     blocks = f", blocks of up to {config.block_size} bytes" if config.block_size else ", no block diffusion"
     table.add_row("decoder input", config.decoder_input + blocks)
     return table
 
 
-def parts_table(counts: ParameterCounts, sizes: dict[str, tuple[int, str]]) -> Table:
+def patch_rule(config: BltConfig) -> str:
+    """What closes a patch, in words."""
+    rule, longest = config.patching, config.patching.max_patch_length
+    limit = "of any length" if longest is None else f"of at most {longest} bytes"
+    if rule.mode == "entropy":
+        return f"close above {rule.threshold:g} nats, {limit}"
+    if rule.mode == "space":
+        return f"close at space-like bytes, {limit} (no entropy model)"
+    return "every byte is one" if longest == 1 else f"of {longest} bytes (no entropy model)"
+
+
+def parts_table(facts: Facts) -> Table:
     """Parameters, share of the non-embedding parameters, bytes on disk and type of each part."""
     table = Table("part", box=None, pad_edge=False)
     for heading in ("parameters", "share", "MB on disk", "type"):
         table.add_column(heading, justify="right")
+    counts = facts.counts
     whole = counts.total - counts.byte_embeddings - counts.hash_embeddings
     for part, name in PARTS.items():
-        count = getattr(counts, name)
+        count, stored = getattr(counts, name), facts.stored.get(part)
+        if not count:
+            continue
         share = "" if part in _EMBEDDINGS else f"{100 * count / whole:.1f} %"
-        size, dtype = sizes.get(part, (0, ""))
-        table.add_row(part, f"{count:,}", share, f"{size / 1e6:.2f}" if size else "", dtype)
-    disk = sum(size for size, _ in sizes.values())
-    table.add_row("total", f"{counts.total:,}", "", f"{disk / 1e6:.2f}", "", style="bold")
+        table.add_row(part, f"{count:,}", share, _mb(stored.bytes) if stored else "", stored.dtype if stored else "")
+    disk = sum(stored.bytes for stored in facts.stored.values())
+    table.add_row("total", f"{counts.total:,}", "", _mb(disk), "", style="bold")
     return table
 
 
-def estimated_gb(config: BltConfig, method_bytes: float, draft: int) -> float:
-    """Weight traffic by the paper's formula for `ESTIMATE_BYTES` bytes at `BYTES_PER_PATCH`.
-
-    Args:
-        config: the model.
-        method_bytes: bytes that one round gives.
-        draft: bytes that one round drafts; 0: autoregressive.
-    """
-    rounds = ESTIMATE_BYTES / method_bytes
-    # A verification makes all latents of the patches that it closes in one call.
-    patch_calls = math.ceil(min(rounds, ESTIMATE_BYTES / BYTES_PER_PATCH))
-    decoder = math.ceil(rounds * (draft + 1))
-    # Where the decoder reads byte states, the encoder runs on every byte, drafted ones included.
-    encoder = decoder if config.decoder_input == "encoder" else patch_calls
-    nfe = Counter({"decoder": decoder, "encoder": encoder, "global": patch_calls})
-    return RunStats(nfe=nfe).estimated_gb(config)
+def memory_table(facts: Facts) -> Table:
+    """Megabytes on device and host, by part; for a checkpoint, of every type of bundle."""
+    table = Table("memory, MB", box=None, pad_edge=False)
+    for memory in facts.memory:
+        table.add_column(f"{memory.dtype}\nweights", justify="right")
+        table.add_column("\nbuffers", justify="right")
+    for part in facts.config.stacks:
+        table.add_row(part, *(_mb(size) for m in facts.memory for size in (m.weights[part], m.buffers[part])))
+    table.add_row("device", *(_mb(size) for m in facts.memory for size in _device(m)), style="bold")
+    table.add_row("host", *(text for m in facts.memory for text in (_mb(m.tables), "")), style="bold")
+    return table
 
 
-def _print_estimate(console: Console, config: BltConfig) -> None:
-    ar = estimated_gb(config, 1, 0)
-    speculative = estimated_gb(config, DRAFT * ACCEPTANCE + 1, DRAFT)
-    console.print()
-    console.print(
-        f"estimated weight traffic for {ESTIMATE_BYTES} bytes: "
-        f"ar {ar:.4g} GB, s:{DRAFT} {speculative:.4g} GB ({100 * (1 - speculative / ar):.0f} % less)",
-        soft_wrap=True,
+def _device(memory: Memory) -> tuple[int, int]:
+    return sum(memory.weights.values()), sum(memory.buffers.values())
+
+
+def _memory_note(facts: Facts) -> str:
+    return (
+        f"buffers: for {facts.max_bytes} bytes of prompt and text, each a patch at worst, mostly keys and values; the "
+        "patcher is fp32 in every bundle; host: embedding tables, mapped from their file, of which a byte reads a few "
+        "rows"
     )
-    console.print(
-        f"assumed: 16-bit weights, {BYTES_PER_PATCH:g} bytes per patch, {100 * ACCEPTANCE:.0f} % of drafts "
-        "accepted, one encoder and global call a round; patcher and caches left out (the paper's formula)",
-        soft_wrap=True,
+
+
+def _traffic_text(facts: Facts) -> str:
+    ar = facts.traffic_gb["ar"]
+    each = [
+        f"{method} {gb:.4g} GB" + ("" if method == "ar" else f" ({100 * (1 - gb / ar):.0f} % less)")
+        for method, gb in facts.traffic_gb.items()
+    ]
+    return (
+        f"estimated weight traffic for {ESTIMATE_BYTES} bytes: {', '.join(each)}\n"
+        f"assumed: 16-bit weights, {BYTES_PER_PATCH:g} bytes per patch, the paper's acceptance (91 % of drafts, 80 % "
+        "of one-step blocks) and steps (2.9 a block), one encoder and global call a round; patcher and caches left "
+        "out (the paper's formula)"
     )
+
+
+def _mb(size: int) -> str:
+    return f"{size / 1e6:,.2f}"

@@ -1,0 +1,204 @@
+"""What is known of a checkpoint or a bundle without loading its weights."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastblt.commands.graphs import files_of
+from fastblt.models.config import BltConfig
+from fastblt.models.parameters import ParameterCounts, count_parameters
+from fastblt.runtime.bundle import DTYPES, EMBEDDINGS_FILE, Manifest, is_bundle, load_config, load_manifest
+from fastblt.runtime.memory import device_buffers, graph_of, weight_bytes
+from fastblt.runtime.stats import RunStats
+
+# What the traffic estimate assumes: the paper's figures of its 1B models (French to English).
+ESTIMATE_BYTES = 512
+BYTES_PER_PATCH = 4.0
+BLOCK = 8
+
+#: A part's name in tables, and its field in `ParameterCounts`.
+PARTS = {
+    "patcher": "patcher",
+    "encoder": "encoder",
+    "global": "global_transformer",
+    "decoder": "decoder",
+    "byte embeddings": "byte_embeddings",
+    "hash embeddings": "hash_embeddings",
+}
+_ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A part as it lies on disk."""
+
+    bytes: int
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What running a bundle of one type needs."""
+
+    dtype: str
+    weights: dict[str, int]
+    """Bytes on the device, by graph."""
+    buffers: dict[str, int]
+    """Bytes on the device, by graph: caches and what passes from graph to graph."""
+    tables: int
+    """Bytes of embedding tables, memory-mapped on the host; 0 where they are inside the encoder's graph."""
+
+    @property
+    def device(self) -> int:
+        """All of the device's."""
+        return sum(self.weights.values()) + sum(self.buffers.values())
+
+
+@dataclass(frozen=True)
+class Facts:
+    """One checkpoint or bundle."""
+
+    kind: str
+    """E.g. ``bundle`` or ``transformers BltForCausalLM``."""
+    path: str
+    config: BltConfig
+    counts: ParameterCounts
+    stored: dict[str, Stored]
+    """By part (keys of `PARTS`)."""
+    max_bytes: int
+    memory: tuple[Memory, ...]
+    """Of the bundle's type; for a checkpoint, of every type that it can be exported to."""
+    traffic_gb: dict[str, float]
+    """Estimated weight traffic of `ESTIMATE_BYTES` bytes, by method."""
+    manifest: Manifest | None = None
+
+
+def read_facts(path: str, max_bytes: int, patcher: str | None = None) -> Facts:
+    """Facts about a bundle, or a checkpoint of any layout.
+
+    Args:
+        path: a folder, a hub id or ``random:PRESET``.
+        max_bytes: longest prompt plus new bytes that memory is told for.
+        patcher: of a checkpoint, see `open_checkpoint`.
+
+    Raises:
+        BundleError: it is a bundle that cannot be used.
+        CheckpointError: it is neither, or a checkpoint that cannot be used.
+        ConfigError: its configuration is invalid.
+    """
+    if is_bundle(Path(path)):
+        return bundle_facts(Path(path), max_bytes)
+    return checkpoint_facts(path, max_bytes, patcher)
+
+
+def bundle_facts(folder: Path, max_bytes: int) -> Facts:
+    """Facts about a bundle; needs no PyTorch."""
+    manifest, config = load_manifest(folder), load_config(folder)
+    sizes = {
+        part: sum((folder / name).stat().st_size for name in files_of(graph, manifest))
+        for part, graph in manifest.graphs.items()
+    }
+    stored = {part: Stored(size, "fp32" if part == "patcher" else manifest.dtype) for part, size in sizes.items()}
+    tables = 0
+    if EMBEDDINGS_FILE in manifest.files:
+        tables = (folder / EMBEDDINGS_FILE).stat().st_size
+        stored["hash embeddings"] = Stored(tables, _table_type(folder))
+    memory = Memory(manifest.dtype, sizes, device_buffers(config, manifest.dtype, max_bytes), tables)
+    return Facts(
+        "bundle", str(folder), config, count_parameters(config), stored, max_bytes, (memory,), traffic(config), manifest
+    )
+
+
+def _table_type(folder: Path) -> str:
+    from fastblt.runtime.host_embeddings import map_tables
+
+    kinds = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+    table = map_tables(folder / EMBEDDINGS_FILE).get("encoder.hash_embeddings.weight")
+    return "-" if table is None else kinds[table.dtype.name]
+
+
+def checkpoint_facts(path: str, max_bytes: int, patcher: str | None) -> Facts:
+    """Facts about a checkpoint; every tensor has been accounted for."""
+    from fastblt.models.formats.opening import DESCRIPTIONS, open_checkpoint
+
+    checkpoint = open_checkpoint(path, patcher=patcher)
+    config = checkpoint.config
+    shapes = {name: checkpoint.shape(name) for name in checkpoint.pieces}
+    kinds = {name: checkpoint.dtype(name) for name in shapes}
+    stored = {}
+    for part in PARTS:
+        names = [name for name in shapes if part_of(name) == part]
+        size = sum(math.prod(shapes[name]) * _ITEM_BYTES[kinds[name]] for name in names)
+        if size:
+            stored[part] = Stored(size, "/".join(sorted({kinds[name] for name in names})))
+    memory = tuple(_checkpoint_memory(config, shapes, kinds, dtype, max_bytes) for dtype in DTYPES)
+    return Facts(
+        DESCRIPTIONS[checkpoint.layout],
+        path,
+        config,
+        count_parameters(config),
+        stored,
+        max_bytes,
+        memory,
+        traffic(config),
+    )
+
+
+def _checkpoint_memory(
+    config: BltConfig, shapes: Mapping[str, tuple[int, ...]], kinds: Mapping[str, str], dtype: str, max_bytes: int
+) -> Memory:
+    """What a bundle of this checkpoint would need."""
+    weights: Counter[str] = Counter()
+    for name, shape in shapes.items():
+        size = weight_bytes(name, shape, dtype)
+        if part_of(name) == "hash embeddings" and kinds[name] != "F32":
+            size = 2 * math.prod(shape)  # tables stored in 16 bits stay so
+        weights[graph_of(name)] += size
+    tables = weights.pop("tables", 0)
+    ordered = {part: weights[part] for part in config.stacks}
+    return Memory(dtype, ordered, device_buffers(config, dtype, max_bytes), tables)
+
+
+def part_of(tensor: str) -> str:
+    """The part (a key of `PARTS`) that one of our tensors belongs to."""
+    if "hash_embeddings" in tensor:
+        return "hash embeddings"
+    if "tok_embeddings" in tensor:
+        return "byte embeddings"
+    module = tensor.partition(".")[0]
+    return "global" if module == "global_transformer" else module
+
+
+def traffic(config: BltConfig) -> dict[str, float]:
+    """Estimated GB for `ESTIMATE_BYTES` bytes, of every kind of method that the model can run.
+
+    Bytes and decoder calls of a round are the paper's: 91.1 % of 8 drafted bytes kept, 187 steps of 64 blocks at
+    alpha 0.7, 80.3 % of a block of 8 kept after one step.
+    """
+    methods = {"ar": (1.0, 1.0), f"s:{BLOCK}": (BLOCK * 0.9114 + 1, BLOCK + 1.0)}
+    if config.block_size >= BLOCK:
+        methods[f"d:{BLOCK}@0.7"] = (float(BLOCK), 187 / 64)
+        methods[f"dv:{BLOCK}@one"] = (BLOCK * 0.8034 + 1, 2.0)
+    return {name: estimated_gb(config, *each) for name, each in methods.items()}
+
+
+def estimated_gb(config: BltConfig, round_bytes: float, decoder_calls: float) -> float:
+    """Weight traffic by the paper's formula for `ESTIMATE_BYTES` bytes at `BYTES_PER_PATCH`.
+
+    Args:
+        config: the model.
+        round_bytes: bytes that one round gives.
+        decoder_calls: of one round.
+    """
+    rounds = ESTIMATE_BYTES / round_bytes
+    # A round makes all latents of the patches that it closes in one call.
+    patch_calls = math.ceil(min(rounds, ESTIMATE_BYTES / BYTES_PER_PATCH))
+    decoder = math.ceil(rounds * decoder_calls)
+    # Where the decoder reads byte states, the encoder runs on every byte, drafted ones included.
+    encoder = decoder if config.decoder_input == "encoder" else patch_calls
+    nfe = Counter({"decoder": decoder, "encoder": encoder, "global": patch_calls})
+    return RunStats(nfe=nfe).estimated_gb(config)
