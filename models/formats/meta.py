@@ -93,28 +93,40 @@ def model_fields(folder: Path) -> tuple[Fields, Fields]:
     return params.inside("model"), params.inside("data").inside("patcher_args")
 
 
+def read_patching(folder: Path) -> PatchingConfig:
+    """The patch rule of a model folder: as the patcher was set up in training, else as the model's arguments say.
+
+    Raises:
+        ConfigError: a field is invalid, or names a rule that this project does not have.
+    """
+    args, patcher_args = model_fields(folder)
+    source, threshold = (patcher_args, "threshold") if patcher_args.data else (args, "patching_threshold")
+    source.require("monotonicity", False, None)
+    source.require("threshold_add", None)
+    return patching_rule(source, threshold)
+
+
 def read_config(folder: Path, patcher: StackConfig | None) -> BltConfig:
     """The configuration of a model folder.
 
     Args:
         folder: of either layout.
-        patcher: its entropy model's; left out where patches need none.
+        patcher: its entropy model's; None where patches need none.
 
     Raises:
         ConfigError: a field is missing or invalid, or means something that this project does not compute.
     """
-    args, patcher_args = model_fields(folder)
+    args = model_fields(folder)[0]
     _check_supported(args)
     k = args.integer("cross_attn_k")
     window = args.optional_integer("local_attention_window_len", missing=WINDOW)
-    patching = _patching(args, patcher_args)
     return BltConfig(
         name=folder.absolute().name,
-        patcher=patcher if patching.mode == "entropy" else None,
+        patcher=patcher,
         encoder=_stack(args, "local_encoder", window),
         global_transformer=_stack(args, "global", None),
         decoder=_stack(args, "local_decoder", window),
-        patching=patching,
+        patching=read_patching(folder),
         hash=_hash(args),
         cross_attn_k=k,
         document_masks=True,
@@ -158,14 +170,6 @@ def _ffn_dim(args: Fields, dim: int) -> int:
     hidden = int(args.number("ffn_dim_multiplier", 1.0) * int(8 * dim / 3))
     multiple = args.integer("multiple_of", 256)
     return -(-hidden // multiple) * multiple
-
-
-def _patching(args: Fields, patcher_args: Fields) -> PatchingConfig:
-    """The rule: as the patcher was set up in training, else as the model's arguments say."""
-    source, threshold = (patcher_args, "threshold") if patcher_args.data else (args, "patching_threshold")
-    source.require("monotonicity", False, None)
-    source.require("threshold_add", None)
-    return patching_rule(source, threshold)
 
 
 def _hash(args: Fields) -> HashConfig:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from fastblt.models.config import BltConfig, ConfigError, StackConfig
+from fastblt.models.config import BltConfig, StackConfig
 from fastblt.models.formats import meta, transformers
 from fastblt.models.formats.checkpoint import PATCHER_PREFIX, Checkpoint, Pieces, expected_shapes, identity_pieces
 from fastblt.models.formats.errors import CheckpointError
@@ -119,24 +119,20 @@ def pieces_of(layout: str, config: BltConfig) -> Pieces:
 
 
 def _open_meta(folder: Path, layout: str, entropy: Path | None) -> Checkpoint:
-    """A model folder of Meta's, with the entropy model that is given or found."""
+    """A model folder of Meta's, with the entropy model that is given or found, where patches need one."""
+    store = meta.open_store(folder)
+    if meta.read_patching(folder).mode != "entropy":
+        config = meta.read_config(folder, None)
+        main = Checkpoint(layout, folder, config, store, pieces_of(layout, config))
+        return main if entropy is None else _with_patcher(main, entropy)
     entropy = entropy or meta.find_entropy_folder(folder)
     if entropy is None:
-        try:
-            config = meta.read_config(folder, None)
-        except ConfigError as error:
-            if "an entropy model" not in str(error):
-                raise
-            raise CheckpointError(
-                f"{folder}: found no entropy model in it or beside it ({', '.join(meta.ENTROPY_FOLDERS)}), expected "
-                "one, because the configuration closes patches by entropy: pass its folder with --patcher PATH"
-            ) from None
-        return Checkpoint(layout, folder, config, meta.open_store(folder), pieces_of(layout, config))
-    stack, store, words = _entropy_model(entropy)
-    config = meta.read_config(folder, stack)
-    if config.patcher is None:
-        return Checkpoint(layout, folder, config, meta.open_store(folder), pieces_of(layout, config))
-    return _joined(layout, folder, config, meta.open_store(folder), store, words)
+        raise CheckpointError(
+            f"{folder}: found no entropy model in it or beside it ({', '.join(meta.ENTROPY_FOLDERS)}), expected one, "
+            "because the configuration closes patches by entropy: pass its folder with --patcher PATH"
+        )
+    stack, entropy_store, words = _entropy_model(entropy)
+    return _joined(layout, folder, meta.read_config(folder, stack), store, entropy_store, words)
 
 
 def _with_patcher(main: Checkpoint, entropy: Path) -> Checkpoint:
