@@ -5,8 +5,9 @@ are a bundle made of it and every table and report about that. Values are made w
 same each time; no file and no tensor is held.
 
 A random entropy model is nearly as uncertain as can be after every byte, and a trained model's threshold would make
-each byte a patch. Where nothing else bounds patches, the threshold is therefore one that gives patches of random bytes,
-which is what such models write, `BYTES_PER_PATCH` bytes on average.
+each byte a patch. Where nothing else bounds patches, the threshold is therefore one that gives patches of random bytes
+`BYTES_PER_PATCH` bytes on average. What such a model writes is less varied, and its patches are shorter (measured: 1.8
+to 2.7 bytes).
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ from fastblt.models.blt import Blt
 from fastblt.models.config import BltConfig
 from fastblt.models.formats import transformers as layout
 from fastblt.models.formats.names import translate
+from fastblt.models.parameters import count_parameters
 from fastblt.models.tokens import EOS_ID, decode, encode
 from fastblt.runtime.backend import default_threads
 from fastblt.runtime.backends.eager import load_eager
@@ -44,13 +45,14 @@ class TransformersPeer:
     """Greedy generation by ``BltForCausalLM.generate(use_cache=False)``."""
 
     def __init__(self, model: Blt, threads: int | None = None) -> None:
-        if model.config.document_masks:
-            raise PeerError(f"{model.config.name}: transformers has no document masks, expected a model without them")
+        _check_comparable(model.config)
         self.config: BltConfig = model.config
         weight = model.decoder.output.weight
         self._device = weight.device
         self.device = self._device.type
-        torch.set_num_threads(threads or default_threads(4 * sum(p.numel() for p in model.parameters())))
+        counts = count_parameters(self.config)
+        weights = 4 * (counts.total - counts.byte_embeddings - counts.hash_embeddings)
+        torch.set_num_threads(threads or default_threads(weights))
         self._model = build(model)
         self._stats = RunStats()
         for part, name in _MODULES.items():
@@ -127,11 +129,22 @@ class _Clock:
         """Called at the end."""
 
 
+def _check_comparable(config: BltConfig) -> None:
+    """Raise `PeerError` where transformers computes something else with the same weights."""
+    rule = config.patching
+    if config.document_masks:
+        raise PeerError(f"{config.name}: transformers has no document masks, expected a model without them")
+    if rule.mode != "entropy" and rule.max_patch_length != 1:
+        raise PeerError(f"{config.name}: transformers has no {rule.mode} patches, expected entropy patches or bytes")
+    if rule.mode == "entropy" and rule.max_patch_length is not None:
+        raise PeerError(f"{config.name}: transformers' max_patch_length is another rule, expected a model without it")
+
+
 def build(model: Blt) -> Any:
     """A ``BltForCausalLM`` with the weights of one of ours.
 
     Raises:
-        PeerError: transformers is not installed.
+        PeerError: transformers is not installed, or too old.
         CheckpointError: transformers has no such model.
     """
     text = layout.write_config(model.config, "float32")
@@ -141,6 +154,8 @@ def build(model: Blt) -> Any:
         from transformers.utils import logging
     except ImportError as error:
         raise PeerError(f"transformers: cannot be imported ({error}), expected: pip install transformers") from error
+    if not hasattr(TheirConfig(), "local_attention_window_len"):
+        raise PeerError("transformers: found a version without attention windows, expected 5.23 or newer")
     state = model.state_dict()
     tensors: dict[str, Tensor] = {}
     for name, pieces in translate(model.config, layout.NAMES).items():

@@ -15,7 +15,7 @@ from fastblt.cli import app
 from fastblt.export.bundle_writer import export_bundle
 from fastblt.models.blt import Blt
 from fastblt.models.checkpoint import save_checkpoint
-from fastblt.models.config import BltConfig
+from fastblt.models.config import BltConfig, PatchingConfig
 from fastblt.models.formats.errors import CheckpointError
 from fastblt.models.tokens import EOS_ID
 from fastblt.runtime.blt_runtime import BltRuntime
@@ -87,6 +87,15 @@ def test_error_says_what_transformers_cannot_run(
     masked = make_model(dataclasses.replace(comparable.config, document_masks=True))
     with pytest.raises(PeerError, match="transformers has no document masks"):
         TransformersPeer(masked)
+    for rule, message in (
+        (PatchingConfig(mode="space"), "transformers has no space patches"),
+        (PatchingConfig(max_patch_length=3, mode="static"), "transformers has no static patches"),
+        (PatchingConfig(5.0, 8), "max_patch_length is another rule"),
+    ):
+        patcher = comparable.config.patcher if rule.mode == "entropy" else None
+        config = dataclasses.replace(comparable.config, patcher=patcher, patching=rule)
+        with pytest.raises(PeerError, match=message):
+            TransformersPeer(make_model(config))
     with pytest.raises(MethodError, match="found 's:4', expected 'ar'"):
         load_peer(folder / "bundle", "transformers", "cpu", 1).generate(b"a", 4, method="s:4")
 
