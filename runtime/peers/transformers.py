@@ -130,7 +130,11 @@ class _Clock:
 
 
 def _check_comparable(config: BltConfig) -> None:
-    """Raise `PeerError` where transformers computes something else with the same weights."""
+    """Raise `PeerError` where transformers computes something else with the same weights.
+
+    `CheckpointError` where it has no such model at all.
+    """
+    layout.write_config(config, "float32")
     rule = config.patching
     if config.document_masks:
         raise PeerError(f"{config.name}: transformers has no document masks, expected a model without them")
