@@ -13,7 +13,7 @@ from fastblt.models.atomic_folder import replacing_folder
 from fastblt.models.formats import transformers
 from fastblt.models.formats.checkpoint import Checkpoint
 from fastblt.models.formats.errors import CheckpointError
-from fastblt.models.formats.opening import CONFIG_FILE, OWN, pieces_of, recognise
+from fastblt.models.formats.opening import CONFIG_FILE, OWN, pieces_of
 from fastblt.models.formats.safetensors_writer import Table, write_tables
 from fastblt.models.formats.stores import DTYPE_NAMES, DTYPES
 
@@ -33,20 +33,20 @@ def convert(
 
     Args:
         source: an open checkpoint.
-        folder: created; an earlier checkpoint there is replaced.
+        folder: created; it must not exist, or be empty: a checkpoint may be all that somebody has.
         target: one of `TARGETS`.
         dtype: of the weights; None: each tensor keeps its type, and converting back restores every bit.
         report: told which tensor is being written.
 
     Raises:
         CheckpointError: the target has no such model, a weight is not finite or beyond the range of ``dtype``, or
-            ``folder`` holds something else.
+            ``folder`` is not empty.
         OSError: it cannot be written.
     """
     if target not in TARGETS:
         raise CheckpointError(f"to: found {target!r}, expected one of {', '.join(TARGETS)}")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        recognise(folder)
+        raise CheckpointError(f"{folder}: found something there, expected a new name or an empty folder")
     kinds = {name: dtype or DTYPES[source.dtype(name)] for name in source.pieces}
     text = _config_text(source, target, kinds)
     say = report or (lambda name: None)

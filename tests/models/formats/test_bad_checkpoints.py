@@ -287,11 +287,13 @@ def test_convert_refuses_what_transformers_has_not(tiny_checkpoint: Path, tmp_pa
     assert list(tmp_path.iterdir()) == []
 
 
-def test_convert_replaces_no_folder_that_is_not_a_checkpoint(own: Path, tmp_path: Path) -> None:
+def test_convert_replaces_nothing(own: Path, theirs: Path, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
-    result = CliRunner().invoke(app, ["convert", str(own), str(tmp_path / "mine"), "--to", "transformers"])
-    assert result.exit_code == 1
+    for folder in (theirs, tmp_path / "mine"):
+        result = CliRunner().invoke(app, ["convert", str(own), str(folder), "--to", "transformers"])
+        assert result.exit_code == 1
+        assert f"{folder}: found something there, expected a new name or an empty folder" in result.stderr
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
 
 
