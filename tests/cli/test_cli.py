@@ -13,7 +13,7 @@ from fastblt.commands.errors import TRACEBACK_VARIABLE, describe, one_line_error
 from fastblt.models.config import ConfigError
 from fastblt.models.training.corpus_sources import CorpusError
 
-COMMANDS = ("data", "train", "export", "generate", "bench", "audit", "eval", "inspect")
+COMMANDS = ("data", "train", "export", "convert", "generate", "bench", "audit", "eval", "inspect")
 
 
 def test_help_lists_every_command() -> None:
@@ -61,7 +61,7 @@ def test_help_is_quick() -> None:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["inspect", "{tmp}"], "expected a checkpoint (config.json, model.safetensors) or a bundle"),
+        (["inspect", "{tmp}"], "found a folder with nothing, expected a checkpoint: config.json"),
         (["inspect", "{tmp}/nothing"], "found no such folder"),
         (["generate", "{tmp}/nothing", "x"], "{tmp}/nothing"),
         (["generate", "{tmp}", "x", "--method", "q"], "method 'q': unknown"),
