@@ -10,7 +10,7 @@ import shutil
 import sys
 import tempfile
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,35 +24,20 @@ from fastblt.runtime.backend import Ids
 from fastblt.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from fastblt.runtime.blt_runtime import BltRuntime
 from fastblt.runtime.bundle import CONFIG_FILE, MANIFEST_FILE, BundleError, check_files, is_bundle, load_manifest
+from fastblt.runtime.generate_settings import (
+    UnsupportedArgumentError,
+    as_mapping,
+    check_settings,
+    is_off,
+    new_tokens,
+    sampling_temperature,
+    stops_at_eos,
+)
 from fastblt.runtime.generation import ByteStream
 from fastblt.runtime.methods import parse_method
 from fastblt.runtime.providers import PROVIDERS, choose_provider
 
-#: New tokens where the caller says neither ``max_new_tokens`` nor ``max_length``; as in transformers.
-DEFAULT_NEW_TOKENS = 20
-
 _DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
-#: Arguments of `generate` in transformers that this class reads from a generation config.
-_HONOURED = ("max_new_tokens", "max_length", "do_sample", "temperature", "top_p", "eos_token_id")
-#: Those that change nothing here: caches are always used, and one sequence has no padding.
-_WITHOUT_EFFECT = {"use_cache", "pad_token_id", "bos_token_id", "transformers_version", "_from_model_config"}
-#: Those that change nothing in greedy decoding.
-_OF_SAMPLING = {"top_k", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff"}
-#: Those that are off at 1; any other is off where it is None, False, 0 or empty.
-_OFF_AT_ONE = {
-    "num_beams",
-    "num_beam_groups",
-    "num_return_sequences",
-    "repetition_penalty",
-    "encoder_repetition_penalty",
-    "length_penalty",
-    "typical_p",
-    "guidance_scale",
-}
-
-
-class UnsupportedArgumentError(ValueError):
-    """An argument that cannot be honoured; the message says why."""
 
 
 class ORTBltForCausalLM:
@@ -111,7 +96,7 @@ class ORTBltForCausalLM:
             ModuleNotFoundError: ``export`` without the ``export`` extra.
         """
         for name, value in others.items():
-            if not _is_off(value) and name != "use_cache":  # caches are always used
+            if not is_off(value) and name != "use_cache":  # caches are always used
                 raise UnsupportedArgumentError(f"{name}: found {value!r}, but fastblt has no such option")
         if use_io_binding is False:
             raise UnsupportedArgumentError("use_io_binding: found False, but every tensor is always bound by address")
@@ -252,9 +237,9 @@ class ORTBltForCausalLM:
             "top_p": top_p,
             "eos_token_id": eos_token_id,
         }
-        settings = _as_mapping(generation_config)
+        settings = as_mapping(generation_config)
         settings |= {name: value for name, value in (others | given).items() if value is not None}
-        _check_settings(settings)
+        check_settings(settings)
         if (inputs is None) == (input_ids is None):
             raise UnsupportedArgumentError("inputs, input_ids: found both or neither, expected exactly one of them")
         prompt = inputs if input_ids is None else input_ids
@@ -263,12 +248,12 @@ class ORTBltForCausalLM:
         sampled = bool(settings.get("do_sample"))
         run = self.runtime.stream(
             ids,
-            _new_tokens(settings, len(ids)),
+            new_tokens(settings, len(ids)),
             method=method or self.method,
-            temperature=_temperature(settings) if sampled else 0.0,
+            temperature=sampling_temperature(settings) if sampled else 0.0,
             top_p=settings.get("top_p", 1.0) if sampled else 1.0,
             seed=seed,
-            stop_at_eos=_stops_at_eos(settings.get("eos_token_id", EOS_ID)),
+            stop_at_eos=stops_at_eos(settings.get("eos_token_id", EOS_ID)),
         )
         _follow(run, streamer, ids[None], lambda new: _like(prompt, new))
         return _like(prompt, np.concatenate([ids, np.array(run.tokens, dtype=np.int64)])[None], text=True)
@@ -332,64 +317,6 @@ def _dtype_name(dtype: object) -> str | None:
     if name not in ("None", "auto"):
         raise UnsupportedArgumentError(f"dtype: found {name}, expected one of {', '.join(_DTYPES.values())}")
     return None
-
-
-def _as_mapping(generation_config: Any) -> dict[str, Any]:
-    """The settings of a generation config that are set."""
-    if generation_config is None:
-        return {}
-    found = generation_config.to_dict() if hasattr(generation_config, "to_dict") else generation_config
-    if not isinstance(found, Mapping):
-        raise UnsupportedArgumentError(
-            f"generation_config: found {type(found).__name__}, expected a GenerationConfig or a mapping"
-        )
-    return {name: value for name, value in found.items() if value is not None}
-
-
-def _is_off(value: object) -> bool:
-    return value is None or (isinstance(value, bool | int | float | str | list | tuple | dict) and not value)
-
-
-def _check_settings(settings: Mapping[str, Any]) -> None:
-    """Raise where one of them would change the output and is not ours to change."""
-    for name, value in settings.items():
-        without_effect = name in _WITHOUT_EFFECT or (name in _OF_SAMPLING and not settings.get("do_sample"))
-        off = _is_off(value) or (name in _OFF_AT_ONE and value == 1)
-        if name not in _HONOURED and not without_effect and not off:
-            raise UnsupportedArgumentError(
-                f"{name}: found {value!r}, but generate() has {', '.join(_HONOURED)}, streamer, seed and method only"
-            )
-
-
-def _new_tokens(settings: Mapping[str, Any], prompt: int) -> int:
-    """Most new tokens after a prompt of so many."""
-    if "max_new_tokens" not in settings and "max_length" in settings:
-        count = int(settings["max_length"]) - prompt
-        if count < 1:
-            raise ValueError(
-                f"max_length: found {settings['max_length']}, expected more than the prompt's {prompt} ids"
-            )
-        return count
-    count = int(settings.get("max_new_tokens", DEFAULT_NEW_TOKENS))
-    if count < 1:
-        raise ValueError(f"max_new_tokens: found {count}, expected a positive integer")
-    return count
-
-
-def _temperature(settings: Mapping[str, Any]) -> float:
-    value = float(settings.get("temperature", 1.0))
-    if not value > 0.0:
-        raise ValueError(f"temperature: found {value}, expected a number > 0 (do_sample=False is greedy)")
-    return value
-
-
-def _stops_at_eos(eos: Any) -> bool:
-    ids = np.atleast_1d(_to_numpy(eos)).tolist()
-    if set(ids) == {EOS_ID}:
-        return True
-    if ids and all(isinstance(i, int) and i < 0 for i in ids):
-        return False
-    raise UnsupportedArgumentError(f"eos_token_id: found {eos}, expected {EOS_ID}, the model's EOS, or -1 for none")
 
 
 def _is_tensor(value: object) -> bool:

@@ -16,7 +16,8 @@ from fastblt.models.tokens import BOS_ID, BYTE_OFFSET, EOS_ID, VOCAB_SIZE, encod
 from fastblt.runtime.backend import Backend
 from fastblt.runtime.blt_runtime import BltRuntime
 from fastblt.runtime.bundle import MANIFEST_FILE, BundleError, check_files, load_manifest
-from fastblt.runtime.causal_lm import DEFAULT_NEW_TOKENS, ORTBltForCausalLM, UnsupportedArgumentError
+from fastblt.runtime.causal_lm import ORTBltForCausalLM
+from fastblt.runtime.generate_settings import DEFAULT_NEW_TOKENS, UnsupportedArgumentError
 from fastblt.runtime.methods import MethodError
 from fastblt.runtime.providers import ProviderError
 from fastblt.runtime.session import CapacityError
