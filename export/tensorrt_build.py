@@ -1,82 +1,197 @@
-"""Compiling one graph with TensorRT-RTX (package ``tensorrt-rtx-cu13``); needs neither a GPU nor a driver.
+"""Compiling one graph with TensorRT or TensorRT-RTX; TensorRT-RTX needs neither a GPU nor a driver for that.
+
+Polygraphy is not used here: it chooses between the two libraries by an environment variable when it is imported, and
+prints what the compiler says instead of handing it over.
 
 The caches' symbolic sizes (``slots``, ``pool_slots``) become numbers, the others (``rows``, ``patches``, ...) ranges.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
-import tensorrt_rtx as trt
 
-
-class TensorRtError(ValueError):
-    """A graph that TensorRT-RTX does not take; the message is the compiler's."""
-
-
-class _Log(trt.ILogger):  # type: ignore[misc]
-    """Keeps errors for the exception, instead of printing them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.errors: list[str] = []
-
-    def log(self, severity: trt.ILogger.Severity, message: str) -> None:
-        if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
-            self.errors.append(message)
+from fastblt.runtime.accelerator.engine_folder import Profile
+from fastblt.runtime.tensorrt_library import TensorRtError, TensorRtLibrary
 
 
 class TensorRtGraph:
     """A parsed graph.
 
     Args:
+        library: the compiler.
         path: the graph; its external weights lie beside it.
         capacity: slots of its caches, by symbolic size.
 
     Raises:
-        TensorRtError: an operator is not supported.
+        TensorRtError: an operator is not supported; the message names graph, node and operator.
     """
 
-    def __init__(self, path: Path, capacity: Mapping[str, int]) -> None:
+    def __init__(self, library: TensorRtLibrary, path: Path, capacity: Mapping[str, int]) -> None:
         self.path = path
-        self._log = _Log()
-        self._builder = trt.Builder(self._log)
-        self.network = self._builder.create_network(0)
-        model = ir.load(path)
-        for value in (*model.graph.inputs, *model.graph.outputs):
-            value.shape = ir.Shape([capacity.get(str(size), size) for size in value.shape or ()])
-        self._symbols = {value.name: list(value.shape or ()) for value in model.graph.inputs}
-        self._parser = trt.OnnxParser(self.network, self._log)
-        if not self._parser.parse(ir.to_proto(model).SerializeToString(), str(path)):
-            raise TensorRtError(f"{path}: TensorRT-RTX cannot parse it: {'; '.join(self._log.errors)}")
-        for layer in (self.network.get_layer(i) for i in range(self.network.num_layers)):
-            # There are fused kernels for fp16 and bf16 only; fp32 attention is made of matrix products.
-            if layer.type == trt.LayerType.ATTENTION_INPUT and layer.get_input(0).dtype == trt.float32:
-                layer.__class__ = trt.IAttentionInputLayer
-                layer.attention.decomposable = True
+        self._library, self._trt = library, library.module
+        self._log = library.new_log()
+        self._builder = self._trt.Builder(self._log)
+        self.network = self._builder.create_network(_network_flags(self._trt))
+        self._parser = self._trt.OnnxParser(self.network, self._log)
+        if not self._parser.parse(_with_sizes(path, capacity), str(path)):
+            raise TensorRtError(f"{path}: {library.label} cannot parse it: {self._parser_errors()}")
+        self.decomposed = False
+        """Whether attention without a kernel of its own is made of matrix products."""
+        if any(layer.get_input(0).dtype == self._trt.float32 for layer in self._attentions()):
+            # There are kernels for fp16 and bf16 only.
+            self._decompose_attention()
 
-    def build(self, ranges: Mapping[str, tuple[int, int, int]], targets: Sequence[str]) -> bytes:
+    def _parser_errors(self) -> str:
+        """What the parser says, with the node and its operator."""
+        found = []
+        for error in (self._parser.get_error(index) for index in range(self._parser.num_errors)):
+            operator = error.node_operator() if hasattr(error, "node_operator") else "unknown"
+            node = error.node_name() if hasattr(error, "node_name") else error.node()
+            found.append(f"node {node or 'without a name'}, operator {operator}: {error.desc()}")
+        return "; ".join(found) or self._log.text()
+
+    def _attentions(self) -> list[Any]:
+        kind = getattr(self._trt.LayerType, "ATTENTION_INPUT", None)
+        layers = (self.network.get_layer(index) for index in range(self.network.num_layers))
+        return [layer for layer in layers if kind is not None and layer.type == kind]
+
+    def _decompose_attention(self) -> None:
+        """Let attention be made of matrix products, in those profiles that there is no kernel for."""
+        for layer in self._attentions():
+            layer.__class__ = self._trt.IAttentionInputLayer
+            layer.attention.decomposable = True
+        self.decomposed = True
+
+    def aliases(self) -> dict[str, str]:
+        """Cache of each cache update that is made in place, by the name of the update."""
+        trt, found = self._trt, {}
+        if hasattr(trt.LayerType, "KV_CACHE_UPDATE"):
+            for layer in (self.network.get_layer(i) for i in range(self.network.num_layers)):
+                if layer.type == trt.LayerType.KV_CACHE_UPDATE:
+                    found[layer.get_output(0).name] = layer.get_input(0).name
+        return found
+
+    def build(
+        self,
+        profiles: Sequence[Profile],
+        sms: Sequence[int],
+        timing_cache: Path | None = None,
+        progress: Callable[[str], None] | None = None,
+    ) -> bytes:
         """An engine.
 
         Args:
-            ranges: smallest, usual and largest value of each symbolic size that the graph has.
-            targets: architectures, e.g. ``SM89``.
+            profiles: shapes that it is to take.
+            sms: compute capabilities, e.g. 89. TensorRT builds for the GPU of this machine whatever they are.
+            timing_cache: TensorRT's measurements of kernels; read if it exists, and written.
+            progress: told the compiler's phases.
 
         Raises:
             TensorRtError: the graph cannot be compiled for them.
         """
-        config, profile = self._builder.create_builder_config(), self._builder.create_optimization_profile()
-        for name, sizes in self._symbols.items():
-            if not all(isinstance(size, int) for size in sizes):
-                bounds = [(size,) * 3 if isinstance(size, int) else ranges[str(size)] for size in sizes]
-                profile.set_shape(name, *zip(*bounds, strict=True))
-        config.add_optimization_profile(profile)
-        config.num_compute_capabilities = len(targets)
-        for index, target in enumerate(targets):
-            config.set_compute_capability(getattr(trt.ComputeCapability, target), index)
-        engine = self._builder.build_serialized_network(self.network, config)
+        config = self._builder.create_builder_config()
+        if hasattr(self._trt.BuilderFlag, "TF32"):
+            # On by default: the fp32 patcher's entropies would be rounded to ten bits, and patches end elsewhere.
+            config.clear_flag(self._trt.BuilderFlag.TF32)
+        for profile in profiles:
+            config.add_optimization_profile(self._profile(profile))
+        self._set_targets(config, sms)
+        cache = self._load_timings(config, timing_cache)
+        if progress is not None:
+            config.progress_monitor = _progress_monitor(self._trt, progress)
+        with quiet_stderr():
+            engine = self._builder.build_serialized_network(self.network, config)
+        if engine is None and self._attentions() and not self.decomposed:
+            # One row and narrow heads, for one, have no kernel; nothing but a failed build tells.
+            self._decompose_attention()
+            self._log.errors.clear()
+            engine = self._builder.build_serialized_network(self.network, config)
         if engine is None:
-            raise TensorRtError(f"{self.path}: TensorRT-RTX cannot build it: {'; '.join(self._log.errors)}")
+            raise TensorRtError(f"{self.path}: {self._library.label} cannot build it: {self._log.text()}")
+        if timing_cache is not None and cache is not None:
+            _replace_file(timing_cache, bytes(cache.serialize()))
         return bytes(engine)
+
+    def _profile(self, profile: Profile) -> Any:
+        found = self._builder.create_optimization_profile()
+        for name, bounds in profile.shapes.items():
+            found.set_shape(name, *bounds)
+        return found
+
+    def _set_targets(self, config: Any, sms: Sequence[int]) -> None:
+        if self._library.target != "tensorrt-rtx":
+            return
+        known = self._trt.ComputeCapability
+        config.num_compute_capabilities = len(sms)
+        for index, sm in enumerate(sms):
+            capability = getattr(known, f"SM{sm}", None)
+            if capability is None:
+                names = sorted(int(name[2:]) for name in known.__members__ if name.startswith("SM"))
+                raise TensorRtError(f"sm: found {sm}, expected one of {', '.join(str(name) for name in names)}")
+            config.set_compute_capability(capability, index)
+
+    def _load_timings(self, config: Any, path: Path | None) -> Any:
+        if path is None:
+            return None
+        cache = config.create_timing_cache(path.read_bytes() if path.is_file() else b"")
+        if cache is None or not config.set_timing_cache(cache, False):
+            raise TensorRtError(f"{path}: {self._library.label} does not take this timing cache: {self._log.text()}")
+        return cache
+
+
+@contextmanager
+def quiet_stderr() -> Iterator[None]:
+    """Keep what libraries print themselves, past Python, from standard error; the log has it too."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+def _network_flags(trt: Any) -> int:
+    """Strongly typed: types come from the graph. From version 11 on there are no others, and the flag means nothing."""
+    return 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+
+
+def _with_sizes(path: Path, capacity: Mapping[str, int]) -> bytes:
+    """A graph with numbers for the sizes of its caches; weights in other files stay there."""
+    model = ir.load(path)
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        value.shape = ir.Shape([capacity.get(str(size), size) for size in value.shape or ()])
+    serialised: bytes = ir.to_proto(model).SerializeToString()
+    return serialised
+
+
+def _progress_monitor(trt: Any, progress: Callable[[str], None]) -> Any:
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            progress(phase_name)
+
+        def phase_finish(self, phase_name: str) -> None:
+            pass
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            return True
+
+    return Monitor()
+
+
+def _replace_file(path: Path, data: bytes) -> None:
+    new = path.with_name(f".{path.name}.new")
+    new.write_bytes(data)
+    new.replace(path)

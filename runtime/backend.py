@@ -2,7 +2,7 @@
 
 A backend knows tensors and positions, nothing of prompts, patches to come or decoding methods. Every call names
 the position of its first row; rows at later positions that an earlier call left in the caches are overwritten.
-Rewinding therefore needs no call at all.
+Rewinding therefore needs no call at all, unless the caches have given up what is needed again (`Backend.keeps`).
 """
 
 from __future__ import annotations
@@ -43,6 +43,12 @@ def default_threads(weight_bytes: int) -> int:
     if weight_bytes < SMALL_MODEL_BYTES:
         return 1
     return usable_cores()
+
+
+def encodes_whole_patches(config: BltConfig) -> bool:
+    """Whether a patch is encoded in one call, when it closes: nobody reads byte states, and patches are short."""
+    longest = config.patching.max_patch_length
+    return config.decoder_input == "embedding" and longest is not None and longest <= WHOLE_PATCH_LIMIT
 
 
 class DecoderRows(NamedTuple):
@@ -151,6 +157,10 @@ class Backend(Protocol):
         Returns:
             Tokens int64 [n] and the probabilities float32 [n] of the rows' most likely tokens, n <= count.
         """
+        ...
+
+    def keeps(self, position: int) -> bool:
+        """Whether the caches still hold all that rows from ``position`` on see; where not, a session starts over."""
         ...
 
     def moved_bytes(self, part: str, position: int, rows: int) -> int:

@@ -1,4 +1,4 @@
-"""Memory that graphs are bound to: allocated once, addressed by pointer, on the host or on the device."""
+"""Memory that graphs are bound to: allocated once, addressed by pointer, on the host."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from fastblt.runtime.backend import VIEW_SLOTS
@@ -18,34 +17,22 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
 
 
 class Buffer:
-    """Zeroed memory of ``rows`` equal rows.
+    """Zeroed memory of ``rows`` equal rows on the host.
 
-    Host memory is reserved, and the system commits it page by page as a sequence reaches it. Zeros matter: a slot that
-    the mask hides still meets a softmax weight of 0, and 0 * NaN would be NaN.
+    It is reserved, and the system commits it page by page as a sequence reaches it. Zeros matter: a slot that the mask
+    hides still meets a softmax weight of 0, and 0 * NaN would be NaN.
 
     Attributes:
+        array: the contents, [rows, *row_shape].
         address: of the first row.
         row_bytes: size of a row.
-        device: ``cpu`` or ``cuda``.
     """
 
-    def __init__(self, rows: int, row_shape: tuple[int, ...], dtype: np.dtype[Any], device: str = "cpu") -> None:
-        self.device = device
+    def __init__(self, rows: int, row_shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
         self.row_shape = row_shape
         self.row_bytes = int(np.prod(row_shape, dtype=np.int64)) * dtype.itemsize
-        zeros = np.zeros((rows, *row_shape), dtype=dtype)
-        self._owner: Any = zeros
-        if device == "cpu":
-            self.address = int(zeros.ctypes.data)
-        else:
-            self._owner = ort.OrtValue.ortvalue_from_numpy(zeros, device, 0)
-            self.address = int(self._owner.data_ptr())
-
-    @property
-    def array(self) -> NDArray[Any]:
-        """The contents, [rows, *row_shape]: a view of host memory, or a copy of device memory."""
-        contents: NDArray[Any] = self._owner if self.device == "cpu" else self._owner.numpy()
-        return contents
+        self.array: NDArray[Any] = np.zeros((rows, *row_shape), dtype=dtype)
+        self.address = int(self.array.ctypes.data)
 
     def at(self, row: int) -> int:
         """Address of a row."""
@@ -67,11 +54,9 @@ class View(NamedTuple):
 class KvBuffers:
     """The caches of one graph; slot = position, so rewinding is a smaller position and nothing is ever moved."""
 
-    def __init__(
-        self, names: list[str], capacity: int, dim: int, dtype: np.dtype[Any], window: int | None, device: str
-    ) -> None:
+    def __init__(self, names: list[str], capacity: int, dim: int, dtype: np.dtype[Any], window: int | None) -> None:
         slots = -(-capacity // VIEW_SLOTS) * VIEW_SLOTS
-        self.buffers = {name: Buffer(slots, (dim,), dtype, device) for name in names}
+        self.buffers = {name: Buffer(slots, (dim,), dtype) for name in names}
         self.dim = dim
         self.slots = slots
         self.window = window

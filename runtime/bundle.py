@@ -95,6 +95,8 @@ class Manifest:
     """Size in bytes and sha256 of every other file."""
     verification: list[dict[str, Any]]
     """Largest difference from the eager model, per graph, output and number of rows."""
+    operators: str = "standard"
+    """``standard``, or ``lowered``: without Attention and TensorScatter, for TensorRT that has no such layers."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""

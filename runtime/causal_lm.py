@@ -12,7 +12,7 @@ import tempfile
 import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnxruntime as ort
@@ -21,7 +21,7 @@ from fastblt.models.atomic_folder import replacing_folder
 from fastblt.models.config import BltConfig
 from fastblt.models.tokens import EOS_ID, decode, encode
 from fastblt.runtime.backend import Ids
-from fastblt.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from fastblt.runtime.backends import load_onnxruntime
 from fastblt.runtime.blt_runtime import BltRuntime
 from fastblt.runtime.bundle import CONFIG_FILE, MANIFEST_FILE, BundleError, check_files, is_bundle, load_manifest
 from fastblt.runtime.generate_settings import (
@@ -37,13 +37,17 @@ from fastblt.runtime.generation import ByteStream
 from fastblt.runtime.methods import parse_method
 from fastblt.runtime.providers import PROVIDERS, choose_provider
 
+if TYPE_CHECKING:
+    from fastblt.runtime.backends import OnnxRuntime
+
+
 _DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
 class ORTBltForCausalLM:
     """A loaded bundle; `from_pretrained` is the constructor for users."""
 
-    def __init__(self, backend: OnnxRuntimeBackend, bundle: Path, name_or_path: str, method: str = "ar") -> None:
+    def __init__(self, backend: OnnxRuntime, bundle: Path, name_or_path: str, method: str = "ar") -> None:
         self.runtime = BltRuntime(backend)
         self.name_or_path = name_or_path
         """What it was loaded from: a bundle, or a checkpoint that was exported."""
@@ -116,7 +120,7 @@ class ORTBltForCausalLM:
         kind = _dtype_name(dtype)
 
         def load(bundle: Path) -> ORTBltForCausalLM:
-            backend = OnnxRuntimeBackend.load(bundle, device, max_bytes, None, session_options)
+            backend = load_onnxruntime(bundle, device, max_bytes, None, session_options)
             parse_method(method).check(backend.config)
             return cls(backend, bundle, str(model_id), method)
 
@@ -173,7 +177,7 @@ class ORTBltForCausalLM:
     @property
     def providers(self) -> list[str]:
         """What ONNX Runtime says of the decoder's session, the fallback included."""
-        return list(self._backend.graphs["decoder"].session.get_providers())
+        return self._backend.providers
 
     @property
     def use_io_binding(self) -> bool:
@@ -297,13 +301,14 @@ def _bundle_folder(model_id: str | Path) -> Path:
 
 
 def _provider_name(providers: Sequence[str]) -> str:
-    """Our name of the first of ONNX Runtime's; only the CPU may follow."""
+    """Our name of the first of ONNX Runtime's; only CUDA and the CPU may follow."""
     short = {long: name for name, long in PROVIDERS.items()}
     names = [short.get(name, name) if isinstance(name, str) else name for name in providers]
-    if not names or names[0] not in (*PROVIDERS, "auto") or any(name != "cpu" for name in names[1:]):
+    if not names or names[0] not in (*PROVIDERS, "auto") or any(name not in ("cuda", "cpu") for name in names[1:]):
         raise UnsupportedArgumentError(
             f"provider: found {', '.join(map(str, providers)) or 'none'}, expected {' or '.join(PROVIDERS.values())} "
-            f"(or {', '.join(PROVIDERS)}, auto), after which only the CPU may follow: the buffers are bound for these"
+            f"(or {', '.join(PROVIDERS)}, auto), after which only CUDA and the CPU may follow: the buffers are bound "
+            "for these"
         )
     return names[0]
 

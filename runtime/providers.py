@@ -6,15 +6,26 @@ that asks for CUDA without it falls back to the CPU with a printed error. So: pr
 
 from __future__ import annotations
 
+import ctypes
 import functools
+import hashlib
 import logging
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 
 logger = logging.getLogger(__name__)
-PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+}
+#: What ONNX Runtime's TensorRT provider is linked against.
+_TENSORRT_LIBRARIES = ("libnvinfer.so.10", "nvinfer_10.dll")
+#: Folder of the engines that it builds, in the user's cache.
+_ENGINE_CACHE = Path("~/.cache/fastblt/onnxruntime-tensorrt")
 
 # y = x for a float: the smallest model that makes a provider load its libraries. Made with
 # onnx.helper: Identity, opset 13, IR 8, input and output FLOAT[1].
@@ -45,11 +56,9 @@ def cuda_works() -> bool:
     return bool(session.get_providers()[0] == PROVIDERS["cuda"])
 
 
-def _has_nvidia_driver() -> bool:
-    """Whether the driver library can be loaded; without it ONNX Runtime would print errors."""
-    import ctypes
-
-    for name in ("libcuda.so.1", "nvcuda.dll"):
+def _loads(*names: str) -> bool:
+    """Whether one of these libraries can be loaded."""
+    for name in names:
         try:
             ctypes.CDLL(name)
         except OSError:
@@ -58,11 +67,42 @@ def _has_nvidia_driver() -> bool:
     return False
 
 
+def _has_nvidia_driver() -> bool:
+    """Whether the driver library can be loaded; without it ONNX Runtime would print errors."""
+    return _loads("libcuda.so.1", "nvcuda.dll")
+
+
+def tensorrt_works() -> bool:
+    """Whether ONNX Runtime's TensorRT provider can load: it is built in, and TensorRT 10 is there."""
+    return PROVIDERS["tensorrt"] in ort.get_available_providers() and cuda_works() and _loads(*_TENSORRT_LIBRARIES)
+
+
+def provider_options(name: str, bundle: Path) -> list[tuple[str, dict[str, str]]]:
+    """Execution providers of sessions on a GPU, best first, with their options.
+
+    Args:
+        name: ``cuda`` or ``tensorrt``.
+        bundle: whose engines are cached under its own name.
+    """
+    cuda = (PROVIDERS["cuda"], {"use_tf32": "0"})
+    if name == "cuda":
+        return [cuda]
+    cache = _ENGINE_CACHE.expanduser() / hashlib.sha256(str(bundle.resolve()).encode()).hexdigest()[:16]
+    cache.mkdir(parents=True, exist_ok=True)
+    tensorrt = {
+        "trt_engine_cache_enable": "1",
+        "trt_engine_cache_path": str(cache),
+        "trt_timing_cache_enable": "1",
+        "trt_timing_cache_path": str(cache),
+    }
+    return [(PROVIDERS["tensorrt"], tensorrt), cuda]
+
+
 def choose_provider(name: str) -> str:
-    """``cpu`` or ``cuda`` for what the user asked.
+    """``cpu``, ``cuda`` or ``tensorrt`` for what the user asked.
 
     Raises:
-        ProviderError: the name is unknown, or CUDA was asked for and does not work.
+        ProviderError: the name is unknown, or what was asked for does not work.
     """
     if name == "auto":
         # Not CUDA, even where it loads, until an audit has passed on a GPU.
@@ -71,15 +111,20 @@ def choose_provider(name: str) -> str:
         raise ProviderError(f"provider: found {name!r}, expected auto, {', '.join(PROVIDERS)}")
     if name == "cuda" and not cuda_works():
         raise ProviderError("provider: found 'cuda', but ONNX Runtime's CUDA provider does not load on this machine")
+    if name == "tensorrt" and not tensorrt_works():
+        raise ProviderError(
+            "provider: found 'tensorrt', but ONNX Runtime's TensorRT provider does not load on this machine "
+            "(it needs CUDA and libnvinfer.so.10, TensorRT 10; for TensorRT 11 use --backend tensorrt)"
+        )
     return name
 
 
 def check_session(session: Any, provider: str, path: str) -> None:
-    """Refuse a session that fell back to another provider.
+    """Refuse a session that fell back to another provider than the one with this (long) name.
 
     Raises:
         ProviderError: it did.
     """
     found = session.get_providers()[0]
-    if found != PROVIDERS[provider]:
-        raise ProviderError(f"{path}: session runs on {found}, expected {PROVIDERS[provider]}")
+    if found != provider:
+        raise ProviderError(f"{path}: session runs on {found}, expected {provider}")

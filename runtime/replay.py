@@ -143,6 +143,10 @@ class ReplayBackend:
         picked, _ = self.real.draft(position, ids, latent, count, replaced, visible_from)
         return picked, probabilities[: len(picked)]
 
+    def keeps(self, position: int) -> bool:
+        """See `Backend.keeps`."""
+        return self.real.keeps(position)
+
     def moved_bytes(self, part: str, position: int, rows: int) -> int:
         """See `Backend.moved_bytes`."""
         return self.real.moved_bytes(part, position, rows)

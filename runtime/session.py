@@ -17,12 +17,12 @@ from fastblt.models.tokens import BOS_ID, BYTE_OFFSET, SPACE_LIKE
 from fastblt.runtime.backend import (
     DRAFT_SLACK,
     MAX_ROWS,
-    WHOLE_PATCH_LIMIT,
     Backend,
     DecoderRows,
     Floats,
     Ids,
     Pick,
+    encodes_whole_patches,
 )
 from fastblt.runtime.documents import Documents
 from fastblt.runtime.stats import RunStats
@@ -47,11 +47,7 @@ class Session:
         self.config = backend.config
         self.stats = stats if stats is not None else RunStats()
         self._history = self.config.hash.context - 1
-        longest = self.config.patching.max_patch_length
-        # A decoder with an embedding of its own reads no byte states: a patch is then encoded whole, when it closes.
-        self._whole_patches = (
-            self.config.decoder_input == "embedding" and longest is not None and longest <= WHOLE_PATCH_LIMIT
-        )
+        self._whole_patches = encodes_whole_patches(self.config)
         capacity = backend.max_bytes + 1 + DRAFT_SLACK
         self._ids = np.zeros(self._history + capacity, dtype=np.int64)
         self._latent_of = np.zeros(capacity, dtype=np.int64)
@@ -98,6 +94,9 @@ class Session:
     def rewind(self, length: int) -> None:
         """Forget the tokens from position ``length`` on; only lengths change, no cache is touched.
 
+        Where the backend's caches have given up what the next rows see, nothing is scored any more: the next call of
+        `score` reads the tokens from the beginning.
+
         Raises:
             ValueError: ``length`` is not in 1..current length (BOS stays).
         """
@@ -109,6 +108,17 @@ class Session:
             self.scored = min(self.scored, length)
             del self.patch_ends[int(self._latent_of[length - 1]) + 1 :]
             self._made = min(self._made, len(self.patch_ends))
+            if not self.backend.keeps(min(self._unmade_start, self.scored)):
+                self._start_over()
+
+    @property
+    def _unmade_start(self) -> int:
+        """First position of the first patch without a latent."""
+        return self.patch_ends[self._made - 1] if self._made else 0
+
+    def _start_over(self) -> None:
+        self._segmented = self.scored = self._made = 0
+        self.patch_ends.clear()
 
     def score(self) -> DecoderRows:
         """Run all parts on the tokens that are not scored.
@@ -319,7 +329,7 @@ class Session:
 
     def _encode(self, first: int, end: int, *, partial: bool) -> None:
         """Encode patches that have no latent yet; where patches are not encoded whole, the rows from ``first`` on."""
-        bounds = [self.patch_ends[self._made - 1] if self._made else 0, *self.patch_ends[self._made :]]
+        bounds = [self._unmade_start, *self.patch_ends[self._made :]]
         if partial or len(bounds) == 1:
             bounds.append(end)
         if self._whole_patches:

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from fastblt.runtime.backend import Backend
 
-BACKENDS = ("onnxruntime", "eager")
+if TYPE_CHECKING:
+    from fastblt.runtime.accelerator.backend import DeviceBackend
+    from fastblt.runtime.backends.onnxruntime import OnnxRuntimeBackend
+
+    #: ONNX Runtime on the CPU, or on the GPU.
+    OnnxRuntime: TypeAlias = OnnxRuntimeBackend | DeviceBackend
+
+BACKENDS = ("onnxruntime", "eager", "tensorrt", "tensorrt-rtx")
 
 
 def load_backend(bundle: Path, name: str, provider: str, max_bytes: int, threads: int | None) -> Backend:
@@ -16,11 +24,35 @@ def load_backend(bundle: Path, name: str, provider: str, max_bytes: int, threads
         ValueError: unknown backend.
     """
     if name == "onnxruntime":
-        from fastblt.runtime.backends.onnxruntime import OnnxRuntimeBackend
-
-        return OnnxRuntimeBackend.load(bundle, provider, max_bytes, threads)
+        return load_onnxruntime(bundle, provider, max_bytes, threads)
     if name == "eager":
         from fastblt.runtime.backends.eager import EagerBackend
 
         return EagerBackend.load(bundle, provider, max_bytes, threads)
+    if name in ("tensorrt", "tensorrt-rtx"):
+        from fastblt.runtime.accelerator.loading import load_tensorrt
+
+        if provider not in ("auto", "cuda"):
+            raise ValueError(f"provider: found {provider!r}, expected auto or cuda with backend {name}")
+        return load_tensorrt(bundle, name, max_bytes)
     raise ValueError(f"backend: found {name!r}, expected one of {', '.join(BACKENDS)}")
+
+
+def load_onnxruntime(
+    bundle: Path, provider: str, max_bytes: int, threads: int | None = None, options: Any = None
+) -> OnnxRuntime:
+    """Load a bundle into ONNX Runtime, on the CPU or on the GPU.
+
+    ``options``, an ``onnxruntime.SessionOptions``, takes the place of ours and of ``threads``; the other arguments and
+    errors are those of `fastblt.runtime.blt_runtime.BltRuntime.from_pretrained`.
+    """
+    from fastblt.runtime.providers import choose_provider
+
+    device = choose_provider(provider)
+    if device == "cpu":
+        from fastblt.runtime.backends.onnxruntime import OnnxRuntimeBackend
+
+        return OnnxRuntimeBackend.load(bundle, max_bytes, threads, options)
+    from fastblt.runtime.accelerator import loading
+
+    return loading.load_onnxruntime(bundle, device, max_bytes, options)

@@ -17,9 +17,10 @@ from fastblt.models.config import StackConfig
 from fastblt.runtime.backend import ROW_CAPACITY, Ids
 from fastblt.runtime.buffers import Buffer, KvBuffers, View, numpy_dtype
 from fastblt.runtime.bundle import BundleError, GraphSpec
-from fastblt.runtime.providers import PROVIDERS, check_session
+from fastblt.runtime.providers import PROVIDERS
 
-_ONNX_TYPES = {"float32": 1, "int64": 7, "float16": 10, "bfloat16": 16}
+#: ONNX's numbers of the types of tensors.
+ONNX_TYPES = {"float32": 1, "int64": 7, "float16": 10, "bfloat16": 16}
 _ORT_TYPES = {
     "tensor(float)": "float32",
     "tensor(float16)": "float16",
@@ -36,7 +37,7 @@ class Binding:
 
     def __init__(self, session: Any, spec: GraphSpec) -> None:
         self.io = session.io_binding()
-        self._types = {t.name: _ONNX_TYPES[t.dtype] for t in (*spec.inputs, *spec.outputs)}
+        self._types = {t.name: ONNX_TYPES[t.dtype] for t in (*spec.inputs, *spec.outputs)}
         self._inputs = {t.name for t in spec.inputs}
         self._bound: dict[str, tuple[tuple[int, ...], Buffer, int]] = {}
         self.fresh = True
@@ -52,13 +53,7 @@ class Binding:
             return
         self._bound[name] = (shape, buffer, address)
         bind = self.io.bind_input if name in self._inputs else self.io.bind_output
-        bind(name, buffer.device, 0, self._types[name], shape, address)
-
-    def send_host_inputs(self) -> None:
-        """Bind inputs in host memory again: a session on a device copies them when they are bound, not when it runs."""
-        for name, (shape, buffer, address) in self._bound.items():
-            if name in self._inputs and buffer.device == "cpu":
-                self.io.bind_input(name, "cpu", 0, self._types[name], shape, address)
+        bind(name, "cpu", 0, self._types[name], shape, address)
 
 
 def _compare(path: Path, session: Any, spec: GraphSpec, stack: StackConfig) -> None:
@@ -97,28 +92,22 @@ class BoundGraph:
         stack: geometry of its transformer stack.
         capacity: slots of its caches.
         options: session options.
-        device: ``cpu`` or ``cuda``.
 
     Raises:
         BundleError: ONNX Runtime cannot load the graph.
-        ProviderError: the session fell back to another provider.
     """
 
-    def __init__(
-        self, path: Path, spec: GraphSpec, stack: StackConfig, capacity: int, options: Any, device: str
-    ) -> None:
+    def __init__(self, path: Path, spec: GraphSpec, stack: StackConfig, capacity: int, options: Any) -> None:
         try:
-            self.session = ort.InferenceSession(str(path), options, providers=[PROVIDERS[device]])
+            self.session = ort.InferenceSession(str(path), options, providers=[PROVIDERS["cpu"]])
         except Exception as error:
             raise BundleError(f"{path}: ONNX Runtime cannot load it ({error})") from error
-        check_session(self.session, device, str(path))
         _compare(path, self.session, spec, stack)
         self.spec = spec
         self.window = stack.window
-        self._device = device
         caches = [t for t in spec.inputs if t.role == "cache"]
         names = [t.name for t in caches]
-        self.caches = KvBuffers(names, capacity, stack.dim, numpy_dtype(caches[0].dtype), stack.window, device)
+        self.caches = KvBuffers(names, capacity, stack.dim, numpy_dtype(caches[0].dtype), stack.window)
         self.positions, self.visible_start, self.visible_end = ControlInput(), ControlInput(), ControlInput()
         self.write_index = ControlInput()
         self._steps = np.arange(ROW_CAPACITY, dtype=np.int64)
@@ -187,8 +176,6 @@ class BoundGraph:
 
     def run(self, binding: Binding) -> None:
         """Run a prepared call."""
-        if self._device != "cpu":
-            binding.send_host_inputs()
         self.session.run_with_iobinding(binding.io)
 
     def moved_bytes(self, position: int, rows: int) -> int:

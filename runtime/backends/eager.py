@@ -159,6 +159,10 @@ class EagerBackend:
                 break
         return torch.cat(tokens).flatten().cpu().numpy(), torch.cat(probabilities).flatten().cpu().numpy()
 
+    def keeps(self, position: int) -> bool:
+        """See `Backend.keeps`: the caches hold every position."""
+        return True
+
     def moved_bytes(self, part: str, position: int, rows: int) -> int:
         """See `Backend.moved_bytes`."""
         stack = self._caches[part]

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
+from numpy.typing import NDArray
 
 from fastblt.models.config import BltConfig
 from fastblt.runtime.backend import (
@@ -32,18 +33,17 @@ from fastblt.runtime.bundle import (
     load_manifest,
 )
 from fastblt.runtime.host_embeddings import HostEmbeddings
-from fastblt.runtime.providers import choose_provider
 
 
 class OnnxRuntimeBackend:
     """See `fastblt.runtime.backend.Backend`; `load` is the constructor for users."""
 
     name = "onnxruntime"
+    device = "cpu"
 
-    def __init__(self, bundle: Path, manifest: Manifest, device: str, max_bytes: int, options: Any) -> None:
+    def __init__(self, bundle: Path, manifest: Manifest, max_bytes: int, options: Any) -> None:
         self.config: BltConfig = load_config(bundle)
         self.manifest = manifest
-        self.device = device
         self.max_bytes = max_bytes
         self.owner: object = None
         capacity = max_bytes + 1 + DRAFT_SLACK
@@ -52,7 +52,7 @@ class OnnxRuntimeBackend:
             found, expected = (", ".join(sorted(parts)) for parts in (manifest.graphs, stacks))
             raise BundleError(f"{bundle / MANIFEST_FILE}: found graphs {found}, expected {expected} ({CONFIG_FILE})")
         self.graphs = {
-            part: BoundGraph(bundle / spec.file, spec, stacks[part], capacity, options, device)
+            part: BoundGraph(bundle / spec.file, spec, stacks[part], capacity, options)
             for part, spec in manifest.graphs.items()
         }
         self._encoder, self._global, self._decoder = (self.graphs[part] for part in ("encoder", "global", "decoder"))
@@ -64,9 +64,7 @@ class OnnxRuntimeBackend:
         self._allocate(capacity)
 
     @classmethod
-    def load(
-        cls, bundle: Path, provider: str, max_bytes: int, threads: int | None, options: Any = None
-    ) -> OnnxRuntimeBackend:
+    def load(cls, bundle: Path, max_bytes: int, threads: int | None, options: Any = None) -> OnnxRuntimeBackend:
         """Load a bundle; arguments and errors as in `fastblt.runtime.blt_runtime.BltRuntime.from_pretrained`.
 
         ``options``, an ``onnxruntime.SessionOptions``, takes the place of ours and of ``threads``.
@@ -75,7 +73,12 @@ class OnnxRuntimeBackend:
         check_files(bundle, manifest)
         if options is None:
             options = session_options(manifest, threads)
-        return cls(bundle, manifest, choose_provider(provider), max_bytes, options)
+        return cls(bundle, manifest, max_bytes, options)
+
+    @property
+    def providers(self) -> list[str]:
+        """What ONNX Runtime says of the decoder's session, the fallback included."""
+        return list(self._decoder.session.get_providers())
 
     def _check_config(self, bundle: Path) -> None:
         """Raise `BundleError` where the configuration means other tensors than the graphs have."""
@@ -95,8 +98,8 @@ class OnnxRuntimeBackend:
                 raise BundleError(f"{bundle / file}: input {name}: found shape {found}, expected {shape} (config.json)")
 
     def _allocate(self, capacity: int) -> None:
-        """Every buffer that is not a cache. What passes from graph to graph lives on the device."""
-        config, device = self.config, self.device
+        """Every buffer that is not a cache."""
+        config = self.config
         dim, layers, k = config.decoder.dim, config.decoder.layers, config.cross_attn_k
         kind, floats = numpy_dtype(self._decoder.spec.inputs[-1].dtype), np.dtype(np.float32)
         self._ids, self._latent_index, self._best = ControlInput(), ControlInput(), ControlInput()
@@ -107,11 +110,11 @@ class OnnxRuntimeBackend:
         self._probability = Buffer(ROW_CAPACITY, (), floats)
         self._entropy = Buffer(ROW_CAPACITY, (), floats)
         self._logits = Buffer(ROW_CAPACITY, (config.vocab_size,), floats)
-        self._states = Buffer(capacity if self._reads_states else 1, (dim,), kind, device)
-        self._pool = Buffer(capacity + POOL_STEP, (3 * dim,), kind, device)
-        self._patch_embeddings = Buffer(ROW_CAPACITY, (config.patch_dim,), kind, device)
-        self._latents = Buffer(ROW_CAPACITY, (config.global_transformer.dim,), kind, device)
-        self._latent_kv = Buffer(capacity, (layers, 2, k * dim), kind, device)
+        self._states = Buffer(capacity if self._reads_states else 1, (dim,), kind)
+        self._pool = Buffer(capacity + POOL_STEP, (3 * dim,), kind)
+        self._patch_embeddings = Buffer(ROW_CAPACITY, (config.patch_dim,), kind)
+        self._latents = Buffer(ROW_CAPACITY, (config.global_transformer.dim,), kind)
+        self._latent_kv = Buffer(capacity, (layers, 2, k * dim), kind)
 
     def run_patcher(self, position: int, ids: Ids, visible_from: Ids | None = None) -> Floats:
         """See `Backend.run_patcher`."""
@@ -240,6 +243,26 @@ class OnnxRuntimeBackend:
             if not more:
                 return tokens[: step + 1], probabilities[: step + 1]
         return tokens, probabilities
+
+    def _buffer(self, name: str) -> Buffer:
+        """A buffer that passes from graph to graph, or a cache, by the name that `tensor` takes."""
+        if name in ("patch_embeddings", "latent_kv", "states"):
+            found: Buffer = getattr(self, f"_{name}")
+            return found
+        part, _, cache = name.partition(".")
+        return self.graphs[part].caches.buffers[cache]
+
+    def tensor(self, name: str, first: int, count: int) -> NDArray[Any]:
+        """See `fastblt.runtime.verification.Inspectable.tensor`."""
+        return self._buffer(name).array[first : first + count].copy()
+
+    def set_tensor(self, name: str, first: int, values: NDArray[Any]) -> None:
+        """See `fastblt.runtime.verification.Inspectable.set_tensor`."""
+        self._buffer(name).array[first : first + len(values)] = values
+
+    def keeps(self, position: int) -> bool:
+        """See `Backend.keeps`: the caches hold every position."""
+        return True
 
     def moved_bytes(self, part: str, position: int, rows: int) -> int:
         """See `Backend.moved_bytes`."""

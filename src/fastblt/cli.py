@@ -47,6 +47,13 @@ class Target(StrEnum):
     FASTBLT = "fastblt"
 
 
+class EngineTarget(StrEnum):
+    """Compilers of engines."""
+
+    TENSORRT_RTX = "tensorrt-rtx"
+    TENSORRT = "tensorrt"
+
+
 class Device(StrEnum):
     """Where training runs."""
 
@@ -60,6 +67,7 @@ class Provider(StrEnum):
     AUTO = "auto"
     CPU = "cpu"
     CUDA = "cuda"
+    TENSORRT = "tensorrt"
 
 
 BundleArgument = Annotated[Path, typer.Argument(help="Folder that `fastblt export` wrote.")]
@@ -78,9 +86,15 @@ DocumentMasksOption = Annotated[
     ),
 ]
 ProviderOption = Annotated[
-    Provider, typer.Option(help="Where it runs; auto: the CPU, until an audit has passed on a GPU.")
+    Provider,
+    typer.Option(
+        help="Where onnxruntime and eager run; auto: the CPU, until an audit has passed on a GPU; tensorrt: ONNX "
+        "Runtime's provider for TensorRT 10."
+    ),
 ]
-BackendOption = Annotated[str, typer.Option(help="onnxruntime, or eager (PyTorch).")]
+BackendOption = Annotated[
+    str, typer.Option(help="onnxruntime; tensorrt or tensorrt-rtx (engines of `fastblt compile`); eager (PyTorch).")
+]
 
 
 def _print_version(wanted: bool) -> None:
@@ -193,6 +207,50 @@ def convert(
         dtype=dtype.value if dtype else None,
         patcher=patcher,
         document_masks=document_masks,
+    )
+
+
+@app.command("compile")
+@one_line_errors
+def compile_engines(
+    bundle: BundleArgument,
+    target: Annotated[
+        EngineTarget,
+        typer.Option(help="tensorrt-rtx: for RTX GPUs, needs no GPU; tensorrt: for the GPU of this machine."),
+    ] = EngineTarget.TENSORRT_RTX,
+    sm: Annotated[
+        str | None,
+        typer.Option(help="Compute capabilities, with commas between  [default: this GPU's, else 86,89,120]"),
+    ] = None,
+    max_bytes: Annotated[
+        str,
+        typer.Option(help="Capacities, prompt and new bytes, with commas between; a run takes the least that does."),
+    ] = "512,2048,8192",
+    dtype: Annotated[
+        Dtype | None, typer.Option(help="Refuse a bundle of another type; engines have the type of the graphs.")
+    ] = None,
+    max_patch_bytes: Annotated[
+        int | None, typer.Option(min=1, help="Longest patch  [default: the model's limit, else 512]")
+    ] = None,
+    timing_cache: Annotated[
+        Path | None, typer.Option(help="File that TensorRT keeps its measurements of kernels in.")
+    ] = None,
+) -> None:
+    """Compile a bundle's graphs to engines of TensorRT.
+
+    They go into the bundle's own folder, engines/, beside others.
+    """
+    from fastblt.commands.compile import run
+    from fastblt.commands.eval import numbers
+
+    run(
+        bundle,
+        target.value,
+        None if sm is None else tuple(numbers("sm", sm, int)),
+        tuple(numbers("max-bytes", max_bytes, int)),
+        dtype=None if dtype is None else dtype.value,
+        max_patch_bytes=max_patch_bytes,
+        timing_cache=timing_cache,
     )
 
 

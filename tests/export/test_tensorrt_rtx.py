@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+import json
 from pathlib import Path
 
 import onnx
@@ -9,13 +11,20 @@ from onnx import numpy_helper
 trt = pytest.importorskip("tensorrt_rtx")
 
 from fastblt.export.bundle_writer import export_bundle  # noqa: E402
-from fastblt.export.tensorrt_build import TensorRtError, TensorRtGraph  # noqa: E402
-from fastblt.runtime.bundle import GRAPH_FILES, GraphSpec, load_config, load_manifest  # noqa: E402
+from fastblt.export.engine_compiler import Request, compile_bundle  # noqa: E402
+from fastblt.export.tensorrt_build import TensorRtGraph  # noqa: E402
+from fastblt.models.blt import Blt  # noqa: E402
+from fastblt.models.checkpoint import save_checkpoint  # noqa: E402
+from fastblt.models.config import StackConfig  # noqa: E402
+from fastblt.models.presets import preset  # noqa: E402
+from fastblt.runtime.accelerator.engine_folder import ENGINES_FILE, EngineFolder, load_engine_folder  # noqa: E402
+from fastblt.runtime.bundle import GRAPH_FILES, GraphSpec, load_config, load_manifest, sha256_of  # noqa: E402
+from fastblt.runtime.tensorrt_library import TensorRtError, load_library  # noqa: E402
 
 CAPACITY = {"slots": 1024, "pool_slots": 512}
-ROWS = (1, 9, 256)
-TARGETS = ("SM86", "SM89", "SM120")
+SMS = (86, 89, 120)
 PARTS = list(GRAPH_FILES)
+LIBRARY = load_library("tensorrt-rtx")
 
 
 @pytest.fixture(scope="module", params=["fp16", "bf16"])
@@ -28,37 +37,123 @@ def bundle(request: pytest.FixtureRequest, shipped_checkpoint: Path, tmp_path_fa
 
 def parse(bundle: Path, part: str) -> tuple[TensorRtGraph, GraphSpec]:
     spec = load_manifest(bundle).graphs[part]
-    return TensorRtGraph(bundle / spec.file, CAPACITY), spec
+    return TensorRtGraph(LIBRARY, bundle / spec.file, CAPACITY), spec
 
 
-def build(bundle: Path, part: str) -> tuple[bytes, int]:
-    """An engine for all targets, and the bytes of the weights that it holds."""
-    graph, spec = parse(bundle, part)
-    before = load_config(bundle).hash.context - 1
-    few = (1, 3, 64)
-    ranges = {
-        "rows": ROWS,
-        "context_rows": (ROWS[0] + before, ROWS[1] + before, ROWS[2] + before),
-        "patches": few,
-        "latents": few,
+def weights_of(bundle: Path, part: str) -> int:
+    """Bytes of all weights of a graph, tables included."""
+    model = onnx.load(bundle / load_manifest(bundle).graphs[part].file)
+    return sum(numpy_helper.to_array(w).nbytes for w in model.graph.initializer)
+
+
+def check_folder(bundle: Path, folder: EngineFolder, capacities: tuple[int, ...]) -> None:
+    """Engines of every graph and capacity, as large as their weights, with every cache updated in place."""
+    manifest = load_manifest(bundle)
+    assert load_engine_folder(folder.path).to_dict() == folder.to_dict()
+    assert (folder.target, folder.version, folder.sms) == ("tensorrt-rtx", trt.__version__, SMS)
+    assert (folder.dtype, folder.operators) == (manifest.dtype, "standard")
+    assert tuple(folder.capacities) == capacities
+    assert all(set(parts) == set(manifest.graphs) for parts in folder.capacities.values())
+    for engine in folder.engines:
+        path = folder.path / engine.file
+        assert (path.stat().st_size, sha256_of(path)) == (engine.bytes, engine.sha256)
+        weights = weights_of(bundle, engine.part)
+        # The weights once for all three profiles and architectures, or packed for some of the kernels again.
+        assert weights < engine.bytes < 4 * weights + 30e6
+        spec = manifest.graphs[engine.part]
+        caches = {t.name for t in spec.inputs if t.role in ("cache", "pool")}
+        assert set(engine.aliases.values()) == caches
+        assert [profile.name for profile in engine.profiles] == ["byte", "verify", "prefill"]
+        assert engine.build_seconds > 0
+
+
+def test_every_graph_compiles_for_all_targets_without_a_gpu(bundle: Path) -> None:
+    folder = compile_bundle(bundle, LIBRARY, Request(SMS, (512, 2048)))
+    check_folder(bundle, folder, (512, 2048))
+    slots = {engine.file: (engine.slots, engine.pool_slots) for engine in folder.engines}
+    # The windows are shorter than both capacities: one engine serves both. The pool holds a patch, a draft, a call.
+    assert slots == {
+        "entropy-448.engine": (448, 0),
+        "encoder-448.engine": (448, 192),
+        "global-704.engine": (704, 0),
+        "global-2240.engine": (2240, 0),
+        "decoder-448.engine": (448, 0),
     }
-    initializers = onnx.load(bundle / spec.file).graph.initializer
-    tables = sum(numpy_helper.to_array(w).nbytes for w in initializers if "embeddings" in w.name)
-    return graph.build(ranges, TARGETS), spec.weight_bytes + tables
 
 
-@pytest.mark.parametrize("part", PARTS)
-def test_engine_builds_for_all_targets_without_a_gpu(bundle: Path, part: str) -> None:
-    engine, weights = build(bundle, part)
-    # The weights once, and kernels for three architectures.
-    assert weights < len(engine) < weights + 10e6
+def two_layers(stack: StackConfig) -> StackConfig:
+    return dataclasses.replace(stack, layers=min(stack.layers, 2))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
+def test_a_cut_of_blt_1b_compiles_for_all_targets_without_a_gpu(dtype: str, tmp_path: Path) -> None:
+    whole = preset("blt-1b")
+    assert whole.patcher is not None
+    config = dataclasses.replace(
+        whole,
+        patcher=two_layers(whole.patcher),
+        encoder=two_layers(whole.encoder),
+        global_transformer=two_layers(whole.global_transformer),
+        decoder=two_layers(whole.decoder),
+        # The tables stay on the host.
+        hash=dataclasses.replace(whole.hash, rows=64),
+    )
+    save_checkpoint(tmp_path / "checkpoint", Blt(config))
+    bundle = tmp_path / "bundle"
+    export_bundle(tmp_path / "checkpoint", bundle, dtype=dtype, verify=False)
+    check_folder(bundle, compile_bundle(bundle, LIBRARY, Request(SMS, (2048,))), (2048,))
 
 
 def test_engine_builds_when_hash_tables_are_in_the_graph(shipped_checkpoint: Path, tmp_path: Path) -> None:
     bundle = tmp_path / "bundle"
     export_bundle(shipped_checkpoint, bundle, dtype="fp16", hash_tables="graph", verify=False)
-    engine, weights = build(bundle, "encoder")
-    assert weights < len(engine) < weights + 10e6
+    check_folder(bundle, compile_bundle(bundle, LIBRARY, Request(SMS, (512,))), (512,))
+
+
+def test_engines_are_replaced_when_compiled_again(bundle: Path) -> None:
+    path = compile_bundle(bundle, LIBRARY, Request((89,), (256, 512))).path
+    assert path.name == f"tensorrt-rtx-{trt.__version__}-sm89"
+    folder = compile_bundle(bundle, LIBRARY, Request((89,), (256,)))
+    assert folder.path == path
+    assert sorted(p.name for p in path.iterdir()) == sorted([ENGINES_FILE, *(e.file for e in folder.engines)])
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        (Request((87,), (256,)), r"sm: found 87, expected one of 75, 80, 86, 89, 120, 121"),
+        (Request((89,), (256,), dtype="fp32"), r"dtype: found 'fp32', expected '(fp16|bf16)'.*--dtype fp32"),
+        (Request((89,), (256,), timing_cache=Path("timings")), "timing cache: TensorRT-RTX measures no kernels"),
+        (Request((), (256,)), "found no SM or no capacity"),
+    ],
+)
+def test_nothing_is_left_when_a_request_cannot_be_met(bundle: Path, request_: Request, message: str) -> None:
+    before = sorted(bundle.rglob("*"))
+    with pytest.raises(TensorRtError, match=message):
+        compile_bundle(bundle, LIBRARY, request_)
+    assert sorted(bundle.rglob("*")) == before
+
+
+def test_nothing_is_left_when_a_later_graph_cannot_be_compiled(shipped_checkpoint: Path, tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    export_bundle(shipped_checkpoint, bundle, dtype="fp16", verify=False)
+    break_operator(bundle / GRAPH_FILES["decoder"], bundle / GRAPH_FILES["decoder"])
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    file = bundle / GRAPH_FILES["decoder"]
+    manifest["files"][file.name] = {"bytes": file.stat().st_size, "sha256": sha256_of(file)}
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(TensorRtError, match=r"decoder\.onnx: TensorRT-RTX .* node .*, operator BitwiseNot: "):
+        compile_bundle(bundle, LIBRARY, Request((89,), (256,)))
+    assert not (bundle / "engines").exists()
+
+
+def break_operator(source: Path, target: Path) -> None:
+    """Give a graph an operator that TensorRT does not have."""
+    model = onnx.load(source)
+    swish = next(node for node in model.graph.node if node.op_type == "Swish")
+    swish.op_type = "BitwiseNot"
+    onnx.save(model, target)
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -123,16 +218,12 @@ def test_attention_is_one_layer_when_types_have_a_kernel(bundle: Path) -> None:
     }
 
 
-def test_error_is_the_compilers_when_a_graph_is_not_for_tensorrt(bundle: Path, tmp_path: Path) -> None:
-    model = onnx.load(bundle / GRAPH_FILES["patcher"])
-    path = tmp_path / "odd.onnx"
-    swish = next(node for node in model.graph.node if node.op_type == "Swish")
-    swish.op_type = "BitwiseNot"
-    onnx.save(model, path)
-    with pytest.raises(TensorRtError, match=r"odd\.onnx: TensorRT-RTX cannot parse it: .*BitwiseNot"):
-        TensorRtGraph(path, CAPACITY)
+def test_error_names_node_and_operator_when_a_graph_is_not_for_tensorrt(bundle: Path, tmp_path: Path) -> None:
+    break_operator(bundle / GRAPH_FILES["patcher"], tmp_path / "odd.onnx")
+    with pytest.raises(TensorRtError, match=r"odd\.onnx: TensorRT-RTX .* cannot parse it: node .*BitwiseNot"):
+        TensorRtGraph(LIBRARY, tmp_path / "odd.onnx", CAPACITY)
 
 
 def test_error_is_the_compilers_when_caches_have_no_fixed_size(bundle: Path) -> None:
     with pytest.raises(TensorRtError, match="static sequence length"):
-        TensorRtGraph(bundle / GRAPH_FILES["decoder"], {})
+        TensorRtGraph(LIBRARY, bundle / GRAPH_FILES["decoder"], {})

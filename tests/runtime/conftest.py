@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
+import sys
 from collections.abc import Callable, Collection
 from pathlib import Path
 
 import numpy as np
 import pytest
+from fakes.cuda import FakeCuda
+from fakes.onnxruntime_cuda import FakeOnnxRuntime
+from fakes.tensorrt import FakeTensorRt
 from numpy.typing import NDArray
 
+from fastblt.export.engine_compiler import Request, compile_bundle
 from fastblt.models.blt import Blt
 from fastblt.models.config import BltConfig
 from fastblt.models.tokens import BOS_ID, MASK_ID, VOCAB_SIZE, encode
+from fastblt.runtime.accelerator import loading
+from fastblt.runtime.accelerator.backend import DeviceBackend
 from fastblt.runtime.backend import ROW_CAPACITY, Backend, DecoderRows, Floats, Ids, Pick
 from fastblt.runtime.backends.eager import EagerBackend
+from fastblt.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from fastblt.runtime.tensorrt_library import load_library
 
 #: Longest prompt plus new bytes of the shared backends.
 MAX_BYTES = 600
@@ -32,15 +42,33 @@ def open_backend(request: pytest.FixtureRequest) -> OpenBackend:
         if kind == "eager":
             eager: Blt = request.getfixturevalue(model)
             return EagerBackend(eager, max_bytes)
-        from fastblt.runtime.backends.onnxruntime import OnnxRuntimeBackend
-
         folder: Path = request.getfixturevalue(bundle)
-        return OnnxRuntimeBackend.load(folder, "cpu", max_bytes, 1)
+        if kind == "onnxruntime":
+            return OnnxRuntimeBackend.load(folder, max_bytes, 1)
+        return open_device_backend(kind, folder, max_bytes, request.getfixturevalue("tmp_path_factory"))
 
     return make
 
 
-KINDS = [(kind, rows) for kind in ("eager", "onnxruntime") for rows in ("embedding", "encoder")]
+def open_device_backend(kind: str, bundle: Path, max_bytes: int, temporary: pytest.TempPathFactory) -> DeviceBackend:
+    """A backend on a GPU that insists on the rules of the real one: ``tensorrt-rtx`` or ``onnxruntime-cuda``."""
+    cuda = FakeCuda()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "cuda.bindings.runtime", cuda)
+        patch.setitem(sys.modules, "tensorrt_rtx", FakeTensorRt(cuda))
+        if kind == "onnxruntime-cuda":
+            return loading.load_onnxruntime(bundle, "cuda", max_bytes, ort=FakeOnnxRuntime(cuda))
+        copy = temporary.mktemp("compiled") / bundle.name
+        shutil.copytree(bundle, copy)
+        compile_bundle(copy, load_library(kind), Request((cuda.sm,), (max_bytes,)))
+        return loading.load_tensorrt(copy, kind, max_bytes)
+
+
+KINDS = [
+    (kind, rows)
+    for kind in ("eager", "onnxruntime", "tensorrt-rtx", "onnxruntime-cuda")
+    for rows in ("embedding", "encoder")
+]
 
 
 @pytest.fixture(scope="session", params=KINDS, ids=["-".join(kind) for kind in KINDS])
@@ -63,8 +91,8 @@ def latents_of() -> Callable[[Backend, int], NDArray[np.float32]]:
     def read(backend: Backend, count: int) -> NDArray[np.float32]:
         if isinstance(backend, EagerBackend):
             return backend._latent_kv[0, :count].flatten(1).numpy().copy()
-        found: NDArray[np.float32] = backend._latent_kv.array[:count].reshape(count, -1).copy()  # type: ignore[attr-defined]
-        return found
+        assert isinstance(backend, OnnxRuntimeBackend | DeviceBackend)
+        return backend.tensor("latent_kv", 0, count).reshape(count, -1)
 
     return read
 
@@ -220,6 +248,9 @@ class ScriptedBackend:
                 if not more:
                     break
         return np.array(tokens), np.ones(len(tokens), dtype=np.float32)
+
+    def keeps(self, position: int) -> bool:
+        return True
 
     def moved_bytes(self, part: str, position: int, rows: int) -> int:
         return 1000 + rows

@@ -27,7 +27,7 @@ def test_buffers_are_those_that_a_backend_allocates(
     request: pytest.FixtureRequest, decoder_input: str, max_bytes: int
 ) -> None:
     bundle: Path = request.getfixturevalue("tiny_bundle" if decoder_input == "embedding" else "tiny_encoder_bundle")
-    backend: Any = OnnxRuntimeBackend.load(bundle, "cpu", max_bytes, 1)
+    backend: Any = OnnxRuntimeBackend.load(bundle, max_bytes, 1)
     found = {part: sum(map(allocated, graph.caches.buffers.values())) for part, graph in backend.graphs.items()}
     found["encoder"] += sum(map(allocated, (backend._pool, backend._states, backend._patch_embeddings)))
     found["global"] += sum(map(allocated, (backend._latents, backend._latent_kv)))

@@ -258,4 +258,6 @@ def test_cost_of_steps_does_not_depend_on_capacity(
 def test_windowed_parts_read_no_more_when_the_text_is_longer(backend: Backend, part: str) -> None:
     near, far = (max(backend.moved_bytes(part, p + i, 1) for i in range(64)) for p in (128, 512))
     assert near == far
-    assert backend.moved_bytes("global", 512, 1) > backend.moved_bytes("global", 128, 1)
+    near, far = (backend.moved_bytes("global", position, 1) for position in (128, 512))
+    # An engine's caches have one size.
+    assert far == near if backend.name == "tensorrt-rtx" else far > near

@@ -67,7 +67,7 @@ def variant(
     export_bundle(folder / "checkpoint", folder / "bundle")
     parts = set(load_manifest(folder / "bundle").graphs)
     assert ("patcher" in parts) == (model.patcher is not None) == (folder / "bundle" / "entropy.onnx").exists()
-    onnx = OnnxRuntimeBackend.load(folder / "bundle", "cpu", MAX_BYTES, 1)
+    onnx = OnnxRuntimeBackend.load(folder / "bundle", MAX_BYTES, 1)
     return Variant(model, EagerBackend(model, MAX_BYTES), onnx)
 
 

@@ -96,7 +96,7 @@ def test_incremental_logits_equal_transformers_at_all_positions(
     if kind == "eager":
         backend: Backend = EagerBackend(peer.ours, MAX_BYTES)
     else:
-        backend = OnnxRuntimeBackend.load(bundle_of(peer.folder.name), "cpu", MAX_BYTES, 1)
+        backend = OnnxRuntimeBackend.load(bundle_of(peer.folder.name), MAX_BYTES, 1)
     expected = peer.theirs(peer.ids, use_cache=False).logits[0]
     ends = (torch.nonzero(peer.ours.segment(peer.ids).closes[0])[:, 0] + 1).tolist()
     for sizes in ([1], [70, 1, 3, 29]):

@@ -1,0 +1,205 @@
+"""Engines of a bundle: every graph compiled for one or more capacities, into a folder with a manifest, or nothing.
+
+A cache's size is part of an engine. Stacks with a window and the encoder's pool need the same size whatever the
+capacity, so their engine is built once and shared; the global transformer's is built for each capacity.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastblt.export.tensorrt_build import TensorRtGraph
+from fastblt.models.atomic_folder import replacing_folder
+from fastblt.models.config import BltConfig
+from fastblt.runtime.accelerator.engine_folder import (
+    ENGINES_FILE,
+    ENGINES_FOLDER,
+    EngineFolder,
+    EngineSpec,
+    Profile,
+    folder_name,
+)
+from fastblt.runtime.accelerator.sliding import CALL_ROWS, cache_slots, pool_slots
+from fastblt.runtime.bundle import (
+    MANIFEST_FILE,
+    GraphSpec,
+    Manifest,
+    check_files,
+    load_config,
+    load_manifest,
+    sha256_of,
+)
+from fastblt.runtime.tensorrt_library import TensorRtError, TensorRtLibrary
+
+#: Rows of a call, and patches or latents in it: smallest, usual, largest, by profile. Together they take every power
+#: of two up to `CALL_ROWS`.
+PROFILES = {
+    "byte": ((1, 1, 1), (1, 1, 1)),
+    "verify": ((2, 8, 16), (1, 2, 16)),
+    "prefill": ((32, CALL_ROWS, CALL_ROWS), (1, 16, CALL_ROWS)),
+}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to compile."""
+
+    sms: tuple[int, ...]
+    """Compute capabilities, e.g. 89."""
+    capacities: tuple[int, ...]
+    """``max_bytes`` of the runtimes to come, ascending."""
+    dtype: str | None = None
+    """Type that the bundle must have; None: whichever it has."""
+    max_patch_bytes: int | None = None
+    """Longest patch, where the model sets no limit."""
+    timing_cache: Path | None = None
+
+
+def compile_bundle(
+    bundle: Path, library: TensorRtLibrary, request: Request, report: Callable[[str], None] | None = None
+) -> EngineFolder:
+    """Compile every graph of a bundle.
+
+    Args:
+        bundle: folder that ``fastblt export`` wrote; the engines' folder is made in it.
+        library: the compiler.
+        request: for what.
+        report: told what is being done.
+
+    Returns:
+        What the folder's manifest says.
+
+    Raises:
+        BundleError: the bundle is damaged.
+        TensorRtError: a graph cannot be compiled, or the request does not fit bundle or library.
+    """
+    manifest = load_manifest(bundle)
+    _check_request(bundle, manifest, library, request)
+    check_files(bundle, manifest)
+    config = load_config(bundle)
+    path = bundle / ENGINES_FOLDER / folder_name(library.target, library.version, request.sms)
+    path.parent.mkdir(exist_ok=True)
+    say = report or (lambda text: None)
+    try:
+        with replacing_folder(path) as new:
+            folder = _Compiler(bundle, config, manifest, library, request, new, say).run(path)
+            (new / ENGINES_FILE).write_text(json.dumps(folder.to_dict(), indent=1) + "\n", encoding="utf-8")
+    finally:
+        if not any(path.parent.iterdir()):
+            path.parent.rmdir()
+    return folder
+
+
+def _check_request(bundle: Path, manifest: Manifest, library: TensorRtLibrary, request: Request) -> None:
+    if request.dtype is not None and request.dtype != manifest.dtype:
+        raise TensorRtError(
+            f"dtype: found {request.dtype!r}, expected {manifest.dtype!r}: engines have the types of the graphs, "
+            f"export another bundle (fastblt export --dtype {request.dtype})"
+        )
+    if not library.updates_caches and manifest.operators != "lowered":
+        raise TensorRtError(
+            f"{bundle}: found standard graphs, but {library.label} has no layers for TensorScatter and Attention; "
+            "expected lowered ones (fastblt export --lowered)"
+        )
+    if request.timing_cache is not None and library.target == "tensorrt-rtx":
+        raise TensorRtError("timing cache: TensorRT-RTX measures no kernels when it builds, expected target tensorrt")
+    if not request.sms or not request.capacities:
+        raise TensorRtError("compile: found no SM or no capacity, expected at least one of each")
+
+
+class _Compiler:
+    """One compilation: builds each engine once, and notes who shares it."""
+
+    def __init__(
+        self,
+        bundle: Path,
+        config: BltConfig,
+        manifest: Manifest,
+        library: TensorRtLibrary,
+        request: Request,
+        folder: Path,
+        say: Callable[[str], None],
+    ) -> None:
+        self.bundle, self.config, self.manifest, self.library = bundle, config, manifest, library
+        self.request, self.folder, self.say = request, folder, say
+        self.engines: list[EngineSpec] = []
+        self._built: dict[tuple[str, int, int], int] = {}
+
+    def run(self, path: Path) -> EngineFolder:
+        """All engines; ``path`` is where they will be."""
+        capacities = {
+            capacity: {part: self._engine(part, capacity) for part in self.manifest.graphs}
+            for capacity in self.request.capacities
+        }
+        return EngineFolder(
+            path,
+            self.library.target,
+            self.library.version,
+            self.request.sms,
+            self.manifest.dtype,
+            self.manifest.operators,
+            sha256_of(self.bundle / MANIFEST_FILE),
+            tuple(self.engines),
+            capacities,
+        )
+
+    def _engine(self, part: str, capacity: int) -> int:
+        """Index of a part's engine for a capacity, built unless another capacity has the same."""
+        slots = cache_slots(self.config.stacks[part], capacity)
+        pool = pool_slots(self.config, capacity, self.request.max_patch_bytes) if part == "encoder" else 0
+        key = (part, slots, pool)
+        if key not in self._built:
+            self._built[key] = len(self.engines)
+            self.engines.append(self._build(part, slots, pool))
+        return self._built[key]
+
+    def _build(self, part: str, slots: int, pool: int) -> EngineSpec:
+        spec = self.manifest.graphs[part]
+        name = f"{Path(spec.file).stem}-{slots}.engine"
+        self.say(f"{name}: parsing {spec.file}")
+        began = time.perf_counter()
+        graph = TensorRtGraph(self.library, self.bundle / spec.file, {"slots": slots, "pool_slots": pool})
+        aliases = graph.aliases()
+        _check_aliases(self.bundle / spec.file, spec, aliases)
+        profiles = _profiles(spec, self.config.hash.context - 1, {"slots": slots, "pool_slots": pool})
+        cache = self.request.timing_cache
+        data = graph.build(profiles, self.request.sms, cache, lambda phase: self.say(f"{name}: {phase}"))
+        (self.folder / name).write_bytes(data)
+        seconds = round(time.perf_counter() - began, 2)
+        self.say(f"{name}: {len(data) / 1e6:.1f} MB in {seconds:.1f} s")
+        digest = sha256_of(self.folder / name)
+        return EngineSpec(part, name, len(data), digest, slots, pool, profiles, aliases, graph.decomposed, seconds)
+
+
+def _check_aliases(path: Path, spec: GraphSpec, aliases: dict[str, str]) -> None:
+    """Every cache update that the graph declares must be made in place."""
+    expected = {t.name: t.name.removesuffix("_out") for t in spec.outputs if t.role in ("cache_update", "pool_update")}
+    if aliases != expected:
+        missing = sorted(set(expected) - set(aliases)) or sorted(aliases)
+        raise TensorRtError(f"{path}: found {', '.join(missing)} not updated in place, expected every cache to be")
+
+
+def _profiles(spec: GraphSpec, history: int, capacity: dict[str, int]) -> tuple[Profile, ...]:
+    """Profiles of a graph: ranges of all inputs whose shape calls choose."""
+    found = []
+    positions = spec.input("positions")
+    assert positions is not None, "every graph has positions"
+    for name, (rows, few) in PROFILES.items():
+        ranges: dict[int | str, Sequence[int]] = {"patches": few, "latents": few}
+        ranges |= {positions.shape[1]: rows, "context_rows": [size + history for size in rows]}
+        shapes = {}
+        for tensor in spec.inputs:
+            if any(size in ranges for size in tensor.shape):
+                sizes = [ranges[size] if size in ranges else [_fixed(size, capacity)] * 3 for size in tensor.shape]
+                least, usual, most = (tuple(size[bound] for size in sizes) for bound in range(3))
+                shapes[tensor.name] = (least, usual, most)
+        found.append(Profile(name, shapes))
+    return tuple(found)
+
+
+def _fixed(size: int | str, capacity: dict[str, int]) -> int:
+    return size if isinstance(size, int) else capacity[size]

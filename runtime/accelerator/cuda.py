@@ -1,0 +1,195 @@
+"""The few calls of the CUDA runtime that are needed, through cuda-python (``cuda.bindings.runtime``).
+
+One stream carries everything: uploads, graphs, copies, downloads. The host writes to page-locked memory, which an
+upload reads some time later, so each upload gets memory of its own until the stream has been waited for.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import logging
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+logger = logging.getLogger(__name__)
+
+#: Page-locked memory for uploads between two waits.
+_UPLOAD_BYTES = 8 * 2**20
+#: Addresses that graphs are bound to are multiples of this, as device allocations are.
+ALIGNMENT = 256
+
+
+class CudaError(RuntimeError):
+    """A call of the CUDA runtime that failed, or no usable GPU."""
+
+
+def aligned(size: int) -> int:
+    """``size`` rounded up to `ALIGNMENT`."""
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+def load_api() -> Any:
+    """The module ``cuda.bindings.runtime``.
+
+    Raises:
+        CudaError: it is not installed.
+    """
+    try:
+        return importlib.import_module("cuda.bindings.runtime")
+    except ImportError as error:
+        raise CudaError(
+            f"cuda: found no usable cuda-python ({error}), expected it: pip install 'fastblt[gpu]'"
+        ) from error
+
+
+class Cuda:
+    """The runtime's calls on one device; errors become `CudaError`.
+
+    Args:
+        api: ``cuda.bindings.runtime``, or what stands in for it.
+        device: ordinal of the GPU.
+
+    Raises:
+        CudaError: there is no such GPU, or the driver is missing or too old.
+    """
+
+    def __init__(self, api: Any, device: int = 0) -> None:
+        self.api = api
+        self.device = device
+        try:
+            count = self("cudaGetDeviceCount")
+        except CudaError as error:
+            raise CudaError(f"cuda: found no usable GPU ({error}), expected one and its driver") from error
+        if not 0 <= device < count:
+            raise CudaError(f"cuda: found {count} GPUs, expected one with the number {device}")
+        self("cudaSetDevice", device)
+        attribute = api.cudaDeviceAttr
+        major = self("cudaDeviceGetAttribute", attribute.cudaDevAttrComputeCapabilityMajor, device)
+        minor = self("cudaDeviceGetAttribute", attribute.cudaDevAttrComputeCapabilityMinor, device)
+        self.sm = 10 * int(major) + int(minor)
+        """Compute capability, e.g. 89."""
+
+    def __call__(self, name: str, *arguments: Any) -> Any:
+        """Call a function of the runtime; what it returns besides its status."""
+        status, *values = getattr(self.api, name)(*arguments)
+        if int(status) != 0:
+            raise CudaError(f"{name}: {self._describe(status)}")
+        return values[0] if len(values) == 1 else tuple(values)
+
+    def _describe(self, status: Any) -> str:
+        _, text = self.api.cudaGetErrorString(status)
+        return text.decode() if isinstance(text, bytes) else str(text)
+
+
+class DeviceMemory:
+    """Zeroed memory on the device; freed with the object.
+
+    Zeros matter: a slot that a mask hides still meets a softmax weight of 0, and 0 * NaN would be NaN.
+    """
+
+    def __init__(self, cuda: Cuda, size: int) -> None:
+        self.size = max(size, ALIGNMENT)
+        self.address = int(cuda("cudaMalloc", self.size))
+        weakref.finalize(self, cuda.api.cudaFree, self.address)
+        cuda("cudaMemset", self.address, 0, self.size)
+
+
+class PinnedMemory:
+    """Page-locked memory of the host; freed with the object."""
+
+    def __init__(self, cuda: Cuda, size: int) -> None:
+        self.size = size
+        self.address = int(cuda("cudaHostAlloc", size, cuda.api.cudaHostAllocDefault))
+        weakref.finalize(self, cuda.api.cudaFreeHost, self.address)
+        raw = (ctypes.c_uint8 * size).from_address(self.address)
+        self.bytes: NDArray[np.uint8] = np.ctypeslib.as_array(raw)
+        """uint8 [size], a view."""
+
+
+class CapturedGraph:
+    """A recorded run that can be launched again; destroyed with the object."""
+
+    def __init__(self, cuda: Cuda, graph: Any) -> None:
+        self.executable = cuda("cudaGraphInstantiate", graph, 0)
+        weakref.finalize(self, cuda.api.cudaGraphExecDestroy, self.executable)
+
+
+class Stream:
+    """The one stream: work is queued in order, and nothing waits but `synchronize`."""
+
+    def __init__(self, cuda: Cuda) -> None:
+        self.cuda = cuda
+        self._stream = cuda("cudaStreamCreateWithFlags", cuda.api.cudaStreamNonBlocking)
+        weakref.finalize(self, cuda.api.cudaStreamDestroy, self._stream)
+        self.handle = int(self._stream)
+        self.synchronisations = 0
+        """Times that the host has waited."""
+        kinds = cuda.api.cudaMemcpyKind
+        self._to_device, self._to_host = kinds.cudaMemcpyHostToDevice, kinds.cudaMemcpyDeviceToHost
+        self._on_device = kinds.cudaMemcpyDeviceToDevice
+        self._uploads = PinnedMemory(cuda, _UPLOAD_BYTES)
+        self._used = 0
+
+    def host_block(self, size: int) -> tuple[int, NDArray[np.uint8]]:
+        """Page-locked memory for one upload, its own until the next wait: address, and uint8 [size]."""
+        if size > self._uploads.size:
+            raise CudaError(f"cuda: found an upload of {size} bytes, expected at most {self._uploads.size}")
+        if self._used + size > self._uploads.size:
+            self.synchronize()
+        begin = self._used
+        self._used += aligned(size)
+        return self._uploads.address + begin, self._uploads.bytes[begin : begin + size]
+
+    def upload(self, target: int, source: int, size: int) -> None:
+        """Queue a copy from page-locked memory to the device."""
+        self.cuda("cudaMemcpyAsync", target, source, size, self._to_device, self._stream)
+
+    def download(self, target: int, source: int, size: int) -> None:
+        """Queue a copy from the device to page-locked memory; read it after `synchronize`."""
+        self.cuda("cudaMemcpyAsync", target, source, size, self._to_host, self._stream)
+
+    def copy(self, target: int, source: int, size: int) -> None:
+        """Queue a copy on the device; the two do not overlap."""
+        self.cuda("cudaMemcpyAsync", target, source, size, self._on_device, self._stream)
+
+    def copy_rows(self, target: int, target_pitch: int, source: int, source_pitch: int, width: int, rows: int) -> None:
+        """Queue a copy on the device of ``rows`` runs of ``width`` bytes that lie ``pitch`` bytes apart."""
+        self.cuda(
+            "cudaMemcpy2DAsync", target, target_pitch, source, source_pitch, width, rows, self._on_device, self._stream
+        )
+
+    def synchronize(self) -> None:
+        """Wait for all that is queued."""
+        self.cuda("cudaStreamSynchronize", self._stream)
+        self.synchronisations += 1
+        self._used = 0
+
+    def capture(self, work: Callable[[], None]) -> CapturedGraph | None:
+        """Record what ``work`` queues instead of running it; None where it cannot be recorded."""
+        mode = self.cuda.api.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        self.cuda("cudaStreamBeginCapture", self._stream, mode)
+        failure: Exception | None = None
+        try:
+            work()
+        except Exception as error:  # whatever the library raises, the stream must leave the capture
+            failure = error
+        try:
+            graph = self.cuda("cudaStreamEndCapture", self._stream)
+            captured = CapturedGraph(self.cuda, graph) if failure is None else None
+            self.cuda("cudaGraphDestroy", graph)
+        except CudaError as error:
+            # Clears the error that a failed capture leaves behind.
+            self.cuda.api.cudaGetLastError()
+            failure, captured = failure or error, None
+        if failure is not None:
+            logger.warning("not captured as a CUDA graph, run without: %s", failure)
+        return captured
+
+    def launch(self, graph: CapturedGraph) -> None:
+        """Queue a recorded run."""
+        self.cuda("cudaGraphLaunch", graph.executable, self._stream)

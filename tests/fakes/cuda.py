@@ -1,0 +1,255 @@
+"""A stand-in for ``cuda.bindings.runtime`` on machines without a GPU that insists on the real one's rules.
+
+Device memory is host memory that only copies and graphs may touch. Work is queued and done as late as possible: when
+the host waits. So a result that is read too early is still the old one, and an upload whose source is overwritten too
+early carries the new bytes. While a stream is captured, nothing runs, and calls that a capture forbids fail.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+
+Work = Callable[[], None]
+_ALIGNMENT = 256
+
+
+class Status(IntEnum):
+    cudaSuccess = 0
+    cudaErrorInvalidValue = 1
+    cudaErrorMemoryAllocation = 2
+    cudaErrorStreamCaptureUnsupported = 900
+    cudaErrorStreamCaptureInvalidated = 901
+
+
+class cudaMemcpyKind(IntEnum):
+    cudaMemcpyHostToDevice = 1
+    cudaMemcpyDeviceToHost = 2
+    cudaMemcpyDeviceToDevice = 3
+
+
+class cudaStreamCaptureMode(IntEnum):
+    cudaStreamCaptureModeThreadLocal = 1
+
+
+class cudaDeviceAttr(IntEnum):
+    cudaDevAttrComputeCapabilityMajor = 75
+    cudaDevAttrComputeCapabilityMinor = 76
+
+
+@dataclass
+class Allocation:
+    kind: str
+    address: int
+    size: int
+    owner: Any
+
+
+@dataclass
+class StreamState:
+    queue: list[Work] = field(default_factory=list)
+    recording: list[Work] | None = None
+    invalid: bool = False
+
+
+class FakeCuda:
+    """The functions that fastblt calls; ``sm`` is the compute capability of the one GPU.
+
+    Args:
+        sm: e.g. 89.
+        late: do queued work when the host waits; False: at once. Programs must work either way.
+        forbid_capture: every capture fails, as with a kernel that cannot be captured.
+    """
+
+    cudaMemcpyKind = cudaMemcpyKind
+    cudaStreamCaptureMode = cudaStreamCaptureMode
+    cudaDeviceAttr = cudaDeviceAttr
+    cudaHostAllocDefault = 0
+    cudaStreamNonBlocking = 1
+
+    def __init__(self, sm: int = 89, *, late: bool = True, forbid_capture: bool = False, devices: int = 1) -> None:
+        self.sm, self.late, self.forbid_capture, self.devices = sm, late, forbid_capture, devices
+        self.allocations: dict[int, Allocation] = {}
+        self.streams: dict[int, StreamState] = {}
+        self.graphs: dict[int, list[Work]] = {}
+        self.executables: dict[int, list[Work]] = {}
+        self.launches = 0
+        self.waits = 0
+        self._handles = itertools.count(0x1000)
+
+    # --- memory ---
+
+    def _allocate(self, kind: str, size: int) -> tuple[Status, int]:
+        if self._capturing():
+            return Status.cudaErrorStreamCaptureUnsupported, 0
+        # What nobody has written is not a number.
+        owner = np.full(size + _ALIGNMENT, 0xFF, dtype=np.uint8)
+        address = -(-int(owner.ctypes.data) // _ALIGNMENT) * _ALIGNMENT
+        self.allocations[address] = Allocation(kind, address, size, owner)
+        return Status.cudaSuccess, address
+
+    def _free(self, kind: str, address: int) -> tuple[Status]:
+        found = self.allocations.pop(int(address), None)
+        return (Status.cudaSuccess if found and found.kind == kind else Status.cudaErrorInvalidValue,)
+
+    def cudaMalloc(self, size: int) -> tuple[Status, int]:
+        return self._allocate("device", size)
+
+    def cudaFree(self, devPtr: int) -> tuple[Status]:
+        return self._free("device", devPtr)
+
+    def cudaHostAlloc(self, size: int, flags: int) -> tuple[Status, int]:
+        return self._allocate("pinned", size)
+
+    def cudaFreeHost(self, ptr: int) -> tuple[Status]:
+        return self._free("pinned", ptr)
+
+    def cudaMemset(self, devPtr: int, value: int, count: int) -> tuple[Status]:
+        if self._capturing():
+            return (Status.cudaErrorStreamCaptureUnsupported,)
+        self.check(devPtr, count, "device")
+        ctypes.memset(devPtr, value, count)
+        return (Status.cudaSuccess,)
+
+    def check(self, address: int, size: int, kind: str) -> None:
+        """Whether a run of bytes lies in one allocation of a kind."""
+        for found in self.allocations.values():
+            if found.address <= address and address + size <= found.address + found.size:
+                assert found.kind == kind, f"{size} bytes at {address:#x} are {found.kind} memory, expected {kind}"
+                return
+        raise AssertionError(f"{size} bytes at {address:#x} are in no allocation")
+
+    # --- copies ---
+
+    def cudaMemcpyAsync(self, dst: int, src: int, count: int, kind: int, stream: int) -> tuple[Status]:
+        return self.cudaMemcpy2DAsync(dst, count, src, count, count, 1, kind, stream)
+
+    def cudaMemcpy2DAsync(
+        self, dst: int, dpitch: int, src: int, spitch: int, width: int, height: int, kind: int, stream: int
+    ) -> tuple[Status]:
+        ends = {
+            cudaMemcpyKind.cudaMemcpyHostToDevice: ("pinned", "device"),
+            cudaMemcpyKind.cudaMemcpyDeviceToHost: ("device", "pinned"),
+            cudaMemcpyKind.cudaMemcpyDeviceToDevice: ("device", "device"),
+        }
+        source, target = ends[cudaMemcpyKind(kind)]
+        if width > min(dpitch, spitch) or height < 1:
+            return (Status.cudaErrorInvalidValue,)
+        span = (height - 1) * spitch + width, (height - 1) * dpitch + width
+
+        def work() -> None:
+            self.check(src, span[0], source)
+            self.check(dst, span[1], target)
+            assert src + span[0] <= dst or dst + span[1] <= src, "a copy onto itself"
+            for row in range(height):
+                ctypes.memmove(dst + row * dpitch, src + row * spitch, width)
+
+        return (self.enqueue(stream, work),)
+
+    # --- streams ---
+
+    def cudaStreamCreateWithFlags(self, flags: int) -> tuple[Status, int]:
+        handle = next(self._handles)
+        self.streams[handle] = StreamState()
+        return Status.cudaSuccess, handle
+
+    def cudaStreamDestroy(self, stream: int) -> tuple[Status]:
+        self.streams.pop(int(stream), None)
+        return (Status.cudaSuccess,)
+
+    def enqueue(self, stream: int, work: Work) -> Status:
+        """Queue work, or record it."""
+        state = self.streams[int(stream)]
+        if state.recording is not None:
+            state.recording.append(work)
+        elif self.late:
+            state.queue.append(work)
+        else:
+            work()
+        return Status.cudaSuccess
+
+    def cudaStreamSynchronize(self, stream: int) -> tuple[Status]:
+        state = self.streams[int(stream)]
+        if state.recording is not None:
+            state.invalid = True
+            return (Status.cudaErrorStreamCaptureUnsupported,)
+        self.waits += 1
+        queue, state.queue = state.queue, []
+        for work in queue:
+            work()
+        return (Status.cudaSuccess,)
+
+    # --- capture ---
+
+    def _capturing(self) -> bool:
+        """Whether any stream records; such a call spoils the recording."""
+        found = [state for state in self.streams.values() if state.recording is not None]
+        for state in found:
+            state.invalid = True
+        return bool(found)
+
+    def is_capturing(self, stream: int) -> bool:
+        """Whether a stream records."""
+        return self.streams[int(stream)].recording is not None
+
+    def spoil(self, stream: int) -> None:
+        """Make the recording of a stream fail."""
+        self.streams[int(stream)].invalid = True
+
+    def cudaStreamBeginCapture(self, stream: int, mode: int) -> tuple[Status]:
+        state = self.streams[int(stream)]
+        if state.recording is not None:
+            return (Status.cudaErrorStreamCaptureInvalidated,)
+        state.recording, state.invalid = [], self.forbid_capture
+        return (Status.cudaSuccess,)
+
+    def cudaStreamEndCapture(self, stream: int) -> tuple[Status, int]:
+        state = self.streams[int(stream)]
+        recorded, state.recording = state.recording, None
+        if recorded is None or state.invalid:
+            return Status.cudaErrorStreamCaptureInvalidated, 0
+        handle = next(self._handles)
+        self.graphs[handle] = recorded
+        return Status.cudaSuccess, handle
+
+    def cudaGraphInstantiate(self, graph: int, flags: int) -> tuple[Status, int]:
+        handle = next(self._handles)
+        self.executables[handle] = self.graphs[graph]
+        return Status.cudaSuccess, handle
+
+    def cudaGraphDestroy(self, graph: int) -> tuple[Status]:
+        return (Status.cudaSuccess if self.graphs.pop(graph, None) is not None else Status.cudaErrorInvalidValue,)
+
+    def cudaGraphExecDestroy(self, graphExec: int) -> tuple[Status]:
+        self.executables.pop(graphExec, None)
+        return (Status.cudaSuccess,)
+
+    def cudaGraphLaunch(self, graphExec: int, stream: int) -> tuple[Status]:
+        self.launches += 1
+        for work in self.executables[graphExec]:
+            self.enqueue(stream, work)
+        return (Status.cudaSuccess,)
+
+    # --- device ---
+
+    def cudaGetDeviceCount(self) -> tuple[Status, int]:
+        return Status.cudaSuccess, self.devices
+
+    def cudaSetDevice(self, device: int) -> tuple[Status]:
+        return (Status.cudaSuccess,)
+
+    def cudaDeviceGetAttribute(self, attr: int, device: int) -> tuple[Status, int]:
+        major, minor = divmod(self.sm, 10)
+        return Status.cudaSuccess, major if attr == cudaDeviceAttr.cudaDevAttrComputeCapabilityMajor else minor
+
+    def cudaGetErrorString(self, error: int) -> tuple[Status, bytes]:
+        return Status.cudaSuccess, Status(error).name.encode()
+
+    def cudaGetLastError(self) -> tuple[Status]:
+        return (Status.cudaSuccess,)

@@ -1,0 +1,423 @@
+"""A stand-in for TensorRT that compiles ONNX graphs to nothing and runs them with ONNX Runtime, by TensorRT's rules.
+
+An "engine" is the graph, its profiles and its aliased pairs. A context runs only when every address is set, every
+shape lies in the chosen profile, activations have memory, and a cache's update has the address of the cache; it may
+be captured only after it has run, and must not change once it has been captured.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import io
+import json
+import math
+from enum import Enum, IntEnum
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnx
+import onnxruntime as ort
+from fakes.cuda import FakeCuda
+from onnx import TensorProto
+
+_MAGIC = b"fake engine\n"
+_MEMORY_BYTES = 4096
+
+
+class DataType(Enum):
+    float32 = "float32"
+    float16 = "float16"
+    bfloat16 = "bfloat16"
+    int64 = "int64"
+
+
+_TYPES = {
+    TensorProto.FLOAT: DataType.float32,
+    TensorProto.FLOAT16: DataType.float16,
+    TensorProto.BFLOAT16: DataType.bfloat16,
+    TensorProto.INT64: DataType.int64,
+}
+
+
+class Severity(IntEnum):
+    INTERNAL_ERROR = 0
+    ERROR = 1
+    WARNING = 2
+    INFO = 3
+    VERBOSE = 4
+
+
+class ILogger:
+    Severity = Severity
+
+
+class LayerType(Enum):
+    ATTENTION_INPUT = 1
+    KV_CACHE_UPDATE = 2
+    OTHER = 3
+
+
+class SeekPosition(Enum):
+    SET = 0
+    CUR = 1
+    END = 2
+
+
+class ExecutionContextAllocationStrategy(Enum):
+    STATIC = 0
+    ON_PROFILE_CHANGE = 1
+    USER_MANAGED = 2
+
+
+class NetworkDefinitionCreationFlag(IntEnum):
+    STRONGLY_TYPED = 1
+
+
+class BuilderFlag(Enum):
+    TF32 = 1
+
+
+class ComputeCapability(Enum):
+    SM86 = 86
+    SM89 = 89
+    SM120 = 120
+
+
+class IStreamReaderV2:
+    pass
+
+
+class IProgressMonitor:
+    pass
+
+
+class Tensor:
+    """A tensor of a network."""
+
+    def __init__(self, name: str, dtype: DataType | None) -> None:
+        self.name, self.dtype = name, dtype
+
+
+class IAttentionInputLayer:
+    """A layer; nodes other than attention keep the class, as nothing here asks for it."""
+
+    class Attention:
+        decomposable = False
+
+    def __init__(self, node: onnx.NodeProto, types: dict[str, DataType]) -> None:
+        kinds = {"Attention": LayerType.ATTENTION_INPUT, "TensorScatter": LayerType.KV_CACHE_UPDATE}
+        self.type = kinds.get(node.op_type, LayerType.OTHER)
+        self.name, self.attention = node.name, self.Attention()
+        self._inputs = [Tensor(name, types.get(name)) for name in node.input]
+        self._outputs = [Tensor(name, types.get(name)) for name in node.output]
+
+    def get_input(self, index: int) -> Tensor:
+        return self._inputs[index]
+
+    def get_output(self, index: int) -> Tensor:
+        return self._outputs[index]
+
+
+class INetworkDefinition:
+    model: onnx.ModelProto
+    layers: list[IAttentionInputLayer]
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.layers)
+
+    def get_layer(self, index: int) -> IAttentionInputLayer:
+        return self.layers[index]
+
+    def add_kv_cache_update(self) -> None:
+        raise NotImplementedError
+
+    def add_attention(self) -> None:
+        raise NotImplementedError
+
+
+class ParserError:
+    def __init__(self, node: onnx.NodeProto) -> None:
+        self._node = node
+
+    def node_name(self) -> str:
+        return self._node.name
+
+    def node_operator(self) -> str:
+        return self._node.op_type
+
+    def desc(self) -> str:
+        return "no importer"
+
+
+class OnnxParser:
+    def __init__(self, network: INetworkDefinition, logger: ILogger) -> None:
+        self._network = network
+        self._errors: list[ParserError] = []
+
+    def parse(self, model: bytes, path: str) -> bool:
+        proto = onnx.load_from_string(model)
+        onnx.load_external_data_for_model(proto, str(Path(path).parent))
+        graph = proto.graph
+        types = {v.name: _TYPES[v.type.tensor_type.elem_type] for v in (*graph.input, *graph.output)}
+        self._network.model = proto
+        self._network.layers = [IAttentionInputLayer(node, types) for node in graph.node]
+        self._errors = [ParserError(node) for node in graph.node if node.op_type == "BitwiseNot"]
+        return not self._errors
+
+    @property
+    def num_errors(self) -> int:
+        return len(self._errors)
+
+    def get_error(self, index: int) -> ParserError:
+        return self._errors[index]
+
+
+class IOptimizationProfile:
+    def __init__(self) -> None:
+        self.shapes: dict[str, list[list[int]]] = {}
+
+    def set_shape(self, input: str, min: Any, opt: Any, max: Any) -> None:
+        self.shapes[input] = [list(min), list(opt), list(max)]
+
+
+class IBuilderConfig:
+    def __init__(self) -> None:
+        self.profiles: list[dict[str, list[list[int]]]] = []
+        self.num_compute_capabilities = 0
+        self.targets: dict[int, int] = {}
+        self.progress_monitor: Any = None
+        self.flags = {BuilderFlag.TF32}
+
+    def clear_flag(self, flag: BuilderFlag) -> None:
+        self.flags.discard(flag)
+
+    def add_optimization_profile(self, profile: IOptimizationProfile) -> int:
+        self.profiles.append(profile.shapes)
+        return len(self.profiles) - 1
+
+    def set_compute_capability(self, compute_capability: ComputeCapability, index: int) -> None:
+        assert 0 <= index < self.num_compute_capabilities
+        self.targets[index] = compute_capability.value
+
+
+class Builder:
+    def __init__(self, logger: ILogger) -> None:
+        pass
+
+    def create_network(self, flags: int) -> INetworkDefinition:
+        return INetworkDefinition()
+
+    def create_builder_config(self) -> IBuilderConfig:
+        return IBuilderConfig()
+
+    def create_optimization_profile(self) -> IOptimizationProfile:
+        return IOptimizationProfile()
+
+    def build_serialized_network(self, network: INetworkDefinition, config: IBuilderConfig) -> bytes:
+        config.progress_monitor.phase_start("building", None, 1)
+        caches = [layer for layer in network.layers if layer.type == LayerType.KV_CACHE_UPDATE]
+        header = {
+            "profiles": config.profiles,
+            "targets": sorted(config.targets.values()),
+            "aliases": {layer.get_output(0).name: layer.get_input(0).name for layer in caches},
+        }
+        return _MAGIC + json.dumps(header).encode() + b"\n" + network.model.SerializeToString()
+
+
+class ICudaEngine:
+    """A graph with profiles; runs on a `FakeCuda`."""
+
+    def __init__(self, plan: bytes, cuda: FakeCuda, log: Any) -> None:
+        lines = io.BytesIO(plan[len(_MAGIC) :])
+        self.header = json.loads(lines.readline())
+        self.cuda, self.log = cuda, log
+        model = onnx.load_from_string(lines.read())
+        self._inputs = {value.name: value for value in model.graph.input}
+        self._outputs = {value.name: value for value in model.graph.output}
+        self.tensors = self._inputs | self._outputs
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads = 1
+        self.session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        self.device_memory_size_v2 = _MEMORY_BYTES
+
+    @property
+    def num_io_tensors(self) -> int:
+        return len(self.tensors)
+
+    @property
+    def num_optimization_profiles(self) -> int:
+        return len(self.header["profiles"])
+
+    def get_tensor_name(self, index: int) -> str:
+        return list(self.tensors)[index]
+
+    def get_tensor_dtype(self, name: str) -> DataType:
+        return _TYPES[self.tensors[name].type.tensor_type.elem_type]
+
+    def get_aliased_input_tensor(self, name: str) -> str | None:
+        found: str | None = self.header["aliases"].get(name)
+        return found
+
+    def create_execution_context(self, strategy: ExecutionContextAllocationStrategy) -> IExecutionContext:
+        assert strategy is ExecutionContextAllocationStrategy.USER_MANAGED
+        return IExecutionContext(self)
+
+    def is_input(self, name: str) -> bool:
+        return name in self._inputs
+
+
+class IExecutionContext:
+    def __init__(self, engine: ICudaEngine) -> None:
+        self.engine = engine
+        self._addresses: dict[str, int] = {}
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._profile: dict[str, list[list[int]]] | None = None
+        self._memory = 0
+        self._warm = self._captured = False
+
+    def _change(self) -> None:
+        assert not self._captured, "a context that has been captured must not change"
+        self._warm = False
+
+    def set_device_memory(self, memory: int, size: int) -> None:
+        self._change()
+        assert memory % 256 == 0
+        assert size >= self.engine.device_memory_size_v2
+        self.engine.cuda.check(memory, size, "device")
+        self._memory = memory
+
+    def set_optimization_profile_async(self, profile_index: int, stream_handle: int) -> bool:
+        self._change()
+        self._profile = self.engine.header["profiles"][profile_index]
+        self._shapes.clear()
+        return True
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        self._change()
+        assert self._profile is not None, "no profile has been chosen"
+        dims = self.engine.tensors[name].type.tensor_type.shape.dim
+        fixed = [dim.dim_value if dim.HasField("dim_value") else None for dim in dims]
+        inside = len(fixed) == len(shape) and all(a is None or a == b for a, b in zip(fixed, shape, strict=True))
+        if name in self._profile:
+            least, _, most = self._profile[name]
+            inside &= all(low <= size <= high for low, size, high in zip(least, shape, most, strict=True))
+        if inside:
+            self._shapes[name] = tuple(shape)
+        else:
+            self.engine.log.log(Severity.ERROR, f"{name}: {shape} is outside of the profile")
+        return inside
+
+    def set_tensor_address(self, name: str, memory: int) -> bool:
+        self._change()
+        assert memory % 256 == 0, f"{name}: an address that is not aligned"
+        self._addresses[name] = memory
+        return name in self.engine.tensors
+
+    def infer_shapes(self) -> list[str]:
+        return [name for name in self.engine.tensors if self.engine.is_input(name) and name not in self._shapes]
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        """Shape of an output: its symbols have the values that the inputs gave them."""
+        return self._shapes[name] if name in self._shapes else self._resolved(name)
+
+    def _resolved(self, name: str) -> tuple[int, ...]:
+        symbols = {}
+        for known, shape in self._shapes.items():
+            dims = self.engine.tensors[known].type.tensor_type.shape.dim
+            symbols |= {dim.dim_param: size for dim, size in zip(dims, shape, strict=True)}
+        dims = self.engine.tensors[name].type.tensor_type.shape.dim
+        return tuple(dim.dim_value if dim.HasField("dim_value") else symbols[dim.dim_param] for dim in dims)
+
+    def is_stream_capturable(self, stream: int) -> bool:
+        return self._warm
+
+    def execute_async_v3(self, stream_handle: int) -> bool:
+        engine, cuda = self.engine, self.engine.cuda
+        missing = sorted(set(engine.tensors) - set(self._addresses))
+        problem = (
+            f"no address of {missing}"
+            if missing
+            else "no memory for activations"
+            if not self._memory
+            else "no profile"
+            if self._profile is None
+            else "the default stream"
+            if stream_handle == 0
+            else None
+        )
+        for update, cache in engine.header["aliases"].items():
+            if not problem and self._addresses[update] != self._addresses[cache]:
+                problem = f"{update} and {cache} have different addresses"
+        if problem:
+            engine.log.log(Severity.ERROR, problem)
+            return False
+        if cuda.is_capturing(stream_handle):
+            if not self._warm:
+                cuda.spoil(stream_handle)
+                return False
+            self._captured = True
+        self._warm = True
+        addresses = dict(self._addresses)
+        shapes = {name: self.get_tensor_shape(name) for name in engine.tensors}
+        cuda.enqueue(stream_handle, lambda: _execute(engine, addresses, shapes))
+        return True
+
+
+def _execute(engine: ICudaEngine, addresses: dict[str, int], shapes: dict[str, tuple[int, ...]]) -> None:
+    views = {}
+    for name, address in addresses.items():
+        dtype = _numpy(engine.get_tensor_dtype(name))
+        size = math.prod(shapes[name]) * dtype.itemsize
+        engine.cuda.check(address, size, "device")
+        raw = (ctypes.c_uint8 * size).from_address(address)
+        views[name] = np.frombuffer(raw, dtype=np.uint8).view(dtype).reshape(shapes[name])
+    feed = {name: view.copy() for name, view in views.items() if engine.is_input(name)}
+    outputs = [name for name in views if not engine.is_input(name)]
+    for name, value in zip(outputs, engine.session.run(outputs, feed), strict=True):
+        assert value.shape == shapes[name]
+        views[name][...] = value
+
+
+def _numpy(kind: DataType) -> np.dtype[Any]:
+    return np.dtype(ml_dtypes.bfloat16) if kind is DataType.bfloat16 else np.dtype(kind.value)
+
+
+class FakeTensorRt:
+    """The module, bound to a `FakeCuda`: what ``import tensorrt_rtx`` gives."""
+
+    __version__ = "1.7.1.116"
+    float32, float16 = DataType.float32, DataType.float16
+    bfloat16, int64 = DataType.bfloat16, DataType.int64
+
+    def __init__(self, cuda: FakeCuda) -> None:
+        for kind in (
+            ILogger, LayerType, SeekPosition, ExecutionContextAllocationStrategy, NetworkDefinitionCreationFlag,
+            BuilderFlag, ComputeCapability, IStreamReaderV2, IProgressMonitor, IAttentionInputLayer,
+            INetworkDefinition, OnnxParser, Builder, ICudaEngine, IExecutionContext, IBuilderConfig,
+            IOptimizationProfile, ParserError,
+        ):  # fmt: skip
+            setattr(self, kind.__name__, kind)
+
+        class Runtime:
+            def __init__(self, logger: ILogger) -> None:
+                self._log = logger
+
+            def deserialize_cuda_engine(self, source: Any) -> ICudaEngine | None:
+                plan = source if isinstance(source, bytes) else _read(source)
+                if not plan.startswith(_MAGIC):
+                    return None
+                engine = ICudaEngine(plan, cuda, self._log)
+                return engine if cuda.sm in engine.header["targets"] else None
+
+        self.Runtime = Runtime
+
+
+def _read(reader: Any) -> bytes:
+    pieces = []
+    while piece := reader.read(1 << 20, 0):
+        pieces.append(piece)
+    return b"".join(pieces)
