@@ -14,7 +14,8 @@ from fastblt.export.decoder_graph import build_decoder_graph
 from fastblt.export.encoder_graph import build_encoder_graph
 from fastblt.export.entropy_graph import build_entropy_graph
 from fastblt.export.global_graph import build_global_graph
-from fastblt.export.graph_builder import IR_VERSION, OPSET, BltGraph
+from fastblt.export.graph_builder import BltGraph
+from fastblt.export.lowered_graph import LoweredGraph
 from fastblt.export.verification import verify_bundle
 from fastblt.export.weights import CheckpointWeights
 from fastblt.models.atomic_folder import replacing_folder
@@ -36,6 +37,8 @@ from fastblt.runtime.bundle import (
     sha256_of,
 )
 
+#: Vocabulary of a bundle's graphs, by the manifest's ``operators``.
+GRAPH_KINDS = {"standard": BltGraph, "lowered": LoweredGraph}
 DTYPES = {"fp32": ir.DataType.FLOAT, "fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 #: Weights of graphs larger than this go to a file beside the graph (protobuf ends at 2 GB).
 EXTERNAL_BYTES = 64 * 2**20
@@ -51,6 +54,7 @@ def export_bundle(
     *,
     dtype: str = "fp32",
     hash_tables: str = "host",
+    lowered: bool = False,
     verify: bool = True,
     report: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
@@ -61,6 +65,7 @@ def export_bundle(
         bundle: folder to write; an earlier bundle there is replaced when the new one is complete and verified.
         dtype: ``fp32``, ``fp16`` or ``bf16``; the patcher stays fp32.
         hash_tables: ``host``, gathered by the runtime from a memory-mapped file, or ``graph``.
+        lowered: write graphs of opset 18 without attention and cache updates, for TensorRT before 10.15.
         verify: compare every graph with the eager model before the bundle appears.
         report: told what is being done.
 
@@ -82,17 +87,19 @@ def export_bundle(
     say = report or (lambda text: None)
     source = checkpoint if isinstance(checkpoint, Checkpoint) else open_checkpoint(checkpoint)
     weights = CheckpointWeights(source)
+    operators = "lowered" if lowered else "standard"
+    opset = GRAPH_KINDS[operators].opset
     with replacing_folder(bundle) as new:
         weights.config.save(new / CONFIG_FILE)
         graphs = {}
-        for part, graph in _build_graphs(weights, dtype, hash_tables == "graph"):
+        for part, graph in _build_graphs(weights, dtype, GRAPH_KINDS[operators], hash_tables == "graph"):
             say(f"writing {GRAPH_FILES[part]}")
             graphs[part] = _write_graph(graph, new / GRAPH_FILES[part])
         if hash_tables == "host":
             say(f"writing {EMBEDDINGS_FILE}")
             _write_embeddings(weights, new / EMBEDDINGS_FILE, dtype)
         files = {p.name: {"bytes": p.stat().st_size, "sha256": sha256_of(p)} for p in sorted(new.iterdir())}
-        manifest = Manifest(weights.config.name, dtype, OPSET, hash_tables, graphs, files, [])
+        manifest = Manifest(weights.config.name, dtype, opset, hash_tables, graphs, files, [], operators)
         _write_manifest(new, manifest)
         if verify:
             say("comparing every graph with the eager model")
@@ -105,21 +112,23 @@ def _write_manifest(folder: Path, manifest: Manifest) -> None:
     (folder / MANIFEST_FILE).write_text(json.dumps(manifest.to_dict(), indent=1) + "\n", encoding="utf-8")
 
 
-def _build_graphs(weights: CheckpointWeights, dtype: str, tables_inside: bool) -> Iterator[tuple[str, BltGraph]]:
+def _build_graphs(
+    weights: CheckpointWeights, dtype: str, kind: type[BltGraph], tables_inside: bool
+) -> Iterator[tuple[str, BltGraph]]:
     config: BltConfig = weights.config
-    kind = DTYPES[dtype]
+    precision = DTYPES[dtype]
     if config.patcher is not None:
-        yield "patcher", build_entropy_graph(config, weights)
-    yield "encoder", build_encoder_graph(config, weights, kind, tables_inside=tables_inside)
-    yield "global", build_global_graph(config, weights, kind)
-    yield "decoder", build_decoder_graph(config, weights, kind)
+        yield "patcher", build_entropy_graph(config, weights, kind)
+    yield "encoder", build_encoder_graph(config, weights, precision, kind, tables_inside=tables_inside)
+    yield "global", build_global_graph(config, weights, precision, kind)
+    yield "decoder", build_decoder_graph(config, weights, precision, kind)
 
 
 def _write_graph(graph: BltGraph, path: Path) -> GraphSpec:
     """Write a graph, its weights streamed from the checkpoint."""
     sizes = {name: value.const_value.nbytes for name, value in graph.graph.initializers.items() if value.const_value}
     total = sum(sizes.values())
-    model = ir.Model(graph.graph, ir_version=IR_VERSION, producer_name="fastblt")
+    model = ir.Model(graph.graph, ir_version=graph.ir_version, producer_name="fastblt")
     external = f"{path.name}.data" if total > EXTERNAL_BYTES else None
     try:
         ir.save(model, path, external_data=external, size_threshold_bytes=1024)

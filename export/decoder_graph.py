@@ -18,22 +18,22 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from fastblt.export.graph_builder import FLOAT, INT64, BltGraph, CachedStack, Weights
+from fastblt.export.graph_builder import FLOAT, INT64, BltGraph, Weights
 from fastblt.models.config import BltConfig
 
 
-def build_decoder_graph(config: BltConfig, weights: Weights, dtype: ir.DataType) -> BltGraph:
+def build_decoder_graph(config: BltConfig, weights: Weights, dtype: ir.DataType, kind: type[BltGraph]) -> BltGraph:
     """The decoder's graph."""
     stack_config = config.decoder
     dim, layers, k = stack_config.dim, stack_config.layers, config.cross_attn_k
-    graph = BltGraph("decoder", weights, dtype)
+    graph = kind("decoder", weights, dtype)
     if config.decoder_input == "embedding":
         x = graph.embedding(graph.input("ids", INT64, [1, "rows"], "ids"), "decoder.tok_embeddings")
     else:
         x = graph.input("states", dtype, [1, "rows", dim], "states")
     latent_kv = graph.input("latent_kv", dtype, ["latents", layers, 2, k * dim], "latent_kv")
     latent_index = graph.input("latent_index", INT64, [1, "rows"], "latent_index")
-    stack = CachedStack(graph, stack_config, "decoder")
+    stack = graph.stack(stack_config, "decoder")
     keys_values = _by_layer(graph, latent_kv, layers, dim)
     mask = _latent_mask(graph, latent_index, latent_kv, k)
     for layer in range(layers):

@@ -23,16 +23,18 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from fastblt.export.graph_builder import INT64, BltGraph, CachedStack, Shape, Weights
+from fastblt.export.graph_builder import INT64, BltGraph, Pool, Shape, Weights
 from fastblt.models.config import BltConfig
 from fastblt.models.hashing import hash_powers
 
 
-def build_encoder_graph(config: BltConfig, weights: Weights, dtype: ir.DataType, *, tables_inside: bool) -> BltGraph:
+def build_encoder_graph(
+    config: BltConfig, weights: Weights, dtype: ir.DataType, kind: type[BltGraph], *, tables_inside: bool
+) -> BltGraph:
     """The encoder's graph; ``tables_inside`` puts byte embedding and hash tables into it."""
     stack_config = config.encoder
     dim, patch_dim = stack_config.dim, config.patch_dim
-    graph = BltGraph("encoder", weights, dtype)
+    graph = kind("encoder", weights, dtype)
     op = graph.op
     if tables_inside:
         embedded = _embed(graph, config)
@@ -43,28 +45,27 @@ def build_encoder_graph(config: BltConfig, weights: Weights, dtype: ir.DataType,
     pool_index = graph.input("pool_index", INT64, [1], "pool_index")
     pool_shape: Shape = [1, 1, "pool_slots", 3 * dim]
     pool = graph.input("pool", dtype, pool_shape, "pool")
-    stack = CachedStack(graph, stack_config, "encoder")
+    stack = graph.stack(stack_config, "encoder")
     states = stack.run(embedded)
     keys_values = graph.linear(
         graph.rms_norm(states, "encoder.cross_attention.norm_kv", stack_config.norm_eps),
         "encoder.cross_attention.wkv",
     )
-    updated = graph.scatter(pool, op.Concat(states, keys_values, axis=-1), pool_index)
-    pooled = _pool(graph, config, op.Squeeze(updated, [1]), starts, ends)
+    known = graph.add_to_pool(pool, pool_shape, op.Concat(states, keys_values, axis=-1), pool_index)
+    pooled = _pool(graph, config, known, starts, ends)
     graph.output("patch_embeddings", pooled, dtype, [1, "patches", patch_dim], "patch_embeddings")
     if config.decoder_input == "encoder":
         graph.output("states", op.Identity(states), dtype, [1, "rows", dim], "states")
-    graph.output("pool_out", updated, dtype, pool_shape, "pool_update")
+    graph.declare(known.update)
     stack.declare_outputs()
     return graph
 
 
-def _pool(graph: BltGraph, config: BltConfig, pool: ir.Value, starts: ir.Value, ends: ir.Value) -> ir.Value:
-    """Patch embeddings [1, p, k * d] from the pool [1, C, 3d]: maximum, k queries, attention, double residual."""
+def _pool(graph: BltGraph, config: BltConfig, pool: Pool, starts: ir.Value, ends: ir.Value) -> ir.Value:
+    """Patch embeddings [1, p, k * d] from the pool: maximum, k queries, attention, double residual."""
     op, dim, k = graph.op, config.encoder.dim, config.cross_attn_k
-    states, keys, values = graph.split(pool, [dim] * 3)
-    slot = op.Range(0, graph.count(pool, 1), 1)
-    member = graph.in_range(slot, op.Unsqueeze(starts, [2]), op.Unsqueeze(ends, [2]))  # [1, p, C]
+    states, keys, values = graph.split(pool.entries, [dim] * 3)
+    member = graph.in_range(pool.slots, op.Unsqueeze(starts, [2]), op.Unsqueeze(ends, [2]))  # [1, p, C]
     lowest = graph.builder.initializer(
         ir.tensor(np.array(np.finfo(np.float16).min, dtype=graph.dtype.numpy()), name="lowest")
     )
@@ -77,7 +78,7 @@ def _pool(graph: BltGraph, config: BltConfig, pool: ir.Value, starts: ir.Value, 
     )
     # Query j of patch i is row i * k + j: each patch's mask is repeated k times.
     repeated = op.Expand(op.Unsqueeze(member, [2]), [1, 1, k, 1])
-    slots = op.Shape(pool, start=1, end=2)
+    slots = op.Shape(pool.entries, start=1, end=2)
     seen = op.Reshape(repeated, op.Concat(op.Constant(value_ints=[1, 1, -1]), slots, axis=0))
     attended = graph.attention(q, keys, values, seen, config.encoder.heads)
     doubled = op.Add(op.Add(queries, queries), graph.linear(attended, "encoder.cross_attention.wo"))

@@ -10,17 +10,17 @@ out     (cache updates)
 
 from __future__ import annotations
 
-from fastblt.export.graph_builder import FLOAT, INT64, BltGraph, CachedStack, Weights
+from fastblt.export.graph_builder import FLOAT, INT64, BltGraph, Weights
 from fastblt.models.config import BltConfig
 
 
-def build_entropy_graph(config: BltConfig, weights: Weights) -> BltGraph:
+def build_entropy_graph(config: BltConfig, weights: Weights, kind: type[BltGraph]) -> BltGraph:
     """The patcher's graph."""
     assert config.patcher is not None, "a model without an entropy model has no such graph"
-    graph = BltGraph("entropy", weights, FLOAT)
+    graph = kind("entropy", weights, FLOAT)
     op = graph.op
     ids = graph.input("ids", INT64, [1, "rows"], "ids")
-    stack = CachedStack(graph, config.patcher, "patcher")
+    stack = graph.stack(config.patcher, "patcher")
     x = stack.run(graph.embedding(ids, "patcher.tok_embeddings"))
     logits = graph.linear(graph.rms_norm(x, "patcher.norm", config.patcher.norm_eps), "patcher.output")
     logp = op.LogSoftmax(logits, axis=-1)

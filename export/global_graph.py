@@ -15,16 +15,16 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from fastblt.export.graph_builder import BltGraph, CachedStack, Weights
+from fastblt.export.graph_builder import BltGraph, Weights
 from fastblt.models.config import BltConfig
 
 
-def build_global_graph(config: BltConfig, weights: Weights, dtype: ir.DataType) -> BltGraph:
+def build_global_graph(config: BltConfig, weights: Weights, dtype: ir.DataType, kind: type[BltGraph]) -> BltGraph:
     """The global transformer's graph, with the decoder's latent projections."""
-    graph = BltGraph("global", weights, dtype)
+    graph = kind("global", weights, dtype)
     op, width = graph.op, config.patch_dim
     x = graph.input("patch_embeddings", dtype, [1, "patches", width], "patch_embeddings")
-    stack = CachedStack(graph, config.global_transformer, "global_transformer", rows="patches")
+    stack = graph.stack(config.global_transformer, "global_transformer", rows="patches")
     if config.has_global_projection:
         x = graph.linear(x, "global_transformer.input_projection")
     latents = stack.run(x)

@@ -11,7 +11,7 @@ are what TensorRT's KVCacheUpdate takes.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import onnx_ir as ir
 from onnxscript import GraphBuilder
@@ -19,16 +19,31 @@ from onnxscript import GraphBuilder
 from fastblt.models.config import StackConfig
 from fastblt.models.layers import rope_frequencies
 
-OPSET = 24
-#: Newest IR version that goes with the opset; TensorRT and ONNX Runtime refuse newer ones first.
-IR_VERSION = 11
-
 FLOAT = ir.DataType.FLOAT
 INT64 = ir.DataType.INT64
 
 #: Gives a checkpoint tensor by name, as a type; True turns [out, in] into [in, out].
 Weights = Callable[[str, ir.DataType, bool], ir.TensorProtocol]
 Shape = Sequence[int | str]
+
+
+class Update(NamedTuple):
+    """What a graph says of new rows in a cache, as one of its outputs."""
+
+    name: str
+    value: ir.Value
+    shape: Shape
+    role: str
+
+
+class Pool(NamedTuple):
+    """The encoder's pool with the new rows in it."""
+
+    entries: ir.Value
+    """[1, m, 3 d]."""
+    slots: ir.Value
+    """int64 [m]: slot of each entry; -1 for entries that do not count."""
+    update: Update
 
 
 class BltGraph:
@@ -40,8 +55,12 @@ class BltGraph:
         dtype: type of weights, activations and caches; norms, RoPE angles and what is computed from logits are fp32.
     """
 
+    opset = 24
+    ir_version = 11
+    """Newest that goes with the opset; TensorRT and ONNX Runtime refuse newer ones first."""
+
     def __init__(self, name: str, weights: Weights, dtype: ir.DataType) -> None:
-        self.graph = ir.Graph(inputs=[], outputs=[], nodes=[], name=name, opset_imports={"": OPSET})
+        self.graph = ir.Graph(inputs=[], outputs=[], nodes=[], name=name, opset_imports={"": self.opset})
         self.builder = GraphBuilder(self.graph)
         self.op: Any = self.builder.op
         self.dtype = dtype
@@ -90,13 +109,35 @@ class BltGraph:
         scale = self.weight(f"{name}.weight", dtype=FLOAT)
         return self.from_float(self.op.RMSNormalization(self.to_float(x), scale, axis=-1, epsilon=eps))
 
-    def attention(self, q: ir.Value, k: ir.Value, v: ir.Value, mask: ir.Value | None, heads: int) -> ir.Value:
-        """Attention of rows [b, n, dim] over keys [b, m, dim]; bool ``mask`` is True where a row sees a key.
+    def attention(self, q: ir.Value, k: ir.Value, v: ir.Value, mask: ir.Value, heads: int) -> ir.Value:
+        """Attention of rows [1, n, dim] over keys [1, m, dim]; bool ``mask`` is True where a row sees a key.
 
         An explicit mask is the only form that TensorRT and ONNX Runtime read alike.
         """
-        inputs = [q, k, v] if mask is None else [q, k, v, mask]
-        return self.op.Attention(*inputs, q_num_heads=heads, kv_num_heads=heads)
+        return self.op.Attention(q, k, v, mask, q_num_heads=heads, kv_num_heads=heads)
+
+    def rotate(self, x: ir.Value, cos: ir.Value, sin: ir.Value, heads: int) -> ir.Value:
+        """Rows [1, n, dim] with interleaved pairs rotated (RoPE); ``cos`` and ``sin`` are [1, n, head_dim / 2]."""
+        return self.op.RotaryEmbedding(x, cos, sin, interleaved=1, num_heads=heads)
+
+    def swish(self, x: ir.Value) -> ir.Value:
+        """``x * sigmoid(x)``."""
+        return self.op.Swish(x)
+
+    def stack(self, config: StackConfig, prefix: str, rows: str = "rows") -> CachedStack:
+        """The blocks ``<prefix>.layers``; ``rows`` is the name of the number of rows."""
+        return CachedStack(self, config, prefix, rows)
+
+    def add_to_pool(self, pool: ir.Value, shape: Shape, rows: ir.Value, index: ir.Value) -> Pool:
+        """The pool of ``shape`` [1, 1, C, 3 d] with rows [1, n, 3 d] from slot ``index`` [1] on."""
+        updated = self.scatter(pool, rows, index)
+        entries = self.op.Squeeze(updated, [1])
+        slots = self.op.Range(0, self.count(entries, 1), 1)
+        return Pool(entries, slots, Update("pool_out", updated, shape, "pool_update"))
+
+    def declare(self, update: Update) -> None:
+        """Make the update of a cache an output."""
+        self.output(update.name, update.value, self.dtype, update.shape, update.role)
 
     def in_range(self, key: ir.Value, start: ir.Value, end: ir.Value) -> ir.Value:
         """``start <= key < end``, broadcast."""
@@ -132,6 +173,7 @@ class CachedStack:
         self.graph = graph
         self.config = config
         self.prefix = prefix
+        self.rows = rows
         op = graph.op
         self.shape: Shape = [1, 1, "slots", config.dim]
         positions = graph.input("positions", INT64, [1, rows], "position")
@@ -142,10 +184,14 @@ class CachedStack:
             {kind: graph.input(f"{kind}_{i}", graph.dtype, self.shape, "cache") for kind in ("key", "value")}
             for i in range(config.layers)
         ]
-        self._updated: dict[str, ir.Value] = {}
-        slot = op.Range(0, graph.count(self.caches[0]["key"], 2), 1)
-        self.mask = graph.in_range(slot, op.Unsqueeze(start, [1, 3]), op.Unsqueeze(end, [1, 3]))
+        self._updates: list[Update] = []
+        self._see(op.Unsqueeze(start, [1, 3]), op.Unsqueeze(end, [1, 3]), positions)
         self.cos, self.sin = self._rope(positions)
+
+    def _see(self, start: ir.Value, end: ir.Value, positions: ir.Value) -> None:
+        """Make the masks of which slots rows see, from ``start`` and ``end`` [1, 1, n, 1]."""
+        slot = self.graph.op.Range(0, self.graph.count(self.caches[0]["key"], 2), 1)
+        self.mask = self.graph.in_range(slot, start, end)
 
     def _rope(self, positions: ir.Value) -> tuple[ir.Value, ir.Value]:
         """Cosines and sines [1, n, head_dim / 2], angles in fp32."""
@@ -161,15 +207,12 @@ class CachedStack:
         name = f"{self.prefix}.layers.{layer}"
         hidden = graph.rms_norm(x, f"{name}.attention_norm", config.norm_eps)
         q, k, v = graph.split(graph.linear(hidden, f"{name}.wqkv"), [config.dim] * 3)
-        rotation = {"interleaved": 1, "num_heads": config.heads}
-        q = op.RotaryEmbedding(q, self.cos, self.sin, **rotation)
-        k = op.RotaryEmbedding(k, self.cos, self.sin, **rotation)
-        keys, values = self._append(layer, "key", k), self._append(layer, "value", v)
-        attended = graph.attention(q, keys, values, self.mask, config.heads)
-        x = op.Add(x, graph.linear(attended, f"{name}.wo"))
+        q = graph.rotate(q, self.cos, self.sin, config.heads)
+        k = graph.rotate(k, self.cos, self.sin, config.heads)
+        x = op.Add(x, graph.linear(self._attend(layer, q, k, v), f"{name}.wo"))
         hidden = graph.rms_norm(x, f"{name}.ffn_norm", config.norm_eps)
         gate, up = graph.split(graph.linear(hidden, f"{name}.feed_forward.w13"), [config.ffn_dim] * 2)
-        return op.Add(x, graph.linear(op.Mul(op.Swish(gate), up), f"{name}.feed_forward.w2"))
+        return op.Add(x, graph.linear(op.Mul(graph.swish(gate), up), f"{name}.feed_forward.w2"))
 
     def run(self, x: ir.Value) -> ir.Value:
         """All blocks."""
@@ -177,13 +220,18 @@ class CachedStack:
             x = self.block(x, layer)
         return x
 
+    def _attend(self, layer: int, q: ir.Value, k: ir.Value, v: ir.Value) -> ir.Value:
+        """Write rows into a layer's caches, and attend to these."""
+        keys, values = self._append(layer, "key", k), self._append(layer, "value", v)
+        return self.graph.attention(q, keys, values, self.mask, self.config.heads)
+
     def _append(self, layer: int, kind: str, rows: ir.Value) -> ir.Value:
         """Write rows into a cache; the whole of it, [1, slots, dim]."""
         updated = self.graph.scatter(self.caches[layer][kind], rows, self.write_index)
-        self._updated[f"{kind}_{layer}_out"] = updated
+        self._updates.append(Update(f"{kind}_{layer}_out", updated, self.shape, "cache_update"))
         return self.graph.op.Squeeze(updated, [1])
 
     def declare_outputs(self) -> None:
-        """Make the updated caches graph outputs."""
-        for name, value in self._updated.items():
-            self.graph.output(name, value, self.graph.dtype, self.shape, "cache_update")
+        """Make the updates of the caches graph outputs."""
+        for update in self._updates:
+            self.graph.declare(update)

@@ -170,8 +170,13 @@ class GraphRunner:
                 feed[spec.name] = inputs[spec.name].astype(numpy_dtype(spec.dtype))
         names = [t.name for t in self.spec.outputs]
         values = dict(zip(names, self.session.run(names, feed), strict=True))
+        written = slice(call.position, call.position + call.rows)
         for spec in self.spec.inputs:
-            if spec.role in views:
+            if spec.role not in views:
+                continue
+            if f"{spec.name}_rows" in values:
+                self.caches[spec.name][:, :, written] = values.pop(f"{spec.name}_rows")
+            else:
                 self.caches[spec.name][:, :, views[spec.role] :] = values.pop(f"{spec.name}_out")
         return values
 

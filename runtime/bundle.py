@@ -28,9 +28,10 @@ FORMAT_VERSION = 1
 MANIFEST_FILE = "manifest.json"
 CONFIG_FILE = "config.json"
 EMBEDDINGS_FILE = "embeddings.safetensors"
-#: Types of a bundle, places of its hash tables, types of its tensors.
+#: Types of a bundle, places of its hash tables, vocabularies of its graphs, types of its tensors.
 DTYPES = ("fp32", "fp16", "bf16")
 HASH_TABLES = ("host", "graph")
+OPERATORS = ("standard", "lowered")
 TENSOR_DTYPES = ("float32", "float16", "bfloat16", "int64")
 #: Graph of each part.
 GRAPH_FILES = {
@@ -171,6 +172,8 @@ class _ManifestReader:
             },
             files,
             self._get(self.data, "verification", list),
+            # Bundles of earlier versions do not say.
+            self._one_of("operators", OPERATORS) if "operators" in self.data else OPERATORS[0],
         )
 
     def _graph(self, data: dict[str, Any], files: dict[str, Any]) -> GraphSpec:

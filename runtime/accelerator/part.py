@@ -63,9 +63,6 @@ class DevicePart:
         self._upload, self._download = (DeviceMemory(stream.cuda, b.bytes) for b in (upload, download))
         self._pinned = PinnedMemory(stream.cuda, max(download.bytes, 1))
         self.links = self._make_links(largest)
-        self._appended = {
-            t.name: i for i, t in enumerate(tensors_at(self.spec, Place.APPENDED)) if t.role != "pool_rows"
-        }
         self._rows_area = self._make_rows_area(largest)
         self._classes: dict[tuple[int, ...], ShapeClass] = {}
         self._current: ShapeClass | None = None
@@ -147,7 +144,8 @@ class DevicePart:
         """Of a cache's new rows; the pool's stand behind all others."""
         assert self._rows_area is not None
         rows = sizes.get("rows", sizes.get("patches", 0))
-        lane = self._appended.get(name, len(self._appended))
+        caches = [f"{cache}_rows" for cache in self.cache_names]
+        lane = caches.index(name) if name in caches else len(caches)
         return self._rows_area.address + lane * aligned(rows * self.row_bytes)
 
     def run(self, controls: bool = True) -> None:
@@ -168,9 +166,9 @@ class DevicePart:
             return
         width, lane = rows * self.row_bytes, self.caches.lane_bytes
         target, pitch = self.caches.address(0, slot), aligned(width)
-        self._stream.copy_rows(target, lane, self._rows_area.address, pitch, width, len(self._appended))
+        self._stream.copy_rows(target, lane, self._rows_area.address, pitch, width, len(self.cache_names))
         if self.pool is not None:
-            source = self._rows_area.address + len(self._appended) * pitch
+            source = self._rows_area.address + len(self.cache_names) * pitch
             self._stream.copy(self.pool.address(0, pool_slot), source, rows * self.pool.row_bytes)
 
     def result_address(self, name: str) -> int:

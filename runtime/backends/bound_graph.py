@@ -112,6 +112,8 @@ class BoundGraph:
         self.write_index = ControlInput()
         self._steps = np.arange(ROW_CAPACITY, dtype=np.int64)
         self._bindings: dict[tuple[int, ...], Binding] = {}
+        self._appends = any(t.role == "cache_rows" for t in spec.outputs)
+        """Whether outputs are the caches' new rows, which are bound to where they belong (lowered graphs)."""
 
     def prepare(
         self,
@@ -156,6 +158,9 @@ class BoundGraph:
             binding = self._bindings[full] = self._bind(rows)
         if binding.view_start != start:
             self._point_caches(binding, view)
+        if self._appends:
+            for name, buffer in self.caches.buffers.items():
+                binding.point(f"{name}_rows", (1, 1, rows, self.caches.dim), buffer, position)
         return binding
 
     def _bind(self, rows: int) -> Binding:
@@ -172,7 +177,8 @@ class BoundGraph:
         shape = (1, 1, view.slots, self.caches.dim)
         for name, buffer in self.caches.buffers.items():
             binding.point(name, shape, buffer, view.start)
-            binding.point(f"{name}_out", shape, buffer, view.start)
+            if not self._appends:
+                binding.point(f"{name}_out", shape, buffer, view.start)
 
     def run(self, binding: Binding) -> None:
         """Run a prepared call."""

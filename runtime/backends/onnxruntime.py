@@ -146,7 +146,10 @@ class OnnxRuntimeBackend:
             binding.point("pool_index", (1,), self._pool_index.buffer)
             binding.point("patch_embeddings", (1, patches, self.config.patch_dim), self._patch_embeddings)
         binding.point("pool", (1, 1, slots, 3 * dim), self._pool, origin)
-        binding.point("pool_out", (1, 1, slots, 3 * dim), self._pool, origin)
+        if self.manifest.operators == "lowered":
+            binding.point("pool_rows", (1, 1, rows, 3 * dim), self._pool, position)
+        else:
+            binding.point("pool_out", (1, 1, slots, 3 * dim), self._pool, origin)
         if self._reads_states:
             binding.point("states", (1, rows, dim), self._states, position)
         self._patch_start.values[:patches] = starts - origin

@@ -164,6 +164,10 @@ def export(
     hash_tables: Annotated[
         HashTables, typer.Option(help="host: memory-mapped beside the graphs; graph: inside the encoder.")
     ] = HashTables.HOST,
+    lowered: Annotated[
+        bool,
+        typer.Option("--lowered", help="Write graphs without attention and cache updates, for TensorRT before 10.15."),
+    ] = False,
     patcher: PatcherOption = None,
     document_masks: DocumentMasksOption = None,
 ) -> None:
@@ -179,6 +183,7 @@ def export(
         bundle,
         dtype=dtype.value,
         hash_tables=hash_tables.value,
+        lowered=lowered,
         patcher=patcher,
         document_masks=document_masks,
     )

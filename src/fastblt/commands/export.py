@@ -18,6 +18,7 @@ def run(
     *,
     dtype: str,
     hash_tables: str,
+    lowered: bool = False,
     patcher: str | None = None,
     document_masks: bool | None = None,
 ) -> None:
@@ -32,12 +33,13 @@ def run(
     with progress.status("reading the checkpoint") as status:
         source = open_checkpoint(checkpoint, patcher=patcher, document_masks=document_masks)
         progress.print(f"{checkpoint}: found {DESCRIPTIONS[source.layout]}", soft_wrap=True)
-        export_bundle(source, bundle, dtype=dtype, hash_tables=hash_tables, report=status.update)
+        export_bundle(source, bundle, dtype=dtype, hash_tables=hash_tables, lowered=lowered, report=status.update)
     manifest = load_manifest(bundle)
     console = Console(highlight=False)
     place = "on the host" if manifest.hash_tables == "host" else "in the graph"
+    kind = f"{manifest.dtype}, opset {manifest.opset} ({manifest.operators})"
     console.print(
-        f"{bundle}: {manifest.model}, {manifest.dtype}, opset {manifest.opset}, hash tables {place}",
+        f"{bundle}: {manifest.model}, {kind}, hash tables {place}",
         soft_wrap=True,
     )
     console.print(graph_table(bundle, manifest))

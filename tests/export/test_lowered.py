@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from fastblt.export.bundle_writer import export_bundle
+from fastblt.models.checkpoint import save_checkpoint
+from fastblt.models.tokens import encode
+from fastblt.runtime.audit import TIE_BOUND, audit
+from fastblt.runtime.backends.eager import EagerBackend
+from fastblt.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from fastblt.runtime.blt_runtime import BltRuntime
+from fastblt.runtime.bundle import GRAPH_FILES, BundleError, load_manifest
+from fastblt.runtime.session import Session
+
+#: Operators that TensorRT 10.3's parser lists, of those that could be needed here.
+ALLOWED = {
+    "Add", "And", "ArgMax", "Cast", "CastLike", "Concat", "Constant", "Cos", "Div", "Exp", "Expand", "Gather",
+    "GreaterOrEqual", "Identity", "Less", "LogSoftmax", "MatMul", "Mod", "Mul", "Neg", "Range", "ReduceMax",
+    "ReduceMean", "ReduceSum", "Reshape", "Shape", "Sigmoid", "Sin", "Slice", "Softmax", "Split", "Sqrt", "Squeeze",
+    "Sub", "Transpose", "Unsqueeze", "Where",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=["embedding", "encoder"])
+def lowered(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Bundles of both tiny models; export has compared them with the eager model."""
+    name = {"embedding": "tiny_model", "encoder": "tiny_encoder_model"}[request.param]
+    folder = tmp_path_factory.mktemp("lowered")
+    save_checkpoint(folder / "checkpoint", request.getfixturevalue(name))
+    export_bundle(folder / "checkpoint", folder / "bundle", lowered=True)
+    return folder / "bundle"
+
+
+def test_graphs_hold_nothing_newer_than_opset_18_when_lowered(lowered: Path) -> None:
+    manifest = load_manifest(lowered)
+    assert (manifest.operators, manifest.opset) == ("lowered", 18)
+    for spec in manifest.graphs.values():
+        model = onnx.load(lowered / spec.file)
+        assert [(o.domain, o.version) for o in model.opset_import] == [("", 18)]
+        assert model.ir_version == 9
+        assert {node.op_type for node in model.graph.node} <= ALLOWED
+        onnx.checker.check_model(model, full_check=True)
+
+
+def test_outputs_are_new_rows_when_lowered(lowered: Path) -> None:
+    for spec in load_manifest(lowered).graphs.values():
+        caches = [t for t in spec.inputs if t.role in ("cache", "pool")]
+        rows = {t.name: t for t in spec.outputs if t.role in ("cache_rows", "pool_rows")}
+        assert set(rows) == {f"{cache.name}_rows" for cache in caches}
+        for cache in caches:
+            shape = rows[f"{cache.name}_rows"].shape
+            assert (shape[:2], shape[3]) == ((1, 1), cache.shape[3])
+            assert shape[2] in ("rows", "patches")
+
+
+@pytest.mark.parametrize("method", ["ar", "s:5", "auto"])
+def test_text_is_eagers_when_lowered(lowered: Path, method: str) -> None:
+    eager = BltRuntime(EagerBackend.load(lowered, "cpu", 300, 1))
+    found = BltRuntime(OnnxRuntimeBackend.load(lowered, 300, 1))
+    prompts = [(str(i), np.random.default_rng(i).bytes(70)) for i in range(3)]
+    (row,) = audit(eager, [(found, method)], prompts, 100, TIE_BOUND["fp32"])
+    assert (row.identical, row.faults) == (3, [])
+
+
+def test_old_slots_do_not_matter_when_they_will_be_overwritten(lowered: Path) -> None:
+    """A graph must not read slots from the first new row on: they may hold rows of a text that was rewound."""
+    backend = OnnxRuntimeBackend.load(lowered, 300, 1)
+    session = Session(backend)
+    session.append(encode(b"some text that is long enough", bos=False))
+    expected = session.score().logits.copy()
+    for graph in backend.graphs.values():
+        for buffer in graph.caches.buffers.values():
+            buffer.array[...] = 1e3
+    session = Session(backend)
+    session.append(encode(b"some text that is long enough", bos=False))
+    np.testing.assert_array_equal(session.score().logits, expected)
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16"])
+def test_lowered_graphs_compile_with_tensorrt_rtx_in_every_type(
+    shipped_checkpoint: Path, tmp_path: Path, dtype: str
+) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    from fastblt.export.engine_compiler import Request, compile_bundle
+    from fastblt.runtime.tensorrt_library import load_library
+
+    export_bundle(shipped_checkpoint, tmp_path / "bundle", dtype=dtype, lowered=True, verify=False)
+    folder = compile_bundle(tmp_path / "bundle", load_library("tensorrt-rtx"), Request((86,), (512,)))
+    assert folder.operators == "lowered"
+    assert {engine.part for engine in folder.engines} == set(GRAPH_FILES)
+    assert not any(engine.aliases or engine.decomposed for engine in folder.engines)
+
+
+def test_manifest_without_operators_is_standard_and_unknown_ones_are_refused(lowered: Path, tmp_path: Path) -> None:
+    data = json.loads((lowered / "manifest.json").read_text())
+    for value, expected in ((None, "standard"), ("lowered", "lowered")):
+        found = {name: item for name, item in data.items() if name != "operators"}
+        found |= {} if value is None else {"operators": value}
+        (tmp_path / "manifest.json").write_text(json.dumps(found))
+        assert load_manifest(tmp_path).operators == expected
+    (tmp_path / "manifest.json").write_text(json.dumps(data | {"operators": "raised"}))
+    with pytest.raises(BundleError, match="entry 'operators': found 'raised', expected one of standard, lowered"):
+        load_manifest(tmp_path)
