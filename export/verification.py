@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from fastblt.export.emulation import wide_spec
 from fastblt.export.weights import TORCH_DTYPES, CheckpointWeights
 from fastblt.export.widening import widen
 from fastblt.models.blt import Blt
@@ -29,7 +30,7 @@ from fastblt.models.formats.checkpoint import HASH_TABLE
 from fastblt.models.hashing import hash_rows
 from fastblt.models.tokens import BOS_ID
 from fastblt.runtime.buffers import numpy_dtype
-from fastblt.runtime.bundle import EMBEDDINGS_FILE, GraphSpec, TensorSpec, load_manifest
+from fastblt.runtime.bundle import EMBEDDINGS_FILE, GraphSpec, load_manifest
 from fastblt.runtime.host_embeddings import HostEmbeddings
 
 #: Largest accepted difference, relative to the largest magnitude of the reference (at least 1). bf16 graphs are
@@ -123,13 +124,10 @@ def _runner(path: Path, spec: GraphSpec) -> GraphRunner:
     if all(t.dtype != "bfloat16" for t in tensors):
         return GraphRunner(path, spec)
 
-    def wide(specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
-        return tuple(replace(t, dtype="float32") if t.dtype == "bfloat16" else t for t in specs)
-
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         twin = Path(folder) / path.name
         widen(path, twin)
-        return GraphRunner(twin, replace(spec, inputs=wide(spec.inputs), outputs=wide(spec.outputs)))
+        return GraphRunner(twin, wide_spec(spec))
 
 
 class GraphRunner:

@@ -358,7 +358,7 @@ class DeviceBackend:
     # --- inspection --------------------------------------------------------------------------------------------------
 
     def tensor(self, name: str, first: int, count: int) -> NDArray[Any]:
-        """See `fastblt.runtime.verification.Inspectable.tensor`."""
+        """See `fastblt.runtime.lockstep.Inspectable.tensor`."""
         if name in self._stores:
             store = self._stores[name]
             return self._read(store.at(first), (count, *store.row_shape), store.dtype)
@@ -379,7 +379,7 @@ class DeviceBackend:
         return pinned.bytes.view(dtype).reshape(shape).copy()
 
     def set_tensor(self, name: str, first: int, values: NDArray[Any]) -> None:
-        """See `fastblt.runtime.verification.Inspectable.set_tensor`."""
+        """See `fastblt.runtime.lockstep.Inspectable.set_tensor`."""
         store = self._stores[name]
         data = np.ascontiguousarray(values, dtype=store.dtype).reshape(-1).view(np.uint8)
         pinned = PinnedMemory(self.stream.cuda, data.size)

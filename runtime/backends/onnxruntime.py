@@ -256,11 +256,11 @@ class OnnxRuntimeBackend:
         return self.graphs[part].caches.buffers[cache]
 
     def tensor(self, name: str, first: int, count: int) -> NDArray[Any]:
-        """See `fastblt.runtime.verification.Inspectable.tensor`."""
+        """See `fastblt.runtime.lockstep.Inspectable.tensor`."""
         return self._buffer(name).array[first : first + count].copy()
 
     def set_tensor(self, name: str, first: int, values: NDArray[Any]) -> None:
-        """See `fastblt.runtime.verification.Inspectable.set_tensor`."""
+        """See `fastblt.runtime.lockstep.Inspectable.set_tensor`."""
         self._buffer(name).array[first : first + len(values)] = values
 
     def keeps(self, position: int) -> bool:

@@ -385,6 +385,7 @@ def audit(
         str | None,
         typer.Option(help="Methods, with commas between  [default: one or more of each kind that the model can run]"),
     ] = None,
+    backend: BackendOption = "onnxruntime",
     reference: Annotated[str, typer.Option(help="Backend that is the truth: eager or onnxruntime.")] = "eager",
     prompts: Annotated[int | None, typer.Option(min=1, help="Held-out prompts  [default: 64]")] = None,
     bytes: Annotated[  # the option's name
@@ -405,7 +406,36 @@ def audit(
     from fastblt.commands.bench import split_names
 
     chosen = None if methods is None else tuple(split_names(methods))
-    run(bundle, Setting(chosen, reference, provider.value, prompts, max_new_bytes, bytes), json)
+    run(bundle, Setting(chosen, backend, reference, provider.value, prompts, max_new_bytes, bytes), json)
+
+
+@app.command()
+@one_line_errors
+def verify(
+    bundle: BundleArgument,
+    backend: Annotated[
+        str | None,
+        typer.Option(help="tensorrt, tensorrt-rtx or onnxruntime  [default: that of the bundle's engines]"),
+    ] = None,
+    provider: Annotated[Provider, typer.Option(help="Of onnxruntime.")] = Provider.CUDA,
+    methods: Annotated[
+        str | None,
+        typer.Option(help="Methods, with commas between  [default: one or more of each kind that the model can run]"),
+    ] = None,
+    prompts: Annotated[int, typer.Option(min=1, help="Held-out prompts of the audit.")] = 4,
+    max_new_bytes: Annotated[int, typer.Option(min=1, help="Bytes to generate after each prompt.")] = 64,
+    json: Annotated[Path | None, typer.Option(help="Write the result to this file.")] = None,
+) -> None:
+    """Prove that a bundle runs right on this machine's GPU.
+
+    Real rounds of every method run on the GPU and on the CPU, with the same inputs: every output and every cache is
+    compared. Then texts are, byte for byte. Exit status 0 means that all differences are rounding.
+    """
+    from fastblt.commands.bench import split_names
+    from fastblt.commands.verify import Setting, run
+
+    chosen = None if methods is None else tuple(split_names(methods))
+    run(bundle, Setting(backend, provider.value, chosen, prompts, max_new_bytes), json)
 
 
 @app.command("eval")

@@ -11,6 +11,7 @@ import ctypes
 import io
 import json
 import math
+import tempfile
 from enum import Enum, IntEnum
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ import onnx
 import onnxruntime as ort
 from fakes.cuda import FakeCuda
 from onnx import TensorProto
+
+from fastblt.export.widening import widen
 
 _MAGIC = b"fake engine\n"
 _MEMORY_BYTES = 4096
@@ -241,7 +244,8 @@ class ICudaEngine:
         options = ort.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = 1
-        self.session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        runnable = _without_bf16(model).SerializeToString()
+        self.session = ort.InferenceSession(runnable, options, providers=["CPUExecutionProvider"])
         self.device_memory_size_v2 = _MEMORY_BYTES
 
     @property
@@ -375,11 +379,27 @@ def _execute(engine: ICudaEngine, addresses: dict[str, int], shapes: dict[str, t
         engine.cuda.check(address, size, "device")
         raw = (ctypes.c_uint8 * size).from_address(address)
         views[name] = np.frombuffer(raw, dtype=np.uint8).view(dtype).reshape(shapes[name])
-    feed = {name: view.copy() for name, view in views.items() if engine.is_input(name)}
+    feed = {name: _wide(view.copy()) for name, view in views.items() if engine.is_input(name)}
     outputs = [name for name in views if not engine.is_input(name)]
     for name, value in zip(outputs, engine.session.run(outputs, feed), strict=True):
         assert value.shape == shapes[name]
         views[name][...] = value
+
+
+def _without_bf16(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A graph that the CPU runs: bf16 values become fp32 ones that are rounded as bf16."""
+    kinds = {value.type.tensor_type.elem_type for value in model.graph.input}
+    if TensorProto.BFLOAT16 not in kinds:
+        return model
+    with tempfile.TemporaryDirectory() as folder:
+        source, target = Path(folder) / "source.onnx", Path(folder) / "target.onnx"
+        onnx.save(model, source)
+        widen(source, target, round_values=True)
+        return onnx.load(target)
+
+
+def _wide(array: np.ndarray) -> np.ndarray:
+    return array.astype(np.float32) if array.dtype == ml_dtypes.bfloat16 else array
 
 
 def _numpy(kind: DataType) -> np.dtype[Any]:

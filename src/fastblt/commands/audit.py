@@ -47,6 +47,7 @@ class Setting:
 
     methods: tuple[str, ...] | None = None
     """None: `DEFAULT_METHODS`."""
+    backend: str = "onnxruntime"
     reference: str = "eager"
     provider: str = "auto"
     prompts: int | None = None
@@ -67,14 +68,11 @@ def run(bundle: Path, setting: Setting, json_file: Path | None) -> None:
     """
     console = Console(highlight=False)
     prompts = _prompts(setting)
-    methods = _methods(setting.methods, load_config(bundle), console)
+    methods = runnable_methods(setting.methods, load_config(bundle), console, DEFAULT_METHODS)
     capacity = setting.max_new_bytes + max(len(data) for _, data in prompts)
-    runtime = BltRuntime.from_pretrained(bundle, provider=setting.provider, max_bytes=capacity)
-    reference = runtime
-    if setting.reference != runtime.backend.name:
-        reference = BltRuntime.from_pretrained(
-            bundle, provider=setting.provider, backend=setting.reference, max_bytes=capacity
-        )
+    runtime = _load(bundle, setting.backend, setting.provider, capacity)
+    same = setting.reference == setting.backend
+    reference = runtime if same else _load(bundle, setting.reference, setting.provider, capacity)
     bound = TIE_BOUND[load_manifest(bundle).dtype]
     columns = (TextColumn("audit"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, console=console, transient=True) as bar:
@@ -88,7 +86,7 @@ def run(bundle: Path, setting: Setting, json_file: Path | None) -> None:
             lambda done: bar.update(task, completed=done),
             wanted_bytes=setting.bytes,
         )
-    _print(console, rows, reference.backend.name, bound)
+    print_audit(console, rows, reference.backend.name, bound)
     if json_file is not None:
         write_json(json_file, report(setting, rows, reference.backend.name, bound))
     faults = sum(len(row.faults) for row in rows)
@@ -97,6 +95,10 @@ def run(bundle: Path, setting: Setting, json_file: Path | None) -> None:
     least = min(row.bytes for row in rows)
     if setting.bytes is not None and least < setting.bytes:
         raise AuditError(f"{bundle}: found {least} bytes after all held-out prompts, expected {setting.bytes}")
+
+
+def _load(bundle: Path, backend: str, provider: str, capacity: int) -> BltRuntime:
+    return BltRuntime.from_pretrained(bundle, provider=provider, backend=backend, max_bytes=capacity)
 
 
 def report(setting: Setting, rows: list[AuditRow], reference: str, bound: float) -> dict[str, object]:
@@ -110,14 +112,16 @@ def report(setting: Setting, rows: list[AuditRow], reference: str, bound: float)
     }
 
 
-def _methods(given: tuple[str, ...] | None, config: BltConfig, console: Console) -> tuple[str, ...]:
-    """The methods to audit; those of the default list that the model cannot run are left out, and named."""
+def runnable_methods(
+    given: tuple[str, ...] | None, config: BltConfig, console: Console, default: tuple[str, ...]
+) -> tuple[str, ...]:
+    """The methods that were given, or those of a default list that the model can run; the others are named."""
     if given is not None:
         for name in given:
             parse_method(name).check(config)
         return given
     kept, left_out = [], []
-    for name in DEFAULT_METHODS:
+    for name in default:
         try:
             parse_method(name).check(config)
             kept.append(name)
@@ -152,7 +156,8 @@ def _prompts(setting: Setting) -> list[tuple[str, bytes]]:
     return known
 
 
-def _print(console: Console, rows: list[AuditRow], reference: str, bound: float) -> None:
+def print_audit(console: Console, rows: list[AuditRow], reference: str, bound: float) -> None:
+    """A table of what was found, and each difference."""
     table = Table(box=box.SIMPLE)
     for name in ("method", "prompts", "bytes", "identical", "ties", "faults", "as ar"):
         table.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
