@@ -426,8 +426,8 @@ class FakeTensorRt:
             def __init__(self, logger: ILogger) -> None:
                 self._log = logger
 
-            def deserialize_cuda_engine(self, source: Any) -> ICudaEngine | None:
-                plan = source if isinstance(source, bytes) else _read(source)
+            def deserialize_cuda_engine(self, serialized_engine: Any) -> ICudaEngine | None:
+                plan = serialized_engine if isinstance(serialized_engine, bytes) else _read(serialized_engine)
                 if not plan.startswith(_MAGIC):
                     return None
                 engine = ICudaEngine(plan, cuda, self._log)

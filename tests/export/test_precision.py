@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from fastblt.calibration.heldout import CORPORA, load_text
+from fastblt.export.bundle_writer import export_bundle
+from fastblt.export.emulation import emulate_bf16
+from fastblt.runtime.blt_runtime import BltRuntime
+from fastblt.runtime.bundle import load_manifest
+from fastblt.runtime.scoring.figures import OVERALL, Figures, sum_up
+from fastblt.runtime.scoring.plan import Request, make_plan
+from fastblt.runtime.scoring.scores import score
+from fastblt.runtime.scoring.windows import Text, cut_windows
+
+REQUEST = Request(
+    k=(4, 8), draft_rules=("one",), rules=(), mask_rates=(), top_p=(1.0,), gamma=(), anchors=32, new_bytes=2
+)
+
+
+def figures(bundle: Path) -> Figures:
+    """Bits per byte, and acceptance of BLT-S and BLT-DV, over the same places of held-out text."""
+    runtime = BltRuntime.from_pretrained(bundle, max_bytes=512)
+    windows = {corpus: cut_windows(Text(corpus, load_text(corpus)), 4, 512) for corpus in CORPORA}
+    return sum_up(score(runtime, windows, [b"The "], make_plan(REQUEST, runtime.config)))
+
+
+def bits(found: Figures) -> float:
+    return next(row.bits_per_byte for row in found.text if row.data == OVERALL)
+
+
+def acceptance(found: Figures) -> dict[str, float]:
+    return {row.method: row.acceptance for row in found.drafts if row.data == OVERALL and row.acceptance is not None}
+
+
+@pytest.fixture(scope="module")
+def exact(demo_bundle: Path) -> Figures:
+    return figures(demo_bundle)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
+def test_quality_is_that_of_fp32_when_exported_in_half_precision(
+    dtype: str, exact: Figures, shipped_checkpoint: Path, tmp_path: Path
+) -> None:
+    """Bits per byte within 0.5 %, acceptance within one point, over the same 512 drafts of each method."""
+    bundle = tmp_path / "bundle"
+    export_bundle(shipped_checkpoint, bundle, dtype=dtype, verify=False)
+    if dtype == "bf16":
+        emulate_bf16(bundle, tmp_path / "twin")
+        bundle = tmp_path / "twin"
+    found = figures(bundle)
+    assert bits(found) == pytest.approx(bits(exact), rel=0.005)
+    expected = acceptance(exact)
+    assert set(expected) >= {"s:4", "s:8"}
+    for method, rate in acceptance(found).items():
+        assert rate == pytest.approx(expected[method], abs=0.01), method
+
+
+def test_values_are_rounded_as_bf16_when_emulated(demo_bundle: Path, shipped_checkpoint: Path, tmp_path: Path) -> None:
+    export_bundle(shipped_checkpoint, tmp_path / "bf16", dtype="bf16", verify=False)
+    manifest = emulate_bf16(tmp_path / "bf16", tmp_path / "twin")
+    assert load_manifest(tmp_path / "twin") == manifest
+    assert manifest.dtype == "bf16"
+    backend = BltRuntime.from_pretrained(tmp_path / "twin", max_bytes=100)
+    backend.generate(b"In the beginning", 20)
+    caches = backend.backend.graphs["decoder"].caches.buffers  # type: ignore[attr-defined]
+    for buffer in caches.values():
+        assert buffer.array.dtype == np.float32
+        assert buffer.array.any()
+        # bf16 is the upper half of fp32: the lower half of every cached value is 0.
+        assert not (buffer.array.view(np.uint32) & 0xFFFF).any()
+    for spec in manifest.graphs.values():
+        model = onnx.load(tmp_path / "twin" / spec.file)
+        kinds = {v.type.tensor_type.elem_type for v in (*model.graph.input, *model.graph.output)}
+        assert onnx.TensorProto.BFLOAT16 not in kinds
