@@ -535,3 +535,48 @@ def inspect(
 
 if __name__ == "__main__":
     app()
+
+
+@app.command()
+@one_line_errors
+def doctor(
+    bundle: Annotated[Path | None, typer.Argument(help="Also say what this means for a bundle.")] = None,
+    json: Annotated[Path | None, typer.Option(help="Write what was found to this file.")] = None,
+) -> None:
+    """Say what works on this machine, and what to install.
+
+    Looks for driver, GPUs, CUDA, TensorRT, ONNX Runtime and PyTorch; nothing has to be there.
+    """
+    from fastblt.commands.doctor import run
+
+    run(bundle, json)
+
+
+@app.command()
+@one_line_errors
+def pack(
+    bundle: BundleArgument,
+    archive: Annotated[
+        Path | None, typer.Argument(help="File to write; .tar.gz is compressed  [default: BUNDLE.tar]")
+    ] = None,
+    engines: Annotated[str, typer.Option(help="all, none, or the name of one folder in BUNDLE/engines.")] = "all",
+) -> None:
+    """Write a bundle and its engines as one archive.
+
+    The same content gives the same bytes; SHA256SUMS inside checks every file.
+    """
+    from fastblt.commands.pack import run_pack
+
+    run_pack(bundle, archive, engines)
+
+
+@app.command()
+@one_line_errors
+def unpack(
+    archive: Annotated[Path, typer.Argument(help="File that `fastblt pack` wrote.")],
+    folder: Annotated[Path, typer.Argument(help="Folder to make, all of it or nothing.")],
+) -> None:
+    """Unpack an archive and check every file."""
+    from fastblt.commands.pack import run_unpack
+
+    run_unpack(archive, folder)

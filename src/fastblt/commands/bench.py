@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
+from fastblt.commands.console import table_console
 from fastblt.commands.prompts import heldout_prompts
 from fastblt.runtime.bench import measure, write_report
 from fastblt.runtime.bench_plan import Contender, Plan, make_plan
@@ -21,9 +22,6 @@ from fastblt.runtime.bundle import MANIFEST_FILE, load_manifest
 from fastblt.runtime.machine import device_info
 from fastblt.runtime.peers import PEERS, Generator, load_peer
 from fastblt.runtime.replay_setting import Profile, ReplaySetting
-
-#: What the wider table needs; a file or a pipe has no width of its own.
-TABLE_WIDTH = 138
 
 
 @dataclass(frozen=True)
@@ -69,9 +67,7 @@ def run(bundle: Path, setting: Setting, json_file: Path | None) -> None:
     device = device_info(setting.threads)
     if json_file is not None:
         write_report(json_file, device, rows, setting.replay)
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = TABLE_WIDTH
+    console = table_console()
     if setting.replay is not None:
         console.print(f"REPLAY ({setting.replay}): {_REPLAY_NOTE}\n", soft_wrap=True)
     for table in bench_tables(rows, layout):

@@ -25,6 +25,7 @@ _EXTRA_OF = {
     "onnxscript": "export",
     "pysword": "train",
     "matplotlib": "train",
+    "cuda": "gpu",
     "tensorrt": "tensorrt",
     "tensorrt_rtx": "tensorrt-rtx",
 }

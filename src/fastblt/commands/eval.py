@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from fastblt import __version__
 from fastblt.calibration.heldout import CORPORA, load_text
 from fastblt.commands.bench import bundle_dtype, split_names
+from fastblt.commands.console import table_console
 from fastblt.commands.eval_tables import agreement_table, tables
 from fastblt.commands.prompts import heldout_prompts
 from fastblt.models.tokens import decode
@@ -28,8 +29,6 @@ from fastblt.runtime.scoring.scores import Scores, score, steps
 from fastblt.runtime.scoring.windows import Text, anchors, cut_windows
 
 JSON_FILE = "eval.json"
-#: What the widest table needs; a file or a pipe has no width of its own.
-TABLE_WIDTH = 138
 N = TypeVar("N", int, float)
 
 AUTO, NONE, EAGER = "auto", "none", "eager"
@@ -97,9 +96,7 @@ def run(bundle: Path, setting: Setting, out: Path | None) -> None:
     if out is not None and setting.plots:
         import matplotlib  # noqa: F401  # where it is missing, say so before the work is done
     result = _evaluate(bundle, setting)
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = TABLE_WIDTH
+    console = table_console()
     _print(console, result)
     if out is not None:
         for path in _write(out, result):

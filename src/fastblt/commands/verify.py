@@ -17,6 +17,7 @@ from rich.table import Table
 
 from fastblt.calibration.heldout import CORPORA, load_text
 from fastblt.commands.audit import DEFAULT_METHODS, AuditError, print_audit, runnable_methods
+from fastblt.commands.console import table_console
 from fastblt.commands.prompts import distinct_prompts
 from fastblt.runtime.accelerator.backend import DeviceBackend
 from fastblt.runtime.accelerator.engine_folder import engine_folders, load_engine_folder
@@ -61,7 +62,7 @@ def run(bundle: Path, setting: Setting, json_file: Path | None) -> None:
         AuditError: a text does.
         ValueError: bundle or backend cannot be used.
     """
-    console = Console(highlight=False)
+    console = table_console()
     manifest, config = load_manifest(bundle), load_config(bundle)
     backend = setting.backend or _backend_of(bundle)
     methods = runnable_methods(setting.methods, config, console, DEFAULT_METHODS)

@@ -38,6 +38,11 @@ class FastbltExportCommand(BaseOptimumCLICommand):  # type: ignore[misc]  # opti
             help="host: memory-mapped beside the graphs (default); graph: inside the encoder.",
         )
         parser.add_argument(
+            "--lowered",
+            action="store_true",
+            help="Write graphs without attention and cache updates, for TensorRT before 10.15.",
+        )
+        parser.add_argument(
             "--patcher", help="Entropy model to use: its folder or hub id (default: the checkpoint's own)."
         )
         parser.add_argument(
@@ -52,6 +57,8 @@ class FastbltExportCommand(BaseOptimumCLICommand):  # type: ignore[misc]  # opti
 
         args = self.args
         options = ["--dtype", args.dtype, "--hash-tables", args.hash_tables]
+        if args.lowered:
+            options.append("--lowered")
         if args.patcher is not None:
             options += ["--patcher", args.patcher]
         if args.document_masks is not None:
