@@ -100,6 +100,9 @@ class TensorRtGraph:
         if hasattr(self._trt.BuilderFlag, "TF32"):
             # On by default: the fp32 patcher's entropies would be rounded to ten bits, and patches end elsewhere.
             config.clear_flag(self._trt.BuilderFlag.TF32)
+        if hasattr(self._trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):
+            # TensorRT-RTX: without it, a run allocates memory and cannot be captured as a CUDA graph.
+            config.set_flag(self._trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
         for profile in profiles:
             config.add_optimization_profile(self._profile(profile))
         self._set_targets(config, sms)

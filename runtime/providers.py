@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
+from fastblt.runtime.cache_folder import cache_folder
+
 logger = logging.getLogger(__name__)
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -25,7 +27,7 @@ PROVIDERS = {
 #: What ONNX Runtime's TensorRT provider is linked against.
 _TENSORRT_LIBRARIES = ("libnvinfer.so.10", "nvinfer_10.dll")
 #: Folder of the engines that it builds, in the user's cache.
-_ENGINE_CACHE = Path("~/.cache/fastblt/onnxruntime-tensorrt")
+_ENGINE_CACHE = "onnxruntime-tensorrt"
 
 # y = x for a float: the smallest model that makes a provider load its libraries. Made with
 # onnx.helper: Identity, opset 13, IR 8, input and output FLOAT[1].
@@ -87,7 +89,7 @@ def provider_options(name: str, bundle: Path) -> list[tuple[str, dict[str, str]]
     cuda = (PROVIDERS["cuda"], {"use_tf32": "0"})
     if name == "cuda":
         return [cuda]
-    cache = _ENGINE_CACHE.expanduser() / hashlib.sha256(str(bundle.resolve()).encode()).hexdigest()[:16]
+    cache = cache_folder() / _ENGINE_CACHE / hashlib.sha256(str(bundle.resolve()).encode()).hexdigest()[:16]
     cache.mkdir(parents=True, exist_ok=True)
     tensorrt = {
         "trt_engine_cache_enable": "1",

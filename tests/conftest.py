@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ from fastblt.models.config import BltConfig
 from fastblt.models.presets import preset
 from fastblt.models.training.corpus import Split
 from fastblt.models.training.loop import initialise
+from fastblt.runtime.accelerator import kernel_cache
 
 ROOT = Path(__file__).resolve().parents[1]
 #: Entropies of the random patcher lie between 4.7 and 5.2 nats: about a third of them are greater.
@@ -159,3 +160,12 @@ def make_split() -> Callable[..., Split]:
         )
 
     return make
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tests keep nothing in the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("cache")
+        patch.setattr(kernel_cache, "cache_folder", lambda: folder)
+        yield

@@ -13,6 +13,7 @@ from typing import Any
 from fastblt.runtime.accelerator.cuda import CapturedGraph, DeviceMemory, Stream
 from fastblt.runtime.accelerator.engine_folder import EngineSpec
 from fastblt.runtime.accelerator.executor import Bound
+from fastblt.runtime.accelerator.kernel_cache import KernelCache, cache_file
 from fastblt.runtime.bundle import BundleError, GraphSpec
 from fastblt.runtime.tensorrt_library import TensorRtLibrary
 
@@ -41,6 +42,7 @@ class TensorRtExecutor:
         self.slots, self.pool_slots = engine.slots, engine.pool_slots
         self.path = path
         self._trt, self._stream, self._described = library.module, stream, engine
+        self.kernels = KernelCache(cache_file(library.version, stream.cuda.sm, engine.sha256))
         self._log = library.new_log()
         self._runtime = library.module.Runtime(self._log)
         self._engine = self._deserialise()
@@ -96,8 +98,7 @@ class TensorRtExecutor:
 
     def bind(self, tensors: Mapping[str, Bound]) -> TensorRtLaunch:
         """See `Executor.bind`."""
-        trt, engine = self._trt, self._engine
-        context = engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+        context = self._new_context()
         if context is None:
             raise BundleError(f"{self.path}: no context can be made ({self._log.text()})")
         assert self._memory is not None, "share_memory comes first"
@@ -115,6 +116,21 @@ class TensorRtExecutor:
                 raise BundleError(f"{self.path}: tensor {name}: its address is refused ({self._log.text()})")
         self._check_bound(context, tensors)
         return TensorRtLaunch(self, context, self._stream)
+
+    def _new_context(self) -> Any:
+        """A context that takes its memory from us; with TensorRT-RTX, one that compiles kernels for its shapes at once.
+
+        It would otherwise do so in the background, and a CUDA graph would go on with those that it had at first.
+        """
+        trt = self._trt
+        strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        if not hasattr(trt, "DynamicShapesKernelSpecializationStrategy"):
+            return self._engine.create_execution_context(strategy)
+        config = self._engine.create_runtime_config()
+        config.set_execution_context_allocation_strategy(strategy)
+        config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
+        self.kernels.attach(config)
+        return self._engine.create_execution_context(config)
 
     def _check_bound(self, context: Any, tensors: Mapping[str, Bound]) -> None:
         for tensor in (*self.spec.inputs, *self.spec.outputs):
@@ -155,6 +171,8 @@ class TensorRtLaunch:
             self._stream.launch(self._graph)
         else:
             self._executor.execute(self._context)
+            if not self._warm:
+                self._executor.kernels.keep()
             self._warm = True
 
     def _capture(self) -> None:

@@ -80,6 +80,46 @@ class NetworkDefinitionCreationFlag(IntEnum):
 
 class BuilderFlag(Enum):
     TF32 = 1
+    REQUIRE_USER_ALLOCATION = 2
+
+
+class DynamicShapesKernelSpecializationStrategy(Enum):
+    LAZY = 0
+    EAGER = 1
+    NONE = 2
+
+
+class IRuntimeCache:
+    """Kernels; here their number."""
+
+    def __init__(self) -> None:
+        self.kernels = b""
+
+    def serialize(self) -> bytes:
+        return b"kernels:" + self.kernels
+
+    def deserialize(self, blob: bytes) -> bool:
+        if not blob.startswith(b"kernels:"):
+            return False
+        self.kernels = blob.removeprefix(b"kernels:")
+        return True
+
+
+class IRuntimeConfig:
+    def __init__(self) -> None:
+        self.strategy: ExecutionContextAllocationStrategy | None = None
+        self.dynamic_shapes_kernel_specialization_strategy = DynamicShapesKernelSpecializationStrategy.LAZY
+        self.cache: IRuntimeCache | None = None
+
+    def set_execution_context_allocation_strategy(self, strategy: ExecutionContextAllocationStrategy) -> None:
+        self.strategy = strategy
+
+    def create_runtime_cache(self) -> IRuntimeCache:
+        return IRuntimeCache()
+
+    def set_runtime_cache(self, cache: IRuntimeCache) -> bool:
+        self.cache = cache
+        return True
 
 
 class ComputeCapability(Enum):
@@ -197,6 +237,9 @@ class IBuilderConfig:
     def clear_flag(self, flag: BuilderFlag) -> None:
         self.flags.discard(flag)
 
+    def set_flag(self, flag: BuilderFlag) -> None:
+        self.flags.add(flag)
+
     def add_optimization_profile(self, profile: IOptimizationProfile) -> int:
         self.profiles.append(profile.shapes)
         return len(self.profiles) - 1
@@ -224,6 +267,7 @@ class Builder:
         caches = [layer for layer in network.layers if layer.type == LayerType.KV_CACHE_UPDATE]
         header = {
             "profiles": config.profiles,
+            "capturable": BuilderFlag.REQUIRE_USER_ALLOCATION in config.flags,
             "targets": sorted(config.targets.values()),
             "aliases": {layer.get_output(0).name: layer.get_input(0).name for layer in caches},
         }
@@ -266,17 +310,22 @@ class ICudaEngine:
         found: str | None = self.header["aliases"].get(name)
         return found
 
-    def create_execution_context(self, strategy: ExecutionContextAllocationStrategy) -> IExecutionContext:
-        assert strategy is ExecutionContextAllocationStrategy.USER_MANAGED
-        return IExecutionContext(self)
+    def create_runtime_config(self) -> IRuntimeConfig:
+        return IRuntimeConfig()
+
+    def create_execution_context(self, runtime_config: IRuntimeConfig) -> IExecutionContext:
+        assert runtime_config.strategy is ExecutionContextAllocationStrategy.USER_MANAGED
+        assert runtime_config.cache is not None
+        return IExecutionContext(self, runtime_config)
 
     def is_input(self, name: str) -> bool:
         return name in self._inputs
 
 
 class IExecutionContext:
-    def __init__(self, engine: ICudaEngine) -> None:
+    def __init__(self, engine: ICudaEngine, config: IRuntimeConfig) -> None:
         self.engine = engine
+        self._config = config
         self._addresses: dict[str, int] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._profile: dict[str, list[list[int]]] | None = None
@@ -337,7 +386,9 @@ class IExecutionContext:
         return tuple(dim.dim_value if dim.HasField("dim_value") else symbols[dim.dim_param] for dim in dims)
 
     def is_stream_capturable(self, stream: int) -> bool:
-        return self._warm
+        eager = DynamicShapesKernelSpecializationStrategy.EAGER
+        settled = self._config.dynamic_shapes_kernel_specialization_strategy is eager
+        return bool(self._warm and settled and self.engine.header["capturable"])
 
     def execute_async_v3(self, stream_handle: int) -> bool:
         engine, cuda = self.engine, self.engine.cuda
@@ -364,6 +415,8 @@ class IExecutionContext:
                 cuda.spoil(stream_handle)
                 return False
             self._captured = True
+        if not self._warm and self._config.cache is not None:
+            self._config.cache.kernels += b"+"
         self._warm = True
         addresses = dict(self._addresses)
         shapes = {name: self.get_tensor_shape(name) for name in engine.tensors}
@@ -416,7 +469,8 @@ class FakeTensorRt:
     def __init__(self, cuda: FakeCuda) -> None:
         for kind in (
             ILogger, LayerType, SeekPosition, ExecutionContextAllocationStrategy, NetworkDefinitionCreationFlag,
-            BuilderFlag, ComputeCapability, IStreamReaderV2, IProgressMonitor, IAttentionInputLayer,
+            BuilderFlag, ComputeCapability,
+            DynamicShapesKernelSpecializationStrategy, IRuntimeCache, IRuntimeConfig, IStreamReaderV2, IProgressMonitor, IAttentionInputLayer,
             INetworkDefinition, OnnxParser, Builder, ICudaEngine, IExecutionContext, IBuilderConfig,
             IOptimizationProfile, ParserError,
         ):  # fmt: skip

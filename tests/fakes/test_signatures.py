@@ -62,10 +62,10 @@ def test_class_of_tensorrt_has_the_same_members(name: str) -> None:
             function = inspect.getattr_static(kind, member)
             if not inspect.isfunction(function):
                 continue
-            documented = re.search(rf"{member}\(self: [\w.]+(.*?)\) -> ", getattr(real, member).__doc__ or "")
-            if documented:
-                names = re.findall(r", (\w+): ", documented[1])
-                assert parameters(function) == names[: len(parameters(function))], member
+            overloads = re.findall(rf"{member}\(self: [\w.]+(.*?)\) -> ", getattr(real, member).__doc__ or "")
+            if overloads:
+                wanted = [re.findall(r", (\w+): ", overload)[: len(parameters(function))] for overload in overloads]
+                assert parameters(function) in wanted, member
 
 
 def test_attention_layer_has_what_is_set() -> None:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from fastblt.models.training.corpus import Corpus, build_corpus, load_corpus
+from fastblt.runtime.cache_folder import cache_folder
 
 
 def default_cache() -> Path:
     """Where fetched packages are kept: a folder below ``$XDG_CACHE_HOME``, by default ``~/.cache``."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "fastblt" / "corpus"
+    return cache_folder() / "corpus"
 
 
 def build(out: Path, cache: Path | None, *, allow_other_python: bool) -> None:

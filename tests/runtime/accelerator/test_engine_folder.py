@@ -12,6 +12,7 @@ from fakes import tensorrt as fake
 from fakes.cuda import FakeCuda
 
 from fastblt.export.engine_compiler import Request, compile_bundle
+from fastblt.runtime.accelerator import kernel_cache
 from fastblt.runtime.accelerator.cuda import CudaError
 from fastblt.runtime.accelerator.engine_folder import ENGINES_FILE, engine_folders, load_engine_folder
 from fastblt.runtime.blt_runtime import BltRuntime
@@ -182,3 +183,31 @@ def test_machine_without_a_gpu_is_one_error(bundle: Path, make_gpu: Callable[...
     make_gpu(devices=0)
     with pytest.raises(CudaError, match="found 0 GPUs"):
         load(bundle)
+
+
+def test_kernels_are_kept_from_one_start_to_the_next(
+    bundle: Path, gpu: FakeCuda, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernel_cache, "cache_folder", lambda: tmp_path / "cache")
+    load(bundle).generate(b"x", 5)
+    first = {path.name: path.read_bytes() for path in (tmp_path / "cache" / "tensorrt-rtx").iterdir()}
+    assert len(first) == 4
+    assert all(name.startswith("1.7.1.116-sm89-") and data for name, data in first.items())
+    load(bundle).generate(b"x", 5)
+    second = {path.name: path.read_bytes() for path in (tmp_path / "cache" / "tensorrt-rtx").iterdir()}
+    # The second start begins with the kernels of the first one.
+    assert all(second[name].startswith(data) and len(second[name]) > len(data) for name, data in first.items())
+
+
+@pytest.mark.parametrize("damage", ["content", "folder"])
+def test_kernels_that_cannot_be_read_or_written_stop_nothing(
+    bundle: Path, gpu: FakeCuda, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    monkeypatch.setattr(kernel_cache, "cache_folder", lambda: tmp_path / "cache")
+    if damage == "folder":
+        (tmp_path / "cache").write_text("a file where a folder should be")
+    else:
+        load(bundle).generate(b"x", 5)
+        for path in (tmp_path / "cache" / "tensorrt-rtx").iterdir():
+            path.write_bytes(b"?")
+    assert len(load(bundle).generate(b"x", 5).data) == 5

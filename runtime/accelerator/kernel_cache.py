@@ -1,0 +1,61 @@
+"""Kernels that TensorRT-RTX compiles on the user's machine, kept in a file from one start to the next.
+
+An engine of TensorRT-RTX holds code that is finished on the GPU that it runs on. That takes seconds for each shape the
+first time; TensorRT's own engines need none of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+from fastblt.runtime.cache_folder import cache_folder
+
+logger = logging.getLogger(__name__)
+
+
+def cache_file(version: str, sm: int, engine_sha256: str) -> Path:
+    """Where the kernels of an engine are kept."""
+    return cache_folder() / "tensorrt-rtx" / f"{version}-sm{sm}-{engine_sha256[:16]}.kernels"
+
+
+class KernelCache:
+    """The kernels of one engine.
+
+    Args:
+        path: file; need not exist.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._cache: Any = None
+        self._kept = 0
+
+    def attach(self, config: Any) -> None:
+        """Use the cache in a runtime configuration of the engine; the file is read at the first one."""
+        if self._cache is None:
+            self._cache = config.create_runtime_cache()
+            if self._path.is_file() and not self._cache.deserialize(self._path.read_bytes()):
+                logger.info("%s: not taken, compiled anew", self._path)
+        config.set_runtime_cache(self._cache)
+
+    def keep(self) -> None:
+        """Write the file, if there are new kernels; a folder that cannot be written is not an error."""
+        if self._cache is None:
+            return
+        data = bytes(self._cache.serialize())
+        if len(data) == self._kept:
+            return
+        partial = self._path.with_name(f".{self._path.name}.{os.getpid()}.partial")
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            partial.write_bytes(data)
+            partial.replace(self._path)
+            self._kept = len(data)
+        except OSError as error:
+            logger.info("%s: cannot be written (%s), kernels will be compiled again", self._path, error)
+            with contextlib.suppress(OSError):
+                partial.unlink()
