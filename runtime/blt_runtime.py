@@ -35,14 +35,18 @@ class BltRuntime:
 
         Args:
             bundle: its folder; every file is compared with the manifest's size and sha256.
-            provider: ``cpu``, ``cuda``, or ``auto`` (the CPU until an audit has passed on a GPU).
-            backend: ``onnxruntime``, or ``eager`` (PyTorch, needs the ``export`` extra).
+            provider: ``cpu``, ``cuda``, ``tensorrt`` (ONNX Runtime's provider for TensorRT 10), or ``auto`` (the CPU
+                until an audit has passed on a GPU; engines: the GPU).
+            backend: ``onnxruntime``; ``tensorrt`` or ``tensorrt-rtx`` (engines that ``fastblt compile`` made); or
+                ``eager`` (PyTorch, needs the ``export`` extra).
             max_bytes: longest prompt plus new bytes.
             threads: threads of one operator; None: one for models that fit the caches, else all cores.
 
         Raises:
             BundleError: a file is missing, damaged or not what the manifest says.
             ProviderError: the provider cannot be used here.
+            TensorRtError: TensorRT is missing or of a version that is not supported.
+            CudaError: there is no usable GPU, or cuda-python is missing.
             ValueError: unknown backend or provider, or ``max_bytes`` < 1.
         """
         if max_bytes < 1:

@@ -20,7 +20,8 @@ def device_info(threads: int | None = None) -> dict[str, Any]:
     Args:
         threads: what the runtimes were asked for; None: their own choice.
     """
-    packages = ("fastblt", "numpy", "onnxruntime-gpu", "onnxruntime", "torch")
+    gpu_packages = ("cuda-bindings", "tensorrt", "tensorrt-rtx-cu13")
+    packages = ("fastblt", "numpy", "onnxruntime-gpu", "onnxruntime", "torch", *gpu_packages)
     return {
         "cpu": cpu_model(),
         "cores": os.cpu_count(),

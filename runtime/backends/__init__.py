@@ -38,6 +38,14 @@ def load_backend(bundle: Path, name: str, provider: str, max_bytes: int, threads
     raise ValueError(f"backend: found {name!r}, expected one of {', '.join(BACKENDS)}")
 
 
+def default_capacity(name: str, needed: int) -> int:
+    """``max_bytes`` for a text of ``needed`` bytes where the user does not say.
+
+    Buffers on the CPU are only reserved, so there is room for more; engines cost by their capacity.
+    """
+    return needed if name.startswith("tensorrt") else max(4096, needed)
+
+
 def load_onnxruntime(
     bundle: Path, provider: str, max_bytes: int, threads: int | None = None, options: Any = None
 ) -> OnnxRuntime:

@@ -280,7 +280,12 @@ def generate(
     stop: Annotated[list[str] | None, typer.Option(help="End before this text; can be repeated.")] = None,
     backend: BackendOption = "onnxruntime",
     provider: ProviderOption = Provider.AUTO,
-    max_bytes: Annotated[int, typer.Option(min=1, help="Capacity of the caches: prompt and new bytes.")] = 4096,
+    max_bytes: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Capacity of the caches, prompt and new bytes  [default: 4096; engines: what is needed]"
+        ),
+    ] = None,
     show: Annotated[
         bool, typer.Option("--show", help="Mark patch boundaries and where each byte came from, in colour.")
     ] = False,
@@ -347,7 +352,7 @@ def bench(
     provider: ProviderOption = Provider.AUTO,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads  [default: the backend's]")] = None,
     max_bytes: Annotated[
-        int | None, typer.Option(min=1, help="Capacity of the caches  [default: 4096, or what is needed]")
+        int | None, typer.Option(min=1, help="Capacity of the caches  [default: 4096 or more; engines: what is needed]")
     ] = None,
 ) -> None:
     """Measure ways of decoding.

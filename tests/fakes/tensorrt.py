@@ -469,10 +469,9 @@ class FakeTensorRt:
     def __init__(self, cuda: FakeCuda) -> None:
         for kind in (
             ILogger, LayerType, SeekPosition, ExecutionContextAllocationStrategy, NetworkDefinitionCreationFlag,
-            BuilderFlag, ComputeCapability,
-            DynamicShapesKernelSpecializationStrategy, IRuntimeCache, IRuntimeConfig, IStreamReaderV2, IProgressMonitor, IAttentionInputLayer,
-            INetworkDefinition, OnnxParser, Builder, ICudaEngine, IExecutionContext, IBuilderConfig,
-            IOptimizationProfile, ParserError,
+            BuilderFlag, ComputeCapability, DynamicShapesKernelSpecializationStrategy, IRuntimeCache, IRuntimeConfig,
+            IStreamReaderV2, IProgressMonitor, IAttentionInputLayer, INetworkDefinition, OnnxParser, Builder,
+            ICudaEngine, IExecutionContext, IBuilderConfig, IOptimizationProfile, ParserError,
         ):  # fmt: skip
             setattr(self, kind.__name__, kind)
 

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from fastblt.commands.console import table_console
 from fastblt.commands.prompts import heldout_prompts
+from fastblt.runtime.backends import default_capacity
 from fastblt.runtime.bench import measure, write_report
 from fastblt.runtime.bench_plan import Contender, Plan, make_plan
 from fastblt.runtime.bench_rows import BenchRow
@@ -60,7 +61,7 @@ def run(bundle: Path, setting: Setting, json_file: Path | None) -> None:
     if json_file is not None and json_file.is_dir():
         raise ValueError(f"{json_file}: found a folder, expected the name of a file to write")
     needed = setting.prompt_bytes + setting.max_new_bytes
-    max_bytes = max(4096, needed) if setting.max_bytes is None else setting.max_bytes
+    max_bytes = setting.max_bytes or default_capacity(setting.backend, needed)
     names = dict.fromkeys(contender.backend for contender in layout.contenders)
     runtimes = {name: _load(bundle, name, setting, max_bytes) for name in names}
     rows = _measure(runtimes, layout, prompts, setting, replay)

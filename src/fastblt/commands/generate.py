@@ -15,6 +15,7 @@ from rich.table import Table
 from fastblt.commands.prompts import default_prompt
 from fastblt.commands.show import Show, escaped
 from fastblt.models.config import BltConfig
+from fastblt.runtime.backends import default_capacity
 from fastblt.runtime.blt_runtime import BltRuntime
 from fastblt.runtime.generation import Chunk, Generation
 from fastblt.runtime.methods import parse_method
@@ -59,14 +60,15 @@ def run(
     prompt_file: Path | None,
     backend: str,
     provider: str,
-    max_bytes: int,
+    max_bytes: int | None,
     show: bool,
     stats: bool,
 ) -> None:
     """Generate after a prompt and print; statistics go to stderr, after ``--show`` to stdout."""
     parse_method(request.method)  # a wrong name is told before a large bundle is read
     data, origin = read_prompt(prompt, prompt_file)
-    runtime = BltRuntime.from_pretrained(bundle, provider=provider, backend=backend, max_bytes=max_bytes)
+    capacity = max_bytes or default_capacity(backend, max(1, len(data) + request.max_new_bytes))
+    runtime = BltRuntime.from_pretrained(bundle, provider=provider, backend=backend, max_bytes=capacity)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # what the locale cannot encode is no reason to stop
             stream.reconfigure(errors="backslashreplace")
