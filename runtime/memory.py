@@ -1,12 +1,14 @@
-"""What a model needs in memory when it runs, from its configuration alone: the arithmetic of the buffers.
+"""What a model needs in memory when it runs on a GPU, from its configuration alone: the arithmetic of the buffers.
 
-`fastblt.runtime.backends.onnxruntime` allocates these; a test compares the two.
+`fastblt.runtime.accelerator` allocates these; a test compares the two. What lies between an engine's layers comes on
+top, and only the engine knows how much that is. On a CPU everything is host memory, committed as a text grows.
 """
 
 from __future__ import annotations
 
 from fastblt.models.config import BltConfig, StackConfig
-from fastblt.runtime.backend import DRAFT_SLACK, POOL_STEP, ROW_CAPACITY, VIEW_SLOTS
+from fastblt.runtime.accelerator.sliding import CALL_ROWS, cache_slots, pool_slots
+from fastblt.runtime.backend import DRAFT_SLACK
 
 #: Bytes of an element, by the name of a bundle's type.
 ITEM_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
@@ -17,22 +19,24 @@ _LATENT_WEIGHTS = ("decoder.patch_projection.", ".norm_kv.", ".wkv.")
 def device_buffers(config: BltConfig, dtype: str, max_bytes: int) -> dict[str, int]:
     """Bytes on the device, by part: key/value caches, and what passes from graph to graph.
 
+    Caches that slide have a second piece of memory of their size, to slide by way of.
+
     Args:
         config: the model's.
         dtype: of the bundle; the patcher's caches are fp32.
         max_bytes: longest prompt plus new bytes.
     """
-    item, capacity = ITEM_BYTES[dtype], max_bytes + 1 + DRAFT_SLACK
-    slots = -(-capacity // VIEW_SLOTS) * VIEW_SLOTS
+    item, positions = ITEM_BYTES[dtype], max_bytes + 1 + DRAFT_SLACK + CALL_ROWS
 
     def caches(stack: StackConfig, size: int) -> int:
-        return 2 * stack.layers * stack.dim * slots * size
+        slots = cache_slots(stack, max_bytes)
+        return 2 * stack.layers * stack.dim * slots * size * (2 if slots < positions else 1)
 
     found = {part: caches(stack, 4 if part == "patcher" else item) for part, stack in config.stacks.items()}
-    states = capacity if config.decoder_input == "encoder" else 1
-    pool = (capacity + POOL_STEP) * 3 * config.encoder.dim
-    found["encoder"] += item * (pool + states * config.decoder.dim + ROW_CAPACITY * config.patch_dim)
-    found["global"] += item * (ROW_CAPACITY * config.global_transformer.dim + capacity * config.latent_kv_dim)
+    pool = 2 * pool_slots(config, max_bytes) * 3 * config.encoder.dim
+    states = positions * config.decoder.dim if config.decoder_input == "encoder" else 0
+    found["encoder"] += item * (pool + states + positions * config.patch_dim)
+    found["global"] += item * positions * config.latent_kv_dim
     return found
 
 
