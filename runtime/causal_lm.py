@@ -30,6 +30,7 @@ from fastblt.runtime.generate_settings import (
     check_settings,
     is_off,
     new_tokens,
+    samples,
     sampling_temperature,
     stops_at_eos,
 )
@@ -249,7 +250,7 @@ class ORTBltForCausalLM:
         prompt = inputs if input_ids is None else input_ids
         ids = _prompt_row(prompt)
         _check_mask(attention_mask, len(ids))
-        sampled = bool(settings.get("do_sample"))
+        sampled = samples(settings)
         run = self.runtime.stream(
             ids,
             new_tokens(settings, len(ids)),
@@ -301,14 +302,16 @@ def _bundle_folder(model_id: str | Path) -> Path:
 
 
 def _provider_name(providers: Sequence[str]) -> str:
-    """Our name of the first of ONNX Runtime's; only CUDA and the CPU may follow."""
+    """Our name of the first of ONNX Runtime's; those that may follow it are the slower ones, in order."""
     short = {long: name for name, long in PROVIDERS.items()}
     names = [short.get(name, name) if isinstance(name, str) else name for name in providers]
-    if not names or names[0] not in (*PROVIDERS, "auto") or any(name not in ("cuda", "cpu") for name in names[1:]):
+    fastest_first = ["tensorrt", "cuda", "cpu"]
+    known = all(name in fastest_first for name in names)
+    if names != ["auto"] and not (names and known and names == sorted(names, key=fastest_first.index)):
         raise UnsupportedArgumentError(
             f"provider: found {', '.join(map(str, providers)) or 'none'}, expected {' or '.join(PROVIDERS.values())} "
-            f"(or {', '.join(PROVIDERS)}, auto), after which only CUDA and the CPU may follow: the buffers are bound "
-            "for these"
+            f"(or {', '.join(PROVIDERS)}, auto), after which only slower ones may follow: the buffers are bound for "
+            "these"
         )
     return names[0]
 
@@ -339,6 +342,8 @@ def _prompt_row(prompt: Any) -> Ids:
     if isinstance(prompt, str | bytes):
         return encode(prompt)
     ids = _to_numpy(prompt)
+    if ids.ndim == 0:
+        raise UnsupportedArgumentError(f"input_ids: found {prompt!r}, expected ids [n] or [1, n]")
     if ids.ndim == 2 and len(ids) != 1:
         raise UnsupportedArgumentError(
             f"input_ids: found {len(ids)} rows, expected 1: sequences run one at a time, call generate() for each"
@@ -351,7 +356,7 @@ def _check_mask(mask: Any, count: int) -> None:
     if mask is None:
         return
     found = _to_numpy(mask)
-    if found.size != count or not (found == 1).all():
+    if found.shape not in ((count,), (1, count)) or not (found == 1).all():
         raise UnsupportedArgumentError(
             f"attention_mask: found shape {list(found.shape)} with {int((found == 0).sum())} zeros, expected {count} "
             "ones: a model of patches cannot leave padding out, give ids without it"

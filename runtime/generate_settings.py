@@ -66,16 +66,26 @@ def check_settings(settings: Mapping[str, Any]) -> None:
 def new_tokens(settings: Mapping[str, Any], prompt: int) -> int:
     """Most new tokens after a prompt of so many."""
     if "max_new_tokens" not in settings and "max_length" in settings:
-        count = int(settings["max_length"]) - prompt
-        if count < 1:
-            raise ValueError(
-                f"max_length: found {settings['max_length']}, expected more than the prompt's {prompt} ids"
-            )
-        return count
-    count = int(settings.get("max_new_tokens", DEFAULT_NEW_TOKENS))
-    if count < 1:
-        raise ValueError(f"max_new_tokens: found {count}, expected a positive integer")
-    return count
+        length = settings["max_length"]
+        if not _is_integer(length) or length <= prompt:
+            raise ValueError(f"max_length: found {length!r}, expected more than the prompt's {prompt} ids, an integer")
+        return int(length) - prompt
+    count = settings.get("max_new_tokens", DEFAULT_NEW_TOKENS)
+    if not _is_integer(count) or count < 1:
+        raise ValueError(f"max_new_tokens: found {count!r}, expected a positive integer")
+    return int(count)
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def samples(settings: Mapping[str, Any]) -> bool:
+    """Whether ``do_sample`` asks for sampling."""
+    value = settings.get("do_sample", False)
+    if not isinstance(value, bool | np.bool_):
+        raise ValueError(f"do_sample: found {value!r}, expected True or False")
+    return bool(value)
 
 
 def sampling_temperature(settings: Mapping[str, Any]) -> float:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import onnx
@@ -111,7 +112,9 @@ def test_engine_builds_when_hash_tables_are_in_the_graph(shipped_checkpoint: Pat
     check_folder(bundle, compile_bundle(bundle, LIBRARY, Request(SMS, (512,))), (512,))
 
 
-def test_engines_are_replaced_when_compiled_again(bundle: Path) -> None:
+def test_engines_are_replaced_when_compiled_again(tiny_bundle: Path, tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    shutil.copytree(tiny_bundle, bundle)
     path = compile_bundle(bundle, LIBRARY, Request((89,), (256, 512))).path
     assert path.name == f"tensorrt-rtx-{trt.__version__}-sm89"
     folder = compile_bundle(bundle, LIBRARY, Request((89,), (256,)))

@@ -202,6 +202,11 @@ BAD_CALLS: list[tuple[dict[str, Any], type[ValueError], str]] = [
     ({"inputs": [[1, -1]]}, ValueError, "prompt ids: found -1"),
     ({"inputs": [[1.0, 70.0]]}, ValueError, r"prompt ids: found float64 \[2\], expected integers"),
     ({"inputs": [[[1, 70]]]}, ValueError, r"prompt ids: found int64 \[1, 1, 2\]"),
+    ({"inputs": 1}, UnsupportedArgumentError, r"input_ids: found 1, expected ids \[n\] or \[1, n\]"),
+    ({"attention_mask": np.ones((11, 1))}, UnsupportedArgumentError, r"attention_mask: found shape \[11, 1\]"),
+    ({"max_new_tokens": 2.7}, ValueError, "max_new_tokens: found 2.7, expected a positive integer"),
+    ({"max_length": 15.5}, ValueError, "max_length: found 15.5, expected more than the prompt's 11 ids, an integer"),
+    ({"do_sample": "false"}, ValueError, "do_sample: found 'false', expected True or False"),
     ({"max_new_tokens": 0}, ValueError, "max_new_tokens: found 0, expected a positive"),
     ({"max_length": 11}, ValueError, "max_length: found 11, expected more than the prompt's 11 ids"),
     ({"max_new_tokens": 91}, CapacityError, "found 10 bytes and max_new_bytes=91, expected at most max_bytes=100"),
@@ -243,9 +248,15 @@ def test_properties_tell_how_it_runs(tiny_bundle: Path, options: dict[str, Any])
 
 
 BAD_LOADS: list[tuple[dict[str, Any], type[ValueError], str]] = [
-    ({"provider": "TensorrtExecutionProvider"}, UnsupportedArgumentError, "provider: found TensorrtExecutionProvider"),
+    ({"provider": "DmlExecutionProvider"}, UnsupportedArgumentError, "provider: found DmlExecutionProvider"),
+    ({"providers": ["tpu", "cpu"]}, UnsupportedArgumentError, "provider: found tpu, cpu"),
+    (
+        {"provider": "TensorrtExecutionProvider"},
+        ProviderError,
+        "found 'tensorrt', but ONNX Runtime's TensorRT provider",
+    ),
     ({"providers": []}, UnsupportedArgumentError, "provider: found none, expected CPUExecutionProvider or CUDA"),
-    ({"providers": ["cpu", "cuda"]}, UnsupportedArgumentError, "found cpu, cuda, .* only the CPU may follow"),
+    ({"providers": ["cpu", "cuda"]}, UnsupportedArgumentError, "found cpu, cuda, .* only slower ones may follow"),
     ({"providers": [("CPUExecutionProvider", {})]}, UnsupportedArgumentError, "provider: found "),
     ({"provider_options": {"device_id": 1}}, UnsupportedArgumentError, "provider_options: .* bound on device 0"),
     ({"session_options": {"threads": 2}}, UnsupportedArgumentError, "session_options: found dict, expected an onnx"),
