@@ -17,8 +17,10 @@ from fakes.cuda import FakeCuda
 from fakes.onnxruntime_cuda import FakeOnnxRuntime
 
 from fastblt.export.emulation import emulate_bf16
+from fastblt.models.blt import Blt
+from fastblt.models.checkpoint import save_checkpoint
 from fastblt.models.config import BltConfig
-from fastblt.models.tokens import encode
+from fastblt.models.tokens import EOS_ID, encode
 from fastblt.runtime.accelerator import loading
 from fastblt.runtime.accelerator.backend import DeviceBackend
 from fastblt.runtime.accelerator.cuda import Cuda, Stream
@@ -229,3 +231,30 @@ def test_role_that_is_unknown_is_refused_by_name(shipped: dict[str, Path], gpu: 
     odd = dataclasses.replace(graph.inputs[0], role="mood")
     with pytest.raises(BundleError, match=r"decoder\.onnx: tensor ids: found role 'mood'"):
         place_of(odd, graph)
+
+
+@pytest.mark.parametrize("decoder_input", ["embedding", "encoder"])
+def test_documents_are_masked_as_on_the_cpu(
+    request: pytest.FixtureRequest,
+    compiled: Callable[..., Path],
+    make_model: Callable[..., Blt],
+    tmp_path: Path,
+    gpu: FakeCuda,
+    decoder_input: str,
+) -> None:
+    config = request.getfixturevalue("tiny_config" if decoder_input == "embedding" else "tiny_encoder_config")
+    save_checkpoint(tmp_path / "checkpoint", make_model(dataclasses.replace(config, document_masks=True)))
+    bundle = compiled(tmp_path / "checkpoint")
+    ids = encode(np.random.default_rng(3).bytes(300), bos=False)
+    ids[[5, 6, 40, 41, 130, 299]] = EOS_ID
+    logits, drafts = [], []
+    for backend in (device_backend(bundle, 1000), OnnxRuntimeBackend.load(bundle, 1000, 1)):
+        session = Session(backend)
+        session.append(ids[:200])
+        first = session.score().logits.copy()
+        session.append(ids[200:])
+        logits.append(np.concatenate([first, session.score().logits.copy()]))
+        session.append(ids[:1])
+        drafts.append(session.draft(6)[0].tolist())
+    np.testing.assert_allclose(logits[0], logits[1], atol=1e-4)
+    assert drafts[0] == drafts[1]
