@@ -8,12 +8,11 @@ import os
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fastblt.runtime.machine import cpu_model, usable_cores
+from fastblt.runtime.machine import cpu_model, package_version, usable_cores
 from fastblt.runtime.tensorrt_library import MODULES, load_library
 
 T = TypeVar("T")
@@ -83,11 +82,11 @@ class Facts:
 
 def look() -> Facts:
     """The facts of this machine."""
-    bindings = _version("cuda-bindings")
+    bindings = package_version("cuda-bindings")
     driver = _driver_cuda()
     gpus, error = _gpus() if driver and bindings else ((), None)
     libraries, errors = _libraries()
-    package = next((name for name in ("onnxruntime-gpu", "onnxruntime") if _version(name)), None)
+    package = next((name for name in ("onnxruntime-gpu", "onnxruntime") if package_version(name)), None)
     return Facts(
         system=f"{platform.system()} {platform.machine()}",
         python=platform.python_version(),
@@ -101,11 +100,11 @@ def look() -> Facts:
         gpu_error=error,
         libraries=libraries,
         library_errors=errors,
-        onnxruntime=_version(package) if package else None,
+        onnxruntime=package_version(package) if package else None,
         onnxruntime_package=package,
         onnxruntime_cuda=_quietly(_onnxruntime_cuda, False),
         onnxruntime_tensorrt=_quietly(_onnxruntime_tensorrt, False),
-        torch=_version("torch"),
+        torch=package_version("torch"),
         torch_cuda=_quietly(_torch_cuda, False),
         compiler=find_spec("onnx_ir") is not None and find_spec("onnx") is not None,
     )
@@ -117,13 +116,6 @@ def _quietly(probe: Callable[[], T], otherwise: T) -> T:
         return probe()
     except Exception:
         return otherwise
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _memory() -> int | None:
@@ -193,6 +185,6 @@ def _onnxruntime_tensorrt() -> bool:
 
 def _torch_cuda() -> bool:
     """Asked only where it can be true: importing PyTorch takes seconds."""
-    if _version("torch") is None or _driver_cuda() is None:
+    if package_version("torch") is None or _driver_cuda() is None:
         return False
     return bool(importlib.import_module("torch").cuda.is_available())

@@ -31,7 +31,7 @@ def device_info(threads: int | None = None) -> dict[str, Any]:
         "gpus": _gpus(),
         "os": platform.platform(),
         "python": platform.python_version(),
-        "versions": {name: version for name in packages if (version := _version(name)) is not None},
+        "versions": {name: version for name in packages if (version := package_version(name)) is not None},
     }
 
 
@@ -72,7 +72,8 @@ def _gpus() -> list[str]:
     return names
 
 
-def _version(package: str) -> str | None:
+def package_version(package: str) -> str | None:
+    """Version of an installed package; None where it is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

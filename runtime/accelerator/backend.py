@@ -315,15 +315,15 @@ class DeviceBackend:
         """Greedy steps that follow one another on the device: each reads the byte that the one before chose."""
         part, stream = self._decoder, self.stream
         self._ahead = None
-        source, memory = stream.host_block(_ID_BYTES)
-        memory.view(np.int64)[0] = token
-        stream.upload(self._drafted.address, source, _ID_BYTES)
         logs: tuple[DeviceMemory, PinnedMemory] | None = None
         for step in range(count):
             arrays, padding, slot = self._begin_decoder(position + step, 1, latent, latent, 0, visible_from)
             arrays["latent_index"][:] = 0
+            arrays["ids"][:] = token
             part.send()
-            stream.copy(part.upload_address("ids"), self._drafted.address + step * _ID_BYTES, _ID_BYTES)
+            # The host knows the first token alone; the others are what the step before chose.
+            ids, known = part.upload_address("ids"), self._drafted.address + step * _ID_BYTES
+            stream.copy(*((ids, known) if step else (known, ids)), _ID_BYTES)
             part.run(controls=False)
             part.append_rows(padding, slot)
             logs = logs or self._draft_log(part.result_bytes)

@@ -16,10 +16,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+#: Tensors in a block of host memory, by name.
+Views = dict[str, NDArray[Any]]
+
 logger = logging.getLogger(__name__)
 
-#: Page-locked memory for uploads between two waits.
-_UPLOAD_BYTES = 8 * 2**20
+#: Blocks of one `UploadBlocks` that may be under way; more make the host wait.
+_MOST_BLOCKS = 64
 #: Addresses that graphs are bound to are multiples of this, as device allocations are.
 ALIGNMENT = 256
 
@@ -111,6 +114,35 @@ class PinnedMemory:
         """uint8 [size], a view."""
 
 
+class UploadBlocks:
+    """Page-locked blocks of one size for uploads, each its own until the host has waited for the stream.
+
+    Args:
+        stream: carries the uploads.
+        size: bytes of a block.
+        views: what the host writes to, of a block's memory uint8 [size]; asked for once for each block.
+    """
+
+    def __init__(self, stream: Stream, size: int, views: Callable[[NDArray[np.uint8]], Views]) -> None:
+        self._stream, self._size, self._views = stream, max(size, 1), views
+        self._blocks: list[tuple[PinnedMemory, Views]] = []
+        self._next = 0
+        self._waits = -1
+
+    def take(self) -> tuple[int, Views]:
+        """A block that nothing reads any more: its address, and its views."""
+        if self._next == _MOST_BLOCKS:
+            self._stream.synchronize()
+        if self._waits != self._stream.synchronisations:
+            self._waits, self._next = self._stream.synchronisations, 0
+        if self._next == len(self._blocks):
+            memory = PinnedMemory(self._stream.cuda, self._size)
+            self._blocks.append((memory, self._views(memory.bytes)))
+        memory, views = self._blocks[self._next]
+        self._next += 1
+        return memory.address, views
+
+
 class CapturedGraph:
     """A recorded run that can be launched again; destroyed with the object."""
 
@@ -132,18 +164,6 @@ class Stream:
         kinds = cuda.api.cudaMemcpyKind
         self._to_device, self._to_host = kinds.cudaMemcpyHostToDevice, kinds.cudaMemcpyDeviceToHost
         self._on_device = kinds.cudaMemcpyDeviceToDevice
-        self._uploads = PinnedMemory(cuda, _UPLOAD_BYTES)
-        self._used = 0
-
-    def host_block(self, size: int) -> tuple[int, NDArray[np.uint8]]:
-        """Page-locked memory for one upload, its own until the next wait: address, and uint8 [size]."""
-        if size > self._uploads.size:
-            raise CudaError(f"cuda: found an upload of {size} bytes, expected at most {self._uploads.size}")
-        if self._used + size > self._uploads.size:
-            self.synchronize()
-        begin = self._used
-        self._used += aligned(size)
-        return self._uploads.address + begin, self._uploads.bytes[begin : begin + size]
 
     def upload(self, target: int, source: int, size: int) -> None:
         """Queue a copy from page-locked memory to the device."""
@@ -167,7 +187,6 @@ class Stream:
         """Wait for all that is queued."""
         self.cuda("cudaStreamSynchronize", self._stream)
         self.synchronisations += 1
-        self._used = 0
 
     def capture(self, work: Callable[[], None]) -> CapturedGraph | None:
         """Record what ``work`` queues instead of running it; None where it cannot be recorded."""

@@ -8,20 +8,17 @@ keys and values land in slots that the next call overwrites, and nobody reads wh
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastblt.models.config import StackConfig
-from fastblt.runtime.accelerator.cuda import DeviceMemory, PinnedMemory, Stream, aligned
+from fastblt.runtime.accelerator.cuda import DeviceMemory, PinnedMemory, Stream, UploadBlocks, Views, aligned
 from fastblt.runtime.accelerator.executor import Bound, Executor, Launch
 from fastblt.runtime.accelerator.sliding import CALL_ROWS, REWIND, SlidingBuffer
 from fastblt.runtime.accelerator.tensor_table import Block, Place, shape_of, size_names, tensors_at
 from fastblt.runtime.backend import Ids
 from fastblt.runtime.buffers import numpy_dtype
-
-Arrays = dict[str, NDArray[Any]]
 
 
 def padded(rows: int) -> int:
@@ -30,12 +27,24 @@ def padded(rows: int) -> int:
 
 
 class ShapeClass:
-    """What is fixed for one choice of sizes: where tensors lie in the blocks, and the bound graph."""
+    """What is fixed for one choice of sizes: where tensors lie in the blocks, and the bound graph.
 
-    def __init__(self, upload: Block, download: Block, launch: Launch) -> None:
+    Args:
+        stream: carries uploads.
+        upload: what the host sends.
+        download: what it reads.
+        launch: the graph.
+        pinned: where results arrive, uint8.
+    """
+
+    def __init__(
+        self, stream: Stream, upload: Block, download: Block, launch: Launch, pinned: NDArray[np.uint8]
+    ) -> None:
         self.upload = upload
         self.download = download
         self.launch = launch
+        self.blocks = UploadBlocks(stream, upload.bytes, upload.views)
+        self.results = download.views(pinned)
 
 
 class DevicePart:
@@ -102,7 +111,7 @@ class DevicePart:
     def _block(self, place: Place, sizes: dict[str, int]) -> Block:
         return Block(tensors_at(self.spec, place), sizes)
 
-    def begin(self, rows: int, live: int, patches: int = 1, latents: int = 1) -> Arrays:
+    def begin(self, rows: int, live: int, patches: int = 1, latents: int = 1) -> Views:
         """Choose the shape class of a call: arrays for the host to write, by tensor. `run` sends them.
 
         Args:
@@ -117,8 +126,8 @@ class DevicePart:
         if found is None:
             found = self._classes[key] = self._bind(self._sizes(*key))
         self._current = found
-        self._source, memory = self._stream.host_block(max(found.upload.bytes, 1))
-        return found.upload.views(memory)
+        self._source, arrays = found.blocks.take()
+        return arrays
 
     def _bind(self, sizes: dict[str, int]) -> ShapeClass:
         upload, download = self._block(Place.UPLOAD, sizes), self._block(Place.DOWNLOAD, sizes)
@@ -132,7 +141,7 @@ class DevicePart:
             tensors[spec.name] = Bound(shape_of(spec, sizes), self._cache_address(spec.name.removesuffix("_out")))
         for spec in tensors_at(self.spec, Place.APPENDED):
             tensors[spec.name] = Bound(shape_of(spec, sizes), self._rows_address(spec.name, sizes))
-        return ShapeClass(upload, download, self._executor.bind(tensors))
+        return ShapeClass(self._stream, upload, download, self._executor.bind(tensors), self._pinned.bytes)
 
     def _cache_address(self, name: str) -> int:
         if name == "pool":
@@ -197,20 +206,20 @@ class DevicePart:
         """Address of the results on the device."""
         return self._download.address
 
-    def fetch(self) -> Arrays:
+    def fetch(self) -> Views:
         """Queue the copy of the results to the host; read them after a wait, and before the next call."""
         assert self._current is not None
         self._stream.download(self._pinned.address, self._download.address, self._current.download.bytes)
-        return self._current.download.views(self._pinned.bytes)
+        return self._current.results
 
-    def result_views(self, memory: NDArray[np.uint8]) -> Arrays:
+    def result_views(self, memory: NDArray[np.uint8]) -> Views:
         """Results of the current class that were copied elsewhere."""
         assert self._current is not None
         return self._current.download.views(memory)
 
 
 def write_controls(
-    arrays: Arrays, position: int, rows: int, slot: int, window: int | None, block: int, visible_from: Ids | int | None
+    arrays: Views, position: int, rows: int, slot: int, window: int | None, block: int, visible_from: Ids | int | None
 ) -> None:
     """Write what places rows: positions, the slot of the first one, and the slots that each may see.
 

@@ -7,7 +7,11 @@ import numpy as np
 import pytest
 from fakes.cuda import FakeCuda, Status
 
-from fastblt.runtime.accelerator.cuda import Cuda, CudaError, DeviceMemory, PinnedMemory, Stream, load_api
+from fastblt.runtime.accelerator.cuda import Cuda, CudaError, DeviceMemory, PinnedMemory, Stream, UploadBlocks, load_api
+
+
+def upload_blocks(stream: Stream) -> UploadBlocks:
+    return UploadBlocks(stream, 256, lambda memory: {"all": memory})
 
 
 def test_missing_driver_is_one_error() -> None:
@@ -56,9 +60,10 @@ def test_uploads_keep_their_memory_until_the_host_has_waited() -> None:
     api = FakeCuda()
     stream = Stream(Cuda(api))
     target, back = DeviceMemory(stream.cuda, 1024), PinnedMemory(stream.cuda, 1024)
+    blocks = upload_blocks(stream)
     for index in range(4):
-        source, memory = stream.host_block(256)
-        memory[:] = index + 1
+        source, views = blocks.take()
+        views["all"][:] = index + 1
         stream.upload(target.address + 256 * index, source, 256)
     stream.download(back.address, target.address, 1024)
     assert not back.bytes.any() or (back.bytes == 0xFF).any()  # nothing has happened yet
@@ -66,22 +71,25 @@ def test_uploads_keep_their_memory_until_the_host_has_waited() -> None:
     assert back.bytes.reshape(4, 256).tolist() == [[index + 1] * 256 for index in range(4)]
 
 
-def test_host_waits_when_memory_for_uploads_runs_out() -> None:
+def test_blocks_are_used_again_after_the_host_has_waited_and_are_few() -> None:
     stream = Stream(Cuda(FakeCuda()))
-    size = 3 * 2**20
-    for _ in range(5):
-        stream.host_block(size)
-    assert stream.synchronisations == 2
-    with pytest.raises(CudaError, match="found an upload of 9000000 bytes"):
-        stream.host_block(9_000_000)
+    blocks = upload_blocks(stream)
+    first = [blocks.take()[0] for _ in range(3)]
+    assert len(set(first)) == 3
+    stream.synchronize()
+    assert [blocks.take()[0] for _ in range(3)] == first
+    addresses = {blocks.take()[0] for _ in range(200)}
+    assert len(addresses) == 64
+    assert stream.synchronisations == 1 + (3 + 200) // 64
 
 
 def test_recorded_work_runs_when_launched_and_not_before() -> None:
     stream = Stream(Cuda(FakeCuda()))
     a, b = DeviceMemory(stream.cuda, 256), DeviceMemory(stream.cuda, 256)
     back = PinnedMemory(stream.cuda, 256)
-    source, memory = stream.host_block(256)
-    memory[:] = 7
+    blocks = upload_blocks(stream)
+    source, views = blocks.take()
+    views["all"][:] = 7
     stream.upload(a.address, source, 256)
     graph = stream.capture(lambda: stream.copy(b.address, a.address, 256))
     assert graph is not None
