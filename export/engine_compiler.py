@@ -36,10 +36,11 @@ from fastblt.runtime.bundle import (
 from fastblt.runtime.tensorrt_library import TensorRtError, TensorRtLibrary
 
 #: Rows of a call, and patches or latents in it: smallest, usual, largest, by profile. Together they take every power
-#: of two up to `CALL_ROWS`.
+#: of two up to `CALL_ROWS`. None is of one size alone: for a single row the compiler would lay out the weights in
+#: another way, and put them into the engine a second time.
 PROFILES = {
-    "byte": ((1, 1, 1), (1, 1, 1)),
-    "verify": ((2, 8, 16), (1, 2, 16)),
+    "byte": ((1, 1, 2), (1, 1, 2)),
+    "verify": ((4, 8, 16), (1, 2, 16)),
     "prefill": ((32, CALL_ROWS, CALL_ROWS), (1, 16, CALL_ROWS)),
 }
 
@@ -170,9 +171,9 @@ class _Compiler:
         data = graph.build(profiles, self.request.sms, cache, lambda phase: self.say(f"{name}: {phase}"))
         (self.folder / name).write_bytes(data)
         seconds = round(time.perf_counter() - began, 2)
-        self.say(f"{name}: {len(data) / 1e6:.1f} MB in {seconds:.1f} s")
+        self.say(f"{name}: {data.nbytes / 1e6:.1f} MB in {seconds:.1f} s")
         digest = sha256_of(self.folder / name)
-        return EngineSpec(part, name, len(data), digest, slots, pool, profiles, aliases, graph.decomposed, seconds)
+        return EngineSpec(part, name, data.nbytes, digest, slots, pool, profiles, aliases, graph.decomposed, seconds)
 
 
 def _check_aliases(path: Path, spec: GraphSpec, aliases: dict[str, str]) -> None:

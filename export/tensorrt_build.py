@@ -84,8 +84,8 @@ class TensorRtGraph:
         sms: Sequence[int],
         timing_cache: Path | None = None,
         progress: Callable[[str], None] | None = None,
-    ) -> bytes:
-        """An engine.
+    ) -> memoryview:
+        """An engine; no second copy of its bytes is made.
 
         Args:
             profiles: shapes that it is to take.
@@ -120,7 +120,7 @@ class TensorRtGraph:
             raise TensorRtError(f"{self.path}: {self._library.label} cannot build it: {self._log.text()}")
         if timing_cache is not None and cache is not None:
             _replace_file(timing_cache, bytes(cache.serialize()))
-        return bytes(engine)
+        return memoryview(engine)
 
     def _profile(self, profile: Profile) -> Any:
         found = self._builder.create_optimization_profile()

@@ -8,6 +8,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from fastblt.commands.console import table_console
 from fastblt.export.engine_compiler import Request, compile_bundle
 from fastblt.runtime.accelerator.cuda import Cuda, CudaError, load_api
 from fastblt.runtime.accelerator.engine_folder import EngineFolder
@@ -38,7 +39,7 @@ def run(
     progress = Console(stderr=True, highlight=False)
     with progress.status(f"compiling with {library.label}") as status:
         folder = compile_bundle(bundle, library, request, status.update)
-    console = Console(highlight=False)
+    console = table_console()
     targets = ", ".join(str(sm) for sm in folder.sms)
     console.print(f"{folder.path}: {library.label}, SM {targets}, {folder.dtype}", soft_wrap=True)
     console.print(_table(folder))

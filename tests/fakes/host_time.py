@@ -1,0 +1,103 @@
+"""Host time of the GPU runtime, with a driver that does nothing: ``python tests/fakes/host_time.py BUNDLE``.
+
+What is left is what Python costs for each byte, whatever the GPU: a lower bound of the time of a byte.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from fakes.cuda import FakeCuda, Status
+
+from fastblt.models.tokens import encode
+from fastblt.runtime.accelerator.backend import DeviceBackend
+from fastblt.runtime.accelerator.cuda import Cuda, Stream
+from fastblt.runtime.accelerator.executor import Bound
+from fastblt.runtime.accelerator.sliding import cache_slots, pool_slots
+from fastblt.runtime.bundle import GraphSpec, load_config, load_manifest
+from fastblt.runtime.session import Session
+
+MAX_BYTES, BYTES, DRAFTS = 1000, 400, 60
+
+
+class IdleCuda(FakeCuda):
+    """Every call succeeds at once and does nothing."""
+
+    def cudaMemcpyAsync(self, dst: int, src: int, count: int, kind: int, stream: int) -> tuple[Status]:
+        return (Status.cudaSuccess,)
+
+    def cudaMemcpy2DAsync(
+        self, dst: int, dpitch: int, src: int, spitch: int, width: int, height: int, kind: int, stream: int
+    ) -> tuple[Status]:
+        return (Status.cudaSuccess,)
+
+    def cudaGraphLaunch(self, graphExec: int, stream: int) -> tuple[Status]:
+        return (Status.cudaSuccess,)
+
+
+class IdleExecutor:
+    """A graph that is launched and computes nothing."""
+
+    def __init__(self, spec: GraphSpec, slots: int, pool: int, stream: Stream) -> None:
+        self.spec, self.slots, self.pool_slots, self.stream = spec, slots, pool, stream
+
+    def visible_slots(self, live: int) -> int:
+        return self.slots
+
+    def bind(self, tensors: Mapping[str, Bound]) -> IdleExecutor:
+        return self
+
+    def run(self) -> None:
+        self.stream.cuda("cudaGraphLaunch", 1, self.stream.handle)
+
+
+def idle_backend(bundle: Path) -> DeviceBackend:
+    manifest, config, stream = load_manifest(bundle), load_config(bundle), Stream(Cuda(IdleCuda()))
+    executors = {}
+    for part, spec in manifest.graphs.items():
+        pool = pool_slots(config, MAX_BYTES) if part == "encoder" else 0
+        executors[part] = IdleExecutor(spec, cache_slots(config.stacks[part], MAX_BYTES), pool, stream)
+    return DeviceBackend(bundle, config, manifest, executors, stream, MAX_BYTES, "idle")
+
+
+def begin(backend: DeviceBackend) -> Session:
+    session = Session(backend)
+    session.append(encode(b"hello world", bos=False))
+    session.score()
+    return session
+
+
+def autoregressive(backend: DeviceBackend) -> float:
+    """Microseconds a byte."""
+    session = begin(backend)
+    began = time.perf_counter()
+    for _ in range(BYTES):
+        session.append([100])
+        session.score()
+    return (time.perf_counter() - began) / BYTES * 1e6
+
+
+def drafting(backend: DeviceBackend) -> float:
+    """Microseconds a drafted byte, eight a draft."""
+    session = begin(backend)
+    session.append([100])
+    began = time.perf_counter()
+    for _ in range(DRAFTS):
+        session.draft(8)
+    return (time.perf_counter() - began) / DRAFTS / 8 * 1e6
+
+
+def main(bundle: Path) -> None:
+    backend = idle_backend(bundle)
+    measurements: dict[str, Callable[[DeviceBackend], float]] = {"ar": autoregressive, "draft": drafting}
+    for name, measure in measurements.items():
+        print(f"{name}: {min(measure(backend) for _ in range(7)):.1f} us of host time a byte")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
