@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from fastblt.export.bundle_writer import export_bundle
 from fastblt.models.checkpoint import save_checkpoint
 from fastblt.models.tokens import encode
+from fastblt.runtime.accelerator.engine_folder import EngineFolder
 from fastblt.runtime.audit import TIE_BOUND, audit
 from fastblt.runtime.backends.eager import EagerBackend
 from fastblt.runtime.backends.onnxruntime import OnnxRuntimeBackend
@@ -83,7 +85,7 @@ def test_old_slots_do_not_matter_when_they_will_be_overwritten(lowered: Path) ->
 
 @pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16"])
 def test_lowered_graphs_compile_with_tensorrt_rtx_in_every_type(
-    shipped_checkpoint: Path, tmp_path: Path, dtype: str
+    shipped_checkpoint: Path, tmp_path: Path, dtype: str, report_engines: Callable[[str, EngineFolder], None]
 ) -> None:
     pytest.importorskip("tensorrt_rtx")
     from fastblt.export.engine_compiler import Request, compile_bundle
@@ -91,6 +93,7 @@ def test_lowered_graphs_compile_with_tensorrt_rtx_in_every_type(
 
     export_bundle(shipped_checkpoint, tmp_path / "bundle", dtype=dtype, lowered=True, verify=False)
     folder = compile_bundle(tmp_path / "bundle", load_library("tensorrt-rtx"), Request((86,), (512,)))
+    report_engines("blt-d-8m", folder)
     assert folder.operators == "lowered"
     assert {engine.part for engine in folder.engines} == set(GRAPH_FILES)
     assert not any(engine.aliases or engine.decomposed for engine in folder.engines)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import onnx
@@ -22,6 +23,8 @@ from fastblt.runtime.accelerator.engine_folder import ENGINES_FILE, EngineFolder
 from fastblt.runtime.bundle import GRAPH_FILES, GraphSpec, load_config, load_manifest, sha256_of  # noqa: E402
 from fastblt.runtime.tensorrt_library import TensorRtError, load_library  # noqa: E402
 
+#: Tells of engines at the end of a run (conftest.py).
+Report = Callable[[str, EngineFolder], None]
 CAPACITY = {"slots": 1024, "pool_slots": 512}
 SMS = (86, 89, 120)
 PARTS = list(GRAPH_FILES)
@@ -69,8 +72,9 @@ def check_folder(bundle: Path, folder: EngineFolder, capacities: tuple[int, ...]
         assert engine.build_seconds > 0
 
 
-def test_every_graph_compiles_for_all_targets_without_a_gpu(bundle: Path) -> None:
+def test_every_graph_compiles_for_all_targets_without_a_gpu(bundle: Path, report_engines: Report) -> None:
     folder = compile_bundle(bundle, LIBRARY, Request(SMS, (512, 2048)))
+    report_engines("blt-d-8m", folder)
     check_folder(bundle, folder, (512, 2048))
     slots = {engine.file: (engine.slots, engine.pool_slots) for engine in folder.engines}
     # The windows are shorter than both capacities: one engine serves both. The pool holds a patch, a draft, a call.
@@ -89,7 +93,9 @@ def two_layers(stack: StackConfig) -> StackConfig:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["fp16", "bf16"])
-def test_a_cut_of_blt_1b_compiles_for_all_targets_without_a_gpu(dtype: str, tmp_path: Path) -> None:
+def test_a_cut_of_blt_1b_compiles_for_all_targets_without_a_gpu(
+    dtype: str, tmp_path: Path, report_engines: Report
+) -> None:
     whole = preset("blt-1b")
     assert whole.patcher is not None
     config = dataclasses.replace(
@@ -104,7 +110,9 @@ def test_a_cut_of_blt_1b_compiles_for_all_targets_without_a_gpu(dtype: str, tmp_
     save_checkpoint(tmp_path / "checkpoint", Blt(config))
     bundle = tmp_path / "bundle"
     export_bundle(tmp_path / "checkpoint", bundle, dtype=dtype, verify=False)
-    check_folder(bundle, compile_bundle(bundle, LIBRARY, Request(SMS, (2048,))), (2048,))
+    folder = compile_bundle(bundle, LIBRARY, Request(SMS, (2048,)))
+    report_engines("two layers of blt-1b", folder)
+    check_folder(bundle, folder, (2048,))
 
 
 def test_engine_builds_when_hash_tables_are_in_the_graph(shipped_checkpoint: Path, tmp_path: Path) -> None:
