@@ -136,7 +136,7 @@ class DeviceBackend:
         else:
             part.send()
             self.stream.copy(part.upload_address("ids"), self._drafted.address, rows * _ID_BYTES)
-            part.run(controls=False)
+            part.launch()
         part.append_rows(padding, slot)
 
     # --- encoder -----------------------------------------------------------------------------------------------------
@@ -187,7 +187,7 @@ class DeviceBackend:
         except CapacityError as error:
             raise CapacityError(
                 f"patch: found one that has {position - origin} bytes and is still open, expected at most "
-                f"{pool.slots - CALL_ROWS - DRAFT_SLACK} (fastblt compile --max-patch-bytes)"
+                f"{pool.slots - CALL_ROWS - DRAFT_SLACK} (engines: fastblt compile --max-patch-bytes)"
             ) from error
 
     def _write_ids(self, arrays: Mapping[str, np.ndarray], ids: Ids, rows: int) -> None:
@@ -324,7 +324,7 @@ class DeviceBackend:
             # The host knows the first token alone; the others are what the step before chose.
             ids, known = part.upload_address("ids"), self._drafted.address + step * _ID_BYTES
             stream.copy(*((ids, known) if step else (known, ids)), _ID_BYTES)
-            part.run(controls=False)
+            part.launch()
             part.append_rows(padding, slot)
             logs = logs or self._draft_log(part.result_bytes)
             stream.copy(self._drafted.address + (step + 1) * _ID_BYTES, part.result_address("best"), _ID_BYTES)
@@ -389,9 +389,11 @@ class DeviceBackend:
 
     def keeps(self, position: int) -> bool:
         """See `Backend.keeps`."""
-        windows = (part for part in self.parts.values() if part.window is not None)
-        if any(part.caches.base > _needed(position, part.window) for part in windows):
-            return False
+        for name, part in self.parts.items():
+            # The global transformer counts patches: how many stand before the position is not known here.
+            needed = 0 if name == "global" else _needed(position, part.window)
+            if part.caches.base > needed:
+                return False
         pool = self._encoder.pool
         assert pool is not None
         return encodes_whole_patches(self.config) or pool.base <= position

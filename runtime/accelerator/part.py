@@ -75,6 +75,7 @@ class DevicePart:
         self._rows_area = self._make_rows_area(largest)
         self._classes: dict[tuple[int, ...], ShapeClass] = {}
         self._current: ShapeClass | None = None
+        self._source = 0
 
     def _make_pool(self) -> SlidingBuffer | None:
         pool = next((t for t in self.spec.inputs if t.role == "pool"), None)
@@ -157,17 +158,20 @@ class DevicePart:
         lane = caches.index(name) if name in caches else len(caches)
         return self._rows_area.address + lane * aligned(rows * self.row_bytes)
 
-    def run(self, controls: bool = True) -> None:
+    def run(self) -> None:
         """Send what the host wrote and queue the graph."""
-        assert self._current is not None
-        if controls:
-            self._stream.upload(self._upload.address, self._source, self._current.upload.bytes)
-        self._current.launch.run()
+        self.send()
+        self.launch()
 
     def send(self) -> None:
-        """Send what the host wrote, before some of it is overwritten on the device; then `run(controls=False)`."""
+        """Queue the copy of what the host wrote; some of it may be overwritten on the device before `launch`."""
         assert self._current is not None
         self._stream.upload(self._upload.address, self._source, self._current.upload.bytes)
+
+    def launch(self) -> None:
+        """Queue the graph."""
+        assert self._current is not None
+        self._current.launch.run()
 
     def append_rows(self, rows: int, slot: int, pool_slot: int = 0) -> None:
         """Copy a class's new rows into the caches, where the graph does not write them there itself."""

@@ -235,7 +235,7 @@ def compile_engines(
         Dtype | None, typer.Option(help="Refuse a bundle of another type; engines have the type of the graphs.")
     ] = None,
     max_patch_bytes: Annotated[
-        int | None, typer.Option(min=1, help="Longest patch  [default: the model's limit, else 512]")
+        int | None, typer.Option(min=1, help="Longest patch, where the model sets no limit  [default: 512]")
     ] = None,
     timing_cache: Annotated[
         Path | None, typer.Option(help="File that TensorRT keeps its measurements of kernels in.")
