@@ -15,8 +15,10 @@ from pathlib import Path
 def replacing_folder(folder: Path) -> Iterator[Path]:
     """A temporary folder beside ``folder`` that takes its place when the body succeeds, and vanishes if not.
 
-    What a killed process left behind is removed by the next one that writes to the same ``folder``.
+    What a killed process left behind is removed by the next one that writes to the same ``folder``. A link stays: what
+    it points to is replaced.
     """
+    folder = folder.resolve()
     folder.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(folder)
     new = Path(tempfile.mkdtemp(prefix=f".{folder.name}.{os.getpid()}.", suffix=".partial", dir=folder.parent))

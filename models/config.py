@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -79,8 +80,9 @@ class StackConfig:
             self.window,
             "null or a positive integer",
         )
-        expect(self.rope_theta > 0, f"{name}.rope_theta", self.rope_theta, "a positive number")
-        expect(self.norm_eps > 0, f"{name}.norm_eps", self.norm_eps, "a positive number")
+        for key in ("rope_theta", "norm_eps"):
+            value = getattr(self, key)
+            expect(0 < value < math.inf, f"{name}.{key}", value, "a positive, finite number")
 
 
 @dataclass(frozen=True)
@@ -271,7 +273,7 @@ class BltConfig:
             data = json.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
             raise ConfigError(f"{path}: cannot be read ({error.strerror}), expected a config.json") from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ConfigError(f"{path}: not JSON ({error})") from error
         try:
             return cls.from_dict(data)

@@ -59,7 +59,7 @@ class Checkpoint:
         }
         found = self.store.tensors
         patcher = [p for name, pieces in self.pieces.items() if name.startswith(PATCHER_PREFIX) for p in pieces]
-        if patcher and not any(piece in found for piece in patcher):
+        if patcher and found and not any(piece in found for piece in patcher):
             raise CheckpointError(
                 f"{self.path}: found no entropy model (no {patcher[0]}), expected one, because the configuration "
                 "closes patches by entropy: pass the folder of an entropy model with --patcher PATH"

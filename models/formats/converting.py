@@ -35,7 +35,8 @@ def convert(
         source: an open checkpoint.
         folder: created; it must not exist, or be empty: a checkpoint may be all that somebody has.
         target: one of `TARGETS`.
-        dtype: of the weights; None: each tensor keeps its type, and converting back restores every bit.
+        dtype: of the weights; None: each tensor of ours keeps its type (fp32 where its stored parts differ in theirs),
+            and converting back restores every bit.
         report: told which tensor is being written.
 
     Raises:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,11 +30,20 @@ def read_json(path: Path) -> dict[str, Any]:
         data = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}), expected a configuration") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # the latter: thousands of brackets
         raise ConfigError(f"{path}: not JSON ({error})") from error
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: found {type(data).__name__}, expected an object")
     return data
+
+
+@contextmanager
+def naming(where: str) -> Iterator[None]:
+    """Put the file, and the path of the object in it, before what a `ConfigError` says."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -55,8 +66,10 @@ class Fields:
         return value
 
     def number(self, name: str, default: float | None = None) -> float:
-        """A number; ``default`` where it is missing or null."""
-        return float(self._value(name, float, default))
+        """A finite number; ``default`` where it is missing or null."""
+        value = self._value(name, float, default)
+        self.expect(abs(value) <= sys.float_info.max, name, "a finite number")
+        return float(value)
 
     def flag(self, name: str, default: bool) -> bool:
         """A truth value; ``default`` where it is missing or null."""

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from fastblt.models.formats.errors import CheckpointError
 
-_ID = re.compile(r"[\w.-]+/[\w.-]+")
+#: Name and model; a relative path begins with a dot, an id does not.
+_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 #: Everything that a checkpoint of any layout consists of.
 _FILES = ["*.json", "*.safetensors", "consolidated.pth", "entropy_model/*"]
 

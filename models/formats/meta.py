@@ -13,7 +13,7 @@ from typing import Any
 from fastblt.models.config import BltConfig, HashConfig, PatchingConfig, StackConfig
 from fastblt.models.formats.checkpoint import PATCHER_PREFIX
 from fastblt.models.formats.errors import CheckpointError
-from fastblt.models.formats.fields import Fields, read_json
+from fastblt.models.formats.fields import Fields, naming, read_json
 from fastblt.models.formats.names import Vocabulary
 from fastblt.models.formats.stores import PthStore, TensorStore, open_safetensors
 from fastblt.models.formats.transformers import WINDOW, patching_rule
@@ -28,6 +28,9 @@ CONFIG_FILE, PARAMS_FILE, PTH_FILE, TRAIN_ARGS_FILE = (
 )
 #: Where the entropy model of a model folder may lie.
 ENTROPY_FOLDERS = ("entropy_model", "../entropy_model", "../blt-entropy")
+
+#: What a model lacks and an entropy model has.
+_ENTROPY_TENSOR = "tok_embeddings.weight"
 
 _BLOCK = {
     "attention_norm": ("attention_norm",),
@@ -71,7 +74,7 @@ def is_hub_folder(folder: Path) -> bool:
 
 
 def is_release_folder(folder: Path) -> bool:
-    """Whether a folder has ``consolidated.pth`` and ``params.json``."""
+    """Whether a folder has ``consolidated.pth`` or ``params.json``; what lacks the other is told when it is read."""
     return (folder / PTH_FILE).is_file() or (folder / PARAMS_FILE).is_file()
 
 
@@ -120,17 +123,19 @@ def read_config(folder: Path, patcher: StackConfig | None) -> BltConfig:
     _check_supported(args)
     k = args.integer("cross_attn_k")
     window = args.optional_integer("local_attention_window_len", missing=WINDOW)
-    return BltConfig(
-        name=folder.absolute().name,
-        patcher=patcher,
-        encoder=_stack(args, "local_encoder", window),
-        global_transformer=_stack(args, "global", None),
-        decoder=_stack(args, "local_decoder", window),
-        patching=read_patching(folder),
-        hash=_hash(args),
-        cross_attn_k=k,
-        document_masks=True,
-    )
+    values: dict[str, Any] = {
+        "name": folder.absolute().name,
+        "patcher": patcher,
+        "encoder": _stack(args, "local_encoder", window),
+        "global_transformer": _stack(args, "global", None),
+        "decoder": _stack(args, "local_decoder", window),
+        "patching": read_patching(folder),
+        "hash": _hash(args),
+        "cross_attn_k": k,
+        "document_masks": True,
+    }
+    with naming(args.where):
+        return BltConfig(**values)
 
 
 def _check_supported(args: Fields) -> None:
@@ -159,7 +164,7 @@ def _stack(args: Fields, part: str, window: int | None) -> StackConfig:
         layers=args.integer(f"n_layers_{part}"),
         heads=heads,
         ffn_dim=_ffn_dim(args, dim),
-        rope_theta=args.number("rope_theta", 5e5),
+        rope_theta=args.number("rope_theta"),
         window=window,
         norm_eps=args.number("norm_eps", 1e-5),
     )
@@ -169,6 +174,7 @@ def _ffn_dim(args: Fields, dim: int) -> int:
     """Two thirds of four times the width, rounded up to a multiple."""
     hidden = int(args.number("ffn_dim_multiplier", 1.0) * int(8 * dim / 3))
     multiple = args.integer("multiple_of", 256)
+    args.expect(multiple > 0, "multiple_of", "a positive integer")
     return -(-hidden // multiple) * multiple
 
 
@@ -176,7 +182,7 @@ def _hash(args: Fields) -> HashConfig:
     name = "encoder_hash_byte_group_size"
     sizes = args.data.get(name) or []
     if isinstance(sizes, str):
-        args.expect(all(part.strip().isdigit() for part in sizes.split(",")), name, "integers with commas between")
+        args.expect(all(part.strip().isdecimal() for part in sizes.split(",")), name, "integers with commas between")
         sizes = [int(part) for part in sizes.split(",")]
     args.expect(isinstance(sizes, list), name, "a list of integers, or integers with commas between")
     rows = args.integer("encoder_hash_byte_group_vocab", 500_002)
@@ -192,27 +198,39 @@ def find_entropy_folder(folder: Path) -> Path | None:
     return None
 
 
+def open_entropy_model(folder: Path) -> tuple[StackConfig, TensorStore]:
+    """Geometry and tensors of an entropy model, from its folder or from that of a model that has one.
+
+    Raises:
+        ConfigError: a field is missing or invalid.
+        CheckpointError: it is neither, or its files are damaged.
+    """
+    for place in (folder, find_entropy_folder(folder)):
+        if place is not None:
+            store = open_store(place)
+            if _ENTROPY_TENSOR in store.tensors:
+                return read_entropy_config(place), store
+    raise CheckpointError(
+        f"{folder}: found no tensor {_ENTROPY_TENSOR}, expected an entropy model, or a model with one in or beside it"
+    )
+
+
 def read_entropy_config(folder: Path) -> StackConfig:
     """The geometry of an entropy model's folder of either layout.
 
     Raises:
         ConfigError: a field is missing or invalid.
-        CheckpointError: the folder is not an entropy model's.
     """
     if is_hub_folder(folder):
         path = folder / CONFIG_FILE
         args: Fields = Fields(read_json(path), str(path)).inside("args")
-    elif is_release_folder(folder):
+    else:
         path = folder / PARAMS_FILE
         args = _without_defaults(Fields(read_json(path), str(path)).inside("entropy_model"))
-    else:
-        raise CheckpointError(
-            f"{folder}: found no entropy model, expected {PARAMS_FILE} and {PTH_FILE} or {CONFIG_FILE}"
-        )
     args.expect(args.data.get("vocab_size", VOCAB_SIZE) == VOCAB_SIZE, "vocab_size", str(VOCAB_SIZE))
     dim, heads = args.integer("dim"), args.integer("n_heads")
     args.expect(args.data.get("n_kv_heads") in (None, heads), "n_kv_heads", f"null or {heads}")
-    return StackConfig(
+    stack = StackConfig(
         dim=dim,
         layers=args.integer("n_layers"),
         heads=heads,
@@ -221,6 +239,9 @@ def read_entropy_config(folder: Path) -> StackConfig:
         window=args.optional_integer("sliding_window", missing=WINDOW),
         norm_eps=args.number("norm_eps", 1e-5),
     )
+    with naming(args.where):
+        stack.validate("patcher")
+    return stack
 
 
 def _without_defaults(args: Fields) -> Fields:

@@ -137,7 +137,10 @@ def _open_meta(folder: Path, layout: str, entropy: Path | None) -> Checkpoint:
 
 def _with_patcher(main: Checkpoint, entropy: Path) -> Checkpoint:
     stack, store, words = _entropy_model(entropy)
-    patching = dataclasses.replace(main.config.patching, mode="entropy")
+    rule = main.config.patching
+    # What a static rule counts to is all of that rule, and no limit of another.
+    longest = None if rule.mode == "static" else rule.max_patch_length
+    patching = dataclasses.replace(rule, mode="entropy", max_patch_length=longest)
     config = dataclasses.replace(main.config, patcher=stack, patching=patching)
     return _joined(main.layout, main.path, config, main.store, store, words)
 
@@ -146,7 +149,8 @@ def _entropy_model(folder: Path) -> tuple[StackConfig, TensorStore, str]:
     """Geometry, tensors and layout of an entropy model: Meta's, or the patcher of another checkpoint."""
     layout = recognise(folder)
     if layout in (meta.HUB, meta.RELEASE):
-        return meta.read_entropy_config(folder), JoinedStore([(PATCHER_PREFIX, meta.open_store(folder))]), layout
+        stack, store = meta.open_entropy_model(folder)
+        return stack, JoinedStore([(PATCHER_PREFIX, store)]), layout
     other = _open(str(folder), None)
     if other.config.patcher is None:
         raise CheckpointError(f"{folder}: found a checkpoint without an entropy model, expected one that has it")

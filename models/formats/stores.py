@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from fastblt.models.formats.errors import CheckpointError
+from fastblt.models.formats.errors import CheckpointError, listing
 
 #: Types that weights may have, by safetensors' names.
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -70,6 +70,8 @@ class SafetensorsStore:
         for path in files:
             with _open_safetensors(path) as file:
                 for name in file.keys():  # noqa: SIM118
+                    if name in self._file_of:
+                        raise CheckpointError(f"{path}: found {name} here and in {self._file_of[name]}, expected one")
                     piece = file.get_slice(name)
                     self._file_of[name] = path
                     self.tensors[name] = StoredTensor(tuple(piece.get_shape()), str(piece.get_dtype()), str(path))
@@ -103,20 +105,38 @@ def _open_safetensors(path: Path) -> Any:
 def open_safetensors(folder: Path, name: str = "model.safetensors") -> SafetensorsStore:
     """The weights of a folder: ``model.safetensors``, or the shards that ``model.safetensors.index.json`` lists.
 
+    Where there are both, transformers reads the one file, and so is done here.
+
     Raises:
-        CheckpointError: files are missing or damaged.
+        CheckpointError: files are missing or damaged, or the index is not about them.
     """
     index = folder / f"{name}.index.json"
-    if not index.is_file():
+    if (folder / name).exists() or not index.is_file():
         return SafetensorsStore([folder / name])
+    file_of = _read_index(index)
+    store = SafetensorsStore([folder / shard for shard in sorted(set(file_of.values()))])
+    lost = [
+        f"{tensor} in {shard}"
+        for tensor, shard in file_of.items()
+        if tensor not in store.tensors or store.tensors[tensor].file != str(folder / shard)
+    ]
+    if lost:
+        raise CheckpointError(f"{index}: found tensors that are not where it says: {listing(lost)}")
+    return store
+
+
+def _read_index(index: Path) -> dict[str, str]:
+    """File of each tensor."""
     try:
-        shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        file_of = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{index}: not an index of shards ({error}), expected an entry 'weight_map'") from error
-    for shard in shards:
-        if not isinstance(shard, str) or Path(shard).name != shard:
+    for shard in file_of.values():
+        if not isinstance(shard, str) or Path(shard).name != shard or shard in ("", ".."):
             raise CheckpointError(f"{index}: found shard {shard!r}, expected a plain file name")
-    return SafetensorsStore([folder / shard for shard in shards])
+    if not file_of:
+        raise CheckpointError(f"{index}: found no shards, expected files by tensor in 'weight_map'")
+    return file_of
 
 
 class PthStore:
@@ -146,8 +166,10 @@ class PthStore:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise CheckpointError(f"{path}: not a readable .pth file of tensors ({reason})") from error
         state = data.get("model", data) if isinstance(data, dict) else data
-        if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-            raise CheckpointError(f"{path}: found {type(state).__name__}, expected tensors by name under 'model'")
+        if not isinstance(state, dict) or not all(_is_named_tensor(*item) for item in state.items()):
+            raise CheckpointError(
+                f"{path}: found {type(state).__name__}, expected tensors by name under 'model', all dense"
+            )
         return dict(state)
 
     def read(self, name: str) -> Tensor:
@@ -163,11 +185,20 @@ class PthStore:
         return self.read(name)[rows]
 
 
+def _is_named_tensor(name: object, value: object) -> bool:
+    return isinstance(name, str) and isinstance(value, Tensor) and value.layout == torch.strided
+
+
 class JoinedStore:
     """Several stores as one; a prefix goes before the names of each."""
 
     def __init__(self, stores: Sequence[tuple[str, TensorStore]]) -> None:
-        self._place = {prefix + name: (store, name) for prefix, store in stores for name in store.tensors}
+        self._place: dict[str, tuple[TensorStore, str]] = {}
+        for prefix, store in stores:
+            for name, tensor in store.tensors.items():
+                if prefix + name in self._place:
+                    raise CheckpointError(f"{tensor.file}: found a second {prefix + name}, expected one")
+                self._place[prefix + name] = (store, name)
         self.tensors: dict[str, StoredTensor] = {
             full: store.tensors[name] for full, (store, name) in self._place.items()
         }

@@ -13,7 +13,7 @@ from typing import Any
 
 from fastblt.models.config import BltConfig, HashConfig, PatchingConfig, StackConfig
 from fastblt.models.formats.errors import CheckpointError
-from fastblt.models.formats.fields import Fields
+from fastblt.models.formats.fields import Fields, naming
 from fastblt.models.formats.names import Vocabulary
 from fastblt.models.tokens import BOS_ID, EOS_ID, VOCAB_SIZE
 
@@ -58,7 +58,8 @@ NAMES = Vocabulary(
 
 def recognises(data: dict[str, Any]) -> bool:
     """Whether a config.json is one of transformers' BLT."""
-    return data.get("model_type") == "blt" or "BltForCausalLM" in (data.get("architectures") or [])
+    architectures = data.get("architectures")
+    return data.get("model_type") == "blt" or (isinstance(architectures, list) and "BltForCausalLM" in architectures)
 
 
 def read_config(path: Path, data: dict[str, Any]) -> BltConfig:
@@ -89,17 +90,19 @@ def read_config(path: Path, data: dict[str, Any]) -> BltConfig:
         decoder.require("cross_attn_all_layers", True)
     patching = _patching(top)
     entropy = _stack(patcher, 768, 14, 12, 2048, 1e4, patcher.optional_integer("sliding_window", missing=WINDOW))
-    return BltConfig(
-        name=extra.text("name", path.absolute().parent.name),
-        patcher=entropy if patching.mode == "entropy" else None,
-        encoder=_stack(encoder, 1024, 1, 16, None, 5e5, window),
-        global_transformer=_stack(latents, 2048, 25, 16, 5632, 5e5, None),
-        decoder=_stack(decoder, 1024, 9, 16, 2816, 5e5, window),
-        patching=patching,
-        hash=_hash(top),
-        cross_attn_k=k,
-        document_masks=extra.flag("document_masks", False),
-    )
+    values: dict[str, Any] = {
+        "name": extra.text("name", path.absolute().parent.name),
+        "patcher": entropy if patching.mode == "entropy" else None,
+        "encoder": _stack(encoder, 1024, 1, 16, None, 5e5, window),
+        "global_transformer": _stack(latents, 2048, 25, 16, 5632, 5e5, None),
+        "decoder": _stack(decoder, 1024, 9, 16, 2816, 5e5, window),
+        "patching": patching,
+        "hash": _hash(top),
+        "cross_attn_k": k,
+        "document_masks": extra.flag("document_masks", False),
+    }
+    with naming(str(path)):
+        return BltConfig(**values)
 
 
 def _stack(
@@ -108,6 +111,7 @@ def _stack(
     """One sub-configuration; the arguments are transformers' defaults."""
     part.require("hidden_act", "silu")
     dim, heads = part.integer("hidden_size", dim), part.integer("num_attention_heads", heads)
+    part.expect(heads > 0, "num_attention_heads", "a positive integer")
     part.expect(
         part.integer("num_key_value_heads", heads) == heads,
         "num_key_value_heads",
@@ -133,24 +137,30 @@ def _stack(
 def _patching(top: Fields) -> PatchingConfig:
     top.require("monotonicity", False, None)
     if not top.flag("patch_in_forward", True) and top.text("patching_mode", "entropy") == "entropy":
-        return PatchingConfig(mode="static", max_patch_length=1)
+        return PatchingConfig(top.number("patching_threshold", THRESHOLD), 1, "static")
     return patching_rule(top, "patching_threshold")
 
 
 def patching_rule(fields: Fields, threshold: str) -> PatchingConfig:
-    """The rule that ``patching_mode`` names, ``threshold`` being the name of the field that has it."""
+    """The rule that ``patching_mode`` names.
+
+    Args:
+        fields: what has it.
+        threshold: name of the field for the threshold, which is kept in every mode: a patcher may be passed.
+    """
     mode = fields.text("patching_mode", "entropy")
     longest = fields.optional_integer("max_patch_length")
+    nats = fields.number(threshold, THRESHOLD)
     if mode == "entropy":
-        return PatchingConfig(fields.number(threshold, THRESHOLD), longest)
+        return PatchingConfig(nats, longest)
     if mode == "space":
-        return PatchingConfig(max_patch_length=longest, mode="space")
+        return PatchingConfig(nats, longest, "space")
     if mode == "byte":
-        return PatchingConfig(max_patch_length=1, mode="static")
+        return PatchingConfig(nats, 1, "static")
     fields.expect(mode == "static", "patching_mode", "entropy, space, static or byte (others are not supported)")
     size = fields.number("patch_size")
     fields.expect(size == int(size) and size > 0, "patch_size", "a positive whole number (patching_mode is static)")
-    return PatchingConfig(max_patch_length=int(size) if longest is None else min(int(size), longest), mode="static")
+    return PatchingConfig(nats, int(size) if longest is None else min(int(size), longest), "static")
 
 
 def _hash(top: Fields) -> HashConfig:

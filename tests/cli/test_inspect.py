@@ -88,6 +88,14 @@ def test_memory_is_told_for_every_type_and_for_max_bytes(tiny_checkpoint: Path, 
     assert facts.memory[0].tables == pytest.approx(bundle.tables, abs=1000)
 
 
+def test_hash_tables_of_16_bits_stay_so_in_a_bundle_of_any_type(tiny_model: Blt, tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "narrow", tiny_model, torch.bfloat16)
+    counts = count_parameters(tiny_model.config)
+    for memory in read_facts(str(tmp_path / "narrow"), 1000).memory:
+        bytes_of_others = memory.tables - 2 * counts.hash_embeddings
+        assert bytes_of_others == (4 if memory.dtype == "fp32" else 2) * 260 * tiny_model.config.encoder.dim
+
+
 def test_facts_are_written_as_json(tiny_bundle: Path, tmp_path: Path) -> None:
     inspect(tiny_bundle, "--json", str(tmp_path / "facts.json"))
     facts = json.loads((tmp_path / "facts.json").read_text())
@@ -120,6 +128,12 @@ def test_damaged_weights_are_one_error(tiny_checkpoint: Path, tmp_path: Path) ->
     result = CliRunner().invoke(app, ["inspect", str(tmp_path)])
     assert result.exit_code == 1
     assert result.stderr.startswith(f"error: {tmp_path / WEIGHTS_FILE}: not a readable safetensors file")
+
+
+def test_patcher_is_refused_when_a_bundle_is_inspected(tiny_bundle: Path, tiny_checkpoint: Path) -> None:
+    result = CliRunner().invoke(app, ["inspect", str(tiny_bundle), "--patcher", str(tiny_checkpoint)])
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f"error: {tiny_bundle}: found a patcher {tiny_checkpoint} for a bundle")
 
 
 def test_bundle_is_described(tiny_bundle: Path) -> None:

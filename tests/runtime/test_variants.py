@@ -17,7 +17,8 @@ from fastblt.export.bundle_writer import export_bundle
 from fastblt.models.blt import Blt
 from fastblt.models.checkpoint import save_checkpoint
 from fastblt.models.config import BltConfig, PatchingConfig
-from fastblt.models.tokens import BOS_ID, EOS_ID, encode
+from fastblt.models.decoder import BlockRows
+from fastblt.models.tokens import BOS_ID, EOS_ID, MASK_ID, encode
 from fastblt.runtime.backend import Backend, Ids
 from fastblt.runtime.backends.eager import EagerBackend
 from fastblt.runtime.backends.onnxruntime import OnnxRuntimeBackend
@@ -138,6 +139,59 @@ def test_block_diffusion_is_the_same_on_both_backends_after_an_eos(variant: Vari
             for b in (variant.eager, variant.onnx)
         ]
         assert found[0] == found[1], method
+
+
+@pytest.mark.parametrize("last", [EOS_ID, 90])
+def test_block_rows_are_those_of_the_whole_sequence_after_an_eos(variant: Variant, last: int) -> None:
+    """The block's document is that of its first byte, which begins after an EOS."""
+    if not variant.model.config.block_size:
+        pytest.skip("a BLT denoises no blocks")
+    ids = text_with_eos(70, seed=5)
+    ids[-1] = last
+    block = np.array([MASK_ID, 80, MASK_ID], dtype=np.int64)
+    whole = torch.from_numpy(np.append(ids, 70)).unsqueeze(0)  # a block begins where a clean row is
+    patches = variant.model.segment(whole)
+
+    def expected(latent: int) -> np.ndarray:
+        rows = BlockRows(torch.from_numpy(block)[None, None], torch.tensor([[len(ids)]]), torch.tensor([[latent]]))
+        index = patches.latent_index.clone()
+        index[0, len(ids) - 1] = latent  # a draft's last token reads what the block does
+        found = variant.model(whole, patches, rows, latent_index=index)[1]
+        assert found is not None
+        logits: np.ndarray = found[0].numpy()
+        return logits
+
+    for backend in (variant.eager, variant.onnx):
+        session = Session(backend)
+        session.append(ids[1:-1])
+        session.score()
+        session.append(ids[-1:])
+        drafted = session.draft_with_block(block)[1].logits.copy()
+        np.testing.assert_allclose(drafted, expected(int(patches.latent_index[0, len(ids) - 2])), atol=5e-5, rtol=0)
+        scored_block = session.score_with_block(block, "closed")[1].logits.copy()
+        latent = int(patches.latent_index[0, len(ids) - 1])
+        np.testing.assert_allclose(scored_block, expected(latent), atol=5e-5, rtol=0)
+        np.testing.assert_allclose(session.denoise(block).logits, expected(latent), atol=5e-5, rtol=0)
+
+
+def test_drafts_see_the_document_of_their_last_token(variant: Variant) -> None:
+    """A draft is what whole sequences give, if the rows of the draft read the newest latent."""
+    ids = text_with_eos(70, seed=6)
+    ids[-5] = EOS_ID
+    ids[-4:] = [80, 90, 100, 110]
+    for backend in (variant.eager, variant.onnx):
+        session = Session(backend)
+        session.append(ids[1:-1])
+        session.score()
+        session.append(ids[-1:])
+        tokens, probabilities = session.draft(4)
+        whole = torch.from_numpy(np.concatenate([ids, tokens])).unsqueeze(0)
+        patches = variant.model.segment(whole)
+        index = patches.latent_index.clone()
+        index[:, len(ids) - 1 :] = index[0, len(ids) - 2]
+        rows = variant.model(whole, patches, latent_index=index)[0][0, len(ids) - 1 : -1].softmax(-1)
+        np.testing.assert_allclose(probabilities, rows.amax(-1).numpy(), atol=1e-5, rtol=0)
+        assert tokens.tolist() == rows.argmax(-1).tolist()
 
 
 def test_rewound_rows_are_scored_anew_when_an_eos_is_taken_back(variant: Variant) -> None:

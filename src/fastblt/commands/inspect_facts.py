@@ -11,7 +11,7 @@ from pathlib import Path
 from fastblt.commands.graphs import files_of
 from fastblt.models.config import BltConfig
 from fastblt.models.parameters import ParameterCounts, count_parameters
-from fastblt.runtime.bundle import DTYPES, EMBEDDINGS_FILE, Manifest, is_bundle, load_config, load_manifest
+from fastblt.runtime.bundle import DTYPES, EMBEDDINGS_FILE, BundleError, Manifest, is_bundle, load_config, load_manifest
 from fastblt.runtime.memory import device_buffers, graph_of, weight_bytes
 from fastblt.runtime.stats import RunStats
 
@@ -86,11 +86,13 @@ def read_facts(path: str, max_bytes: int, patcher: str | None = None) -> Facts:
         patcher: of a checkpoint, see `open_checkpoint`.
 
     Raises:
-        BundleError: it is a bundle that cannot be used.
+        BundleError: it is a bundle that cannot be used, or a bundle and a patcher.
         CheckpointError: it is neither, or a checkpoint that cannot be used.
         ConfigError: its configuration is invalid.
     """
     if is_bundle(Path(path)):
+        if patcher is not None:
+            raise BundleError(f"{path}: found a patcher {patcher} for a bundle, expected none: its own is in it")
         return bundle_facts(Path(path), max_bytes)
     return checkpoint_facts(path, max_bytes, patcher)
 

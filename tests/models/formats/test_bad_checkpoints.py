@@ -114,6 +114,8 @@ def test_missing_weights_are_named(theirs: Path, tmp_path: Path) -> None:
         ({"weight_map": {"a": "model-00001-of-00002.safetensors"}}, "model-00001-of-00002.safetensors: no such file"),
         ({"weight_map": {"a": "../secret.safetensors"}}, "found shard '../secret.safetensors', expected a plain file"),
         ({"weight_map": {"a": 3}}, "found shard 3, expected a plain file name"),
+        ({"weight_map": {"a": ".."}}, "found shard '..', expected a plain file name"),
+        ({"weight_map": {}}, "found no shards"),
         ({"map": {}}, "not an index of shards"),
         ([], "not an index of shards"),
     ],
@@ -122,6 +124,25 @@ def test_index_of_shards_that_is_wrong_is_one_error(theirs: Path, tmp_path: Path
     (theirs / WEIGHTS).unlink()
     (theirs / f"{WEIGHTS}.index.json").write_text(json.dumps(index))
     assert message in refused(tmp_path, theirs)
+
+
+def test_index_is_refused_when_tensors_lie_elsewhere_or_twice(theirs: Path, tmp_path: Path) -> None:
+    tensors = load_file(theirs / WEIGHTS)
+    (theirs / WEIGHTS).rename(theirs / "a.safetensors")
+    save_file({Q_PROJ: tensors[Q_PROJ] + 1}, theirs / "b.safetensors")
+    index = theirs / f"{WEIGHTS}.index.json"
+    index.write_text(json.dumps({"weight_map": {**dict.fromkeys(tensors, "a.safetensors"), "x": "b.safetensors"}}))
+    error = refused(tmp_path, theirs)
+    assert f"{theirs / 'b.safetensors'}: found {Q_PROJ} here and in {theirs / 'a.safetensors'}, expected one" in error
+    index.write_text(json.dumps({"weight_map": {**dict.fromkeys(tensors, "a.safetensors"), "x": "a.safetensors"}}))
+    assert f"{index}: found tensors that are not where it says: x in a.safetensors" in refused(tmp_path, theirs)
+
+
+def test_one_file_is_read_as_transformers_does_when_there_is_an_index_too(theirs: Path) -> None:
+    tensors = load_file(theirs / WEIGHTS)
+    save_file({name: tensor + 1 for name, tensor in tensors.items()}, theirs / "old.safetensors")
+    (theirs / f"{WEIGHTS}.index.json").write_text(json.dumps({"weight_map": dict.fromkeys(tensors, "old.safetensors")}))
+    assert torch.equal(open_checkpoint(theirs).store.read(Q_PROJ), tensors[Q_PROJ])
 
 
 class Trap:
@@ -134,7 +155,7 @@ class Trap:
         return (os.mkdir, (str(self.target),))
 
 
-@pytest.mark.parametrize("content", ["code", "garbage", "cut", "empty", "number"])
+@pytest.mark.parametrize("content", ["code", "garbage", "cut", "empty", "number", "sparse", "unnamed"])
 def test_pth_file_that_is_no_checkpoint_is_refused_and_runs_nothing(tmp_path: Path, content: str) -> None:
     folder = tmp_path / "release"
     folder.mkdir()
@@ -150,9 +171,14 @@ def test_pth_file_that_is_no_checkpoint_is_refused_and_runs_nothing(tmp_path: Pa
     elif content == "empty":
         path.write_bytes(b"")
     else:
-        torch.save(7, path)
-    expected = "found int, expected tensors by name" if content == "number" else "not a readable .pth file of tensors"
-    assert f"{path}: {expected}" in refused(tmp_path, folder)
+        others = {"number": 7, "sparse": {"a": torch.eye(3).to_sparse()}, "unnamed": {3: torch.zeros(3)}}
+        torch.save(others[content], path)
+    expected = {
+        "number": "found int, expected tensors by name",
+        "sparse": "found dict, expected tensors by name under 'model', all dense",
+        "unnamed": "found dict, expected tensors by name",
+    }
+    assert f"{path}: {expected.get(content, 'not a readable .pth file of tensors')}" in refused(tmp_path, folder)
     assert not (tmp_path / "pwned").exists()
 
 
@@ -166,13 +192,32 @@ def test_pth_file_that_is_no_checkpoint_is_refused_and_runs_nothing(tmp_path: Pa
         ({"tie_word_embeddings": True}, "tie_word_embeddings: found true, expected false or null"),
         ({"encoder_config": []}, "encoder_config: found [], expected an object"),
         ({"patching_threshold": -1}, "patching.threshold"),
+        ({"patching_threshold": float("nan")}, "patching_threshold: found NaN, expected a finite number"),
+        ({"encoder_hash_byte_group_size": [3.5]}, "hash.sizes"),
+        (
+            {"patching_mode": "static", "patch_size": float("inf")},
+            "patch_size: found Infinity, expected a finite number",
+        ),
     ],
 )
 def test_error_names_the_field_of_a_transformers_configuration(
     theirs: Path, tmp_path: Path, fields: dict[str, Any], message: str
 ) -> None:
     edit_config(theirs, **fields)
-    assert message in refused(tmp_path, theirs)
+    error = refused(tmp_path, theirs)
+    assert f"{theirs / 'config.json'}: " in error
+    assert message in error
+
+
+def test_architectures_that_are_no_list_are_one_error(theirs: Path, tmp_path: Path) -> None:
+    edit_config(theirs, model_type="gpt", architectures=5)
+    assert "config.json: config field" in refused(tmp_path, theirs)
+
+
+@pytest.mark.parametrize("field", ["rope_theta", "norm_eps"])
+def test_constant_that_is_not_finite_is_named(own: Path, tmp_path: Path, field: str) -> None:
+    edit_part(own, "decoder", **{field: float("inf")})
+    assert f"'decoder.{field}': found inf, expected a positive, finite number" in refused(tmp_path, own)
 
 
 @pytest.mark.parametrize(
@@ -183,6 +228,11 @@ def test_error_names_the_field_of_a_transformers_configuration(
         ("decoder_config", {"rope_scaling": {"type": "linear"}}, 'type: found "linear", expected "default"'),
         ("decoder_config", {"cross_attn_all_layers": False}, "cross_attn_all_layers: found false, expected true"),
         ("encoder_config", {"cross_attn_k": 7}, "cross_attn_k: found 7, expected 3"),
+        (
+            "encoder_config",
+            {"num_attention_heads": 0, "num_key_value_heads": None},
+            "num_attention_heads: found 0, expected a positive integer",
+        ),
         ("patcher_config", {"hidden_act": "gelu"}, 'hidden_act: found "gelu", expected "silu"'),
         ("patcher_config", {"vocab_size": 300}, "vocab_size: found 300, expected 260"),
     ],
@@ -196,7 +246,9 @@ def test_error_names_the_part_whose_field_is_not_supported(
     assert message in error
 
 
-@pytest.mark.parametrize(("text", "message"), [("{", "not JSON"), ("[]", "found list, expected an object")])
+@pytest.mark.parametrize(
+    ("text", "message"), [("{", "not JSON"), ("[" * 10**5, "not JSON"), ("[]", "found list, expected an object")]
+)
 def test_configuration_that_is_not_json_is_named(theirs: Path, tmp_path: Path, text: str, message: str) -> None:
     (theirs / "config.json").write_text(text)
     assert f"{theirs / 'config.json'}: {message}" in refused(tmp_path, theirs)
@@ -206,6 +258,7 @@ def test_what_is_no_checkpoint_is_told(tiny_bundle: Path, tmp_path: Path) -> Non
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").touch()
     assert "nowhere: found no such folder, expected a checkpoint" in refused(tmp_path, tmp_path / "nowhere")
+    assert "../nowhere: found no such folder, expected a checkpoint" in refused(tmp_path, "../nowhere")
     assert "empty: found a folder with nothing, expected a checkpoint" in refused(tmp_path, tmp_path / "empty")
     assert "file: found a file, expected a checkpoint" in refused(tmp_path, tmp_path / "file")
     assert "found a bundle (manifest.json), expected the checkpoint" in refused(tmp_path, tiny_bundle)
@@ -280,6 +333,14 @@ def test_folder_without_an_entropy_model_is_no_patcher(
     assert patched.patcher == tiny_encoder_config.patcher
 
 
+def test_static_rule_leaves_no_limit_when_a_patcher_is_passed(own: Path, theirs: Path) -> None:
+    """A folder without an entropy model makes every byte a patch; its threshold is for the one that is passed."""
+    without_patcher(theirs)
+    edit_config(theirs, patch_in_forward=False, patching_threshold=2.5)
+    assert open_checkpoint(theirs).config.patching == PatchingConfig(2.5, 1, "static")
+    assert open_checkpoint(theirs, patcher=own).config.patching == PatchingConfig(2.5, None, "entropy")
+
+
 def test_convert_refuses_what_transformers_has_not(tiny_checkpoint: Path, tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["convert", str(tiny_checkpoint), str(tmp_path / "out"), "--to", "transformers"])
     assert result.exit_code == 1
@@ -295,6 +356,17 @@ def test_convert_replaces_nothing(own: Path, theirs: Path, tmp_path: Path) -> No
         assert result.exit_code == 1
         assert f"{folder}: found something there, expected a new name or an empty folder" in result.stderr
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_convert_keeps_a_link_and_leaves_nothing_beside_it(own: Path, tmp_path: Path, exists: bool) -> None:
+    if exists:
+        (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to("disk")
+    convert(open_checkpoint(own), tmp_path / "link", "transformers")
+    assert open_checkpoint(tmp_path / "disk").layout == "transformers"
+    assert (tmp_path / "link").is_symlink()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["disk", "link", "own"]
 
 
 def test_convert_leaves_nothing_when_a_weight_is_not_finite(own: Path, tmp_path: Path) -> None:

@@ -16,10 +16,18 @@ from torch import Tensor
 from fastblt.models.blt import Blt
 from fastblt.models.checkpoint import load_checkpoint
 from fastblt.models.config import BltConfig, PatchingConfig
-from fastblt.models.formats.checkpoint import expected_shapes
+from fastblt.models.formats.checkpoint import HASH_TABLE, expected_shapes
 from fastblt.models.formats.errors import CheckpointError
 from fastblt.models.formats.opening import open_checkpoint, pieces_of
 from fastblt.models.presets import preset
+
+#: Part of one of Meta's names to what transformers' converter makes of it.
+CONVERTER = {
+    ".attention.": ".self_attn.", ".feed_forward.": ".mlp.", ".attention_norm.": ".input_layernorm.",
+    ".ffn_norm.": ".post_attention_layernorm.", ".tok_embeddings.": ".embed_tokens.", ".output.": ".lm_head.",
+    ".cross_attn_norm_q.": ".q_norm.", ".cross_attn_norm_kv.": ".k_norm.", ".wq.": ".q_proj.", ".wk.": ".k_proj.",
+    ".wv.": ".v_proj.", ".wo.": ".o_proj.", ".w1.": ".gate_proj.", ".w2.": ".down_proj.", ".w3.": ".up_proj.",
+}  # fmt: skip
 
 Tensors = dict[str, Tensor]
 WriteMeta = Callable[..., Path]
@@ -89,7 +97,8 @@ def train_args(config: BltConfig) -> dict[str, Any]:
     patcher = {"threshold": rule.threshold, "patching_mode": "entropy", "max_patch_length": rule.max_patch_length}
     return {
         "model": model_args(config),
-        "entropy_model": entropy_args(config),
+        # Meta's code reads the first of these only; the others are fixed in it.
+        "entropy_model": {**entropy_args(config), "rope_theta": 5e5, "sliding_window": 7, "multiple_of": 8},
         "data": {"patcher_args": {**patcher, "patch_size": 4.5, "monotonicity": False, "threshold_add": None}},
         "optim": {"lr": 1e-4},
     }
@@ -137,6 +146,12 @@ def test_layout_is_recognised_and_the_model_is_the_same(folder: Path, model: Blt
         assert torch.equal(loaded.state_dict()[name], tensor), name
     ids = torch.tensor([[1, *range(40, 100)]])
     assert torch.equal(loaded(ids)[0], model(ids)[0])
+
+
+def test_gathered_rows_are_those_of_the_joined_hash_tables(folder: Path, model: Blt) -> None:
+    table = model.state_dict()[HASH_TABLE]
+    rows = torch.randint(0, len(table), (5, 40), generator=torch.Generator().manual_seed(0))
+    assert torch.equal(open_checkpoint(folder).gather(HASH_TABLE, rows, torch.float32), table[rows])
 
 
 def test_documents_are_not_masked_when_that_is_asked_for(folder: Path, model: Blt) -> None:
@@ -198,6 +213,35 @@ def test_missing_entropy_model_is_told_with_the_places_that_were_searched(model:
     assert torch.equal(found.state_dict()["patcher.output.weight"], model.state_dict()["patcher.output.weight"])
 
 
+def test_patcher_may_be_a_model_that_has_an_entropy_model(folder: Path, model: Blt, tmp_path: Path) -> None:
+    write_release(tmp_path / "alone" / "model", train_args(model.config), stored_tensors(model)[0])
+    found = load_checkpoint_with(tmp_path / "alone" / "model", folder)
+    assert torch.equal(found.state_dict()["patcher.output.weight"], model.state_dict()["patcher.output.weight"])
+    alone = tmp_path / "alone" / "model"
+    with pytest.raises(
+        CheckpointError, match=r"model: found no tensor tok_embeddings\.weight, expected an entropy mod"
+    ):
+        open_checkpoint(alone, patcher=alone)
+
+
+def test_error_names_the_entropy_models_file_when_its_geometry_cannot_be(model: Blt, tmp_path: Path) -> None:
+    main, entropy = stored_tensors(model)
+    params = train_args(model.config)
+    write_release(tmp_path / "model", params, main)
+    params["entropy_model"]["n_heads"] = 5
+    write_release(tmp_path / "entropy_model", params, entropy)
+    with pytest.raises(ValueError, match=r"entropy_model/params\.json: entropy_model: config field 'patcher\.heads'"):
+        open_checkpoint(tmp_path / "model")
+
+
+def test_tensor_that_model_and_entropy_model_both_have_is_refused(model: Blt, tmp_path: Path) -> None:
+    main, entropy = stored_tensors(model)
+    write_release(tmp_path / "model", train_args(model.config), {**main, "patcher.norm.weight": torch.zeros(3)})
+    write_release(tmp_path / "entropy_model", train_args(model.config), entropy)
+    with pytest.raises(CheckpointError, match=r"found a second patcher\.norm\.weight, expected one"):
+        open_checkpoint(tmp_path / "model")
+
+
 def load_checkpoint_with(folder: Path, patcher: Path) -> Blt:
     from fastblt.models.checkpoint import load_model
 
@@ -212,6 +256,10 @@ def load_checkpoint_with(folder: Path, patcher: Path) -> Blt:
         ({"cross_attn_all_layers_decoder": False}, "cross_attn_all_layers_decoder: found false, expected true"),
         ({"vocab_size": 259}, "vocab_size: found 259, expected 260"),
         ({"dim_global": "wide"}, 'dim_global: found "wide", expected an integer'),
+        ({"n_heads_global": 0}, "'global_transformer.heads': found 0, expected a positive integer"),
+        ({"rope_theta": None}, "rope_theta: found null, expected a number"),
+        ({"multiple_of": 0}, "multiple_of: found 0, expected a positive integer"),
+        ({"ffn_dim_multiplier": float("inf")}, "ffn_dim_multiplier: found Infinity, expected a finite number"),
         ({"encoder_hash_byte_group_size": "3;4"}, 'encoder_hash_byte_group_size: found "3;4", expected integers'),
     ],
 )
@@ -243,3 +291,22 @@ def test_published_geometries_have_the_published_numbers_of_tensors(name: str, m
     assert len({piece for pieces in pieces_of("transformers", config).values() for piece in pieces}) == theirs
     shapes = expected_shapes(config)
     assert set(shapes) == set(pieces_of("meta-hub", config))
+
+
+@pytest.mark.parametrize("name", ["blt-1b", "blt-7b"])
+def test_names_become_those_of_transformers_by_its_converters_table(name: str) -> None:
+    """Elsewhere in this file the tensors are written under the names that are read; here they are told apart."""
+    config = preset(name)
+    theirs = pieces_of("transformers", config)
+    for ours, pieces in pieces_of("meta-hub", config).items():
+        if ours == "encoder.hash_embeddings.weight":
+            assert pieces == tuple(f"encoder_hash_tok_embedding.{table}.weight" for table in range(6))
+        else:
+            assert tuple(map(converted, pieces)) == theirs[ours]
+
+
+def converted(name: str) -> str:
+    """What transformers' converter calls one of Meta's tensors."""
+    for old, new in CONVERTER.items():
+        name = name.replace(old, new)
+    return "lm_head.weight" if name == "local_decoder.lm_head.weight" else f"model.{name}"

@@ -150,3 +150,28 @@ def test_older_configurations_mean_the_same_model(
     assert config == peer.ours.config
     # transformers reads it alike.
     assert torch.equal(logits(folder, peer.ids), logits(peer.folder, peer.ids))
+
+
+def test_older_name_of_epsilon_is_read(tiny_peer: Any, tmp_path: Path) -> None:
+    """transformers ignores that name; its default is the value of all that is published."""
+    folder = shutil.copytree(tiny_peer.folder, tmp_path / "older")
+    data = json.loads((folder / "config.json").read_text())
+    data["decoder_config"]["norm_eps"] = 0.02
+    del data["decoder_config"]["rms_norm_eps"]
+    (folder / "config.json").write_text(json.dumps(data))
+    assert open_checkpoint(folder).config.decoder.norm_eps == 0.02
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+def test_parts_of_different_types_are_joined_as_fp32(tiny_peer: Any, tmp_path: Path, kind: torch.dtype) -> None:
+    folder = shutil.copytree(tiny_peer.folder, tmp_path / "mixed")
+    tensors = load_file(folder / WEIGHTS)
+    for part in "qk":
+        name = f"model.local_decoder.layers.0.self_attn.{part}_proj.weight"
+        tensors[name] = tensors[name].to(kind if part == "q" else torch.float32)
+    save_file(tensors, folder / WEIGHTS)
+    own = convert(folder, tmp_path / "own", "fastblt")
+    found = load_file(own / WEIGHTS)["decoder.layers.0.wqkv.weight"]
+    expected = [tensors[f"model.local_decoder.layers.0.self_attn.{part}_proj.weight"].float() for part in "qkv"]
+    assert found.dtype == torch.float32
+    assert torch.equal(found, torch.cat(expected))
