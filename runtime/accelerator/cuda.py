@@ -100,6 +100,8 @@ class DeviceMemory:
         self.address = int(cuda("cudaMalloc", self.size))
         weakref.finalize(self, cuda.api.cudaFree, self.address)
         cuda("cudaMemset", self.address, 0, self.size)
+        # It goes to the default stream, which ours does not wait for.
+        cuda("cudaDeviceSynchronize")
 
 
 class PinnedMemory:

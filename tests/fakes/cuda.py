@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-Work = Callable[[], None]
+Work = Callable[[], object]
 _ALIGNMENT = 256
 
 
@@ -79,6 +79,7 @@ class FakeCuda:
         self.streams: dict[int, StreamState] = {}
         self.graphs: dict[int, list[Work]] = {}
         self.executables: dict[int, list[Work]] = {}
+        self.default_stream: list[Work] = []
         self.launches = 0
         self.waits = 0
         self._handles = itertools.count(0x1000)
@@ -114,8 +115,24 @@ class FakeCuda:
         if self._capturing():
             return (Status.cudaErrorStreamCaptureUnsupported,)
         self.check(devPtr, count, "device")
-        ctypes.memset(devPtr, value, count)
+        # The default stream's, which other streams do not wait for: done when the host waits for the device, or too
+        # late for whatever another stream did in the meantime.
+        self.default_stream.append(lambda: ctypes.memset(devPtr, value, count))
         return (Status.cudaSuccess,)
+
+    def cudaDeviceSynchronize(self) -> tuple[Status]:
+        if self._capturing():
+            return (Status.cudaErrorStreamCaptureUnsupported,)
+        for stream in list(self.streams):
+            self._run(self.streams[stream].queue)
+        self._run(self.default_stream)
+        return (Status.cudaSuccess,)
+
+    @staticmethod
+    def _run(queue: list[Work]) -> None:
+        works, queue[:] = list(queue), []
+        for work in works:
+            work()
 
     def check(self, address: int, size: int, kind: str) -> None:
         """Whether a run of bytes lies in one allocation of a kind."""
@@ -180,9 +197,8 @@ class FakeCuda:
             state.invalid = True
             return (Status.cudaErrorStreamCaptureUnsupported,)
         self.waits += 1
-        queue, state.queue = state.queue, []
-        for work in queue:
-            work()
+        self._run(state.queue)
+        self._run(self.default_stream)
         return (Status.cudaSuccess,)
 
     # --- capture ---
