@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -29,12 +28,11 @@ from fastblt.runtime.bundle import (
     CONFIG_FILE,
     EMBEDDINGS_FILE,
     GRAPH_FILES,
-    MANIFEST_FILE,
     GraphSpec,
     Manifest,
     TensorSpec,
     is_bundle,
-    sha256_of,
+    write_manifest,
 )
 
 #: Vocabulary of a bundle's graphs, by the manifest's ``operators``.
@@ -98,18 +96,13 @@ def export_bundle(
         if hash_tables == "host":
             say(f"writing {EMBEDDINGS_FILE}")
             _write_embeddings(weights, new / EMBEDDINGS_FILE, dtype)
-        files = {p.name: {"bytes": p.stat().st_size, "sha256": sha256_of(p)} for p in sorted(new.iterdir())}
-        manifest = Manifest(weights.config.name, dtype, opset, hash_tables, graphs, files, [], operators)
-        _write_manifest(new, manifest)
+        manifest = Manifest(weights.config.name, dtype, opset, hash_tables, graphs, {}, [], operators)
+        manifest = write_manifest(new, manifest)
         if verify:
             say("comparing every graph with the eager model")
             manifest.verification.extend(verify_bundle(new, weights, dtype))
-            _write_manifest(new, manifest)
+            manifest = write_manifest(new, manifest)
     return manifest.to_dict()
-
-
-def _write_manifest(folder: Path, manifest: Manifest) -> None:
-    (folder / MANIFEST_FILE).write_text(json.dumps(manifest.to_dict(), indent=1) + "\n", encoding="utf-8")
 
 
 def _build_graphs(

@@ -34,11 +34,10 @@ def build_decoder_graph(config: BltConfig, weights: Weights, dtype: ir.DataType,
     latent_kv = graph.input("latent_kv", dtype, ["latents", layers, 2, k * dim], "latent_kv")
     latent_index = graph.input("latent_index", INT64, [1, "rows"], "latent_index")
     stack = graph.stack(stack_config, "decoder")
-    keys_values = _by_layer(graph, latent_kv, layers, dim)
-    mask = _latent_mask(graph, latent_index, latent_kv, k)
+    keys_values = _by_layer(graph, latent_kv, latent_index, config)
     for layer in range(layers):
         keys, values = keys_values[2 * layer], keys_values[2 * layer + 1]
-        x = _cross_attention(graph, config, layer, x, keys, values, mask)
+        x = _cross_attention(graph, config, layer, x, keys, values)
         x = stack.block(x, layer)
     logits = graph.to_float(graph.linear(graph.rms_norm(x, "decoder.norm", stack_config.norm_eps), "decoder.output"))
     _declare_choice(graph, logits, config.vocab_size)
@@ -46,19 +45,12 @@ def build_decoder_graph(config: BltConfig, weights: Weights, dtype: ir.DataType,
     return graph
 
 
-def _by_layer(graph: BltGraph, latent_kv: ir.Value, layers: int, dim: int) -> list[ir.Value]:
-    """Key and value tokens [1, m * k, d] of each layer in turn."""
-    by_layer = graph.op.Transpose(latent_kv, perm=[1, 2, 0, 3])
-    tokens = graph.op.Reshape(by_layer, [2 * layers, -1, dim])
-    return graph.split(tokens, [1] * (2 * layers), axis=0)
-
-
-def _latent_mask(graph: BltGraph, latent_index: ir.Value, latent_kv: ir.Value, k: int) -> ir.Value:
-    """Bool [1, 1, n, m * k]: a row sees the k tokens of its latent."""
-    op = graph.op
-    token = op.Range(0, op.Mul(graph.count(latent_kv, 0), k), 1)
-    first = op.Unsqueeze(op.Mul(latent_index, k), [1, 3])
-    return graph.in_range(token, first, op.Add(first, k))
+def _by_layer(graph: BltGraph, latent_kv: ir.Value, latent_index: ir.Value, config: BltConfig) -> list[ir.Value]:
+    """Key and value tokens [n, k, d] of the latent that each row reads, of each layer in turn."""
+    op, dim, layers, k = graph.op, config.decoder.dim, config.decoder.layers, config.cross_attn_k
+    read = op.Gather(latent_kv, op.Squeeze(latent_index, [0]), axis=0)
+    by_layer = op.Reshape(op.Transpose(read, perm=[1, 2, 0, 3]), [2 * layers, -1, k, dim])
+    return [op.Squeeze(tokens, [0]) for tokens in graph.split(by_layer, [1] * (2 * layers), axis=0)]
 
 
 def _cross_attention(
@@ -68,12 +60,17 @@ def _cross_attention(
     x: ir.Value,
     keys: ir.Value,
     values: ir.Value,
-    mask: ir.Value,
 ) -> ir.Value:
-    """``2 x + wo attn(norm_q(x))`` over latent tokens (see `fastblt.models.layers.CrossAttention`)."""
+    """``2 x + wo attn(norm_q(x))`` over latent tokens (see `fastblt.models.layers.CrossAttention`).
+
+    Every row is a batch of its own with its own tokens [k, d]: what it gives does not depend on which other rows and
+    latents are in the call, not even in the last bit.
+    """
     op, name = graph.op, f"decoder.cross_layers.{layer}"
     q = graph.linear(graph.rms_norm(x, f"{name}.norm_q", config.decoder.norm_eps), f"{name}.wq")
-    attended = graph.attention(q, keys, values, mask, config.decoder.heads)
+    rows = op.Reshape(q, [-1, 1, config.decoder.dim])
+    attended = graph.attention(rows, keys, values, None, config.decoder.heads)
+    attended = op.Reshape(attended, [1, -1, config.decoder.dim])
     return op.Add(op.Add(x, x), graph.linear(attended, f"{name}.wo"))
 
 

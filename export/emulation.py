@@ -7,14 +7,13 @@ comes out is what bf16 costs in quality, and the reference that a GPU is compare
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
 from fastblt.export.widening import widen
 from fastblt.models.atomic_folder import replacing_folder
-from fastblt.runtime.bundle import MANIFEST_FILE, GraphSpec, Manifest, TensorSpec, load_manifest, sha256_of
+from fastblt.runtime.bundle import GraphSpec, Manifest, TensorSpec, load_manifest, write_manifest
 
 
 def emulate_bf16(bundle: Path, out: Path) -> Manifest:
@@ -38,11 +37,8 @@ def emulate_bf16(bundle: Path, out: Path) -> Manifest:
                 widen(bundle / name, new / name, round_values=True)
             elif not name.endswith(".onnx.data"):
                 shutil.copyfile(bundle / name, new / name)
-        files = {p.name: {"bytes": p.stat().st_size, "sha256": sha256_of(p)} for p in sorted(new.iterdir())}
         graphs = {part: wide_spec(spec) for part, spec in manifest.graphs.items()}
-        twin = replace(manifest, graphs=graphs, files=files)
-        (new / MANIFEST_FILE).write_text(json.dumps(twin.to_dict(), indent=1) + "\n", encoding="utf-8")
-    return twin
+        return write_manifest(new, replace(manifest, graphs=graphs))
 
 
 def wide_spec(spec: GraphSpec) -> GraphSpec:

@@ -109,12 +109,13 @@ class BltGraph:
         scale = self.weight(f"{name}.weight", dtype=FLOAT)
         return self.from_float(self.op.RMSNormalization(self.to_float(x), scale, axis=-1, epsilon=eps))
 
-    def attention(self, q: ir.Value, k: ir.Value, v: ir.Value, mask: ir.Value, heads: int) -> ir.Value:
-        """Attention of rows [1, n, dim] over keys [1, m, dim]; bool ``mask`` is True where a row sees a key.
+    def attention(self, q: ir.Value, k: ir.Value, v: ir.Value, mask: ir.Value | None, heads: int) -> ir.Value:
+        """Attention of rows [b, n, dim] over keys [b, m, dim]; bool ``mask`` is True where a row sees a key.
 
-        An explicit mask is the only form that TensorRT and ONNX Runtime read alike.
+        An explicit mask is the only form that TensorRT and ONNX Runtime read alike. None: rows see every key.
         """
-        return self.op.Attention(q, k, v, mask, q_num_heads=heads, kv_num_heads=heads)
+        inputs = (q, k, v) if mask is None else (q, k, v, mask)
+        return self.op.Attention(*inputs, q_num_heads=heads, kv_num_heads=heads)
 
     def rotate(self, x: ir.Value, cos: ir.Value, sin: ir.Value, heads: int) -> ir.Value:
         """Rows [1, n, dim] with interleaved pairs rotated (RoPE); ``cos`` and ``sin`` are [1, n, head_dim / 2]."""

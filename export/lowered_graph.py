@@ -46,33 +46,34 @@ class LoweredGraph(BltGraph):
         )
         return op.Reshape(turned, op.Shape(x))
 
-    def attention(self, q: ir.Value, k: ir.Value, v: ir.Value, mask: ir.Value, heads: int) -> ir.Value:
+    def attention(self, q: ir.Value, k: ir.Value, v: ir.Value, mask: ir.Value | None, heads: int) -> ir.Value:
         """See `BltGraph.attention`."""
         q, k, v = (self.by_head(x, heads) for x in (q, k, v))
         seen = self.probabilities(self.scores(self.scaled(q), k), mask)
         return self.joined(self.op.MatMul(self.from_float(seen), v))
 
     def scaled(self, q: ir.Value) -> ir.Value:
-        """``q`` [1, heads, n, head_dim] over the root of head_dim, before a product that fp16 may not hold."""
+        """``q`` [b, heads, n, head_dim] over the root of head_dim, before a product that fp16 may not hold."""
         op = self.op
         size = op.Cast(self.count(q, 3), to=FLOAT)
         return op.Div(q, self.from_float(op.Sqrt(size)))
 
     def by_head(self, x: ir.Value, heads: int) -> ir.Value:
-        """[1, heads, n, head_dim] of rows [1, n, dim]."""
+        """[b, heads, n, head_dim] of rows [b, n, dim]."""
         return self.op.Transpose(self.op.Reshape(x, [0, 0, heads, -1]), perm=[0, 2, 1, 3])
 
     def joined(self, x: ir.Value) -> ir.Value:
-        """Rows [1, n, dim] of [1, heads, n, head_dim]."""
+        """Rows [b, n, dim] of [b, heads, n, head_dim]."""
         return self.op.Reshape(self.op.Transpose(x, perm=[0, 2, 1, 3]), [0, 0, -1])
 
     def scores(self, q: ir.Value, k: ir.Value) -> ir.Value:
-        """Products [1, heads, n, m] of rows by head, fp32."""
+        """Products [b, heads, n, m] of rows by head, fp32."""
         return self.to_float(self.op.MatMul(q, self.op.Transpose(k, perm=[0, 1, 3, 2])))
 
-    def probabilities(self, scores: ir.Value, mask: ir.Value) -> ir.Value:
+    def probabilities(self, scores: ir.Value, mask: ir.Value | None) -> ir.Value:
         """Softmax over the keys that a row sees, fp32."""
-        return self.op.Softmax(self.op.Where(mask, scores, self.constant(_HIDDEN)), axis=-1)
+        seen = scores if mask is None else self.op.Where(mask, scores, self.constant(_HIDDEN))
+        return self.op.Softmax(seen, axis=-1)
 
     def constant(self, value: float) -> ir.Value:
         """An fp32 scalar."""

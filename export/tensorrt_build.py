@@ -47,6 +47,8 @@ class TensorRtGraph:
         if any(layer.get_input(0).dtype == self._trt.float32 for layer in self._attentions()):
             # There are kernels for fp16 and bf16 only.
             self._decompose_attention()
+        # A batch of single rows (a decoder row and the tokens of its latent) is a few products of vectors anyway.
+        self._let_decompose([layer for layer in self._attentions() if layer.get_input(0).shape[2] == 1])
 
     def _parser_errors(self) -> str:
         """What the parser says, with the node and its operator."""
@@ -64,10 +66,13 @@ class TensorRtGraph:
 
     def _decompose_attention(self) -> None:
         """Let attention be made of matrix products, in those profiles that there is no kernel for."""
-        for layer in self._attentions():
+        self._let_decompose(self._attentions())
+        self.decomposed = True
+
+    def _let_decompose(self, layers: Sequence[Any]) -> None:
+        for layer in layers:
             layer.__class__ = self._trt.IAttentionInputLayer
             layer.attention.decomposable = True
-        self.decomposed = True
 
     def aliases(self) -> dict[str, str]:
         """Cache of each cache update that is made in place, by the name of the update."""

@@ -98,6 +98,13 @@ class Manifest:
     """Largest difference from the eager model, per graph, output and number of rows."""
     operators: str = "standard"
     """``standard``, or ``lowered``: without Attention and TensorScatter, for TensorRT that has no such layers."""
+    quantization: dict[str, Any] | None = None
+    """What ``fastblt calibrate`` did: ``scheme``, ``graphs`` (by part, the precision of each layer), ``quality``."""
+
+    @property
+    def quantized_parts(self) -> tuple[str, ...]:
+        """Parts whose graphs have quantised layers."""
+        return tuple(self.quantization["graphs"]) if self.quantization else ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -118,6 +125,21 @@ def _read_json(path: Path) -> Any:
         raise BundleError(f"{path}: cannot be read ({error.strerror}), expected a bundle's {path.name}") from error
     except ValueError as error:
         raise BundleError(f"{path}: not JSON ({error})") from error
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
+    """Write a manifest, with the sizes and digests of the files that are in the folder; what was written.
+
+    Args:
+        folder: with every other file of the bundle.
+        manifest: whose ``files`` are replaced.
+    """
+    paths = sorted(path for path in folder.iterdir() if path.is_file() and path.name != MANIFEST_FILE)
+    files = {path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in paths}
+    complete = dataclasses.replace(manifest, files=files)
+    text = json.dumps(complete.to_dict(), indent=1) + "\n"
+    (folder / MANIFEST_FILE).write_text(text, encoding="utf-8")
+    return complete
 
 
 def is_bundle(folder: Path) -> bool:
@@ -174,7 +196,15 @@ class _ManifestReader:
             self._get(self.data, "verification", list),
             # Bundles of earlier versions do not say.
             self._one_of("operators", OPERATORS) if "operators" in self.data else OPERATORS[0],
+            self._quantization(graphs) if self.data.get("quantization") is not None else None,
         )
+
+    def _quantization(self, graphs: dict[str, Any]) -> dict[str, Any]:
+        found = self._get(self.data, "quantization", dict)
+        self._get(found, "scheme", str)
+        for part in self._get(found, "graphs", dict):
+            self._expect(part in graphs, "quantization.graphs", part, "one of the manifest's graphs")
+        return found
 
     def _graph(self, data: dict[str, Any], files: dict[str, Any]) -> GraphSpec:
         file = self._get(data, "file", str)

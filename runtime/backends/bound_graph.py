@@ -7,11 +7,13 @@ moves; most steps write a few integers and run.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Set
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
+from numpy.typing import NDArray
 
 from fastblt.models.config import StackConfig
 from fastblt.runtime.backend import ROW_CAPACITY, Ids
@@ -54,6 +56,16 @@ class Binding:
         self._bound[name] = (shape, buffer, address)
         bind = self.io.bind_input if name in self._inputs else self.io.bind_output
         bind(name, "cpu", 0, self._types[name], shape, address)
+
+    def inputs(self, names: Set[str] | None = None) -> dict[str, NDArray[Any]]:
+        """Copies of what inputs are bound to, by name; of all of them, or of those of ``names`` that there are."""
+        found = {}
+        for name in self._inputs & (self._bound.keys() if names is None else names):
+            shape, buffer, address = self._bound[name]
+            flat = buffer.array.reshape(-1)
+            first = (address - buffer.address) // flat.itemsize
+            found[name] = flat[first : first + int(np.prod(shape))].reshape(shape).copy()
+        return found
 
 
 def _compare(path: Path, session: Any, spec: GraphSpec, stack: StackConfig) -> None:
@@ -114,6 +126,8 @@ class BoundGraph:
         self._bindings: dict[tuple[int, ...], Binding] = {}
         self._appends = any(t.role == "cache_rows" for t in spec.outputs)
         """Whether outputs are the caches' new rows, which are bound to where they belong (lowered graphs)."""
+        self.on_run: Callable[[Binding], None] | None = None
+        """Told of every call before it runs."""
 
     def prepare(
         self,
@@ -182,6 +196,8 @@ class BoundGraph:
 
     def run(self, binding: Binding) -> None:
         """Run a prepared call."""
+        if self.on_run is not None:
+            self.on_run(binding)
         self.session.run_with_iobinding(binding.io)
 
     def moved_bytes(self, position: int, rows: int) -> int:

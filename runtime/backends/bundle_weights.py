@@ -6,11 +6,13 @@ with ``.T`` after its name. So a bundle alone is enough to compare a compiled ru
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 import torch
+from numpy.typing import NDArray
 
 from fastblt.models.blt import Blt
 from fastblt.models.formats.checkpoint import expected_shapes
@@ -35,11 +37,11 @@ def load_eager_model(bundle: Path, device: str) -> Blt:
     shapes = expected_shapes(config)
     tensors: dict[str, torch.Tensor] = {}
     for spec in manifest.graphs.values():
-        for name, value in ir.load(bundle / spec.file).graph.initializers.items():
+        initializers = ir.load(bundle / spec.file).graph.initializers
+        for name, array in _arrays(initializers):
             plain = name.removesuffix(".T")
-            if plain not in shapes or value.const_value is None:
+            if plain not in shapes:
                 continue
-            array = np.asarray(value.const_value.numpy(), dtype=np.float32)
             tensors[plain] = torch.from_numpy((array.T if plain != name else array).copy()).to(device)
     if manifest.hash_tables == "host":
         for name, table in map_tables(bundle / EMBEDDINGS_FILE).items():
@@ -52,3 +54,18 @@ def load_eager_model(bundle: Path, device: str) -> Blt:
         model = Blt(config)
     model.load_state_dict(tensors, assign=True)
     return model.eval().requires_grad_(False)
+
+
+def _arrays(initializers: Mapping[str, ir.Value]) -> Iterator[tuple[str, NDArray[np.float32]]]:
+    """Names and values of a graph's weights; those that are quantised under the name of what they stand for."""
+    for name, value in initializers.items():
+        if value.const_value is None:
+            continue
+        array = np.asarray(value.const_value.numpy(), dtype=np.float32)
+        plain = name.removesuffix(".quantized")
+        if plain != name:
+            scale = initializers[f"{plain}.scale"].const_value
+            assert scale is not None, "ONNX Runtime has loaded the graph"
+            scales = np.asarray(scale.numpy(), dtype=np.float32)
+            array = array * (np.repeat(scales, len(array) // len(scales), axis=0) if scales.ndim == 2 else scales)
+        yield plain, array

@@ -34,6 +34,11 @@ from fastblt.runtime.bundle import (
 )
 from fastblt.runtime.host_embeddings import HostEmbeddings
 
+#: Rows of a call of a quantised graph, at least. One row alone is multiplied by another kernel (in attention a product
+#: of a vector and a matrix), whose last bit differs; inputs that are rounded to 8 bits make some 1e-2 of that. With a
+#: second row, which nobody reads, a row is the same to the bit in calls of any size, and verified drafts are exact.
+QUANTIZED_ROWS = 2
+
 
 class OnnxRuntimeBackend:
     """See `fastblt.runtime.backend.Backend`; `load` is the constructor for users."""
@@ -55,6 +60,8 @@ class OnnxRuntimeBackend:
             part: BoundGraph(bundle / spec.file, spec, stacks[part], capacity, options)
             for part, spec in manifest.graphs.items()
         }
+        quantized = manifest.quantized_parts
+        self._least_rows = {part: QUANTIZED_ROWS if part in quantized else 1 for part in manifest.graphs}
         self._encoder, self._global, self._decoder = (self.graphs[part] for part in ("encoder", "global", "decoder"))
         self._tables = (
             HostEmbeddings(bundle / EMBEDDINGS_FILE, self.config.hash) if manifest.hash_tables == "host" else None
@@ -118,7 +125,7 @@ class OnnxRuntimeBackend:
 
     def run_patcher(self, position: int, ids: Ids, visible_from: Ids | None = None) -> Floats:
         """See `Backend.run_patcher`."""
-        rows, graph = len(ids), self.graphs["patcher"]
+        rows, graph = max(len(ids), self._least_rows["patcher"]), self.graphs["patcher"]
         binding = graph.prepare(position, rows, (), visible_from=visible_from)
         if binding.fresh:
             binding.fresh = False
@@ -126,25 +133,49 @@ class OnnxRuntimeBackend:
             binding.point("entropy", (1, rows), self._entropies)
         self._ids.values[:rows] = ids
         graph.run(binding)
-        entropies: Floats = self._entropies.array[:rows]
+        entropies: Floats = self._entropies.array[: len(ids)]
         return entropies
 
     def run_encoder(
         self, position: int, ids: Ids, starts: Ids, ends: Ids, visible_from: int | Ids | None = None
     ) -> None:
         """See `Backend.run_encoder`."""
+        if self._least_rows["encoder"] == 1 or len(starts) == 1:
+            self._encode(position, ids, starts, ends, visible_from)
+            return
+        # A patch's place in the pool changes the last bit of what it is pooled to: each has a call of its own.
+        before, end = self.config.hash.context - 1, position + len(ids) - (self.config.hash.context - 1)
+        for patch in range(len(starts)):
+            first = max(position, int(starts[patch]))
+            last = int(ends[patch]) if patch + 1 < len(starts) else end
+            rows = slice(first - position, last - position)
+            seen = visible_from[rows] if isinstance(visible_from, np.ndarray) else visible_from
+            one = slice(patch, patch + 1)
+            self._encode(first, ids[rows.start : rows.stop + before], starts[one], ends[one], seen, patch)
+
+    def _encode(
+        self,
+        position: int,
+        ids: Ids,
+        starts: Ids,
+        ends: Ids,
+        visible_from: int | Ids | None,
+        first_patch: int = 0,
+    ) -> None:
+        """One call; the patch embeddings go to the buffer's rows from ``first_patch`` on."""
         rows, patches, origin = len(ids) - (self.config.hash.context - 1), len(starts), int(starts[0])
+        rows = max(rows, self._least_rows["encoder"])
         slots = -(-(position + rows - origin) // POOL_STEP) * POOL_STEP
         graph = self._encoder
         binding = graph.prepare(position, rows, (patches, slots), visible_from=visible_from)
-        self._embed(binding, ids, rows)
+        self._embed(binding, ids, rows + self.config.hash.context - 1)
         dim = self.config.encoder.dim
         if binding.fresh:
             binding.fresh = False
             binding.point("patch_start", (1, patches), self._patch_start.buffer)
             binding.point("patch_end", (1, patches), self._patch_end.buffer)
             binding.point("pool_index", (1,), self._pool_index.buffer)
-            binding.point("patch_embeddings", (1, patches, self.config.patch_dim), self._patch_embeddings)
+        binding.point("patch_embeddings", (1, patches, self.config.patch_dim), self._patch_embeddings, first_patch)
         binding.point("pool", (1, 1, slots, 3 * dim), self._pool, origin)
         if self.manifest.operators == "lowered":
             binding.point("pool_rows", (1, 1, rows, 3 * dim), self._pool, position)
@@ -157,17 +188,20 @@ class OnnxRuntimeBackend:
         self._pool_index.values[0] = position - origin
         graph.run(binding)
 
-    def _embed(self, binding: Binding, ids: Ids, rows: int) -> None:
+    def _embed(self, binding: Binding, ids: Ids, count: int) -> None:
+        """Hand over the embeddings of rows, or ``count`` ids, those before the rows included."""
+        before = self.config.hash.context - 1
         if self._tables is None:
-            binding.point("ids", (1, len(ids)), self._context_ids)
+            binding.point("ids", (1, count), self._context_ids)
             self._context_ids.array[0, : len(ids)] = ids
         else:
-            binding.point("embedded", (1, rows, self.config.encoder.dim), self._embedded)
-            self._tables.sum_rows(ids, self._embedded.array[:rows])
+            binding.point("embedded", (1, count - before, self.config.encoder.dim), self._embedded)
+            self._tables.sum_rows(ids, self._embedded.array[: len(ids) - before])
 
     def run_global(self, first_patch: int, count: int, visible_from: Ids | None = None) -> None:
         """See `Backend.run_global`."""
         graph, config = self._global, self.config
+        count = max(count, self._least_rows["global"])
         binding = graph.prepare(first_patch, count, (), visible_from=visible_from)
         if binding.fresh:
             binding.fresh = False
@@ -180,12 +214,12 @@ class OnnxRuntimeBackend:
         self, position: int, ids: Ids, latents: Ids, block: int = 0, visible_from: Ids | None = None
     ) -> DecoderRows:
         """See `Backend.run_decoder`."""
-        rows, first = len(ids), int(latents[0])
+        rows, first = max(len(ids), self._least_rows["decoder"]), int(latents[0])
         binding = self._decoder_binding(position, rows, first, int(latents[-1]) + 1 - first, block, visible_from)
         self._ids.values[:rows] = ids
         np.subtract(latents, first, out=self._latent_index.values[:rows])
         self._decoder.run(binding)
-        return self._rows(rows)
+        return self._rows(len(ids))
 
     def _rows(self, count: int) -> DecoderRows:
         return DecoderRows(
@@ -227,7 +261,8 @@ class OnnxRuntimeBackend:
         probabilities = np.empty(count, dtype=np.float32)
         context = ids.copy()
         best, probability, current = self._best.values, self._probability.array, self._ids.values
-        self._latent_index.values[0] = 0
+        rows = self._least_rows["decoder"]
+        self._latent_index.values[:rows] = 0
         token, row, more = int(ids[-1]), self._rows(1), True
         seen = visible_from or None
         for step in range(count):
@@ -235,8 +270,8 @@ class OnnxRuntimeBackend:
                 at = np.array([position + step], dtype=np.int64)
                 self.run_encoder(position + step, context, at, at + 1, seen)
                 context[:-1] = context[1:]
-            binding = self._decoder_binding(position + step, 1, latent, 1, visible_from=seen)
-            current[0] = token
+            binding = self._decoder_binding(position + step, rows, latent, 1, visible_from=seen)
+            current[:rows] = token
             self._decoder.run(binding)
             token = int(best[0])
             if pick is not None:
@@ -272,14 +307,22 @@ class OnnxRuntimeBackend:
         return self.graphs[part].moved_bytes(position, rows)
 
 
-def session_options(manifest: Manifest, threads: int | None) -> Any:
-    """Options of every session: quiet, one thread for small models, no spinning."""
+def session_options(manifest: Manifest, threads: int | None, *, exact: bool = False) -> Any:
+    """Options of every session: quiet, one thread for small models, no spinning.
+
+    Args:
+        manifest: of the bundle.
+        threads: of one operator; None: as many as suit the model.
+        exact: compute products with quantised weights in fp32, as their graph says. Else ONNX Runtime rounds their
+            inputs to 8 bits, which is several times as fast.
+    """
     if threads is None:
         weights = sum(spec.weight_bytes for spec in manifest.graphs.values())
         threads = default_threads(weights)
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1" if exact else "4")
     options.inter_op_num_threads = 1
     # Four sessions take turns: the threads of one must not spin while another works.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")

@@ -215,6 +215,80 @@ def convert(
     )
 
 
+@app.command()
+@one_line_errors
+def calibrate(
+    bundle: BundleArgument,
+    out: Annotated[Path, typer.Argument(help="Folder to write, all of it or nothing.")],
+    scheme: Annotated[
+        str,
+        typer.Option(help="w8, w4 (weights of 8 or 4 bits); int8, fp8 (weights and inputs)."),
+    ],
+    block: Annotated[
+        int | None,
+        typer.Option(help="Inputs that share a scale: w8 0 (per channel) or 128, w4 32, 64 or 128  [default: 0; 32]"),
+    ] = None,
+    data: Annotated[
+        list[Path] | None, typer.Option(help="Text to calibrate on; can be repeated  [default: shipped prompts]")
+    ] = None,
+    heldout: Annotated[
+        list[Path] | None, typer.Option(help="Text to measure on; can be repeated  [default: held-out text]")
+    ] = None,
+    budget: Annotated[
+        str,
+        typer.Option(help="Most that may be lost: bpb (relative), agreement, boundaries, masked, acceptance=PERCENT%."),
+    ] = "bpb=1%",
+    uniform: Annotated[
+        bool, typer.Option("--uniform", help="Fail instead of keeping some layers in higher precision.")
+    ] = False,
+    patcher: Annotated[
+        bool, typer.Option("--patcher", help="Quantise the patcher, too: patches end elsewhere.")
+    ] = False,
+    rounding: Annotated[str, typer.Option(help="Of weights: rtn, gptq or auto (gptq for w4).")] = "auto",
+    ranges: Annotated[
+        str, typer.Option("--range", help="Of inputs: minmax, percentile, entropy, mse or auto (the best).")
+    ] = "auto",
+    sensitivity: Annotated[
+        bool, typer.Option("--sensitivity", help="Measure every block alone, even where the budget does not need it.")
+    ] = False,
+    samples: Annotated[int, typer.Option(help="Recorded calls of each graph.")] = 256,
+    prompts: Annotated[int, typer.Option(min=1, help="Prompts that recording goes on from.")] = 16,
+    traces: Annotated[
+        Path | None, typer.Option(help="Keep the recording in this folder; one that was interrupted goes on.")
+    ] = None,
+    windows: Annotated[int, typer.Option(min=1, help="Windows of each held-out text, at most.")] = 6,
+    window_bytes: Annotated[int, typer.Option(min=64, help="Bytes of a window.")] = 512,
+    seed: Annotated[int, typer.Option(min=0, help="Of what is sampled.")] = 0,
+) -> None:
+    """Quantise a bundle, and measure what it costs.
+
+    Bits per byte, agreement, masked accuracy and acceptance on held-out text decide: beyond the budget nothing is
+    written.
+    """
+    from fastblt.commands.calibrate import run
+
+    run(
+        bundle,
+        out,
+        scheme=scheme,
+        data=data or [],
+        heldout=heldout or [],
+        budget=budget,
+        block=block,
+        rounding=rounding,
+        ranges=ranges,
+        samples=samples,
+        prompts=prompts,
+        windows=windows,
+        window_bytes=window_bytes,
+        seed=seed,
+        patcher=patcher,
+        uniform=uniform,
+        sensitivity=sensitivity,
+        traces=traces,
+    )
+
+
 @app.command("compile")
 @one_line_errors
 def compile_engines(

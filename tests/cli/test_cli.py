@@ -13,7 +13,19 @@ from fastblt.commands.errors import TRACEBACK_VARIABLE, describe, one_line_error
 from fastblt.models.config import ConfigError
 from fastblt.models.training.corpus_sources import CorpusError
 
-COMMANDS = ("data", "train", "export", "convert", "compile", "generate", "bench", "audit", "verify", "eval")
+COMMANDS = (
+    "data",
+    "train",
+    "export",
+    "convert",
+    "calibrate",
+    "compile",
+    "generate",
+    "bench",
+    "audit",
+    "verify",
+    "eval",
+)
 COMMANDS += ("inspect", "doctor", "pack", "unpack")
 
 

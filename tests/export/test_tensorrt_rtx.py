@@ -210,16 +210,19 @@ def test_network_has_the_inputs_and_outputs_of_the_manifest_when_parsed(bundle: 
 
 
 def test_attention_is_one_layer_when_types_have_a_kernel(bundle: Path) -> None:
-    attentions = {}
+    attentions, single = {}, {}
     for part in PARTS:
         graph, _ = parse(bundle, part)
         layers = [graph.network.get_layer(i) for i in range(graph.network.num_layers)]
         found = [layer for layer in layers if layer.type == trt.LayerType.ATTENTION_INPUT]
         for layer in found:
             layer.__class__ = trt.IAttentionInputLayer
-            # Only the fp32 patcher may fall back to matrix products.
-            assert layer.attention.decomposable == (part == "patcher")
-            assert layer.attention.mask is not None
+            # A decoder row and the tokens of its latent: a batch of single rows.
+            alone = layer.get_input(0).shape[2] == 1
+            # Only those and the fp32 patcher may fall back to matrix products.
+            assert layer.attention.decomposable == (part == "patcher" or alone)
+            assert (layer.attention.mask is None) == alone
+            single[part] = single.get(part, 0) + alone
         attentions[part] = len(found)
     config = load_config(bundle)
     assert attentions == {
@@ -228,6 +231,7 @@ def test_attention_is_one_layer_when_types_have_a_kernel(bundle: Path) -> None:
         "global": config.global_transformer.layers,
         "decoder": 2 * config.decoder.layers,  # each block has a cross-attention
     }
+    assert single == {"patcher": 0, "encoder": 0, "global": 0, "decoder": config.decoder.layers}
 
 
 def test_attention_without_a_kernel_is_made_of_matrix_products(bundle: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,164 @@
+"""Writes a bundle whose linear layers have other precisions; what does not change is shared with the first one."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from fastblt.calibration.activation_ranges import activation_scale
+from fastblt.calibration.gptq import gptq
+from fastblt.calibration.graph_rewriting import quantize_input, quantize_weight, raise_opset
+from fastblt.calibration.layer_inputs import CallReplay, LayerInputs
+from fastblt.calibration.linear_layers import LinearLayer, linear_layers
+from fastblt.calibration.precision import Precision
+from fastblt.calibration.rounding import QuantizedMatrix, round_to_nearest
+from fastblt.calibration.trace_store import TraceStore
+from fastblt.runtime.bundle import GraphSpec, Manifest, load_manifest, write_manifest
+
+#: Weights of graphs larger than this go to a file beside the graph (protobuf ends at 2 GB).
+EXTERNAL_BYTES = 64 * 2**20
+#: Ways of rounding weights.
+ROUNDINGS = ("rtn", "gptq")
+
+#: Precision of each layer, by part and name; layers that are missing stay as they are.
+Assignment = Mapping[str, Mapping[str, Precision]]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How layers are made smaller, apart from which."""
+
+    rounding: str = "rtn"
+    """One of `ROUNDINGS`."""
+    ranges: str = "minmax"
+    """How ranges of quantised inputs are chosen, see `fastblt.calibration.activation_ranges`."""
+
+
+@dataclass
+class Quantizer:
+    """Makes bundles from one bundle; statistics and rounded matrices are made once.
+
+    Args:
+        bundle: to quantise.
+        runnable: the same on a CPU: ``bundle`` itself, unless its type has no CPU kernels.
+        store: traces; needed for GPTQ and for quantised inputs.
+        recipe: how.
+    """
+
+    bundle: Path
+    runnable: Path
+    store: TraceStore | None
+    recipe: Recipe
+    _inputs: dict[tuple[str, str], LayerInputs] = field(default_factory=dict)
+    _scales: dict[tuple[str, str], float] = field(default_factory=dict)
+
+    def write(
+        self, folder: Path, assignment: Assignment, facts: Mapping[str, Any] | None = None, *, link: bool = False
+    ) -> Manifest:
+        """Write a bundle.
+
+        Args:
+            folder: empty, to write to.
+            assignment: precision of layers.
+            facts: what its manifest says of the quantisation, besides the precisions.
+            link: share files that do not change, for bundles that are soon deleted.
+
+        Raises:
+            CalibrationError: weights or inputs are not finite, or there are too few traces.
+        """
+        manifest = load_manifest(self.bundle)
+        changed = {part for part, layers in assignment.items() if layers}
+        replaced = {manifest.graphs[part].file for part in changed}
+        for name in manifest.files:
+            if name.removesuffix(".data") not in replaced:
+                (share if link else shutil.copyfile)(self.bundle / name, folder / name)
+        graphs = {
+            part: self._quantize(folder, part, spec, assignment[part]) if part in changed else spec
+            for part, spec in manifest.graphs.items()
+        }
+        precisions = {
+            part: {name: precision.label for name, precision in assignment[part].items()}
+            for part in manifest.graphs
+            if part in changed
+        }
+        found = replace(manifest, graphs=graphs, quantization={**(facts or {"scheme": "mixed"}), "graphs": precisions})
+        return write_manifest(folder, found)
+
+    def forget_ranges(self) -> None:
+        """Choose ranges of inputs anew: the recipe has changed."""
+        self._scales.clear()
+
+    def _quantize(self, folder: Path, part: str, spec: GraphSpec, layers: Mapping[str, Precision]) -> GraphSpec:
+        model = ir.load(self.bundle / spec.file)
+        graph = model.graph
+        self._measure(part, spec, layers)
+        for layer in list(linear_layers(graph)):
+            precision = layers.get(layer.name)
+            if precision is None:
+                continue
+            matrix = self._matrix(part, layer, precision)
+            if precision.activations:
+                quantize_input(graph, layer, precision.weights, self._scale(part, layer, precision))
+            quantize_weight(graph, layer, matrix)
+        raise_opset(model)
+        sizes = {name: v.const_value.nbytes for name, v in graph.initializers.items() if v.const_value is not None}
+        external = f"{spec.file}.data" if sum(sizes.values()) > EXTERNAL_BYTES else None
+        ir.save(model, folder / spec.file, external_data=external, size_threshold_bytes=1024)
+        return replace(spec, weight_bytes=sum(size for name, size in sizes.items() if "embeddings" not in name))
+
+    def _measure(self, part: str, spec: GraphSpec, layers: Mapping[str, Precision]) -> None:
+        """Statistics of the inputs of layers that need them."""
+        moments = self.recipe.rounding == "gptq"
+        wanted = [
+            name
+            for name, precision in layers.items()
+            if (part, name) not in self._inputs and (precision.activations or _is_compensated(self.recipe, precision))
+        ]
+        if not wanted:
+            return
+        assert self.store is not None, "traces are recorded for recipes that need them"
+        replay = CallReplay(self.runnable / spec.file, part, self.store)
+        for name, inputs in replay.statistics(wanted, moments=moments):
+            self._inputs[part, name] = inputs
+
+    def _matrix(self, part: str, layer: LinearLayer, precision: Precision) -> QuantizedMatrix:
+        assert layer.weight.const_value is not None
+        dtype = layer.weight.const_value.dtype.numpy()
+        if _is_compensated(self.recipe, precision):
+            moments = self._inputs[part, layer.name].moments
+            assert moments is not None
+            return gptq(layer.matrix(), moments, precision, dtype, layer.name)
+        return round_to_nearest(layer.matrix(), precision, dtype, layer.name)
+
+    def _scale(self, part: str, layer: LinearLayer, precision: Precision) -> float:
+        key = (part, layer.name)
+        if key not in self._scales:
+            self._scales[key] = activation_scale(self._inputs[key], precision.weights, self.recipe.ranges, layer.name)
+        return self._scales[key]
+
+
+def _is_compensated(recipe: Recipe, precision: Precision) -> bool:
+    """Whether roundings are made up for; E4M3's are relative, which GPTQ's grid is not."""
+    return recipe.rounding == "gptq" and precision.weights != "fp8"
+
+
+def layers_of(bundle: Path, parts: Sequence[str]) -> Iterator[tuple[str, LinearLayer]]:
+    """Part and layer, of the graphs of these parts."""
+    manifest = load_manifest(bundle)
+    for part in parts:
+        for layer in linear_layers(ir.load(bundle / manifest.graphs[part].file).graph):
+            yield part, layer
+
+
+def share(source: Path, target: Path) -> None:
+    """The same file at another place: a hard link, or a copy where there are none."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)

@@ -1,0 +1,86 @@
+"""What a layer's weights, and perhaps its inputs, are stored and computed in; and the schemes that users name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+#: Blocks of TensorRT and of ONNX Runtime's fused kernel, largest first.
+BLOCKS = (128, 64, 32, 16)
+SCHEMES = ("w8", "w4", "int8", "fp8")
+#: Largest magnitude of a quantised weight or input, by type.
+LARGEST = {"int8": 127.0, "int4": 7.0, "fp8": 448.0}
+BITS = {"int8": 8, "int4": 4, "fp8": 8}
+
+
+class CalibrationError(ValueError):
+    """A calibration that cannot be done as asked, or whose result is not good enough."""
+
+
+@dataclass(frozen=True)
+class Precision:
+    """How one linear layer is quantised; symmetric, i.e. zero points are 0."""
+
+    weights: str
+    """``int8``, ``int4`` or ``fp8`` (E4M3)."""
+    block: int = 0
+    """Inputs that share a scale; 0: all of an output channel's."""
+    activations: bool = False
+    """Whether inputs are quantised, too, to the same type with one scale."""
+
+    @property
+    def bits(self) -> int:
+        """Of a weight."""
+        return BITS[self.weights]
+
+    @property
+    def label(self) -> str:
+        """As reports name it, e.g. ``w4/32`` or ``int8``."""
+        if self.activations:
+            return self.weights
+        return f"{'fp8' if self.weights == 'fp8' else f'w{self.bits}'}{f'/{self.block}' if self.block else ''}"
+
+    def fitted(self, inputs: int) -> Precision:
+        """The same with a block that divides ``inputs``: whole blocks are all that TensorRT takes.
+
+        A smaller block where one fits; 8 bits and a scale a channel where none does, 4 bits being too few for that.
+        """
+        if not self.block:
+            return self
+        fitting = next((block for block in BLOCKS if block <= self.block and inputs % block == 0), 0)
+        return Precision(self.weights if fitting else "int8", fitting, self.activations)
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """What a user asks for."""
+
+    name: str
+    precision: Precision
+    fallback: Precision | None
+    """What a layer gets that the budget does not allow this precision, before it keeps the bundle's own."""
+    needs_activations: bool
+    """Whether inputs have to be known to make it."""
+
+
+def parse_scheme(name: str, block: int | None = None) -> Scheme:
+    """A scheme by its name.
+
+    Args:
+        name: one of `SCHEMES`.
+        block: of ``w8`` (0: per channel, the default; or 128) and ``w4`` (32, 64, 128; default 32).
+
+    Raises:
+        CalibrationError: there is no such scheme, or it has no such blocks.
+    """
+    if name not in SCHEMES:
+        raise CalibrationError(f"--scheme: found {name!r}, expected one of {', '.join(SCHEMES)}")
+    allowed = {"w8": (0, 128), "w4": (32, 64, 128)}.get(name, (0,))
+    if block is not None and block not in allowed:
+        expected = " or ".join(str(size) for size in allowed)
+        raise CalibrationError(f"--block: found {block}, expected {expected} with scheme {name}")
+    size = allowed[0] if block is None else block
+    if name == "w8":
+        return Scheme(name, Precision("int8", size), None, False)
+    if name == "w4":
+        return Scheme(name, Precision("int4", size), Precision("int8"), False)
+    return Scheme(name, Precision(name, activations=True), Precision("int8") if name == "int8" else None, True)

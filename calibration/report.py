@@ -1,0 +1,167 @@
+"""What a calibration found, as JSON, Markdown and a picture; the files are part of the bundle."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from fastblt.calibration.bundle_quantizer import Recipe
+from fastblt.calibration.precision import Scheme
+from fastblt.calibration.quality import Quality
+from fastblt.calibration.sensitivity import Sensitivity
+from fastblt.calibration.trace_store import Index
+from fastblt.runtime.bundle import Manifest
+
+JSON_FILE, MARKDOWN_FILE, PICTURE_FILE = "quantization.json", "quantization.md", "quantization.png"
+
+
+@dataclass(frozen=True)
+class Result:
+    """One calibration."""
+
+    model: str
+    dtype: str
+    scheme: Scheme
+    recipe: Recipe
+    budget: Mapping[str, float]
+    source: Manifest
+    quantized: Manifest
+    before: Quality
+    after: Quality
+    heldout_bytes: int
+    sensitivities: Sequence[Sensitivity]
+    range_losses: Mapping[str, float]
+    """Relative growth of bits per byte, by the way of choosing ranges; empty where none was chosen."""
+    traces: Index | None
+
+    @property
+    def losses(self) -> dict[str, float]:
+        """By how much the bundle is worse."""
+        return self.after.losses(self.before)
+
+    @property
+    def precisions(self) -> dict[str, dict[str, str]]:
+        """Label of each layer's precision, by part."""
+        assert self.quantized.quantization is not None
+        found: dict[str, dict[str, str]] = self.quantized.quantization["graphs"]
+        return found
+
+    def summary(self) -> dict[str, Any]:
+        """What the manifest records, plain JSON."""
+        return {
+            "rounding": self.recipe.rounding,
+            "ranges": self.recipe.ranges if self.scheme.needs_activations else None,
+            "budget": dict(self.budget),
+            "heldout_bytes": self.heldout_bytes,
+            "quality": {"before": asdict(self.before), "after": asdict(self.after), "losses": self.losses},
+            "weight_bytes": {
+                part: {"before": spec.weight_bytes, "after": self.quantized.graphs[part].weight_bytes}
+                for part, spec in self.source.graphs.items()
+            },
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, plain JSON."""
+        return {
+            "model": self.model,
+            "dtype": self.dtype,
+            "scheme": self.scheme.name,
+            **self.summary(),
+            "layers": self.precisions,
+            "sensitivity": [asdict(row) for row in self.sensitivities],
+            "range_losses": dict(self.range_losses),
+            "traces": {"setting": self.traces.setting, "offered": self.traces.offered} if self.traces else None,
+        }
+
+
+def write_report(folder: Path, result: Result) -> None:
+    """Write the files; the picture only where matplotlib is installed."""
+    text = json.dumps(result.to_dict(), indent=1) + "\n"
+    (folder / JSON_FILE).write_text(text, encoding="utf-8")
+    (folder / MARKDOWN_FILE).write_text("\n".join(_markdown(result)) + "\n", encoding="utf-8")
+    if find_spec("matplotlib") is not None:
+        _picture(folder / PICTURE_FILE, result)
+
+
+def quality_rows(result: Result) -> Iterator[tuple[str, str, str, str]]:
+    """Figure, before, after, loss: as text, for tables."""
+    before, after, losses = result.before, result.after, result.losses
+    yield (
+        "bits per byte",
+        f"{before.bits_per_byte:.4f}",
+        f"{after.bits_per_byte:.4f}",
+        f"{losses['bpb']:+.3%}",
+    )
+    yield "next-byte agreement", "100 %", f"{after.agreement:.2%}", f"{losses['agreement']:.2%}"
+    yield "patch-boundary agreement", "100 %", f"{after.boundaries:.2%}", f"{losses['boundaries']:.2%}"
+    if before.masked is not None and after.masked is not None:
+        yield "masked accuracy", f"{before.masked:.2%}", f"{after.masked:.2%}", f"{losses['masked']:+.2%}"
+    for method, rate in after.acceptance.items():
+        lost = before.acceptance[method] - rate
+        yield f"acceptance of {method}", f"{before.acceptance[method]:.2%}", f"{rate:.2%}", f"{lost:+.2%}"
+
+
+def size_rows(result: Result) -> Iterator[tuple[str, str, str, str, str]]:
+    """Graph, megabytes of weights before and after, ratio, layers by precision: as text, for tables."""
+    for part, spec in result.source.graphs.items():
+        after = result.quantized.graphs[part].weight_bytes
+        counts = Counter(result.precisions.get(part, {}).values())
+        told = ", ".join(f"{count} x {label}" for label, count in sorted(counts.items())) or "as they were"
+        ratio = f"{spec.weight_bytes / after:.2f}"
+        yield spec.file, f"{spec.weight_bytes / 1e6:.2f}", f"{after / 1e6:.2f}", ratio, told
+
+
+def _markdown(result: Result) -> Iterator[str]:
+    budget = ", ".join(f"{name} {limit:.2%}" for name, limit in result.budget.items())
+    yield f"# {result.model} ({result.dtype}) in {result.scheme.name}"
+    yield ""
+    yield f"Rounding: {result.recipe.rounding}. Budget: {budget}. {result.heldout_bytes} bytes of held-out text."
+    yield ""
+    yield from _table(("figure", "before", "after", "loss"), quality_rows(result))
+    yield from _table(("graph", "MB before", "MB after", "ratio", "layers"), size_rows(result))
+    if result.range_losses:
+        rows = [(name, f"{loss:+.3%}") for name, loss in result.range_losses.items()]
+        yield from _table(("ranges of inputs", "bits per byte"), rows)
+    if result.sensitivities:
+        alone = [(s.part, s.group, f"{s.saved_bytes / 1e6:.3f}", f"{s.loss:+.4%}") for s in result.sensitivities]
+        yield from _table(("graph", "quantised alone", "MB saved", "bits per byte"), alone)
+
+
+def _table(header: Sequence[str], rows: Iterator[tuple[str, ...]] | Sequence[tuple[str, ...]]) -> Iterator[str]:
+    yield f"| {' | '.join(header)} |"
+    yield f"|{' --- |' * len(header)}"
+    for row in rows:
+        yield f"| {' | '.join(row)} |"
+    yield ""
+
+
+def _picture(path: Path, result: Result) -> None:
+    """Bits lost against bytes saved by each group alone; or, without sensitivities, acceptance before and after."""
+    from matplotlib.figure import Figure
+
+    plot = Figure(figsize=(7, 4.5), layout="constrained")
+    axis = plot.add_subplot()
+    axis.grid(alpha=0.3)
+    groups = [row for row in result.sensitivities if row.group != "*"]
+    title = f"{result.model} in {result.scheme.name}"
+    if groups:
+        for part in dict.fromkeys(row.part for row in groups):
+            rows = [row for row in groups if row.part == part]
+            axis.scatter([row.saved_bytes / 1e6 for row in rows], [100 * row.loss for row in rows], label=part)
+        for row in groups:
+            axis.annotate(row.group.split(".", 1)[-1], (row.saved_bytes / 1e6, 100 * row.loss), fontsize=6)
+        axis.set(title=f"{title}: each group alone", xlabel="MB saved", ylabel="bits per byte lost, %", xscale="log")
+    else:
+        names = list(result.after.acceptance)
+        places = range(len(names))
+        for quality, label, shift in ((result.before, "before", -0.2), (result.after, "after", 0.2)):
+            axis.bar([place + shift for place in places], [quality.acceptance[n] for n in names], 0.4, label=label)
+        axis.set_xticks(list(places), names, rotation=20)
+        axis.set(title=f"{title}: acceptance of drafts", ylabel="accepted / drafted")
+    axis.legend(fontsize="small")
+    plot.savefig(path, format="png", dpi=110)

@@ -1,0 +1,215 @@
+"""Samples of graph calls on disk: npz shards and an index, a fair choice of all calls that were offered.
+
+Each stratum of a graph (one byte, a verified chunk, a block of which half is hidden, ...) keeps the calls with the
+smallest of random numbers, which is a reservoir: whatever the number of calls, each has the same chance. The numbers
+depend on the seed and on the call alone, so a recording that was interrupted and went on gives the same samples.
+
+==================  ==================================================================
+``traces.json``     format, digest of the model, what was recorded, where samples are
+``shard-NNNNN.npz`` arrays ``<sample>/<input>``: the inputs of whole calls
+==================  ==================================================================
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastblt.calibration.precision import CalibrationError
+from fastblt.runtime.bundle import Manifest
+
+INDEX_FILE = "traces.json"
+FORMAT, VERSION = "fastblt-traces", 1
+#: Arrays that wait in memory, before they are written to a shard.
+PENDING_BYTES = 128 * 2**20
+
+Arrays = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One call that is kept."""
+
+    part: str
+    stratum: str
+    priority: float
+    rows: int
+    shard: int
+    key: int
+    """Of its arrays in the shard."""
+
+
+@dataclass
+class Index:
+    """What the index file holds."""
+
+    model: str
+    """`model_digest` of the bundle."""
+    setting: dict[str, Any]
+    """What determines the samples: methods, prompts, seed, samples a graph."""
+    units: int = 0
+    """Units of work (a prompt with a method) that are recorded."""
+    complete: bool = False
+    shards: int = 0
+    """Shards that were ever begun."""
+    offered: dict[str, int] = field(default_factory=dict)
+    """Calls that were made, by graph and stratum."""
+    samples: list[Sample] = field(default_factory=list)
+
+
+def model_digest(manifest: Manifest) -> str:
+    """Tells models apart: sha256 over the digests of a bundle's files."""
+    digests = {name: entry["sha256"] for name, entry in manifest.files.items()}
+    return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
+
+
+class TraceStore:
+    """A folder of traces.
+
+    Args:
+        folder: made if it is missing.
+        model: digest of the model, see `model_digest`.
+        setting: what determines the samples.
+
+    Raises:
+        CalibrationError: the folder has traces of another model or setting, or is damaged.
+    """
+
+    def __init__(self, folder: Path, model: str, setting: dict[str, Any]) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self.index = _load(folder, model, setting) or Index(model, setting)
+        self._pending: list[tuple[Sample, Arrays]] = []
+        self._pending_bytes = 0
+        self._remove_strays()
+
+    @property
+    def samples(self) -> list[Sample]:
+        """What is kept."""
+        return self.index.samples
+
+    def offer(
+        self, part: str, stratum: str, priority: float, capacity: int, rows: int, read: Callable[[], Arrays]
+    ) -> None:
+        """Offer a call; ``read`` copies its inputs, and is called only if it is kept for now.
+
+        Args:
+            part: whose graph.
+            stratum: kind of call.
+            priority: random number in [0, 1).
+            capacity: calls of the stratum that are kept.
+            rows: of the call.
+            read: gives its inputs by name.
+        """
+        name = f"{part}/{stratum}"
+        self.index.offered[name] = self.index.offered.get(name, 0) + 1
+        rivals = sorted(s.priority for s in self._all() if (s.part, s.stratum) == (part, stratum))
+        if len(rivals) >= capacity and priority >= rivals[capacity - 1]:
+            return
+        arrays = read()
+        if len(rivals) >= capacity:
+            self._drop(part, stratum, rivals[capacity - 1])
+        self._pending.append((Sample(part, stratum, priority, rows, -1, -1), arrays))
+        self._pending_bytes += sum(array.nbytes for array in arrays.values())
+        if self._pending_bytes > PENDING_BYTES:
+            self._write_shard()
+
+    def end_unit(self, *, last: bool = False) -> None:
+        """A unit of work is done: what it gave is safe from now on."""
+        self._write_shard()
+        self.index.units += 1
+        self.index.complete = last
+        self._save()
+        self._remove_strays()
+
+    def read(self, part: str) -> Iterator[tuple[Sample, Arrays]]:
+        """The samples of a graph, shard by shard."""
+        by_shard: dict[int, list[Sample]] = {}
+        for sample in self.samples:
+            if sample.part == part:
+                by_shard.setdefault(sample.shard, []).append(sample)
+        for shard, samples in sorted(by_shard.items()):
+            path = self._path(shard)
+            try:
+                with np.load(path, allow_pickle=False) as file:
+                    for sample in samples:
+                        prefix = f"{sample.key}/"
+                        yield sample, {n.removeprefix(prefix): file[n] for n in file.files if n.startswith(prefix)}
+            except (OSError, ValueError, EOFError) as error:
+                raise CalibrationError(f"{path}: cannot be read ({error}), expected a shard of traces") from error
+
+    def _all(self) -> Iterator[Sample]:
+        yield from self.index.samples
+        yield from (sample for sample, _ in self._pending)
+
+    def _drop(self, part: str, stratum: str, priority: float) -> None:
+        def stays(sample: Sample) -> bool:
+            return (sample.part, sample.stratum, sample.priority) != (part, stratum, priority)
+
+        self.index.samples = [sample for sample in self.index.samples if stays(sample)]
+        self._pending = [item for item in self._pending if stays(item[0])]
+        self._pending_bytes = sum(array.nbytes for _, arrays in self._pending for array in arrays.values())
+
+    def _write_shard(self) -> None:
+        if not self._pending:
+            return
+        shard = self.index.shards
+        arrays: Arrays = {}
+        for key, (sample, inputs) in enumerate(self._pending):
+            arrays |= {f"{key}/{name}": array for name, array in inputs.items()}
+            self.index.samples.append(Sample(sample.part, sample.stratum, sample.priority, sample.rows, shard, key))
+        path = self._path(shard)
+        partial = path.with_name(f".{path.name}.partial")
+        with partial.open("wb") as file:
+            np.savez(file, allow_pickle=False, **arrays)
+        os.replace(partial, path)
+        self.index.shards += 1
+        self._pending, self._pending_bytes = [], 0
+
+    def _save(self) -> None:
+        partial = self.folder / f".{INDEX_FILE}.partial"
+        data = {"format": FORMAT, "version": VERSION, **asdict(self.index)}
+        partial.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+        partial.replace(self.folder / INDEX_FILE)
+
+    def _remove_strays(self) -> None:
+        """Delete shards that hold no sample any more, or that an interrupted unit left."""
+        used = {self._path(sample.shard) for sample in self.index.samples}
+        for path in self.folder.glob("shard-*.npz"):
+            if path not in used:
+                path.unlink()
+
+    def _path(self, shard: int) -> Path:
+        return self.folder / f"shard-{shard:05d}.npz"
+
+
+def _load(folder: Path, model: str, setting: dict[str, Any]) -> Index | None:
+    path = folder / INDEX_FILE
+    if not path.exists():
+        if any(folder.iterdir()):
+            raise CalibrationError(f"{folder}: found files but no {INDEX_FILE}, expected traces or an empty folder")
+        return None
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        found = (data.pop("format"), data.pop("version"))
+        index = Index(**{**data, "samples": [Sample(**sample) for sample in data["samples"]]})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CalibrationError(f"{path}: cannot be read ({error}), expected the index of traces") from error
+    if found != (FORMAT, VERSION):
+        raise CalibrationError(f"{path}: found format {found}, expected {(FORMAT, VERSION)}")
+    if index.model != model:
+        raise CalibrationError(
+            f"{path}: found traces of model {index.model[:12]}, expected {model[:12]}: another bundle"
+        )
+    for name, value in setting.items():
+        if index.setting.get(name) != value:
+            raise CalibrationError(f"{path}: found {name} {index.setting.get(name)!r:.60}, expected {value!r:.60}")
+    return index
