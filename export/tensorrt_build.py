@@ -48,7 +48,7 @@ class TensorRtGraph:
             # There are kernels for fp16 and bf16 only.
             self._decompose_attention()
         # A batch of single rows (a decoder row and the tokens of its latent) is a few products of vectors anyway.
-        self._let_decompose([layer for layer in self._attentions() if layer.get_input(0).shape[2] == 1])
+        self._let_decompose([layer for layer in self._attentions() if layer.attention.mask is None])
 
     def _parser_errors(self) -> str:
         """What the parser says, with the node and its operator."""
@@ -62,7 +62,10 @@ class TensorRtGraph:
     def _attentions(self) -> list[Any]:
         kind = getattr(self._trt.LayerType, "ATTENTION_INPUT", None)
         layers = (self.network.get_layer(index) for index in range(self.network.num_layers))
-        return [layer for layer in layers if kind is not None and layer.type == kind]
+        found = [layer for layer in layers if kind is not None and layer.type == kind]
+        for layer in found:
+            layer.__class__ = self._trt.IAttentionInputLayer
+        return found
 
     def _decompose_attention(self) -> None:
         """Let attention be made of matrix products, in those profiles that there is no kernel for."""
@@ -71,7 +74,6 @@ class TensorRtGraph:
 
     def _let_decompose(self, layers: Sequence[Any]) -> None:
         for layer in layers:
-            layer.__class__ = self._trt.IAttentionInputLayer
             layer.attention.decomposable = True
 
     def aliases(self) -> dict[str, str]:

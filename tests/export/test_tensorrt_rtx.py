@@ -236,11 +236,11 @@ def test_attention_is_one_layer_when_types_have_a_kernel(bundle: Path) -> None:
 
 def test_attention_without_a_kernel_is_made_of_matrix_products(bundle: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """One fixed row and heads of 32 have none; the compiler's own complaint is not shown."""
-    graph, spec = parse(bundle, "decoder")
+    graph, spec = parse(bundle, "encoder")
     one = {
         tensor.name: ((tuple(1 if isinstance(size, str) else size for size in tensor.shape),) * 3)
         for tensor in spec.inputs
-        if {"rows", "latents"} & set(tensor.shape)
+        if {"rows", "patches"} & set(tensor.shape)
     }
     assert not graph.decomposed
     assert graph.build([Profile("one", one)], (89,)).nbytes > 0

@@ -148,6 +148,7 @@ class IAttentionInputLayer:
 
     class Attention:
         decomposable = False
+        mask: Tensor | None = None
 
     def __init__(self, node: onnx.NodeProto, types: dict[str, DataType]) -> None:
         kinds = {"Attention": LayerType.ATTENTION_INPUT, "TensorScatter": LayerType.KV_CACHE_UPDATE}
@@ -155,6 +156,7 @@ class IAttentionInputLayer:
         self.name, self.attention = node.name, self.Attention()
         self._inputs = [Tensor(name, types.get(name)) for name in node.input]
         self._outputs = [Tensor(name, types.get(name)) for name in node.output]
+        self.attention.mask = self._inputs[3] if len(self._inputs) > 3 else None
 
     def get_input(self, index: int) -> Tensor:
         return self._inputs[index]
