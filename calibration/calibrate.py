@@ -130,10 +130,10 @@ def _check(bundle: Path, out: Path, request: Request) -> None:
 
 
 def _rounding(scheme: Scheme, request: Request) -> str:
-    """GPTQ pays with 4 bits; 8 bits lose next to nothing by rounding to nearest, E4M3 is no grid that it knows."""
+    """GPTQ lost least with every type of integers (docs/quantization.md); E4M3 is no grid that it knows."""
     if request.rounding != AUTO:
         return request.rounding
-    return "gptq" if scheme.name == "w4" else "rtn"
+    return "rtn" if scheme.name == "fp8" else "gptq"
 
 
 def _needs_traces(scheme: Scheme, request: Request) -> bool:
@@ -191,7 +191,7 @@ class _Calibration:
             self._choose_ranges()
         uniform: list[Precision | None] = [self.scheme.precision] * len(self.groups)
         self.say("measuring the quantised bundle")
-        chosen, found = uniform, self._try(uniform)
+        chosen, found = uniform, self._try(uniform, full=True)
         fits = not exceeded(found.losses(self.quality), self.request.budget)
         sensitivities = self._sensitivities() if self.request.sensitivity or not (fits or self.request.uniform) else []
         if not fits:
@@ -212,9 +212,9 @@ class _Calibration:
         self.quantizer.recipe = replace(self.quantizer.recipe, ranges=best)
         self.quantizer.forget_ranges()
 
-    def _try(self, choice: Sequence[Precision | None]) -> Quality:
+    def _try(self, choice: Sequence[Precision | None], *, full: bool) -> Quality:
         given = assignment(list(zip(self.groups, choice, strict=True)))
-        return compare(self._outcomes(given, full=True), self.exact)
+        return compare(self._outcomes(given, full=full), self.exact)
 
     def _outcomes(self, given: Assignment, *, full: bool) -> Outcomes:
         with tempfile.TemporaryDirectory(dir=self.scratch) as folder:
@@ -242,18 +242,19 @@ class _Calibration:
         """The first of the mixtures that fits."""
         candidates = choices(self.groups, self.scheme, sensitivities)
         found: dict[int, Quality] = {0: uniform}
+        full = bool(self.request.budget.keys() & {"masked", "acceptance"})
 
         def fits(index: int) -> bool:
             if index not in found:
                 self.say(f"trying mixture {index} of {len(candidates) - 2}")
-                found[index] = self._try(candidates[index])
+                found[index] = self._try(candidates[index], full=full)
             return not exceeded(found[index].losses(self.quality), self.request.budget)
 
         # The last one is the bundle itself.
         index = first_that_fits(len(candidates) - 1, fits)
         if index is None:
             raise self._beyond(found[len(candidates) - 2])
-        return candidates[index], found[index]
+        return candidates[index], found[index] if full else self._try(candidates[index], full=True)
 
     def _beyond(self, found: Quality) -> CalibrationError:
         lost = exceeded(found.losses(self.quality), self.request.budget)

@@ -106,6 +106,12 @@ class Manifest:
         """Parts whose graphs have quantised layers."""
         return tuple(self.quantization["graphs"]) if self.quantization else ()
 
+    @property
+    def precisions(self) -> set[str]:
+        """Labels of the precisions that layers were quantised to, e.g. ``w4/32``, ``int8`` or ``fp8``."""
+        graphs = self.quantization["graphs"] if self.quantization else {}
+        return {label for layers in graphs.values() for label in layers.values()}
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
         plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
@@ -202,8 +208,10 @@ class _ManifestReader:
     def _quantization(self, graphs: dict[str, Any]) -> dict[str, Any]:
         found = self._get(self.data, "quantization", dict)
         self._get(found, "scheme", str)
-        for part in self._get(found, "graphs", dict):
+        for part, layers in self._get(found, "graphs", dict).items():
             self._expect(part in graphs, "quantization.graphs", part, "one of the manifest's graphs")
+            named = isinstance(layers, dict) and all(isinstance(label, str) for label in layers.values())
+            self._expect(named, "quantization.graphs", layers, "a precision for each layer")
         return found
 
     def _graph(self, data: dict[str, Any], files: dict[str, Any]) -> GraphSpec:

@@ -323,6 +323,9 @@ def session_options(manifest: Manifest, threads: int | None, *, exact: bool = Fa
     options.log_severity_level = 3
     options.intra_op_num_threads = threads
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1" if exact else "4")
+    if "fp8" in manifest.precisions:
+        # There is no product of E4M3 numbers on CPUs: as the graph says, in fp32 (the fused one refuses to load).
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
     options.inter_op_num_threads = 1
     # Four sessions take turns: the threads of one must not spin while another works.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")

@@ -244,7 +244,7 @@ def calibrate(
     patcher: Annotated[
         bool, typer.Option("--patcher", help="Quantise the patcher, too: patches end elsewhere.")
     ] = False,
-    rounding: Annotated[str, typer.Option(help="Of weights: rtn, gptq or auto (gptq for w4).")] = "auto",
+    rounding: Annotated[str, typer.Option(help="Of weights: rtn, gptq or auto (gptq, but for fp8).")] = "auto",
     ranges: Annotated[
         str, typer.Option("--range", help="Of inputs: minmax, percentile, entropy, mse or auto (the best).")
     ] = "auto",
