@@ -109,6 +109,8 @@ class Quantizer:
         raise_opset(model)
         sizes = {name: v.const_value.nbytes for name, v in graph.initializers.items() if v.const_value is not None}
         external = f"{spec.file}.data" if sum(sizes.values()) > EXTERNAL_BYTES else None
+        if external is None:
+            ir.external_data.load_to_model(model)  # what is left of a file beside the source
         ir.save(model, folder / spec.file, external_data=external, size_threshold_bytes=1024)
         return replace(spec, weight_bytes=sum(size for name, size in sizes.items() if "embeddings" not in name))
 

@@ -45,6 +45,10 @@ PROFILES = {
 }
 
 
+#: First compute capability with products of E4M3 numbers.
+FP8_SM = 89
+
+
 @dataclass(frozen=True)
 class Request:
     """What to compile."""
@@ -105,6 +109,12 @@ def _check_request(bundle: Path, manifest: Manifest, library: TensorRtLibrary, r
         raise TensorRtError(
             f"{bundle}: found standard graphs, but {library.label} has no layers for TensorScatter and Attention; "
             "expected lowered ones (fastblt export --lowered)"
+        )
+    oldest = min(request.sms, default=FP8_SM)
+    if "fp8" in manifest.precisions and oldest < FP8_SM:
+        raise TensorRtError(
+            f"sm: found {oldest}, expected {FP8_SM} or newer: {bundle} has layers in fp8 (fastblt calibrate --scheme "
+            "int8 or w8 makes one for older GPUs)"
         )
     if request.timing_cache is not None and library.target == "tensorrt-rtx":
         raise TensorRtError("timing cache: TensorRT-RTX measures no kernels when it builds, expected target tensorrt")

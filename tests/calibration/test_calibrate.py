@@ -1,0 +1,217 @@
+"""Whole calibrations of the tiny models."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+
+from fastblt.calibration.calibrate import Request, calibrate
+from fastblt.calibration.precision import CalibrationError
+from fastblt.calibration.report import JSON_FILE, MARKDOWN_FILE, PICTURE_FILE
+from fastblt.export.bundle_writer import export_bundle
+from fastblt.models.tokens import encode
+from fastblt.runtime.backends.bundle_weights import load_eager_model
+from fastblt.runtime.backends.eager import EagerBackend
+from fastblt.runtime.backends.onnxruntime import OnnxRuntimeBackend, session_options
+from fastblt.runtime.blt_runtime import BltRuntime
+from fastblt.runtime.bundle import check_files, load_manifest
+from fastblt.runtime.session import Session
+
+Make = Callable[..., Request]
+SCHEMES = ("w8", "w4", "int8", "fp8")
+TEXT = b"In the beginning God created the heaven and the earth. And the earth was waste and void;"
+
+
+@pytest.fixture(scope="module", params=SCHEMES)
+def quantized(
+    request: pytest.FixtureRequest, tiny_bundle: Path, request_for: Make, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    out = tmp_path_factory.mktemp("quantized") / request.param
+    calibrate(tiny_bundle, out, request_for(request.param))
+    return out
+
+
+def operators(bundle: Path, part: str, folder: Path) -> list[str]:
+    """What ONNX Runtime makes of a graph."""
+    manifest = load_manifest(bundle)
+    options = session_options(manifest, 1)
+    options.optimized_model_filepath = str(folder / "optimized.onnx")
+    ort.InferenceSession(bundle / manifest.graphs[part].file, options, providers=["CPUExecutionProvider"])
+    return [node.op_type for node in onnx.load(folder / "optimized.onnx").graph.node]
+
+
+def test_bundle_says_what_was_done(quantized: Path, tiny_bundle: Path) -> None:
+    manifest, source = load_manifest(quantized), load_manifest(tiny_bundle)
+    check_files(quantized, manifest)
+    assert manifest.quantization is not None
+    assert manifest.quantization["scheme"] == quantized.name
+    assert manifest.quantized_parts == ("encoder", "global", "decoder")
+    assert manifest.quantization["quality"]["after"]["bits_per_byte"] > 0
+    assert manifest.quantization["quality"]["losses"]["boundaries"] == 0, "the patcher stays as it is"
+    report = json.loads((quantized / JSON_FILE).read_text())
+    assert report["layers"] == manifest.quantization["graphs"]
+    assert set(report["quality"]["after"]["acceptance"]) >= {"s:4", "s:8"}
+    assert "| bits per byte |" in (quantized / MARKDOWN_FILE).read_text()
+    assert (quantized / PICTURE_FILE).read_bytes().startswith(b"\x89PNG")
+    for part, spec in manifest.graphs.items():
+        before = source.graphs[part].weight_bytes
+        assert spec.weight_bytes == before if part == "patcher" else spec.weight_bytes < before * 0.4
+
+
+def test_products_are_fused(quantized: Path, tmp_path: Path) -> None:
+    expected = {"w8": "MatMulNBits", "w4": "MatMulNBits", "int8": "MatMulIntegerToFloat", "fp8": "MatMul"}
+    for part in ("encoder", "global", "decoder"):
+        found = operators(quantized, part, tmp_path)
+        layers = load_manifest(quantized).quantization["graphs"][part]  # type: ignore[index]
+        assert found.count(expected[quantized.name]) == len(layers)
+        if quantized.name != "fp8":
+            assert "MatMul" not in found
+
+
+def test_graphs_compute_what_the_rounded_weights_say(quantized: Path) -> None:
+    """The eager model of the same rounded weights, and graphs whose inputs are not rounded."""
+    if quantized.name not in ("w8", "w4"):
+        pytest.skip("inputs are quantised: there is no eager model of that")
+    manifest = load_manifest(quantized)
+    exact = OnnxRuntimeBackend.load(quantized, 200, None, session_options(manifest, 1, exact=True))
+    eager = EagerBackend(load_eager_model(quantized, "cpu"), 200)
+    logits = []
+    for backend in (exact, eager):
+        session = Session(backend)
+        session.append(encode(TEXT)[session.length :])
+        logits.append(session.score().logits.copy())
+    np.testing.assert_allclose(logits[0], logits[1], atol=2e-4)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 7])
+def test_rows_are_the_same_to_the_bit_in_calls_of_any_size(quantized: Path, rows: int) -> None:
+    """What makes verified drafts exact although inputs are rounded to 8 bits."""
+    backend = BltRuntime.from_pretrained(quantized, max_bytes=200).backend
+    tokens = encode(TEXT)
+    found = []
+    for step in (1, rows):
+        session = Session(backend)
+        pieces = []
+        while session.length < len(tokens):
+            session.append(tokens[session.length : session.length + step])
+            pieces.append(session.score().logits.copy())
+        found.append(np.concatenate(pieces))
+    np.testing.assert_array_equal(found[0], found[1])
+
+
+def test_verified_drafts_write_the_same_bytes(quantized: Path) -> None:
+    runtime = BltRuntime.from_pretrained(quantized, max_bytes=300)
+    expected = runtime.generate(TEXT, 150).data
+    for method in ("s:4", "s:16", "dv:4@one", "dv:4@0.3+partial", "auto"):
+        assert runtime.generate(TEXT, 150, method=method).data == expected, method
+
+
+def test_model_that_reads_byte_states_is_quantised_too(
+    tiny_encoder_bundle: Path, request_for: Make, tmp_path: Path
+) -> None:
+    calibrate(tiny_encoder_bundle, tmp_path / "out", request_for("w4", patcher=True))
+    manifest = load_manifest(tmp_path / "out")
+    assert manifest.quantized_parts == ("patcher", "encoder", "global", "decoder")
+    runtime = BltRuntime.from_pretrained(tmp_path / "out", max_bytes=300)
+    assert runtime.generate(TEXT, 100, method="s:8").data == runtime.generate(TEXT, 100).data
+
+
+@pytest.mark.parametrize(("dtype", "lowered"), [("bf16", False), ("fp16", False), ("fp32", True), ("bf16", True)])
+def test_other_types_and_lowered_graphs_are_quantised(
+    dtype: str, lowered: bool, tiny_checkpoint: Path, request_for: Make, tmp_path: Path
+) -> None:
+    export_bundle(tiny_checkpoint, tmp_path / "source", dtype=dtype, lowered=lowered, verify=False)
+    result = calibrate(tmp_path / "source", tmp_path / "out", request_for("w4"))
+    assert result.after.bits_per_byte == pytest.approx(result.before.bits_per_byte, rel=0.2)
+    manifest = load_manifest(tmp_path / "out")
+    assert (manifest.dtype, manifest.operators) == (dtype, "lowered" if lowered else "standard")
+    for part in manifest.quantized_parts:
+        model = onnx.load(tmp_path / "out" / manifest.graphs[part].file)
+        onnx.checker.check_model(model)
+        kinds = {node.op_type for node in model.graph.node}
+        assert "DequantizeLinear" in kinds
+
+
+def test_some_layers_stay_more_exact_when_the_budget_is_small(
+    tiny_bundle: Path, request_for: Make, tmp_path: Path
+) -> None:
+    uniform = calibrate(tiny_bundle, tmp_path / "uniform", request_for("w4"))
+    assert uniform.losses["agreement"] > 0
+    budget = {"agreement": uniform.losses["agreement"] / 2}
+    mixed = calibrate(tiny_bundle, tmp_path / "mixed", request_for("w4", budget=budget))
+    assert mixed.losses["agreement"] <= budget["agreement"]
+    labels = {label for layers in mixed.precisions.values() for label in layers.values()}
+    assert labels & {"w4/32", "w4/16"}
+    assert mixed.precisions != uniform.precisions
+    assert {row.group for row in mixed.sensitivities} >= {"*", "decoder.layers.0", "global_transformer.layers.1"}
+    assert "quantised alone" in (tmp_path / "mixed" / MARKDOWN_FILE).read_text()
+
+
+def test_nothing_is_left_when_too_much_is_lost(tiny_bundle: Path, request_for: Make, tmp_path: Path) -> None:
+    request = request_for("w4", budget={"agreement": 0.0}, uniform=True)
+    with pytest.raises(CalibrationError, match=r"w4, uniform: found a loss of agreement .*, allowed: agreement 0"):
+        calibrate(tiny_bundle, tmp_path / "out", request)
+    assert not any(tmp_path.iterdir())
+
+
+def test_earlier_bundle_stays_when_too_much_is_lost(tiny_bundle: Path, request_for: Make, tmp_path: Path) -> None:
+    calibrate(tiny_bundle, tmp_path / "out", request_for("w8"))
+    before = load_manifest(tmp_path / "out")
+    with pytest.raises(CalibrationError, match="found a loss"):
+        calibrate(tiny_bundle, tmp_path / "out", request_for("w4", budget={"agreement": 0.0}, uniform=True))
+    assert load_manifest(tmp_path / "out") == before
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_traces_are_kept_and_used_again(tiny_bundle: Path, request_for: Make, tmp_path: Path) -> None:
+    folder = tmp_path / "traces"
+    told: list[str] = []
+    calibrate(tiny_bundle, tmp_path / "a", request_for("int8", ranges="mse"), traces=folder, say=told.append)
+    assert any(line.startswith("recording") for line in told)
+    told.clear()
+    calibrate(tiny_bundle, tmp_path / "b", request_for("int8", ranges="mse"), traces=folder, say=told.append)
+    assert not any(line.startswith("recording") for line in told)
+    assert load_manifest(tmp_path / "a").files["decoder.onnx"] == load_manifest(tmp_path / "b").files["decoder.onnx"]
+
+
+def test_source_is_untouched_when_the_result_is_changed(tiny_bundle: Path, request_for: Make, tmp_path: Path) -> None:
+    calibrate(tiny_bundle, tmp_path / "out", request_for("w8", rounding="rtn"))
+    with (tmp_path / "out" / "embeddings.safetensors").open("r+b") as file:
+        file.write(b"\0" * 64)
+    check_files(tiny_bundle, load_manifest(tiny_bundle))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"samples": 3}, "--samples: found 3, expected at least 16"),
+        ({"rounding": "up"}, "--rounding: found 'up', expected auto, rtn, gptq"),
+        ({"ranges": "wide"}, "--range: found 'wide', expected auto, minmax"),
+        ({"windows": ()}, "held-out text: found none"),
+    ],
+)
+def test_requests_that_cannot_be_met_are_named(
+    changes: dict[str, object], message: str, tiny_bundle: Path, request_for: Make, tmp_path: Path
+) -> None:
+    request = Request(**{**vars(request_for("w4")), **changes})
+    with pytest.raises(CalibrationError, match=message):
+        calibrate(tiny_bundle, tmp_path / "out", request)
+    assert not any(tmp_path.iterdir())
+
+
+def test_bundles_that_cannot_be_quantised_are_named(tiny_bundle: Path, request_for: Make, tmp_path: Path) -> None:
+    calibrate(tiny_bundle, tmp_path / "w8", request_for("w8", rounding="rtn"))
+    with pytest.raises(CalibrationError, match=r"w8: found a bundle that is quantised \(w8\)"):
+        calibrate(tmp_path / "w8", tmp_path / "again", request_for("w4"))
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.txt").write_text("years of work")
+    with pytest.raises(CalibrationError, match="exists and is not a bundle"):
+        calibrate(tiny_bundle, tmp_path / "thesis", request_for("w4"))
+    with pytest.raises(CalibrationError, match="found the bundle itself"):
+        calibrate(tiny_bundle, tiny_bundle, request_for("w4"))

@@ -1,0 +1,97 @@
+"""Quantised graphs compile with TensorRT-RTX for every SM that has their types, and weights stay small in engines."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("tensorrt_rtx")
+
+from fastblt.calibration.bundle_quantizer import Quantizer, Recipe, layers_of
+from fastblt.calibration.heldout import load_prompts
+from fastblt.calibration.precision import parse_scheme
+from fastblt.calibration.sensitivity import assignment, groups_of
+from fastblt.calibration.trace_recorder import RecordingSetting, record
+from fastblt.calibration.trace_store import TraceStore, model_digest
+from fastblt.export.bundle_writer import export_bundle
+from fastblt.export.engine_compiler import Request, compile_bundle
+from fastblt.models.checkpoint import save_checkpoint
+from fastblt.models.presets import preset
+from fastblt.runtime.bundle import load_manifest
+from fastblt.runtime.tensorrt_library import TensorRtError, load_library
+
+LIBRARY = load_library("tensorrt-rtx")
+PARTS = ("encoder", "global", "decoder")
+
+
+@pytest.fixture(scope="module")
+def source(shipped_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, TraceStore]:
+    """The shipped checkpoint in fp16, and traces of it."""
+    folder = tmp_path_factory.mktemp("quantized-tensorrt")
+    export_bundle(shipped_checkpoint, folder / "fp16", dtype="fp16", verify=False)
+    prompts = tuple(prompt.data[:48] for prompt in load_prompts("web")[:2])
+    model = model_digest(load_manifest(folder / "fp16"))
+    return folder / "fp16", record(folder / "fp16", folder / "traces", model, RecordingSetting(prompts, 32, 24))
+
+
+def quantize(bundle: Path, store: TraceStore | None, out: Path, scheme_name: str, block: int | None = None) -> Path:
+    scheme = parse_scheme(scheme_name, block)
+    groups = groups_of(list(layers_of(bundle, PARTS)), scheme)
+    out.mkdir()
+    Quantizer(bundle, bundle, store, Recipe()).write(out, assignment([(g, scheme.precision) for g in groups]))
+    return out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("scheme", "block", "sms"),
+    [("w8", 0, (86, 89, 120)), ("w8", 128, (86, 89, 120)), ("w4", 32, (86, 89, 120))]
+    + [("int8", None, (86, 89, 120)), ("fp8", None, (89, 120))],
+)
+def test_every_quantised_graph_compiles(
+    scheme: str,
+    block: int | None,
+    sms: tuple[int, ...],
+    source: tuple[Path, TraceStore],
+    tmp_path: Path,
+    report_engines: Callable[..., None],
+) -> None:
+    out = quantize(*source, tmp_path / "out", scheme, block)
+    folder = compile_bundle(out, LIBRARY, Request(sms, (512,)))
+    report_engines(f"blt-d-8m in {scheme}", folder)
+    assert {engine.part for engine in folder.engines} == {"patcher", *PARTS}
+    for engine in folder.engines:
+        spec = load_manifest(out).graphs[engine.part]
+        caches = {t.name for t in spec.inputs if t.role in ("cache", "pool")}
+        assert set(engine.aliases.values()) == caches
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("scheme", "part_of_fp16"), [("w8", 0.5), ("w4", 0.282)])
+def test_weights_stay_packed_in_engines(
+    scheme: str, part_of_fp16: float, make_model: object, tmp_path: Path, report_engines: Callable[..., None]
+) -> None:
+    """Two layers of blt-1b's stacks: the engine is as large as the small weights, and kernels."""
+    config = preset("blt-1b")
+    stacks = {name: getattr(config, name) for name in ("patcher", "encoder", "global_transformer", "decoder")}
+    cut = {name: dataclasses.replace(stack, layers=1) for name, stack in stacks.items()}
+    hashes = dataclasses.replace(config.hash, rows=100)
+    save_checkpoint(tmp_path / "checkpoint", make_model(dataclasses.replace(config, **cut, hash=hashes)))  # type: ignore[operator]
+    export_bundle(tmp_path / "checkpoint", tmp_path / "fp16", dtype="fp16", verify=False)
+    out = quantize(tmp_path / "fp16", None, tmp_path / "out", scheme)
+    folder = compile_bundle(out, LIBRARY, Request((89,), (512,)))
+    report_engines(f"one layer of blt-1b in {scheme}", folder)
+    sizes = {engine.part: engine.bytes for engine in folder.engines}
+    before, after = (load_manifest(bundle).graphs["global"].weight_bytes for bundle in (tmp_path / "fp16", out))
+    assert after == pytest.approx(part_of_fp16 * before, rel=0.02)
+    assert after < sizes["global"] < after + 15e6
+
+
+def test_types_that_a_target_lacks_are_named(source: tuple[Path, TraceStore], tmp_path: Path) -> None:
+    out = quantize(*source, tmp_path / "out", "fp8")
+    with pytest.raises(TensorRtError, match=r"sm: found 86, expected 89 or newer: .* has layers in fp8"):
+        compile_bundle(out, LIBRARY, Request((86, 89), (512,)))
+    assert not (out / "engines").exists()
