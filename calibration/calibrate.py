@@ -42,6 +42,9 @@ AUTO = "auto"
 PARTS = ("encoder", "global", "decoder")
 #: Prompts and bytes after each, for the audit of drafts against autoregressive decoding.
 AUDIT_PROMPTS, AUDIT_BYTES = 8, 64
+#: Gap of logits that is a tie where graphs are lowered: they add up a cache's old and new rows in another order for
+#: every size of call, and rounding inputs to 8 bits makes up to 1e-1 of the last bit. Other graphs have no ties.
+LOWERED_TIE_BOUND = 0.5
 
 
 @dataclass(frozen=True)
@@ -299,8 +302,9 @@ class _Calibration:
             prompts = [(f"prompt {i}", data) for i, data in enumerate(self.request.prompts[:AUDIT_PROMPTS])]
             longest = max(len(data) for _, data in prompts)
             runtime = BltRuntime.from_pretrained(twin, max_bytes=longest + AUDIT_BYTES)
-            rows = audit(runtime, [(runtime, method) for method in methods], prompts, AUDIT_BYTES, 0.0)
-        wrong = [row.method for row in rows if row.identical < row.prompts]
+            bound = LOWERED_TIE_BOUND if self.manifest.operators == "lowered" else 0.0
+            rows = audit(runtime, [(runtime, method) for method in methods], prompts, AUDIT_BYTES, bound)
+        wrong = [row.method for row in rows if row.faults]
         if wrong:
             told = f"found other bytes with {', '.join(wrong)} than with ar, expected the same"
             raise CalibrationError(f"{self.bundle}: {self.scheme.name}: {told}")

@@ -465,7 +465,10 @@ def audit(
         typer.Option(help="Methods, with commas between  [default: one or more of each kind that the model can run]"),
     ] = None,
     backend: BackendOption = "onnxruntime",
-    reference: Annotated[str, typer.Option(help="Backend that is the truth: eager or onnxruntime.")] = "eager",
+    reference: Annotated[
+        str | None,
+        typer.Option(help="Backend that is the truth: eager or onnxruntime  [default: eager; quantised: --backend]"),
+    ] = None,
     prompts: Annotated[int | None, typer.Option(min=1, help="Held-out prompts  [default: 64]")] = None,
     bytes: Annotated[  # the option's name
         int | None,

@@ -91,8 +91,10 @@ def test_moments_that_are_not_finite_are_named() -> None:
 
 @pytest.mark.parametrize(
     ("inputs", "asked", "fitted"),
-    [(1024, "w4/128", "w4/128"), (576, "w4/128", "w4/64"), (288, "w4/32", "w4/32"), (792, "w4/32", "w8")]
-    + [(1584, "w4/32", "w4/16"), (792, "w8/128", "w8"), (792, "w8", "w8")],
+    [
+        *((1024, "w4/128", "w4/128"), (576, "w4/128", "w4/64"), (288, "w4/32", "w4/32"), (792, "w4/32", "w8")),
+        *((1584, "w4/32", "w4/16"), (792, "w8/128", "w8"), (792, "w8", "w8")),
+    ],
 )
 def test_blocks_are_whole(inputs: int, asked: str, fitted: str) -> None:
     kind, _, block = asked.partition("/")

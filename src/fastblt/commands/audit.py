@@ -48,7 +48,8 @@ class Setting:
     methods: tuple[str, ...] | None = None
     """None: `DEFAULT_METHODS`."""
     backend: str = "onnxruntime"
-    reference: str = "eager"
+    reference: str | None = None
+    """None: eager; for a quantised bundle, whose inputs eager does not round, the backend itself."""
     provider: str = "auto"
     prompts: int | None = None
     max_new_bytes: int = 256
@@ -71,9 +72,10 @@ def run(bundle: Path, setting: Setting, json_file: Path | None) -> None:
     methods = runnable_methods(setting.methods, load_config(bundle), console, DEFAULT_METHODS)
     capacity = setting.max_new_bytes + max(len(data) for _, data in prompts)
     runtime = _load(bundle, setting.backend, setting.provider, capacity)
-    same = setting.reference == setting.backend
-    reference = runtime if same else _load(bundle, setting.reference, setting.provider, capacity)
-    bound = TIE_BOUND[load_manifest(bundle).dtype]
+    manifest = load_manifest(bundle)
+    truth = setting.reference or (setting.backend if manifest.quantization else "eager")
+    reference = runtime if truth == setting.backend else _load(bundle, truth, setting.provider, capacity)
+    bound = TIE_BOUND[manifest.dtype]
     columns = (TextColumn("audit"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("audit", total=_least_prompts(setting) if setting.bytes else len(prompts))

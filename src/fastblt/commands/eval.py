@@ -22,6 +22,7 @@ from fastblt.models.tokens import decode
 from fastblt.runtime.backend import Ids
 from fastblt.runtime.bench import write_json
 from fastblt.runtime.blt_runtime import BltRuntime
+from fastblt.runtime.bundle import load_manifest
 from fastblt.runtime.scoring.comparison import BOUNDS, Check, compare
 from fastblt.runtime.scoring.figures import OVERALL, Figures, sum_up
 from fastblt.runtime.scoring.plan import Plan, Request, make_plan
@@ -108,7 +109,8 @@ def _evaluate(bundle: Path, setting: Setting) -> Result:
     texts = read_texts(setting)
     windows = {text.name: cut_windows(text, setting.windows, setting.window_bytes) for text in texts}
     prompts = _prompts(texts, setting)
-    runtimes = [_load(bundle, name, setting) for name in _backends(setting)]
+    quantized = load_manifest(bundle).quantization is not None
+    runtimes = [_load(bundle, name, setting) for name in _backends(setting, quantized)]
     config = runtimes[0].config
     plan = make_plan(setting.request, config)
     anchors(setting.window_bytes, plan.anchors, plan.longest_block)  # refuses what does not fit before the work is done
@@ -168,12 +170,13 @@ def _prompts(texts: Sequence[Text], setting: Setting) -> list[bytes]:
     return found[: setting.prompts]
 
 
-def _backends(setting: Setting) -> list[str]:
+def _backends(setting: Setting, quantized: bool) -> list[str]:
+    """Those that are scored. Eager PyTorch does not round inputs, as products with quantised weights do."""
     other = setting.against
     if other == setting.backend:
         raise ValueError(f"--against: found {other!r}, expected another backend than the one that is scored")
     if other == AUTO:
-        other = EAGER if find_spec("torch") is not None else NONE
+        other = EAGER if find_spec("torch") is not None and not quantized else NONE
     return [setting.backend] if other in (NONE, setting.backend) else [setting.backend, other]
 
 
