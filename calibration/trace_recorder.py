@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from fastblt.calibration.precision import CalibrationError
-from fastblt.calibration.trace_store import TraceStore
+from fastblt.calibration.trace_store import Arrays, TraceStore
 from fastblt.models.config import BltConfig
 from fastblt.models.tokens import MASK_ID
 from fastblt.runtime.backends.bound_graph import Binding
@@ -122,7 +122,26 @@ class _Watcher:
         stratum = self._stratum(part, positions, small.get("ids"))
         strata = len(STRATA) + (len(MASKED_STRATA) if part == "decoder" and self._masked else 0)
         capacity = -(-self._samples // strata)
-        self._store.offer(part, stratum, float(self._random.random()), capacity, positions.shape[1], binding.inputs)
+        self._store.offer(
+            part,
+            stratum,
+            float(self._random.random()),
+            capacity,
+            positions.shape[1],
+            lambda: self._inputs(part, binding),
+        )
+
+    def _inputs(self, part: str, binding: Binding) -> Arrays:
+        """A call's inputs; what it can see nothing of in its caches is 0, whatever earlier texts left there."""
+        arrays = binding.inputs()
+        first, last = int(arrays["visible_start"].min()), int(arrays["write_index"][0])
+        for tensor in self._backend.graphs[part].spec.inputs:
+            if tensor.role == "cache":
+                arrays[tensor.name][:, :, :first] = 0
+                arrays[tensor.name][:, :, last:] = 0
+            elif tensor.role == "pool":
+                arrays[tensor.name][:, :, int(arrays["pool_index"][0]) :] = 0
+        return arrays
 
     def _stratum(self, part: str, positions: np.ndarray, ids: np.ndarray | None) -> str:
         if part == "decoder" and ids is not None and (ids == MASK_ID).any():

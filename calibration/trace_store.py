@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -143,7 +144,7 @@ class TraceStore:
                     for sample in samples:
                         prefix = f"{sample.key}/"
                         yield sample, {n.removeprefix(prefix): file[n] for n in file.files if n.startswith(prefix)}
-            except (OSError, ValueError, EOFError) as error:
+            except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
                 raise CalibrationError(f"{path}: cannot be read ({error}), expected a shard of traces") from error
 
     def _all(self) -> Iterator[Sample]:

@@ -170,7 +170,8 @@ class _Compiler:
 
     def _build(self, part: str, slots: int, pool: int) -> EngineSpec:
         spec = self.manifest.graphs[part]
-        name = f"{Path(spec.file).stem}-{slots}.engine"
+        sizes = f"{slots}-{pool}" if pool else f"{slots}"
+        name = f"{Path(spec.file).stem}-{sizes}.engine"
         self.say(f"{name}: parsing {spec.file}")
         began = time.perf_counter()
         graph = TensorRtGraph(self.library, self.bundle / spec.file, {"slots": slots, "pool_slots": pool})

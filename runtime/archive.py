@@ -9,8 +9,10 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
+import lzma
 import os
 import tarfile
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -130,7 +132,7 @@ def unpack(archive: Path, folder: Path) -> list[str]:
             with tarfile.open(archive) as tar:
                 names = [_plain(archive, member) for member in tar]
                 tar.extractall(new, filter="data")
-        except tarfile.TarError as error:
+        except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
             raise ArchiveError(f"{archive}: cannot be unpacked ({error})") from error
         _check_sums(archive, new, names)
         (new / SUMS_FILE).unlink()

@@ -159,8 +159,11 @@ class Backend(Protocol):
         """
         ...
 
-    def keeps(self, position: int) -> bool:
-        """Whether the caches still hold all that rows from ``position`` on see; where not, a session starts over."""
+    def keeps(self, position: int, open_patch: int) -> bool:
+        """Whether the caches still hold all that rows from ``position`` on see; where not, a session starts over.
+
+        ``open_patch`` is the first position of the patch that is pooled next.
+        """
         ...
 
     def moved_bytes(self, part: str, position: int, rows: int) -> int:

@@ -53,13 +53,15 @@ class Comparison:
         a, b = found.astype(np.float64).ravel(), expected.astype(np.float64).ravel()
         self.calls += 1
         self.values += b.size
-        if a.size != b.size or not np.isfinite(a).all():
+        if a.size != b.size or not (np.isfinite(a).all() and np.isfinite(b).all()):
             self.max_error, self.cosine = float("inf"), -1.0
             return
         self.max_error = max(self.max_error, float(np.abs(a - b).max() / max(1.0, np.abs(b).max())))
         length = float(np.linalg.norm(a) * np.linalg.norm(b))
         if length > 0:
             self.cosine = min(self.cosine, float(a @ b) / length)
+        elif a.any() or b.any():
+            self.cosine = min(self.cosine, 0.0)  # one of them was never written
 
 
 class LockstepBackend:
@@ -177,9 +179,9 @@ class LockstepBackend:
                     found, expected = (b.tensor(name, end - count, count) for b in (self.candidate, self.reference))
                     self._compare(part, f"{kind} cache", found, expected)
 
-    def keeps(self, position: int) -> bool:
+    def keeps(self, position: int, open_patch: int) -> bool:
         """See `Backend.keeps`."""
-        return self.reference.keeps(position) and self.candidate.keeps(position)
+        return self.reference.keeps(position, open_patch) and self.candidate.keeps(position, open_patch)
 
     def moved_bytes(self, part: str, position: int, rows: int) -> int:
         """See `Backend.moved_bytes`."""

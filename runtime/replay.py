@@ -143,9 +143,9 @@ class ReplayBackend:
         picked, _ = self.real.draft(position, ids, latent, count, replaced, visible_from)
         return picked, probabilities[: len(picked)]
 
-    def keeps(self, position: int) -> bool:
+    def keeps(self, position: int, open_patch: int) -> bool:
         """See `Backend.keeps`."""
-        return self.real.keeps(position)
+        return self.real.keeps(position, open_patch)
 
     def moved_bytes(self, part: str, position: int, rows: int) -> int:
         """See `Backend.moved_bytes`."""

@@ -94,8 +94,8 @@ class Session:
     def rewind(self, length: int) -> None:
         """Forget the tokens from position ``length`` on; only lengths change, no cache is touched.
 
-        Where the backend's caches have given up what the next rows see, nothing is scored any more: the next call of
-        `score` reads the tokens from the beginning.
+        Where the backend's caches have given up what the next rows see, the tokens that were scored are read again from
+        the beginning.
 
         Raises:
             ValueError: ``length`` is not in 1..current length (BOS stays).
@@ -108,7 +108,7 @@ class Session:
             self.scored = min(self.scored, length)
             del self.patch_ends[int(self._latent_of[length - 1]) + 1 :]
             self._made = min(self._made, len(self.patch_ends))
-            if not self.backend.keeps(min(self._unmade_start, self.scored)):
+            if not self.backend.keeps(self.scored, self._unmade_start):
                 self._start_over()
 
     @property
@@ -117,8 +117,12 @@ class Session:
         return self.patch_ends[self._made - 1] if self._made else 0
 
     def _start_over(self) -> None:
+        length, self.length = self.length, self.scored
         self._segmented = self.scored = self._made = 0
         self.patch_ends.clear()
+        if self.length:
+            self.score()
+        self.length = length
 
     def score(self) -> DecoderRows:
         """Run all parts on the tokens that are not scored.

@@ -23,7 +23,7 @@ from fastblt.runtime.accelerator.sliding import CALL_ROWS, CapacityError, Rewind
 from fastblt.runtime.accelerator.tensor_table import Place, tensors_at
 from fastblt.runtime.backend import DRAFT_SLACK, ROW_CAPACITY, DecoderRows, Floats, Ids, Pick, encodes_whole_patches
 from fastblt.runtime.buffers import numpy_dtype
-from fastblt.runtime.bundle import EMBEDDINGS_FILE, Manifest, TensorSpec
+from fastblt.runtime.bundle import EMBEDDINGS_FILE, BundleError, Manifest, TensorSpec
 from fastblt.runtime.host_embeddings import HostEmbeddings
 
 _ID_BYTES = 8
@@ -78,6 +78,8 @@ class DeviceBackend:
         self.max_bytes = max_bytes
         self.owner: object = None
         self.stream = stream
+        if config.block_size >= CALL_ROWS:
+            raise BundleError(f"{bundle}: found blocks of {config.block_size} bytes, expected fewer than {CALL_ROWS}")
         everything = max_bytes + 1 + DRAFT_SLACK + CALL_ROWS
         history = config.hash.context - 1
         self.parts = {
@@ -151,7 +153,7 @@ class DeviceBackend:
             # Patches end in the order in which they begin.
             until = int(np.searchsorted(ends, position + end, side="right"))
             # What is pooled now or later begins here at the earliest.
-            self._open_from = int(starts[min(done, len(starts) - 1)])
+            self._open_from = int(starts[done]) if done < len(starts) else int(ends[-1])
             seen = visible_from[first:end] if isinstance(visible_from, np.ndarray) else visible_from
             piece = ids[first : end + history]
             self._encode(position + first, piece, starts[done:until], ends[done:until], seen)
@@ -387,16 +389,19 @@ class DeviceBackend:
         self.stream.upload(store.at(first), pinned.address, data.size)
         self.stream.synchronize()
 
-    def keeps(self, position: int) -> bool:
+    def keeps(self, position: int, open_patch: int) -> bool:
         """See `Backend.keeps`."""
+        whole = encodes_whole_patches(self.config)
         for name, part in self.parts.items():
+            # Patches that are encoded whole wait until they close: the encoder goes on from the open one's beginning.
+            first = open_patch if name == "encoder" and whole else position
             # The global transformer counts patches: how many stand before the position is not known here.
-            needed = 0 if name == "global" else _needed(position, part.window)
+            needed = 0 if name == "global" else _needed(first, part.window)
             if part.caches.base > needed:
                 return False
         pool = self._encoder.pool
         assert pool is not None
-        return encodes_whole_patches(self.config) or pool.base <= position
+        return whole or pool.base <= open_patch
 
     def moved_bytes(self, part: str, position: int, rows: int) -> int:
         """See `Backend.moved_bytes`."""

@@ -166,7 +166,8 @@ def _shape(sizes: Any) -> Shape:
 
 def engine_folders(bundle: Path) -> list[Path]:
     """Folders of engines that a bundle has."""
-    return sorted(path.parent for path in (bundle / ENGINES_FOLDER).glob(f"*/{ENGINES_FILE}"))
+    found = sorted(path.parent for path in (bundle / ENGINES_FOLDER).glob(f"*/{ENGINES_FILE}"))
+    return [path for path in found if not path.name.startswith(".")]  # what a killed compilation left
 
 
 def choose_engines(bundle: Path, target: str, version: str, sm: int, max_bytes: int) -> EngineFolder:
@@ -184,10 +185,14 @@ def choose_engines(bundle: Path, target: str, version: str, sm: int, max_bytes: 
     """
     reasons = []
     for path in engine_folders(bundle):
-        folder = load_engine_folder(path)
-        reason = _misfit(bundle, folder, target, version, sm, max_bytes)
-        if reason is None:
-            return folder
+        try:
+            folder = load_engine_folder(path)
+            reason = _misfit(bundle, folder, target, version, sm, max_bytes)
+        except BundleError as error:
+            reason = str(error)
+        else:
+            if reason is None:
+                return folder
         reasons.append(f"{path.name}: {reason}")
     command = f"fastblt compile {bundle} --target {target} --sm {sm} --max-bytes {max_bytes}"
     found = "; ".join(reasons) or "none"

@@ -159,7 +159,7 @@ class EagerBackend:
                 break
         return torch.cat(tokens).flatten().cpu().numpy(), torch.cat(probabilities).flatten().cpu().numpy()
 
-    def keeps(self, position: int) -> bool:
+    def keeps(self, position: int, open_patch: int) -> bool:
         """See `Backend.keeps`: the caches hold every position."""
         return True
 

@@ -298,7 +298,7 @@ class OnnxRuntimeBackend:
         """See `fastblt.runtime.lockstep.Inspectable.set_tensor`."""
         self._buffer(name).array[first : first + len(values)] = values
 
-    def keeps(self, position: int) -> bool:
+    def keeps(self, position: int, open_patch: int) -> bool:
         """See `Backend.keeps`: the caches hold every position."""
         return True
 

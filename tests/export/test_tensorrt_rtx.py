@@ -80,7 +80,7 @@ def test_every_graph_compiles_for_all_targets_without_a_gpu(bundle: Path, report
     # The windows are shorter than both capacities: one engine serves both. The pool holds a patch, a draft, a call.
     assert slots == {
         "entropy-448.engine": (448, 0),
-        "encoder-448.engine": (448, 192),
+        "encoder-448-192.engine": (448, 192),
         "global-704.engine": (704, 0),
         "global-2240.engine": (2240, 0),
         "decoder-448.engine": (448, 0),

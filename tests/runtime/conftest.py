@@ -249,7 +249,7 @@ class ScriptedBackend:
                     break
         return np.array(tokens), np.ones(len(tokens), dtype=np.float32)
 
-    def keeps(self, position: int) -> bool:
+    def keeps(self, position: int, open_patch: int) -> bool:
         return True
 
     def moved_bytes(self, part: str, position: int, rows: int) -> int:

@@ -132,7 +132,7 @@ class TableBackend:
                 break
         return np.array(tokens), np.ones(len(tokens), dtype=np.float32)
 
-    def keeps(self, position: int) -> bool:
+    def keeps(self, position: int, open_patch: int) -> bool:
         return True
 
     def moved_bytes(self, part: str, position: int, rows: int) -> int:

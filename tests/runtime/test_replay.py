@@ -64,7 +64,7 @@ class CountingBackend:
         self.calls["decoder"] += len(tokens)
         return np.array(tokens), np.full(len(tokens), 0.5, dtype=np.float32)
 
-    def keeps(self, position: int) -> bool:
+    def keeps(self, position: int, open_patch: int) -> bool:
         return True
 
     def moved_bytes(self, part: str, position: int, rows: int) -> int:

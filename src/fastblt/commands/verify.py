@@ -23,7 +23,7 @@ from fastblt.runtime.accelerator.backend import DeviceBackend
 from fastblt.runtime.accelerator.engine_folder import engine_folders, load_engine_folder
 from fastblt.runtime.audit import TIE_BOUND, AuditRow, audit
 from fastblt.runtime.backends import load_backend
-from fastblt.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from fastblt.runtime.backends.onnxruntime import OnnxRuntimeBackend, session_options
 from fastblt.runtime.bench import write_json
 from fastblt.runtime.blt_runtime import BltRuntime
 from fastblt.runtime.bundle import Manifest, load_config, load_manifest
@@ -102,14 +102,16 @@ def _backend_of(bundle: Path) -> str:
 @contextmanager
 def _reference(bundle: Path, manifest: Manifest, capacity: int) -> Iterator[OnnxRuntimeBackend]:
     """The bundle on the CPU; where there are no kernels for its type, a twin in wider arithmetic."""
+    # A GPU multiplies with quantised weights as the graph says: it does not round their inputs to 8 bits.
+    exact = session_options(manifest, None, exact=True)
     if manifest.dtype != "bf16":
-        yield OnnxRuntimeBackend.load(bundle, capacity, None)
+        yield OnnxRuntimeBackend.load(bundle, capacity, None, exact)
         return
     from fastblt.export.emulation import emulate_bf16
 
     with tempfile.TemporaryDirectory(prefix="fastblt-") as folder:
         emulate_bf16(bundle, Path(folder) / "twin")
-        yield OnnxRuntimeBackend.load(Path(folder) / "twin", capacity, None)
+        yield OnnxRuntimeBackend.load(Path(folder) / "twin", capacity, None, exact)
 
 
 def _compare(
