@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import io
 import shutil
 import subprocess
@@ -116,6 +117,15 @@ def test_archive_that_is_not_what_was_packed_is_refused(bundle: Path, tmp_path: 
         unpack(archive, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     assert not (tmp_path / "extra.onnx").exists()
+
+
+def test_compressed_archive_that_was_cut_is_one_error(bundle: Path, tmp_path: Path) -> None:
+    pack(bundle, tmp_path / "bundle.tar")
+    whole = gzip.compress((tmp_path / "bundle.tar").read_bytes())
+    (tmp_path / "bundle.tar.gz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ArchiveError, match="cannot be unpacked"):
+        unpack(tmp_path / "bundle.tar.gz", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_file_that_is_no_archive_is_one_error(tmp_path: Path) -> None:

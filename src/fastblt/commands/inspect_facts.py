@@ -104,7 +104,7 @@ def bundle_facts(folder: Path, max_bytes: int) -> Facts:
         part: sum((folder / name).stat().st_size for name in files_of(graph, manifest))
         for part, graph in manifest.graphs.items()
     }
-    stored = {part: Stored(size, "fp32" if part == "patcher" else manifest.dtype) for part, size in sizes.items()}
+    stored = {part: Stored(size, _types(manifest, part)) for part, size in sizes.items()}
     tables = 0
     if EMBEDDINGS_FILE in manifest.files:
         tables = (folder / EMBEDDINGS_FILE).stat().st_size
@@ -113,6 +113,12 @@ def bundle_facts(folder: Path, max_bytes: int) -> Facts:
     return Facts(
         "bundle", str(folder), config, count_parameters(config), stored, max_bytes, (memory,), traffic(config), manifest
     )
+
+
+def _types(manifest: Manifest, part: str) -> str:
+    """What a part's weights are stored in: its type, or the precisions that its layers were quantised to."""
+    layers = manifest.quantization["graphs"].get(part, {}) if manifest.quantization else {}
+    return ", ".join(sorted(set(layers.values()))) or ("fp32" if part == "patcher" else manifest.dtype)
 
 
 def _table_type(folder: Path) -> str:

@@ -70,6 +70,15 @@ def test_engines_that_do_not_fit_are_named_with_the_reason(
         load(bundle)
 
 
+def test_a_folder_that_cannot_be_read_hides_no_other(bundle: Path, gpu: FakeCuda) -> None:
+    good = engine_folders(bundle)[0]
+    for name in (".good.1.partial", "a-newer-format"):
+        shutil.copytree(good, good.parent / name)
+        (good.parent / name / ENGINES_FILE).write_text("{}")
+    assert good.parent / ".good.1.partial" not in engine_folders(bundle)
+    assert BltRuntime.from_pretrained(bundle, backend="tensorrt-rtx", max_bytes=100).device == "cuda"
+
+
 def test_engines_of_another_gpu_are_refused(bundle: Path, make_gpu: Callable[..., FakeCuda]) -> None:
     make_gpu(sm=90)
     with pytest.raises(BundleError, match="the GPU has SM 90"):
