@@ -19,10 +19,9 @@ from fastblt.calibration.linear_layers import LinearLayer, linear_layers
 from fastblt.calibration.precision import Precision
 from fastblt.calibration.rounding import QuantizedMatrix, round_to_nearest
 from fastblt.calibration.trace_store import TraceStore
+from fastblt.export.graph_file import save_graph
 from fastblt.runtime.bundle import GraphSpec, Manifest, load_manifest, write_manifest
 
-#: Weights of graphs larger than this go to a file beside the graph (protobuf ends at 2 GB).
-EXTERNAL_BYTES = 64 * 2**20
 #: Ways of rounding weights.
 ROUNDINGS = ("rtn", "gptq")
 
@@ -42,7 +41,7 @@ class Recipe:
 
 @dataclass
 class Quantizer:
-    """Makes bundles from one bundle; statistics and rounded matrices are made once.
+    """Makes bundles from one bundle; what layers are fed is measured once.
 
     Args:
         bundle: to quantise.
@@ -56,7 +55,6 @@ class Quantizer:
     store: TraceStore | None
     recipe: Recipe
     _inputs: dict[tuple[str, str], LayerInputs] = field(default_factory=dict)
-    _scales: dict[tuple[str, str], float] = field(default_factory=dict)
 
     def write(
         self, folder: Path, assignment: Assignment, facts: Mapping[str, Any] | None = None, *, link: bool = False
@@ -75,9 +73,9 @@ class Quantizer:
         manifest = load_manifest(self.bundle)
         changed = {part for part, layers in assignment.items() if layers}
         replaced = {manifest.graphs[part].file for part in changed}
-        for name in manifest.files:
-            if name.removesuffix(".data") not in replaced:
-                (share if link else shutil.copyfile)(self.bundle / name, folder / name)
+        kept = {name: entry for name, entry in manifest.files.items() if name.removesuffix(".data") not in replaced}
+        for name in kept:
+            (share if link else shutil.copyfile)(self.bundle / name, folder / name)
         graphs = {
             part: self._quantize(folder, part, spec, assignment[part]) if part in changed else spec
             for part, spec in manifest.graphs.items()
@@ -87,12 +85,8 @@ class Quantizer:
             for part in manifest.graphs
             if part in changed
         }
-        found = replace(manifest, graphs=graphs, quantization={**(facts or {"scheme": "mixed"}), "graphs": precisions})
-        return write_manifest(folder, found)
-
-    def forget_ranges(self) -> None:
-        """Choose ranges of inputs anew: the recipe has changed."""
-        self._scales.clear()
+        quantization = {**(facts or {"scheme": "mixed"}), "graphs": precisions}
+        return write_manifest(folder, replace(manifest, graphs=graphs, files=kept, quantization=quantization))
 
     def _quantize(self, folder: Path, part: str, spec: GraphSpec, layers: Mapping[str, Precision]) -> GraphSpec:
         model = ir.load(self.bundle / spec.file)
@@ -107,12 +101,7 @@ class Quantizer:
                 quantize_input(graph, layer, precision.weights, self._scale(part, layer, precision))
             quantize_weight(graph, layer, matrix)
         raise_opset(model)
-        sizes = {name: v.const_value.nbytes for name, v in graph.initializers.items() if v.const_value is not None}
-        external = f"{spec.file}.data" if sum(sizes.values()) > EXTERNAL_BYTES else None
-        if external is None:
-            ir.external_data.load_to_model(model)  # what is left of a file beside the source
-        ir.save(model, folder / spec.file, external_data=external, size_threshold_bytes=1024)
-        return replace(spec, weight_bytes=sum(size for name, size in sizes.items() if "embeddings" not in name))
+        return replace(spec, weight_bytes=save_graph(model, folder / spec.file))
 
     def _measure(self, part: str, spec: GraphSpec, layers: Mapping[str, Precision]) -> None:
         """Statistics of the inputs of layers that need them."""
@@ -139,10 +128,8 @@ class Quantizer:
         return round_to_nearest(layer.matrix(), precision, dtype, layer.name)
 
     def _scale(self, part: str, layer: LinearLayer, precision: Precision) -> float:
-        key = (part, layer.name)
-        if key not in self._scales:
-            self._scales[key] = activation_scale(self._inputs[key], precision.weights, self.recipe.ranges, layer.name)
-        return self._scales[key]
+        inputs = self._inputs[part, layer.name]
+        return activation_scale(inputs, precision.weights, self.recipe.ranges, layer.name)
 
 
 def _is_compensated(recipe: Recipe, precision: Precision) -> bool:

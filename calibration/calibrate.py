@@ -208,12 +208,10 @@ class _Calibration:
         for ranges in RANGES:
             self.say(f"trying ranges: {ranges}")
             self.quantizer.recipe = replace(self.quantizer.recipe, ranges=ranges)
-            self.quantizer.forget_ranges()
             outcomes = self._outcomes(assignment([(group, self.scheme.precision) for group in self.groups]), full=False)
             self.range_losses[ranges] = outcomes.bits_per_byte / self.exact.bits_per_byte - 1.0
         best = min(self.range_losses, key=lambda name: self.range_losses[name])
         self.quantizer.recipe = replace(self.quantizer.recipe, ranges=best)
-        self.quantizer.forget_ranges()
 
     def _try(self, choice: Sequence[Precision | None], *, full: bool) -> Quality:
         given = assignment(list(zip(self.groups, choice, strict=True)))

@@ -11,12 +11,12 @@ import numpy as np
 
 from fastblt.calibration.precision import CalibrationError
 from fastblt.models.config import BltConfig
-from fastblt.runtime.backend import MAX_ROWS, Ids
+from fastblt.runtime.backend import Ids
 from fastblt.runtime.blt_runtime import BltRuntime
 from fastblt.runtime.scoring.figures import OVERALL, sum_up
 from fastblt.runtime.scoring.plan import Plan, Request, make_plan
 from fastblt.runtime.scoring.scores import score
-from fastblt.runtime.scoring.teacher_forced import code_length
+from fastblt.runtime.scoring.teacher_forced import score_text
 from fastblt.runtime.session import Session
 
 #: What a budget can limit: bits per byte by how much they grow, relatively; shares of outcomes by how much they shrink.
@@ -88,14 +88,8 @@ def measure(bundle: Path, windows: Sequence[Ids], plan: Plan | None = None) -> O
     nats, best, ends = 0.0, [], []
     for ids in windows:
         session = Session(runtime.backend)
-        found = []
-        while session.scored < len(ids) - 1:
-            start = session.scored
-            end = min(start + MAX_ROWS, len(ids) - 1)
-            session.append(ids[session.length : end])
-            rows = session.score()
-            nats += code_length(rows.logits, ids[start + 1 : end + 1])
-            found.append(rows.best.copy())
+        found: list[Ids] = []
+        nats += score_text(session, ids, lambda rows, found=found: found.append(rows.best.copy()))  # type: ignore[misc]
         best.append(np.concatenate(found))
         ends.append(tuple(int(position) for position in session.patch_ends))
     if not math.isfinite(nats):

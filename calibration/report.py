@@ -13,7 +13,7 @@ from typing import Any
 from fastblt.calibration.bundle_quantizer import Recipe
 from fastblt.calibration.precision import Scheme
 from fastblt.calibration.quality import Quality
-from fastblt.calibration.sensitivity import Sensitivity
+from fastblt.calibration.sensitivity import WHOLE_GRAPH, Sensitivity
 from fastblt.calibration.trace_store import Index
 from fastblt.runtime.bundle import Manifest
 
@@ -147,7 +147,7 @@ def _picture(path: Path, result: Result) -> None:
     plot = Figure(figsize=(7, 4.5), layout="constrained")
     axis = plot.add_subplot()
     axis.grid(alpha=0.3)
-    groups = [row for row in result.sensitivities if row.group != "*"]
+    groups = [row for row in result.sensitivities if row.group != WHOLE_GRAPH]
     title = f"{result.model} in {result.scheme.name}"
     if groups:
         for part in dict.fromkeys(row.part for row in groups):

@@ -34,7 +34,7 @@ class QuantizedMatrix:
     @property
     def nbytes(self) -> int:
         """Bytes that it takes."""
-        return int(self.values.size) * (4 if self.precision.weights == "int4" else 8) // 8 + self.scales.nbytes
+        return int(self.values.size) * self.precision.bits // 8 + self.scales.nbytes
 
 
 def scales_of(weight: Floats, precision: Precision, dtype: np.dtype[Any], name: str = "weight") -> NDArray[Any]:

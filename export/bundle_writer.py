@@ -14,6 +14,7 @@ from fastblt.export.encoder_graph import build_encoder_graph
 from fastblt.export.entropy_graph import build_entropy_graph
 from fastblt.export.global_graph import build_global_graph
 from fastblt.export.graph_builder import BltGraph
+from fastblt.export.graph_file import save_graph
 from fastblt.export.lowered_graph import LoweredGraph
 from fastblt.export.verification import verify_bundle
 from fastblt.export.weights import CheckpointWeights
@@ -38,8 +39,6 @@ from fastblt.runtime.bundle import (
 #: Vocabulary of a bundle's graphs, by the manifest's ``operators``.
 GRAPH_KINDS = {"standard": BltGraph, "lowered": LoweredGraph}
 DTYPES = {"fp32": ir.DataType.FLOAT, "fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
-#: Weights of graphs larger than this go to a file beside the graph (protobuf ends at 2 GB).
-EXTERNAL_BYTES = 64 * 2**20
 
 
 class ExportError(ValueError):
@@ -119,19 +118,16 @@ def _build_graphs(
 
 def _write_graph(graph: BltGraph, path: Path) -> GraphSpec:
     """Write a graph, its weights streamed from the checkpoint."""
-    sizes = {name: value.const_value.nbytes for name, value in graph.graph.initializers.items() if value.const_value}
-    total = sum(sizes.values())
     model = ir.Model(graph.graph, ir_version=graph.ir_version, producer_name="fastblt")
-    external = f"{path.name}.data" if total > EXTERNAL_BYTES else None
     try:
-        ir.save(model, path, external_data=external, size_threshold_bytes=1024)
+        weight_bytes = save_graph(model, path)
     except ir.serde.SerdeError as error:
         raise _cause(error) from error
     return GraphSpec(
         path.name,
         tuple(_spec(value, graph.roles) for value in graph.graph.inputs),
         tuple(_spec(value, graph.roles) for value in graph.graph.outputs),
-        sum(size for name, size in sizes.items() if "embeddings" not in name),
+        weight_bytes,
     )
 
 

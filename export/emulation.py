@@ -38,7 +38,7 @@ def emulate_bf16(bundle: Path, out: Path) -> Manifest:
             elif not name.endswith(".onnx.data"):
                 shutil.copyfile(bundle / name, new / name)
         graphs = {part: wide_spec(spec) for part, spec in manifest.graphs.items()}
-        return write_manifest(new, replace(manifest, graphs=graphs))
+        return write_manifest(new, replace(manifest, graphs=graphs, files={}))
 
 
 def wide_spec(spec: GraphSpec) -> GraphSpec:

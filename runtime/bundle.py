@@ -134,14 +134,15 @@ def _read_json(path: Path) -> Any:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
-    """Write a manifest, with the sizes and digests of the files that are in the folder; what was written.
+    """Write a manifest that lists every file of a folder; what was written.
 
     Args:
         folder: with every other file of the bundle.
-        manifest: whose ``files`` are replaced.
+        manifest: files that it lists are taken to be as it says; of the others size and digest are taken.
     """
     paths = sorted(path for path in folder.iterdir() if path.is_file() and path.name != MANIFEST_FILE)
-    files = {path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in paths}
+    known = manifest.files
+    files = {p.name: known.get(p.name) or {"bytes": p.stat().st_size, "sha256": sha256_of(p)} for p in paths}
     complete = dataclasses.replace(manifest, files=files)
     text = json.dumps(complete.to_dict(), indent=1) + "\n"
     (folder / MANIFEST_FILE).write_text(text, encoding="utf-8")

@@ -6,6 +6,7 @@ those of the methods themselves: what is scored is what generation runs.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from fastblt.models.tokens import MASK_ID
 from fastblt.runtime.agreement import common_prefix
-from fastblt.runtime.backend import MAX_ROWS, Backend, Floats, Ids
+from fastblt.runtime.backend import MAX_ROWS, Backend, DecoderRows, Floats, Ids
 from fastblt.runtime.methods import Method, Round, parse_method
 from fastblt.runtime.sampling import Sampler
 from fastblt.runtime.scoring.plan import Plan
@@ -90,14 +91,19 @@ def score_window(backend: Backend, ids: Ids, plan: Plan, index: int = 0) -> Wind
     return score
 
 
-def score_text(session: Session, ids: Ids) -> float:
-    """Code length in nats of every token of ``ids`` after the first, BOS; the last one is not read."""
+def score_text(session: Session, ids: Ids, on_rows: Callable[[DecoderRows], None] = lambda rows: None) -> float:
+    """Code length in nats of every token of ``ids`` after the first, BOS; the last one is not read.
+
+    ``on_rows`` is given the decoder's rows of each call, which the next one overwrites.
+    """
     nats = 0.0
     while session.scored < len(ids) - 1:
         start = session.scored
         end = min(start + MAX_ROWS, len(ids) - 1)
         session.append(ids[session.length : end])
-        nats += code_length(session.score().logits, ids[start + 1 : end + 1])
+        rows = session.score()
+        nats += code_length(rows.logits, ids[start + 1 : end + 1])
+        on_rows(rows)
     return nats
 
 

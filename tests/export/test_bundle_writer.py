@@ -23,7 +23,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fastblt.export import bundle_writer
+from fastblt.export import graph_file
 from fastblt.export.bundle_writer import ExportError, export_bundle
 from fastblt.export.verification import VerificationError, plan_calls
 from fastblt.export.weights import CheckpointWeights
@@ -163,7 +163,7 @@ def test_every_graph_agrees_with_the_eager_model_when_exported(
 def test_weights_lie_beside_the_graph_when_they_are_large(
     tiny_checkpoint: Path, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bundle_writer, "EXTERNAL_BYTES", 100_000)
+    monkeypatch.setattr(graph_file, "EXTERNAL_BYTES", 100_000)
     bundle = tmp_path / "bundle"
     manifest = export_bundle(tiny_checkpoint, bundle)
     external = {name for name in manifest["files"] if name.endswith(".onnx.data")}
@@ -308,7 +308,7 @@ def test_nothing_is_left_when_the_system_refuses_to_write_more(
     tiny_checkpoint: Path, tmp_path: Path, external: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if external:
-        monkeypatch.setattr(bundle_writer, "EXTERNAL_BYTES", 0)
+        monkeypatch.setattr(graph_file, "EXTERNAL_BYTES", 0)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     # The global graph is larger, those before it are not. Python ignores the signal, so that write() fails.
     resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))
