@@ -19,7 +19,7 @@ PACKAGING   := pyproject.toml setup.py constraints.txt
 # The bundle is made anew when the checkpoint or the code that exports it is newer.
 MANIFEST         := $(BUNDLE)/manifest.json
 CHECKPOINT_FILES := $(wildcard $(CHECKPOINT)/*)
-EXPORT_SOURCES   := $(wildcard export/*.py models/*.py models/formats/*.py) runtime/bundle.py runtime/host_embeddings.py
+EXPORT_SOURCES   := $(wildcard export/*.py models/*.py models/formats/*.py) $(wildcard runtime/bundle/*.py) runtime/backends/host_embeddings.py
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:

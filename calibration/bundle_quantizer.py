@@ -20,7 +20,7 @@ from fastblt.calibration.precision import Precision
 from fastblt.calibration.rounding import QuantizedMatrix, round_to_nearest
 from fastblt.calibration.trace_store import TraceStore
 from fastblt.export.graph_file import save_graph
-from fastblt.runtime.bundle import GraphSpec, Manifest, load_manifest, write_manifest
+from fastblt.runtime.bundle.manifest import GraphSpec, Manifest, load_manifest, write_manifest
 
 #: Ways of rounding weights.
 ROUNDINGS = ("rtn", "gptq")

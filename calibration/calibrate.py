@@ -25,10 +25,9 @@ from fastblt.calibration.sensitivity import (
 from fastblt.calibration.trace_recorder import RecordingSetting, record
 from fastblt.calibration.trace_store import TraceStore, model_digest
 from fastblt.models.atomic_folder import replacing_folder
-from fastblt.runtime.audit import audit
-from fastblt.runtime.backend import Ids
+from fastblt.runtime.backends.protocol import Ids
 from fastblt.runtime.blt_runtime import BltRuntime
-from fastblt.runtime.bundle import (
+from fastblt.runtime.bundle.manifest import (
     Manifest,
     check_files,
     is_bundle,
@@ -36,6 +35,7 @@ from fastblt.runtime.bundle import (
     load_manifest,
     write_manifest,
 )
+from fastblt.runtime.measure.audit import audit
 
 AUTO = "auto"
 #: Parts that are quantised; the patcher only if asked for, because patches would end elsewhere.

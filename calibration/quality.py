@@ -11,13 +11,13 @@ import numpy as np
 
 from fastblt.calibration.precision import CalibrationError
 from fastblt.models.config import BltConfig
-from fastblt.runtime.backend import Ids
+from fastblt.runtime.backends.protocol import Ids
 from fastblt.runtime.blt_runtime import BltRuntime
-from fastblt.runtime.scoring.figures import OVERALL, sum_up
-from fastblt.runtime.scoring.plan import Plan, Request, make_plan
-from fastblt.runtime.scoring.scores import score
-from fastblt.runtime.scoring.teacher_forced import score_text
-from fastblt.runtime.session import Session
+from fastblt.runtime.measure.scoring.figures import OVERALL, sum_up
+from fastblt.runtime.measure.scoring.plan import Plan, Request, make_plan
+from fastblt.runtime.measure.scoring.scores import score
+from fastblt.runtime.measure.scoring.teacher_forced import score_text
+from fastblt.runtime.sequence.session import Session
 
 #: What a budget can limit: bits per byte by how much they grow, relatively; shares of outcomes by how much they shrink.
 LIMITS = ("bpb", "agreement", "boundaries", "masked", "acceptance")

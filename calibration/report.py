@@ -15,7 +15,7 @@ from fastblt.calibration.precision import Scheme
 from fastblt.calibration.quality import Quality
 from fastblt.calibration.sensitivity import WHOLE_GRAPH, Sensitivity
 from fastblt.calibration.trace_store import Index
-from fastblt.runtime.bundle import Manifest
+from fastblt.runtime.bundle.manifest import Manifest
 
 JSON_FILE, MARKDOWN_FILE, PICTURE_FILE = "quantization.json", "quantization.md", "quantization.png"
 

@@ -17,8 +17,8 @@ from fastblt.calibration.precision import CalibrationError
 from fastblt.calibration.trace_store import Arrays, TraceStore
 from fastblt.models.config import BltConfig
 from fastblt.models.tokens import MASK_ID
-from fastblt.runtime.backends.bound_graph import Binding
-from fastblt.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from fastblt.runtime.backends.cpu.backend import OnnxRuntimeBackend
+from fastblt.runtime.backends.cpu.bound_graph import Binding
 from fastblt.runtime.blt_runtime import BltRuntime
 
 #: Kinds of calls. A block that is denoised is told apart by how much of it is hidden, in quarters.

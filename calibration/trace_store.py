@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastblt.calibration.precision import CalibrationError
-from fastblt.runtime.bundle import Manifest
+from fastblt.runtime.bundle.manifest import Manifest
 
 INDEX_FILE = "traces.json"
 FORMAT, VERSION = "fastblt-traces", 1

@@ -22,10 +22,10 @@ from fastblt.models.atomic_folder import replacing_folder
 from fastblt.models.config import BltConfig
 from fastblt.models.formats.checkpoint import HASH_TABLE, Checkpoint
 from fastblt.models.formats.errors import CheckpointError
-from fastblt.models.formats.opening import open_checkpoint
+from fastblt.models.formats.open import open_checkpoint
 from fastblt.models.formats.safetensors_writer import Table, write_tables
 from fastblt.models.formats.stores import DTYPE_NAMES
-from fastblt.runtime.bundle import (
+from fastblt.runtime.bundle.manifest import (
     CONFIG_FILE,
     EMBEDDINGS_FILE,
     GRAPH_FILES,

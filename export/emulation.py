@@ -13,7 +13,7 @@ from pathlib import Path
 
 from fastblt.export.widening import widen
 from fastblt.models.atomic_folder import replacing_folder
-from fastblt.runtime.bundle import GraphSpec, Manifest, TensorSpec, load_manifest, write_manifest
+from fastblt.runtime.bundle.manifest import GraphSpec, Manifest, TensorSpec, load_manifest, write_manifest
 
 
 def emulate_bf16(bundle: Path, out: Path) -> Manifest:

@@ -15,7 +15,8 @@ from pathlib import Path
 from fastblt.export.tensorrt_build import TensorRtGraph
 from fastblt.models.atomic_folder import replacing_folder
 from fastblt.models.config import BltConfig
-from fastblt.runtime.accelerator.engine_folder import (
+from fastblt.runtime.backends.gpu.sliding import CALL_ROWS, cache_slots, pool_slots
+from fastblt.runtime.bundle.engines import (
     ENGINES_FILE,
     ENGINES_FOLDER,
     EngineFolder,
@@ -23,8 +24,7 @@ from fastblt.runtime.accelerator.engine_folder import (
     Profile,
     folder_name,
 )
-from fastblt.runtime.accelerator.sliding import CALL_ROWS, cache_slots, pool_slots
-from fastblt.runtime.bundle import (
+from fastblt.runtime.bundle.manifest import (
     MANIFEST_FILE,
     GraphSpec,
     Manifest,
@@ -33,7 +33,7 @@ from fastblt.runtime.bundle import (
     load_manifest,
     sha256_of,
 )
-from fastblt.runtime.tensorrt_library import TensorRtError, TensorRtLibrary
+from fastblt.runtime.bundle.tensorrt_library import TensorRtError, TensorRtLibrary
 
 #: Rows of a call, and patches or latents in it: smallest, usual, largest, by profile. Together they take every power
 #: of two up to `CALL_ROWS`. None is of one size alone: for a single row the compiler would lay out the weights in

@@ -17,8 +17,8 @@ from typing import Any
 
 import onnx_ir as ir
 
-from fastblt.runtime.accelerator.engine_folder import Profile
-from fastblt.runtime.tensorrt_library import TensorRtError, TensorRtLibrary
+from fastblt.runtime.bundle.engines import Profile
+from fastblt.runtime.bundle.tensorrt_library import TensorRtError, TensorRtLibrary
 
 
 class TensorRtGraph:

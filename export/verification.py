@@ -29,9 +29,9 @@ from fastblt.models.config import BltConfig, StackConfig
 from fastblt.models.formats.checkpoint import HASH_TABLE
 from fastblt.models.hashing import hash_rows
 from fastblt.models.tokens import BOS_ID
-from fastblt.runtime.buffers import numpy_dtype
-from fastblt.runtime.bundle import EMBEDDINGS_FILE, GraphSpec, load_manifest
-from fastblt.runtime.host_embeddings import HostEmbeddings
+from fastblt.runtime.backends.cpu.buffers import numpy_dtype
+from fastblt.runtime.backends.host_embeddings import HostEmbeddings
+from fastblt.runtime.bundle.manifest import EMBEDDINGS_FILE, GraphSpec, load_manifest
 
 #: Largest accepted difference, relative to the largest magnitude of the reference (at least 1). bf16 graphs are
 #: checked with their rounded weights but in fp32 arithmetic, see `fastblt.export.widening`.

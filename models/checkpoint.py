@@ -15,7 +15,7 @@ from fastblt.models.atomic_folder import replacing_folder
 from fastblt.models.blt import Blt
 from fastblt.models.formats.checkpoint import HASH_TABLE, PATCHER_PREFIX, Checkpoint
 from fastblt.models.formats.errors import CheckpointError
-from fastblt.models.formats.opening import CONFIG_FILE, open_checkpoint
+from fastblt.models.formats.open import CONFIG_FILE, open_checkpoint
 from fastblt.models.formats.stores import DTYPES
 
 WEIGHTS_FILE = "model.safetensors"

@@ -1,7 +1,7 @@
 """Documents inside a sequence, for whole sequences: an EOS token ends the document that it belongs to.
 
 A document is a run of positions, so what a row may see of it is told by its first position.
-`fastblt.runtime.session` keeps the same numbers one token at a time.
+`fastblt.runtime.sequence.session` keeps the same numbers one token at a time.
 """
 
 from __future__ import annotations

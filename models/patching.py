@@ -7,7 +7,7 @@ A patch is closed by byte i when the rule for byte i+1 opens a new one, which de
 ends(i) is, by the mode: H_i > threshold (entropy, arXiv 2412.09871); byte i is space-like and byte i-1 is not, or it is
 a special token (space, ibid. section 2.2 and arXiv 2404.14408); never (static).
 
-`fastblt.runtime.session` applies the same rule one byte at a time.
+`fastblt.runtime.sequence.session` applies the same rule one byte at a time.
 """
 
 from __future__ import annotations

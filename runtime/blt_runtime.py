@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from fastblt.models.config import BltConfig
-from fastblt.runtime.backend import Backend
-from fastblt.runtime.backends import load_backend
+from fastblt.runtime.backends.protocol import Backend
+from fastblt.runtime.backends.registry import load_backend
 from fastblt.runtime.generation import ByteStream, Chunk, Generation, Prompt, StopRules, prompt_ids, stop_strings
 from fastblt.runtime.methods import parse_method
-from fastblt.runtime.sampling import Sampler
-from fastblt.runtime.session import CapacityError, Session
+from fastblt.runtime.sequence.sampling import Sampler
+from fastblt.runtime.sequence.session import CapacityError, Session
 
 
 class BltRuntime:

@@ -11,11 +11,11 @@ from typing import NamedTuple
 import numpy as np
 
 from fastblt.models.tokens import BOS_ID, BYTE_OFFSET, EOS_ID, VOCAB_SIZE, decode, encode
-from fastblt.runtime.backend import Ids
+from fastblt.runtime.backends.protocol import Ids
 from fastblt.runtime.methods import Method, Origin, Round
-from fastblt.runtime.sampling import Sampler
-from fastblt.runtime.session import Session
-from fastblt.runtime.stats import RunStats
+from fastblt.runtime.sequence.sampling import Sampler
+from fastblt.runtime.sequence.session import Session
+from fastblt.runtime.sequence.stats import RunStats
 
 #: What to go on from: bytes, text (UTF-8), or token ids, int64 [n], BOS first.
 Prompt = bytes | str | Ids

@@ -17,7 +17,7 @@ from fastblt.models.config import BltConfig
 from fastblt.models.presets import preset
 from fastblt.models.training.corpus import Split
 from fastblt.models.training.loop import initialise
-from fastblt.runtime.accelerator import kernel_cache
+from fastblt.runtime.backends.gpu import kernel_cache
 
 ROOT = Path(__file__).resolve().parents[1]
 #: Entropies of the random patcher lie between 4.7 and 5.2 nats: about a third of them are greater.

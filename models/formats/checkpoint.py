@@ -36,7 +36,7 @@ def expected_shapes(config: BltConfig) -> dict[str, tuple[int, ...]]:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Configuration and weights; `fastblt.models.formats.opening.open_checkpoint` makes one that is complete."""
+    """Configuration and weights; `fastblt.models.formats.open.open_checkpoint` makes one that is complete."""
 
     layout: str
     """``fastblt``, ``transformers``, ``meta-hub``, ``meta-release`` or ``random``."""

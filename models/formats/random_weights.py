@@ -22,7 +22,7 @@ from torch import Tensor
 from fastblt.models.config import BltConfig
 from fastblt.models.formats.checkpoint import expected_shapes
 from fastblt.models.formats.stores import StoredTensor
-from fastblt.models.initialisation import initial_std
+from fastblt.models.initialization import initial_std
 from fastblt.models.patcher import Patcher, entropy
 from fastblt.models.presets import preset
 from fastblt.models.tokens import encode

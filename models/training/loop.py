@@ -18,7 +18,7 @@ from fastblt.models.blt import Blt
 from fastblt.models.checkpoint import load_checkpoint, save_checkpoint
 from fastblt.models.config import ConfigError, expect
 from fastblt.models.decoder import BlockRows
-from fastblt.models.initialisation import initial_std
+from fastblt.models.initialization import initial_std
 from fastblt.models.patcher import Patcher, entropy
 from fastblt.models.patching import Patches, closes_patch
 from fastblt.models.training.batches import corrupt_blocks, place_blocks, sample_windows, stale_latent_index

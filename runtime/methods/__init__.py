@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from fastblt.runtime.methods.adaptive import Adaptive
+from fastblt.runtime.methods.adaptive.policy import Adaptive
 from fastblt.runtime.methods.ar import Autoregressive
 from fastblt.runtime.methods.block_diffusion import BlockDiffusion
 from fastblt.runtime.methods.diffusion_verification import DiffusionVerification

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from fastblt.models.config import BltConfig
 from fastblt.runtime.methods.method import MethodError, Round
-from fastblt.runtime.sampling import Sampler
-from fastblt.runtime.session import Session
+from fastblt.runtime.sequence.sampling import Sampler
+from fastblt.runtime.sequence.session import Session
 
 
 @dataclass(frozen=True)

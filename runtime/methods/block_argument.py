@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from fastblt.models.config import BltConfig
 from fastblt.runtime.methods.denoising import FirstPass, Rule, denoise, parse_rule
 from fastblt.runtime.methods.method import MethodError
-from fastblt.runtime.sampling import Draft, Sampler
-from fastblt.runtime.session import Latent, Session
+from fastblt.runtime.sequence.sampling import Draft, Sampler
+from fastblt.runtime.sequence.session import Latent, Session
 
 _LATENTS: dict[str, Latent] = {"closed": "closed", "partial": "partial"}
 #: The block's first byte comes from the block too (paper), not from the row of the byte before it.

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from fastblt.runtime.backend import DecoderRows, Ids
+from fastblt.runtime.backends.protocol import DecoderRows, Ids
 from fastblt.runtime.methods.block_argument import BlockArgument, BlockMethod
 from fastblt.runtime.methods.method import Origin, Round
-from fastblt.runtime.sampling import Sampler
-from fastblt.runtime.session import Session
+from fastblt.runtime.sequence.sampling import Sampler
+from fastblt.runtime.sequence.session import Session
 
 
 @dataclass(frozen=True)

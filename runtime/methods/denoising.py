@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastblt.models.tokens import MASK_ID
-from fastblt.runtime.backend import DecoderRows, Floats, Ids
+from fastblt.runtime.backends.protocol import DecoderRows, Floats, Ids
 from fastblt.runtime.methods.method import MethodError
-from fastblt.runtime.sampling import Distribution, Draft, Sampler
-from fastblt.runtime.session import Session
+from fastblt.runtime.sequence.sampling import Distribution, Draft, Sampler
+from fastblt.runtime.sequence.session import Session
 
 Indices = NDArray[np.intp]
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from fastblt.runtime.backend import DecoderRows, Ids
+from fastblt.runtime.backends.protocol import DecoderRows, Ids
 from fastblt.runtime.methods.ar import sample_next
 from fastblt.runtime.methods.block_argument import BlockArgument, BlockMethod
 from fastblt.runtime.methods.method import Round
 from fastblt.runtime.methods.verification import verify
-from fastblt.runtime.sampling import Sampler
-from fastblt.runtime.session import Session
+from fastblt.runtime.sequence.sampling import Sampler
+from fastblt.runtime.sequence.session import Session
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from typing import Literal, NamedTuple, Protocol
 
 from fastblt.models.config import BltConfig
-from fastblt.runtime.sampling import Sampler
-from fastblt.runtime.session import Session
+from fastblt.runtime.sequence.sampling import Sampler
+from fastblt.runtime.sequence.session import Session
 
 #: How a byte came about: by a decoder row of its own; drafted and verified; put by verification in the place of a
 #: rejected draft; after a draft that was accepted whole; denoised in a block, without verification.

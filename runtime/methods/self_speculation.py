@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from fastblt.models.config import BltConfig
-from fastblt.runtime.backend import DRAFT_SLACK, DecoderRows
+from fastblt.runtime.backends.protocol import DRAFT_SLACK, DecoderRows
 from fastblt.runtime.methods.ar import sample_next
 from fastblt.runtime.methods.method import MethodError, Round
 from fastblt.runtime.methods.verification import verify
-from fastblt.runtime.sampling import Distribution, Draft, Sampler
-from fastblt.runtime.session import Session
+from fastblt.runtime.sequence.sampling import Distribution, Draft, Sampler
+from fastblt.runtime.sequence.session import Session
 
 
 @dataclass(frozen=True)

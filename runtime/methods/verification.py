@@ -14,10 +14,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from fastblt.runtime.backend import DecoderRows
+from fastblt.runtime.backends.protocol import DecoderRows
 from fastblt.runtime.methods.method import Origin, Round
-from fastblt.runtime.sampling import Draft, Sampler
-from fastblt.runtime.session import Session
+from fastblt.runtime.sequence.sampling import Draft, Sampler
+from fastblt.runtime.sequence.session import Session
 
 
 def verify(

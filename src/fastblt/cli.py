@@ -566,7 +566,7 @@ def evaluate(
     """
     from fastblt.commands.bench import split_names
     from fastblt.commands.eval import Setting, numbers, run
-    from fastblt.runtime.scoring.plan import Request
+    from fastblt.runtime.measure.scoring.plan import Request
 
     request = Request(
         k=numbers("k", k, int),

@@ -11,8 +11,8 @@ from fastblt.calibration.calibrate import Request
 from fastblt.calibration.heldout import load_prompts, load_text
 from fastblt.calibration.trace_recorder import RecordingSetting, record
 from fastblt.calibration.trace_store import TraceStore, model_digest
-from fastblt.runtime.bundle import load_manifest
-from fastblt.runtime.scoring.windows import Text, cut_windows
+from fastblt.runtime.bundle.manifest import load_manifest
+from fastblt.runtime.measure.scoring.windows import Text, cut_windows
 
 PROMPTS = tuple(prompt.data[:40] for prompt in load_prompts("web")[:4])
 WINDOWS = tuple(cut_windows(Text("web", load_text("web")), 2, 96))

@@ -16,12 +16,12 @@ from fastblt.calibration.precision import CalibrationError
 from fastblt.calibration.report import JSON_FILE, MARKDOWN_FILE, PICTURE_FILE
 from fastblt.export.bundle_writer import export_bundle
 from fastblt.models.tokens import encode
-from fastblt.runtime.backends.bundle_weights import load_eager_model
-from fastblt.runtime.backends.eager import EagerBackend
-from fastblt.runtime.backends.onnxruntime import OnnxRuntimeBackend, session_options
+from fastblt.runtime.backends.cpu.backend import OnnxRuntimeBackend, session_options
+from fastblt.runtime.backends.eager.backend import EagerBackend
+from fastblt.runtime.backends.eager.bundle_weights import load_eager_model
 from fastblt.runtime.blt_runtime import BltRuntime
-from fastblt.runtime.bundle import check_files, load_manifest
-from fastblt.runtime.session import Session
+from fastblt.runtime.bundle.manifest import check_files, load_manifest
+from fastblt.runtime.sequence.session import Session
 
 Make = Callable[..., Request]
 SCHEMES = ("w8", "w4", "int8", "fp8")

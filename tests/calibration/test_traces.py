@@ -15,7 +15,7 @@ from fastblt.calibration.precision import CalibrationError
 from fastblt.calibration.trace_recorder import RecordingSetting, record
 from fastblt.calibration.trace_store import INDEX_FILE, TraceStore, model_digest
 from fastblt.models.tokens import MASK_ID
-from fastblt.runtime.bundle import load_manifest
+from fastblt.runtime.bundle.manifest import load_manifest
 
 
 def digest(bundle: Path) -> str:

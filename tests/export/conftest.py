@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from fastblt.runtime.accelerator.engine_folder import EngineFolder
+from fastblt.runtime.bundle.engines import EngineFolder
 
 _COMPILED: list[str] = []
 

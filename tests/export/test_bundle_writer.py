@@ -35,7 +35,7 @@ from fastblt.models.formats.errors import CheckpointError
 from fastblt.models.formats.safetensors_writer import Table, write_tables
 from fastblt.models.presets import preset
 from fastblt.runtime.blt_runtime import BltRuntime
-from fastblt.runtime.bundle import (
+from fastblt.runtime.bundle.manifest import (
     CONFIG_FILE,
     EMBEDDINGS_FILE,
     GRAPH_FILES,

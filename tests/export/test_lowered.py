@@ -11,13 +11,13 @@ import pytest
 from fastblt.export.bundle_writer import export_bundle
 from fastblt.models.checkpoint import save_checkpoint
 from fastblt.models.tokens import encode
-from fastblt.runtime.accelerator.engine_folder import EngineFolder
-from fastblt.runtime.audit import TIE_BOUND, audit
-from fastblt.runtime.backends.eager import EagerBackend
-from fastblt.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from fastblt.runtime.backends.cpu.backend import OnnxRuntimeBackend
+from fastblt.runtime.backends.eager.backend import EagerBackend
 from fastblt.runtime.blt_runtime import BltRuntime
-from fastblt.runtime.bundle import GRAPH_FILES, BundleError, load_manifest
-from fastblt.runtime.session import Session
+from fastblt.runtime.bundle.engines import EngineFolder
+from fastblt.runtime.bundle.manifest import GRAPH_FILES, BundleError, load_manifest
+from fastblt.runtime.measure.audit import TIE_BOUND, audit
+from fastblt.runtime.sequence.session import Session
 
 #: Operators that TensorRT 10.3's parser lists, of those that could be needed here.
 ALLOWED = {
@@ -89,7 +89,7 @@ def test_lowered_graphs_compile_with_tensorrt_rtx_in_every_type(
 ) -> None:
     pytest.importorskip("tensorrt_rtx")
     from fastblt.export.engine_compiler import Request, compile_bundle
-    from fastblt.runtime.tensorrt_library import load_library
+    from fastblt.runtime.bundle.tensorrt_library import load_library
 
     export_bundle(shipped_checkpoint, tmp_path / "bundle", dtype=dtype, lowered=True, verify=False)
     folder = compile_bundle(tmp_path / "bundle", load_library("tensorrt-rtx"), Request((86,), (512,)))

@@ -20,8 +20,8 @@ from fastblt.export.bundle_writer import export_bundle
 from fastblt.export.engine_compiler import Request, compile_bundle
 from fastblt.models.checkpoint import save_checkpoint
 from fastblt.models.presets import preset
-from fastblt.runtime.bundle import load_manifest
-from fastblt.runtime.tensorrt_library import TensorRtError, load_library
+from fastblt.runtime.bundle.manifest import load_manifest
+from fastblt.runtime.bundle.tensorrt_library import TensorRtError, load_library
 
 LIBRARY = load_library("tensorrt-rtx")
 PARTS = ("encoder", "global", "decoder")

@@ -19,9 +19,9 @@ from fastblt.models.blt import Blt  # noqa: E402
 from fastblt.models.checkpoint import save_checkpoint  # noqa: E402
 from fastblt.models.config import StackConfig  # noqa: E402
 from fastblt.models.presets import preset  # noqa: E402
-from fastblt.runtime.accelerator.engine_folder import ENGINES_FILE, EngineFolder, Profile, load_engine_folder  # noqa: E402
-from fastblt.runtime.bundle import GRAPH_FILES, GraphSpec, load_config, load_manifest, sha256_of  # noqa: E402
-from fastblt.runtime.tensorrt_library import TensorRtError, load_library  # noqa: E402
+from fastblt.runtime.bundle.engines import ENGINES_FILE, EngineFolder, Profile, load_engine_folder  # noqa: E402
+from fastblt.runtime.bundle.manifest import GRAPH_FILES, GraphSpec, load_config, load_manifest, sha256_of  # noqa: E402
+from fastblt.runtime.bundle.tensorrt_library import TensorRtError, load_library  # noqa: E402
 
 #: Tells of engines at the end of a run (conftest.py).
 Report = Callable[[str, EngineFolder], None]

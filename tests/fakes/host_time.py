@@ -15,12 +15,12 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from fakes.cuda import FakeCuda, Status
 
 from fastblt.models.tokens import encode
-from fastblt.runtime.accelerator.backend import DeviceBackend
-from fastblt.runtime.accelerator.cuda import Cuda, Stream
-from fastblt.runtime.accelerator.executor import Bound
-from fastblt.runtime.accelerator.sliding import cache_slots, pool_slots
-from fastblt.runtime.bundle import GraphSpec, load_config, load_manifest
-from fastblt.runtime.session import Session
+from fastblt.runtime.backends.gpu.backend import DeviceBackend
+from fastblt.runtime.backends.gpu.cuda import Cuda, Stream
+from fastblt.runtime.backends.gpu.executor import Bound
+from fastblt.runtime.backends.gpu.sliding import cache_slots, pool_slots
+from fastblt.runtime.bundle.manifest import GraphSpec, load_config, load_manifest
+from fastblt.runtime.sequence.session import Session
 
 MAX_BYTES, BYTES, DRAFTS = 1000, 400, 60
 

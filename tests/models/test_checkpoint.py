@@ -18,7 +18,7 @@ from fastblt.models.checkpoint import CONFIG_FILE, WEIGHTS_FILE, load_checkpoint
 from fastblt.models.config import ConfigError
 from fastblt.models.formats.checkpoint import HASH_TABLE, expected_shapes
 from fastblt.models.formats.errors import CheckpointError
-from fastblt.models.formats.opening import open_checkpoint
+from fastblt.models.formats.open import open_checkpoint
 
 NAME = "decoder.layers.1.wqkv.weight"
 

@@ -17,7 +17,7 @@ from fastblt.models.decoder import BlockRows
 from fastblt.models.documents import first_bytes, first_of_document, first_patches
 from fastblt.models.patching import find_patches
 from fastblt.models.tokens import BOS_ID, EOS_ID, MASK_ID
-from fastblt.runtime.documents import Documents
+from fastblt.runtime.sequence.documents import Documents
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=40))

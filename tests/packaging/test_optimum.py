@@ -12,7 +12,7 @@ from typer.main import get_command
 
 import fastblt.cli
 from fastblt.cli import app
-from fastblt.runtime.bundle import check_files, load_config, load_manifest
+from fastblt.runtime.bundle.manifest import check_files, load_config, load_manifest
 from optimum.commands.register.register_fastblt import FastbltExportCommand
 
 ROOT = Path(__file__).resolve().parents[2]

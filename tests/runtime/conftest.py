@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,16 +16,18 @@ from fakes.onnxruntime_cuda import FakeOnnxRuntime
 from fakes.tensorrt import FakeTensorRt
 from numpy.typing import NDArray
 
+from fastblt.export.bundle_writer import export_bundle
 from fastblt.export.engine_compiler import Request, compile_bundle
 from fastblt.models.blt import Blt
+from fastblt.models.checkpoint import save_checkpoint
 from fastblt.models.config import BltConfig
 from fastblt.models.tokens import BOS_ID, MASK_ID, VOCAB_SIZE, encode
-from fastblt.runtime.accelerator import loading
-from fastblt.runtime.accelerator.backend import DeviceBackend
-from fastblt.runtime.backend import ROW_CAPACITY, Backend, DecoderRows, Floats, Ids, Pick
-from fastblt.runtime.backends.eager import EagerBackend
-from fastblt.runtime.backends.onnxruntime import OnnxRuntimeBackend
-from fastblt.runtime.tensorrt_library import load_library
+from fastblt.runtime.backends.cpu.backend import OnnxRuntimeBackend
+from fastblt.runtime.backends.eager.backend import EagerBackend
+from fastblt.runtime.backends.gpu import loading
+from fastblt.runtime.backends.gpu.backend import DeviceBackend
+from fastblt.runtime.backends.protocol import ROW_CAPACITY, Backend, DecoderRows, Floats, Ids, Pick
+from fastblt.runtime.bundle.tensorrt_library import TensorRtLibrary, load_library
 
 #: Longest prompt plus new bytes of the shared backends.
 MAX_BYTES = 600
@@ -269,3 +272,54 @@ def scripted(request: pytest.FixtureRequest, tiny_config: BltConfig, tiny_encode
         return ScriptedBackend(ids, config, max_bytes, **positions)
 
     return make
+
+
+CAPACITIES = (256, 1000)
+
+
+@pytest.fixture
+def make_gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[..., FakeCuda]:
+    """``make_gpu(sm=89, ...)``: from now on a machine with one GPU, cuda-python and TensorRT-RTX."""
+
+    def make(**options: Any) -> FakeCuda:
+        cuda = FakeCuda(**options)
+        monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", cuda)
+        monkeypatch.setitem(sys.modules, "tensorrt_rtx", FakeTensorRt(cuda))
+        return cuda
+
+    return make
+
+
+@pytest.fixture
+def gpu(make_gpu: Callable[..., FakeCuda]) -> FakeCuda:
+    """A machine with one GPU, cuda-python and TensorRT-RTX."""
+    return make_gpu()
+
+
+@pytest.fixture(scope="session")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """``compiled(checkpoint, **options of export)``: a bundle with engines that the stand-in runs."""
+
+    def make(checkpoint: Path, **options: Any) -> Path:
+        bundle = tmp_path_factory.mktemp("compiled") / "bundle"
+        export_bundle(checkpoint, bundle, verify=False, **options)
+        library = TensorRtLibrary("tensorrt-rtx", FakeTensorRt(FakeCuda()))
+        compile_bundle(bundle, library, Request((89,), CAPACITIES))
+        return bundle
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def long_patches(
+    compiled: Callable[..., Path],
+    make_model: Callable[..., Blt],
+    tiny_encoder_config: BltConfig,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """A bundle whose patches never close."""
+    patching = dataclasses.replace(tiny_encoder_config.patching, threshold=1e9, max_patch_length=None)
+    model = make_model(dataclasses.replace(tiny_encoder_config, patching=patching))
+    checkpoint = tmp_path_factory.mktemp("long-patches") / "checkpoint"
+    save_checkpoint(checkpoint, model)
+    return compiled(checkpoint)

@@ -13,11 +13,11 @@ from fastblt.calibration.heldout import CORPORA, load_prompts, load_text
 from fastblt.models.blt import Blt
 from fastblt.models.checkpoint import load_checkpoint
 from fastblt.models.tokens import encode
-from fastblt.runtime.audit import TIE_BOUND, audit
-from fastblt.runtime.backends.eager import EagerBackend
+from fastblt.runtime.backends.eager.backend import EagerBackend
 from fastblt.runtime.blt_runtime import BltRuntime
-from fastblt.runtime.bundle import load_manifest
-from fastblt.runtime.session import Session
+from fastblt.runtime.bundle.manifest import load_manifest
+from fastblt.runtime.measure.audit import TIE_BOUND, audit
+from fastblt.runtime.sequence.session import Session
 
 NEW_BYTES = 96
 PROMPTS_PER_CORPUS = 3

@@ -19,12 +19,12 @@ from fastblt.models.checkpoint import save_checkpoint
 from fastblt.models.config import BltConfig, PatchingConfig
 from fastblt.models.decoder import BlockRows
 from fastblt.models.tokens import BOS_ID, EOS_ID, MASK_ID, encode
-from fastblt.runtime.backend import Backend, Ids
-from fastblt.runtime.backends.eager import EagerBackend
-from fastblt.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from fastblt.runtime.backends.cpu.backend import OnnxRuntimeBackend
+from fastblt.runtime.backends.eager.backend import EagerBackend
+from fastblt.runtime.backends.protocol import Backend, Ids
 from fastblt.runtime.blt_runtime import BltRuntime
-from fastblt.runtime.bundle import load_manifest
-from fastblt.runtime.session import Session
+from fastblt.runtime.bundle.manifest import load_manifest
+from fastblt.runtime.sequence.session import Session
 
 MAX_BYTES = 300
 RULES = {

@@ -13,10 +13,10 @@ from rich.table import Table
 
 from fastblt.commands.prompts import distinct_prompts
 from fastblt.models.config import BltConfig
-from fastblt.runtime.audit import TIE_BOUND, AuditRow, Difference, audit
-from fastblt.runtime.bench import write_json
 from fastblt.runtime.blt_runtime import BltRuntime
-from fastblt.runtime.bundle import load_config, load_manifest
+from fastblt.runtime.bundle.manifest import load_config, load_manifest
+from fastblt.runtime.measure.audit import TIE_BOUND, AuditRow, Difference, audit
+from fastblt.runtime.measure.bench.runner import write_json
 from fastblt.runtime.methods import MethodError, parse_method
 
 #: Audited where no methods are given; a model skips what it cannot run.

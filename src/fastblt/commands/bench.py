@@ -14,15 +14,15 @@ from rich.table import Table
 
 from fastblt.commands.console import table_console
 from fastblt.commands.prompts import heldout_prompts
-from fastblt.runtime.backends import default_capacity
-from fastblt.runtime.bench import measure, write_report
-from fastblt.runtime.bench_plan import Contender, Plan, make_plan
-from fastblt.runtime.bench_rows import BenchRow
+from fastblt.runtime.backends.registry import default_capacity
 from fastblt.runtime.blt_runtime import BltRuntime
-from fastblt.runtime.bundle import MANIFEST_FILE, load_manifest
+from fastblt.runtime.bundle.manifest import MANIFEST_FILE, load_manifest
 from fastblt.runtime.machine import device_info
-from fastblt.runtime.peers import PEERS, Generator, load_peer
-from fastblt.runtime.replay_setting import Profile, ReplaySetting
+from fastblt.runtime.measure.bench.plan import Contender, Plan, make_plan
+from fastblt.runtime.measure.bench.rows import BenchRow
+from fastblt.runtime.measure.bench.runner import measure, write_report
+from fastblt.runtime.measure.peers import PEERS, Generator, load_peer
+from fastblt.runtime.measure.replay.rates import Profile, ReplaySetting
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Setting:
     max_new_bytes: int = 128
     repeats: int = 1
     replay: str | None = None
-    """See `fastblt.runtime.replay_setting`."""
+    """See `fastblt.runtime.measure.replay.rates`."""
 
 
 def run(bundle: Path, setting: Setting, json_file: Path | None) -> None:

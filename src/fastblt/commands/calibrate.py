@@ -17,8 +17,8 @@ from fastblt.calibration.report import Result, quality_rows, size_rows
 from fastblt.commands.console import table_console
 from fastblt.commands.prompts import heldout_prompts
 from fastblt.models.tokens import decode
-from fastblt.runtime.backend import Ids
-from fastblt.runtime.scoring.windows import Text, cut_windows
+from fastblt.runtime.backends.protocol import Ids
+from fastblt.runtime.measure.scoring.windows import Text, cut_windows
 
 #: Bytes of the prompts that traces go on from.
 PROMPT_BYTES = 64

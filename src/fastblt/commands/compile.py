@@ -10,9 +10,9 @@ from rich.table import Table
 
 from fastblt.commands.console import table_console
 from fastblt.export.engine_compiler import Request, compile_bundle
-from fastblt.runtime.accelerator.cuda import Cuda, CudaError, load_api
-from fastblt.runtime.accelerator.engine_folder import EngineFolder
-from fastblt.runtime.tensorrt_library import TensorRtError, load_library
+from fastblt.runtime.backends.gpu.cuda import Cuda, CudaError, load_api
+from fastblt.runtime.bundle.engines import EngineFolder
+from fastblt.runtime.bundle.tensorrt_library import TensorRtError, load_library
 
 #: What TensorRT-RTX compiles for where neither SM nor GPU says so: Ampere, Ada and Blackwell GPUs.
 DEFAULT_SMS = (86, 89, 120)

@@ -9,8 +9,8 @@ from rich.console import Console
 
 from fastblt.models.formats import transformers
 from fastblt.models.formats.checkpoint import Checkpoint
-from fastblt.models.formats.converting import convert
-from fastblt.models.formats.opening import DESCRIPTIONS, open_checkpoint
+from fastblt.models.formats.convert import convert
+from fastblt.models.formats.open import DESCRIPTIONS, open_checkpoint
 
 _TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 

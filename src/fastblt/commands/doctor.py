@@ -10,12 +10,12 @@ from rich import box
 from rich.table import Table
 
 from fastblt.commands.console import table_console
-from fastblt.runtime.accelerator.engine_folder import engine_folders, load_engine_folder
-from fastblt.runtime.advice import Verdict, judge
-from fastblt.runtime.bench import write_json
-from fastblt.runtime.bundle import check_files, load_config, load_manifest
-from fastblt.runtime.diagnosis import Facts, look
-from fastblt.runtime.memory import device_buffers
+from fastblt.runtime.bundle.engines import engine_folders, load_engine_folder
+from fastblt.runtime.bundle.manifest import check_files, load_config, load_manifest
+from fastblt.runtime.doctor.facts import Facts, look
+from fastblt.runtime.doctor.memory import device_buffers
+from fastblt.runtime.doctor.verdicts import Verdict, judge
+from fastblt.runtime.measure.bench.runner import write_json
 
 _MAX_BYTES = 4096
 

@@ -19,15 +19,15 @@ from fastblt.commands.console import table_console
 from fastblt.commands.eval_tables import agreement_table, tables
 from fastblt.commands.prompts import heldout_prompts
 from fastblt.models.tokens import decode
-from fastblt.runtime.backend import Ids
-from fastblt.runtime.bench import write_json
+from fastblt.runtime.backends.protocol import Ids
 from fastblt.runtime.blt_runtime import BltRuntime
-from fastblt.runtime.bundle import load_manifest
-from fastblt.runtime.scoring.comparison import BOUNDS, Check, compare
-from fastblt.runtime.scoring.figures import OVERALL, Figures, sum_up
-from fastblt.runtime.scoring.plan import Plan, Request, make_plan
-from fastblt.runtime.scoring.scores import Scores, score, steps
-from fastblt.runtime.scoring.windows import Text, anchors, cut_windows
+from fastblt.runtime.bundle.manifest import load_manifest
+from fastblt.runtime.measure.bench.runner import write_json
+from fastblt.runtime.measure.scoring.comparison import BOUNDS, Check, compare
+from fastblt.runtime.measure.scoring.figures import OVERALL, Figures, sum_up
+from fastblt.runtime.measure.scoring.plan import Plan, Request, make_plan
+from fastblt.runtime.measure.scoring.scores import Scores, score, steps
+from fastblt.runtime.measure.scoring.windows import Text, anchors, cut_windows
 
 JSON_FILE = "eval.json"
 N = TypeVar("N", int, float)

@@ -10,8 +10,8 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from fastblt.runtime.measure.scoring.figures import OVERALL, DiversityRow, DraftRow, Figures
 from fastblt.runtime.methods.block_argument import BlockArgument
-from fastblt.runtime.scoring.figures import OVERALL, DiversityRow, DraftRow, Figures
 
 ACCEPTANCE_FILE = "acceptance.png"
 MASKED_FILE = "masked_accuracy.png"

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from rich import box
 from rich.table import Table
 
-from fastblt.runtime.scoring.comparison import Check
-from fastblt.runtime.scoring.figures import OVERALL, Figures
+from fastblt.runtime.measure.scoring.comparison import Check
+from fastblt.runtime.measure.scoring.figures import OVERALL, Figures
 
 
 def tables(figures: Figures) -> Iterator[Table]:

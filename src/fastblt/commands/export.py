@@ -8,8 +8,8 @@ from rich.console import Console
 
 from fastblt.commands.graphs import graph_table
 from fastblt.export.bundle_writer import export_bundle
-from fastblt.models.formats.opening import DESCRIPTIONS, open_checkpoint
-from fastblt.runtime.bundle import load_manifest
+from fastblt.models.formats.open import DESCRIPTIONS, open_checkpoint
+from fastblt.runtime.bundle.manifest import load_manifest
 
 
 def run(

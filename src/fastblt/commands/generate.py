@@ -15,7 +15,7 @@ from rich.table import Table
 from fastblt.commands.prompts import default_prompt
 from fastblt.commands.show import Show, escaped
 from fastblt.models.config import BltConfig
-from fastblt.runtime.backends import default_capacity
+from fastblt.runtime.backends.registry import default_capacity
 from fastblt.runtime.blt_runtime import BltRuntime
 from fastblt.runtime.generation import Chunk, Generation
 from fastblt.runtime.methods import parse_method

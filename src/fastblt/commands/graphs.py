@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from fastblt.runtime.bundle import GraphSpec, Manifest, TensorSpec
+from fastblt.runtime.bundle.manifest import GraphSpec, Manifest, TensorSpec
 
 
 def graph_table(bundle: Path, manifest: Manifest) -> Table:

@@ -11,9 +11,17 @@ from pathlib import Path
 from fastblt.commands.graphs import files_of
 from fastblt.models.config import BltConfig
 from fastblt.models.parameters import ParameterCounts, count_parameters
-from fastblt.runtime.bundle import DTYPES, EMBEDDINGS_FILE, BundleError, Manifest, is_bundle, load_config, load_manifest
-from fastblt.runtime.memory import device_buffers, graph_of, weight_bytes
-from fastblt.runtime.stats import RunStats
+from fastblt.runtime.bundle.manifest import (
+    DTYPES,
+    EMBEDDINGS_FILE,
+    BundleError,
+    Manifest,
+    is_bundle,
+    load_config,
+    load_manifest,
+)
+from fastblt.runtime.doctor.memory import device_buffers, graph_of, weight_bytes
+from fastblt.runtime.sequence.stats import RunStats
 
 # What the traffic estimate assumes: the paper's figures of its 1B models (French to English).
 ESTIMATE_BYTES = 512
@@ -122,7 +130,7 @@ def _types(manifest: Manifest, part: str) -> str:
 
 
 def _table_type(folder: Path) -> str:
-    from fastblt.runtime.host_embeddings import map_tables
+    from fastblt.runtime.backends.host_embeddings import map_tables
 
     kinds = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
     table = map_tables(folder / EMBEDDINGS_FILE).get("encoder.hash_embeddings.weight")
@@ -131,7 +139,7 @@ def _table_type(folder: Path) -> str:
 
 def checkpoint_facts(path: str, max_bytes: int, patcher: str | None) -> Facts:
     """Facts about a checkpoint; every tensor has been accounted for."""
-    from fastblt.models.formats.opening import DESCRIPTIONS, open_checkpoint
+    from fastblt.models.formats.open import DESCRIPTIONS, open_checkpoint
 
     checkpoint = open_checkpoint(path, patcher=patcher)
     config = checkpoint.config

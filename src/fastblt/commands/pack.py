@@ -6,8 +6,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from fastblt.runtime.archive import pack, unpack
-from fastblt.runtime.bundle import sha256_of
+from fastblt.runtime.bundle.archive import pack, unpack
+from fastblt.runtime.bundle.manifest import sha256_of
 
 
 def run_pack(bundle: Path, archive: Path | None, engines: str) -> None:

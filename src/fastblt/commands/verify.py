@@ -19,17 +19,17 @@ from fastblt.calibration.heldout import CORPORA, load_text
 from fastblt.commands.audit import DEFAULT_METHODS, AuditError, print_audit, runnable_methods
 from fastblt.commands.console import table_console
 from fastblt.commands.prompts import distinct_prompts
-from fastblt.runtime.accelerator.backend import DeviceBackend
-from fastblt.runtime.accelerator.engine_folder import engine_folders, load_engine_folder
-from fastblt.runtime.audit import TIE_BOUND, AuditRow, audit
-from fastblt.runtime.backends import load_backend
-from fastblt.runtime.backends.onnxruntime import OnnxRuntimeBackend, session_options
-from fastblt.runtime.bench import write_json
+from fastblt.runtime.backends.cpu.backend import OnnxRuntimeBackend, session_options
+from fastblt.runtime.backends.gpu.backend import DeviceBackend
+from fastblt.runtime.backends.registry import load_backend
 from fastblt.runtime.blt_runtime import BltRuntime
-from fastblt.runtime.bundle import Manifest, load_config, load_manifest
-from fastblt.runtime.device_verification import compare_rounds, tolerance_of
-from fastblt.runtime.lockstep import Comparison
+from fastblt.runtime.bundle.engines import engine_folders, load_engine_folder
+from fastblt.runtime.bundle.manifest import Manifest, load_config, load_manifest
 from fastblt.runtime.machine import device_info
+from fastblt.runtime.measure.audit import TIE_BOUND, AuditRow, audit
+from fastblt.runtime.measure.bench.runner import write_json
+from fastblt.runtime.measure.verify.lockstep import Comparison
+from fastblt.runtime.measure.verify.rounds import compare_rounds, tolerance_of
 from fastblt.runtime.methods import parse_method
 
 #: Lengths of the prompts, bytes: one row, a few, more than one call, past the windows.

@@ -18,8 +18,8 @@ from fastblt.cli import app
 from fastblt.models.blt import Blt
 from fastblt.models.checkpoint import load_model, save_checkpoint
 from fastblt.models.config import BltConfig, PatchingConfig
-from fastblt.models.formats.converting import convert
-from fastblt.models.formats.opening import open_checkpoint
+from fastblt.models.formats.convert import convert
+from fastblt.models.formats.open import open_checkpoint
 
 WEIGHTS = "model.safetensors"
 Q_PROJ = "model.global_transformer.layers.1.self_attn.q_proj.weight"

@@ -18,7 +18,7 @@ from fastblt.models.checkpoint import load_checkpoint
 from fastblt.models.config import BltConfig, PatchingConfig
 from fastblt.models.formats.checkpoint import HASH_TABLE, expected_shapes
 from fastblt.models.formats.errors import CheckpointError
-from fastblt.models.formats.opening import open_checkpoint, pieces_of
+from fastblt.models.formats.open import open_checkpoint, pieces_of
 from fastblt.models.presets import preset
 
 #: Part of one of Meta's names to what transformers' converter makes of it.

@@ -10,10 +10,10 @@ from fastblt.cli import app
 from fastblt.models.checkpoint import load_checkpoint
 from fastblt.models.config import ConfigError
 from fastblt.models.formats import random_weights
-from fastblt.models.formats.opening import open_checkpoint
+from fastblt.models.formats.open import open_checkpoint
 from fastblt.models.formats.random_weights import RandomStore
 from fastblt.models.presets import preset
-from fastblt.runtime.bundle import load_config, load_manifest
+from fastblt.runtime.bundle.manifest import load_config, load_manifest
 
 TABLE = "encoder.hash_embeddings.weight"
 

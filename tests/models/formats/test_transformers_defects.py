@@ -18,9 +18,9 @@ from torch import Tensor
 
 from fastblt.models.blt import Blt
 from fastblt.models.checkpoint import load_model
-from fastblt.models.formats.opening import open_checkpoint
+from fastblt.models.formats.open import open_checkpoint
 from fastblt.models.tokens import BOE_ID, EOS_ID, encode
-from fastblt.runtime.backends.eager import EagerBackend
+from fastblt.runtime.backends.eager.backend import EagerBackend
 from fastblt.runtime.blt_runtime import BltRuntime
 
 transformers = pytest.importorskip("transformers", minversion="5.23")

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from fastblt.cli import app
 from fastblt.models.checkpoint import load_checkpoint
-from fastblt.models.formats.opening import open_checkpoint
+from fastblt.models.formats.open import open_checkpoint
 
 transformers = pytest.importorskip("transformers", minversion="5.23")
 

@@ -20,11 +20,11 @@ from fastblt.models.blt import Blt
 from fastblt.models.checkpoint import load_checkpoint
 from fastblt.models.patcher import entropy
 from fastblt.models.tokens import EOS_ID, decode, encode
-from fastblt.runtime.backend import Backend
-from fastblt.runtime.backends.eager import EagerBackend
-from fastblt.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from fastblt.runtime.backends.cpu.backend import OnnxRuntimeBackend
+from fastblt.runtime.backends.eager.backend import EagerBackend
+from fastblt.runtime.backends.protocol import Backend
 from fastblt.runtime.blt_runtime import BltRuntime
-from fastblt.runtime.session import Session
+from fastblt.runtime.sequence.session import Session
 
 transformers = pytest.importorskip("transformers", minversion="5.23")
 

@@ -1,0 +1,1 @@
+"""Runs a bundle with ONNX Runtime on the CPU."""

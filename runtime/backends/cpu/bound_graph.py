@@ -1,0 +1,205 @@
+"""One ONNX Runtime session whose inputs and outputs are bound to memory by address.
+
+A cache's input and its update are bound to the same address, so TensorScatter works in place and no cache is ever
+copied. Bindings are kept for each number of rows and size of the caches' view, and pointed elsewhere when the view
+moves; most steps write a few integers and run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Set
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from fastblt.models.config import StackConfig
+from fastblt.runtime.backends.cpu.buffers import Buffer, KvBuffers, View, numpy_dtype
+from fastblt.runtime.backends.protocol import ROW_CAPACITY, Ids
+from fastblt.runtime.backends.providers import PROVIDERS
+from fastblt.runtime.bundle.manifest import BundleError, GraphSpec
+
+#: ONNX's numbers of the types of tensors.
+ONNX_TYPES = {"float32": 1, "int64": 7, "float16": 10, "bfloat16": 16}
+_ORT_TYPES = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(bfloat16)": "bfloat16",
+    "tensor(int64)": "int64",
+}
+_INT64 = np.dtype(np.int64)
+#: Enough for every number of rows and patches that a method uses, while the view has one size.
+_BINDINGS_KEPT = 4096
+
+
+class Binding:
+    """An IO binding that remembers addresses, so that binding the same memory again costs nothing."""
+
+    def __init__(self, session: Any, spec: GraphSpec) -> None:
+        self.io = session.io_binding()
+        self._types = {t.name: ONNX_TYPES[t.dtype] for t in (*spec.inputs, *spec.outputs)}
+        self._inputs = {t.name for t in spec.inputs}
+        self._bound: dict[str, tuple[tuple[int, ...], Buffer, int]] = {}
+        self.fresh = True
+        """Until the caller has bound the tensors that never move."""
+        self.view_start = -1
+        """First slot of the caches' view that is bound."""
+
+    def point(self, name: str, shape: tuple[int, ...], buffer: Buffer, row: int = 0) -> None:
+        """Bind an input or output to a buffer, from ``row`` on. A binding serves one shape of each tensor."""
+        address = buffer.address + row * buffer.row_bytes
+        known = self._bound.get(name)
+        if known is not None and known[2] == address:
+            return
+        self._bound[name] = (shape, buffer, address)
+        bind = self.io.bind_input if name in self._inputs else self.io.bind_output
+        bind(name, "cpu", 0, self._types[name], shape, address)
+
+    def inputs(self, names: Set[str] | None = None) -> dict[str, NDArray[Any]]:
+        """Copies of what inputs are bound to, by name; of all of them, or of those of ``names`` that there are."""
+        found = {}
+        for name in self._inputs & (self._bound.keys() if names is None else names):
+            shape, buffer, address = self._bound[name]
+            flat = buffer.array.reshape(-1)
+            first = (address - buffer.address) // flat.itemsize
+            found[name] = flat[first : first + int(np.prod(shape))].reshape(shape).copy()
+        return found
+
+
+def _compare(path: Path, session: Any, spec: GraphSpec, stack: StackConfig) -> None:
+    """Raise `BundleError` where the graph, the manifest and the configuration disagree."""
+    for kind, values, specs in (
+        ("inputs", session.get_inputs(), spec.inputs),
+        ("outputs", session.get_outputs(), spec.outputs),
+    ):
+        found = [(v.name, _ORT_TYPES.get(v.type, v.type), tuple(v.shape)) for v in values]
+        expected = [(t.name, t.dtype, t.shape) for t in specs]
+        if found != expected:
+            wrong = [item for item in found if item not in expected] or found
+            raise BundleError(f"{path}: found {kind} {wrong}, expected those of the manifest")
+    caches = [t for t in spec.inputs if t.role == "cache"]
+    shape = (1, 1, "slots", stack.dim)
+    if len(caches) != 2 * stack.layers or any(t.shape != shape for t in caches):
+        raise BundleError(
+            f"{path}: found {len(caches)} caches, expected {2 * stack.layers} of shape {list(shape)} (config.json)"
+        )
+
+
+class ControlInput:
+    """A small int64 input [1, n] that the host writes before each call."""
+
+    def __init__(self) -> None:
+        self.buffer = Buffer(1, (ROW_CAPACITY,), _INT64)
+        self.values = self.buffer.array[0]
+
+
+class BoundGraph:
+    """A session, its caches, its control inputs and its bindings.
+
+    Args:
+        path: the graph.
+        spec: its inputs and outputs.
+        stack: geometry of its transformer stack.
+        capacity: slots of its caches.
+        options: session options.
+
+    Raises:
+        BundleError: ONNX Runtime cannot load the graph.
+    """
+
+    def __init__(self, path: Path, spec: GraphSpec, stack: StackConfig, capacity: int, options: Any) -> None:
+        try:
+            self.session = ort.InferenceSession(str(path), options, providers=[PROVIDERS["cpu"]])
+        except Exception as error:
+            raise BundleError(f"{path}: ONNX Runtime cannot load it ({error})") from error
+        _compare(path, self.session, spec, stack)
+        self.spec = spec
+        self.window = stack.window
+        caches = [t for t in spec.inputs if t.role == "cache"]
+        names = [t.name for t in caches]
+        self.caches = KvBuffers(names, capacity, stack.dim, numpy_dtype(caches[0].dtype), stack.window)
+        self.positions, self.visible_start, self.visible_end = ControlInput(), ControlInput(), ControlInput()
+        self.write_index = ControlInput()
+        self._steps = np.arange(ROW_CAPACITY, dtype=np.int64)
+        self._bindings: dict[tuple[int, ...], Binding] = {}
+        self._appends = any(t.role == "cache_rows" for t in spec.outputs)
+        """Whether outputs are the caches' new rows, which are bound to where they belong (lowered graphs)."""
+        self.on_run: Callable[[Binding], None] | None = None
+        """Told of every call before it runs."""
+
+    def prepare(
+        self,
+        position: int,
+        rows: int,
+        key: tuple[int, ...],
+        block: int = 0,
+        visible_from: int | Ids | None = None,
+    ) -> Binding:
+        """Write the control inputs and give the binding of a call.
+
+        Args:
+            position: of the first row.
+            rows: number of rows.
+            key: every other size that the caller's own tensors depend on.
+            block: the last ``block`` rows see each other; the others are causal.
+            visible_from: first position that each row may see; None: 0.
+        """
+        view = self.caches.view(position, rows)
+        if view.end > self.caches.slots:
+            raise ValueError(f"{self.spec.file}: rows up to position {position + rows - 1} do not fit the caches")
+        start, window = view.start, self.window
+        self.write_index.values[0] = position - start
+        if rows == 1:
+            self.positions.values[0] = position
+            self.visible_end.values[0] = position + 1 - start
+            self.visible_start.values[0] = 0 if window is None else max(0, position - window + 1) - start
+        else:
+            at = self._steps[:rows] + position
+            self.positions.values[:rows] = at
+            self.visible_end.values[:rows] = at + (1 - start)
+            self.visible_end.values[rows - block : rows] = position + rows - start
+            self.visible_start.values[:rows] = 0 if window is None else np.maximum(at - window + 1, 0) - start
+        if visible_from is not None:
+            begins = self.visible_start.values[:rows]
+            np.maximum(begins, np.subtract(visible_from, start), out=begins)
+        full = (view.slots, rows, *key)
+        binding = self._bindings.get(full)
+        if binding is None:
+            if len(self._bindings) >= _BINDINGS_KEPT:
+                self._bindings.clear()
+            binding = self._bindings[full] = self._bind(rows)
+        if binding.view_start != start:
+            self._point_caches(binding, view)
+        if self._appends:
+            for name, buffer in self.caches.buffers.items():
+                binding.point(f"{name}_rows", (1, 1, rows, self.caches.dim), buffer, position)
+        return binding
+
+    def _bind(self, rows: int) -> Binding:
+        binding = Binding(self.session, self.spec)
+        binding.point("positions", (1, rows), self.positions.buffer)
+        binding.point("visible_start", (1, rows), self.visible_start.buffer)
+        binding.point("visible_end", (1, rows), self.visible_end.buffer)
+        binding.point("write_index", (1,), self.write_index.buffer)
+        return binding
+
+    def _point_caches(self, binding: Binding, view: View) -> None:
+        """Bind every cache, input and update alike, to the slots of a view."""
+        binding.view_start = view.start
+        shape = (1, 1, view.slots, self.caches.dim)
+        for name, buffer in self.caches.buffers.items():
+            binding.point(name, shape, buffer, view.start)
+            if not self._appends:
+                binding.point(f"{name}_out", shape, buffer, view.start)
+
+    def run(self, binding: Binding) -> None:
+        """Run a prepared call."""
+        if self.on_run is not None:
+            self.on_run(binding)
+        self.session.run_with_iobinding(binding.io)
+
+    def moved_bytes(self, position: int, rows: int) -> int:
+        """Weight and cache bytes that a call reads."""
+        return self.spec.weight_bytes + self.caches.moved_bytes(position, rows)

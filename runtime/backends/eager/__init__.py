@@ -1,0 +1,1 @@
+"""Runs a model with eager PyTorch: the reference for correctness and speed."""

@@ -1,0 +1,71 @@
+"""The eager model of a bundle: its weights are read back from the graphs' initializers.
+
+Initializers have the names of the checkpoint's tensors; a matrix that a graph multiplies by is stored transposed,
+with ``.T`` after its name. So a bundle alone is enough to compare a compiled runtime with eager PyTorch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from numpy.typing import NDArray
+
+from fastblt.models.blt import Blt
+from fastblt.models.formats.checkpoint import expected_shapes
+from fastblt.runtime.backends.host_embeddings import map_tables
+from fastblt.runtime.bundle.manifest import EMBEDDINGS_FILE, BundleError, check_files, load_config, load_manifest
+
+
+def load_eager_model(bundle: Path, device: str) -> Blt:
+    """The eager model in fp32, with the weights as the bundle's dtype rounded them.
+
+    Args:
+        bundle: folder of a bundle.
+        device: where the parameters go.
+
+    Raises:
+        BundleError: a file is damaged, or a weight is in none of them.
+        ConfigError: the configuration is invalid.
+    """
+    manifest = load_manifest(bundle)
+    check_files(bundle, manifest)
+    config = load_config(bundle)
+    shapes = expected_shapes(config)
+    tensors: dict[str, torch.Tensor] = {}
+    for spec in manifest.graphs.values():
+        initializers = ir.load(bundle / spec.file).graph.initializers
+        for name, array in _arrays(initializers):
+            plain = name.removesuffix(".T")
+            if plain not in shapes:
+                continue
+            tensors[plain] = torch.from_numpy((array.T if plain != name else array).copy()).to(device)
+    if manifest.hash_tables == "host":
+        for name, table in map_tables(bundle / EMBEDDINGS_FILE).items():
+            tensors[name] = torch.from_numpy(table.astype(np.float32)).to(device)
+    for name, shape in shapes.items():
+        found = tuple(tensors[name].shape) if name in tensors else None
+        if found != shape:
+            raise BundleError(f"{bundle}: weight {name}: found shape {found}, expected {shape}")
+    with torch.device("meta"):
+        model = Blt(config)
+    model.load_state_dict(tensors, assign=True)
+    return model.eval().requires_grad_(False)
+
+
+def _arrays(initializers: Mapping[str, ir.Value]) -> Iterator[tuple[str, NDArray[np.float32]]]:
+    """Names and values of a graph's weights; those that are quantised under the name of what they stand for."""
+    for name, value in initializers.items():
+        if value.const_value is None:
+            continue
+        array = np.asarray(value.const_value.numpy(), dtype=np.float32)
+        plain = name.removesuffix(".quantized")
+        if plain != name:
+            scale = initializers[f"{plain}.scale"].const_value
+            assert scale is not None, "ONNX Runtime has loaded the graph"
+            scales = np.asarray(scale.numpy(), dtype=np.float32)
+            array = array * (np.repeat(scales, len(array) // len(scales), axis=0) if scales.ndim == 2 else scales)
+        yield plain, array

@@ -1,0 +1,87 @@
+"""Loading a bundle onto a GPU: engines of TensorRT, or ONNX Runtime's CUDA sessions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+
+from fastblt.runtime.backends.gpu.backend import DeviceBackend
+from fastblt.runtime.backends.gpu.cuda import Cuda, DeviceMemory, Stream, load_api
+from fastblt.runtime.backends.gpu.onnxruntime_executor import OnnxRuntimeExecutor
+from fastblt.runtime.backends.gpu.sliding import cache_slots, pool_slots
+from fastblt.runtime.backends.gpu.tensorrt_executor import TensorRtExecutor
+from fastblt.runtime.backends.providers import provider_options
+from fastblt.runtime.bundle.engines import check_engine, choose_engines
+from fastblt.runtime.bundle.manifest import BundleError, check_files, load_config, load_manifest
+from fastblt.runtime.bundle.tensorrt_library import load_library
+
+
+def load_tensorrt(bundle: Path, target: str, max_bytes: int) -> DeviceBackend:
+    """Load the engines of a bundle that were compiled for this machine.
+
+    Args:
+        bundle: folder of the bundle.
+        target: ``tensorrt`` or ``tensorrt-rtx``.
+        max_bytes: longest prompt plus new bytes.
+
+    Raises:
+        TensorRtError: the library is missing.
+        CudaError: there is no usable GPU, or cuda-python is missing.
+        BundleError: there are no engines for this machine, or they are damaged.
+    """
+    library = load_library(target)
+    cuda = Cuda(load_api())
+    manifest = load_manifest(bundle)
+    check_files(bundle, manifest)
+    folder = choose_engines(bundle, target, library.version, cuda.sm, max_bytes)
+    engines = folder.engines_for(max_bytes)
+    assert engines is not None, "choose_engines has found them"
+    stream = Stream(cuda)
+    executors = {}
+    for part, spec in manifest.graphs.items():
+        if part not in engines:
+            raise BundleError(f"{folder.path}: found no engine of the {part}, expected one of every graph")
+        path = check_engine(folder, engines[part])
+        executors[part] = TensorRtExecutor(library, path, engines[part], spec, stream)
+    # One graph runs at a time: all of them use the same memory for what lies between their layers.
+    memory = DeviceMemory(cuda, max(executor.memory_bytes for executor in executors.values()))
+    for executor in executors.values():
+        executor.share_memory(memory)
+    return DeviceBackend(bundle, load_config(bundle), manifest, executors, stream, max_bytes, target)
+
+
+def load_onnxruntime(
+    bundle: Path, provider: str, max_bytes: int, options: Any = None, ort: Any = onnxruntime
+) -> DeviceBackend:
+    """Load a bundle into ONNX Runtime sessions on the GPU.
+
+    Args:
+        bundle: folder of the bundle.
+        provider: ``cuda``, or ``tensorrt``, which takes what TensorRT 10 can and leaves the rest to CUDA.
+        max_bytes: longest prompt plus new bytes.
+        options: session options; None: ours.
+        ort: the module ``onnxruntime``.
+
+    Raises:
+        CudaError: there is no usable GPU, or cuda-python is missing.
+        BundleError: the bundle is damaged, or a graph cannot be loaded.
+        ProviderError: a session fell back to another provider.
+    """
+    cuda = Cuda(load_api())
+    manifest = load_manifest(bundle)
+    check_files(bundle, manifest)
+    config = load_config(bundle)
+    if options is None:
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+    stream = Stream(cuda)
+    executors = {}
+    for part, spec in manifest.graphs.items():
+        slots = cache_slots(config.stacks[part], max_bytes)
+        pool = pool_slots(config, max_bytes) if part == "encoder" else 0
+        providers = provider_options(provider, bundle)
+        executors[part] = OnnxRuntimeExecutor(ort, bundle / spec.file, spec, stream, slots, pool, providers, options)
+    used = executors["decoder"].session.get_providers()
+    return DeviceBackend(bundle, config, manifest, executors, stream, max_bytes, "onnxruntime", used)

@@ -1,0 +1,203 @@
+"""A graph as an engine of TensorRT or TensorRT-RTX: contexts, addresses, CUDA graphs.
+
+A context may not change once a run of it has been captured, so each shape class has a context of its own; they share
+one piece of device memory for activations, because on one stream they never run at the same time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fastblt.runtime.backends.gpu.cuda import CapturedGraph, DeviceMemory, Stream
+from fastblt.runtime.backends.gpu.executor import Bound
+from fastblt.runtime.backends.gpu.kernel_cache import KernelCache, cache_file
+from fastblt.runtime.bundle.engines import EngineSpec
+from fastblt.runtime.bundle.manifest import BundleError, GraphSpec
+from fastblt.runtime.bundle.tensorrt_library import TensorRtLibrary
+
+#: Bytes that are read of an engine's file at a time.
+_CHUNK = 64 * 2**20
+
+
+class TensorRtExecutor:
+    """One engine.
+
+    Args:
+        library: TensorRT or TensorRT-RTX.
+        path: the engine's file.
+        engine: what the engines' manifest says of it.
+        spec: what the bundle's manifest says of the graph.
+        stream: carries the work.
+
+    Raises:
+        BundleError: the library does not take the engine, or the engine is not what the manifests say.
+    """
+
+    def __init__(
+        self, library: TensorRtLibrary, path: Path, engine: EngineSpec, spec: GraphSpec, stream: Stream
+    ) -> None:
+        self.spec = spec
+        self.slots, self.pool_slots = engine.slots, engine.pool_slots
+        self.path = path
+        self._trt, self._stream, self._described = library.module, stream, engine
+        self.kernels = KernelCache(cache_file(library.version, stream.cuda.sm, engine.sha256))
+        self._log = library.new_log()
+        self._runtime = library.module.Runtime(self._log)
+        self._engine = self._deserialise()
+        self._check()
+        self.memory_bytes = int(self._engine.device_memory_size_v2)
+        """Device memory for activations that a context needs."""
+        self._memory: DeviceMemory | None = None
+
+    def _deserialise(self) -> Any:
+        try:
+            if hasattr(self._trt, "IStreamReaderV2"):
+                reader = _file_reader(self._trt, self.path)
+                engine = self._runtime.deserialize_cuda_engine(reader)
+            else:
+                engine = self._runtime.deserialize_cuda_engine(self.path.read_bytes())
+        except (RuntimeError, TypeError) as error:
+            raise BundleError(f"{self.path}: cannot be loaded ({error}; {self._log.text()})") from error
+        if engine is None:
+            raise BundleError(f"{self.path}: cannot be loaded ({self._log.text()})")
+        return engine
+
+    def _check(self) -> None:
+        """Compare tensors, profiles and aliased pairs with the manifests."""
+        engine, trt = self._engine, self._trt
+        names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+        expected = [tensor.name for tensor in (*self.spec.inputs, *self.spec.outputs)]
+        if sorted(names) != sorted(expected):
+            raise BundleError(f"{self.path}: found tensors {sorted(names)}, expected {sorted(expected)}")
+        kinds = {trt.float32: "float32", trt.float16: "float16", trt.bfloat16: "bfloat16", trt.int64: "int64"}
+        for tensor in (*self.spec.inputs, *self.spec.outputs):
+            found = kinds.get(engine.get_tensor_dtype(tensor.name))
+            if found != tensor.dtype:
+                raise BundleError(f"{self.path}: tensor {tensor.name}: found type {found}, expected {tensor.dtype}")
+        if engine.num_optimization_profiles != len(self._described.profiles):
+            raise BundleError(
+                f"{self.path}: found {engine.num_optimization_profiles} profiles, "
+                f"expected {len(self._described.profiles)}"
+            )
+        for update, cache in self._described.aliases.items():
+            aliased = engine.get_aliased_input_tensor(update)
+            if aliased != cache:
+                raise BundleError(
+                    f"{self.path}: {update}: found an update of {aliased}, expected one of {cache} in place"
+                )
+
+    def share_memory(self, memory: DeviceMemory) -> None:
+        """Give the memory for activations, at least ``memory_bytes``; every context uses it."""
+        self._memory = memory
+
+    def visible_slots(self, live: int) -> int:
+        """See `Executor.visible_slots`: an engine's caches have one size."""
+        return self.slots
+
+    def bind(self, tensors: Mapping[str, Bound]) -> TensorRtLaunch:
+        """See `Executor.bind`."""
+        context = self._new_context()
+        if context is None:
+            raise BundleError(f"{self.path}: no context can be made ({self._log.text()})")
+        assert self._memory is not None, "share_memory comes first"
+        context.set_device_memory(self._memory.address, self._memory.size)
+        profile = self._described.profile_of({name: bound.shape for name, bound in tensors.items()})
+        if profile is None:
+            shapes = {name: bound.shape for name, bound in tensors.items() if self.spec.input(name)}
+            raise BundleError(f"{self.path}: found input shapes {shapes}, expected those of one of its profiles")
+        if not context.set_optimization_profile_async(profile, self._stream.handle):
+            raise BundleError(f"{self.path}: profile {profile} cannot be chosen ({self._log.text()})")
+        for name, bound in tensors.items():
+            if self.spec.input(name) and not context.set_input_shape(name, bound.shape):
+                raise BundleError(f"{self.path}: input {name}: shape {bound.shape} is refused ({self._log.text()})")
+            if not context.set_tensor_address(name, bound.address):
+                raise BundleError(f"{self.path}: tensor {name}: its address is refused ({self._log.text()})")
+        self._check_bound(context, tensors)
+        return TensorRtLaunch(self, context, self._stream)
+
+    def _new_context(self) -> Any:
+        """A context that takes its memory from us; with TensorRT-RTX, one that compiles kernels for its shapes at once.
+
+        It would otherwise do so in the background, and a CUDA graph would go on with those that it had at first.
+        """
+        trt = self._trt
+        strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        if not hasattr(trt, "DynamicShapesKernelSpecializationStrategy"):
+            return self._engine.create_execution_context(strategy)
+        config = self._engine.create_runtime_config()
+        config.set_execution_context_allocation_strategy(strategy)
+        config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
+        self.kernels.attach(config)
+        return self._engine.create_execution_context(config)
+
+    def _check_bound(self, context: Any, tensors: Mapping[str, Bound]) -> None:
+        for tensor in (*self.spec.inputs, *self.spec.outputs):
+            if tensor.name not in tensors:
+                raise BundleError(f"{self.path}: tensor {tensor.name}: nothing is bound to it")
+        missing = context.infer_shapes()
+        if missing:
+            raise BundleError(f"{self.path}: found no shape or address of {', '.join(missing)}")
+        for tensor in self.spec.outputs:
+            found, expected = tuple(context.get_tensor_shape(tensor.name)), tensors[tensor.name].shape
+            if found != expected:
+                raise BundleError(f"{self.path}: output {tensor.name}: found shape {found}, expected {expected}")
+
+    def execute(self, context: Any) -> None:
+        """Queue one run.
+
+        Raises:
+            BundleError: TensorRT refuses; the message is its own.
+        """
+        if not context.execute_async_v3(self._stream.handle):
+            raise BundleError(f"{self.path}: cannot be run ({self._log.text()})")
+
+
+class TensorRtLaunch:
+    """A context with everything bound: run as it is the first time, then as a CUDA graph where that works."""
+
+    def __init__(self, executor: TensorRtExecutor, context: Any, stream: Stream) -> None:
+        self._executor, self._context, self._stream = executor, context, stream
+        self._graph: CapturedGraph | None = None
+        self._warm = False
+        self._capturable = True
+
+    def run(self) -> None:
+        """See `Launch.run`."""
+        if self._graph is None and self._warm and self._capturable:
+            self._capture()
+        if self._graph is not None:
+            self._stream.launch(self._graph)
+        else:
+            self._executor.execute(self._context)
+            if not self._warm:
+                self._executor.kernels.keep()
+            self._warm = True
+
+    def _capture(self) -> None:
+        context = self._context
+        if hasattr(context, "is_stream_capturable") and not context.is_stream_capturable(self._stream.handle):
+            self._capturable = False
+            return
+        self._graph = self._stream.capture(lambda: self._executor.execute(context))
+        self._capturable = self._graph is not None
+
+
+def _file_reader(trt: Any, path: Path) -> Any:
+    """A reader of a file for TensorRT, which then holds no second copy of the engine."""
+
+    class Reader(trt.IStreamReaderV2):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.IStreamReaderV2.__init__(self)
+            self.file = path.open("rb")
+
+        def read(self, num_bytes: int, stream: int) -> bytes:
+            return self.file.read(min(num_bytes, _CHUNK))
+
+        def seek(self, offset: int, where: Any) -> bool:
+            starts = {trt.SeekPosition.SET: 0, trt.SeekPosition.CUR: 1, trt.SeekPosition.END: 2}
+            self.file.seek(offset, starts[where])
+            return True
+
+    return Reader()

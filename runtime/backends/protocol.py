@@ -1,0 +1,171 @@
+"""What a backend must do: run the four parts of a model on new rows and keep its own caches.
+
+A backend knows tensors and positions, nothing of prompts, patches to come or decoding methods. Every call names
+the position of its first row; rows at later positions that an earlier call left in the caches are overwritten.
+Rewinding therefore needs no call at all, unless the caches have given up what is needed again (`Backend.keeps`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastblt.models.config import BltConfig
+from fastblt.runtime.machine import usable_cores
+
+Ids = NDArray[np.int64]
+Floats = NDArray[np.float32]
+
+#: Longest run of rows in one call; longer prompts are fed in pieces.
+MAX_ROWS = 256
+#: Longest patch that is encoded in one piece when it closes (see `fastblt.runtime.sequence.session`).
+WHOLE_PATCH_LIMIT = 64
+#: Rows that a backend must be able to take in one call.
+ROW_CAPACITY = MAX_ROWS + WHOLE_PATCH_LIMIT
+#: Bound views of caches begin and end at multiples of this, so that a view serves many steps.
+VIEW_SLOTS = 64
+#: Views of the encoder's pool end at multiples of this many slots, which bounds the number of shapes.
+POOL_STEP = 8
+#: Positions past ``max_bytes`` that a draft may use before it is cut.
+DRAFT_SLACK = 64
+
+#: Models with fewer weight bytes than this live in a processor's caches, where one thread beats several.
+SMALL_MODEL_BYTES = 64 * 2**20
+
+PARTS = ("patcher", "encoder", "global", "decoder")
+
+
+def default_threads(weight_bytes: int) -> int:
+    """Threads of one operator for a model of this size: one for small models, else every usable core."""
+    if weight_bytes < SMALL_MODEL_BYTES:
+        return 1
+    return usable_cores()
+
+
+def encodes_whole_patches(config: BltConfig) -> bool:
+    """Whether a patch is encoded in one call, when it closes: nobody reads byte states, and patches are short."""
+    longest = config.patching.max_patch_length
+    return config.decoder_input == "embedding" and longest is not None and longest <= WHOLE_PATCH_LIMIT
+
+
+class DecoderRows(NamedTuple):
+    """What the decoder says about n rows; arrays may be views that the next call overwrites."""
+
+    best: Ids
+    """int64 [n]: most likely token."""
+    probability: Floats
+    """float32 [n]: its probability."""
+    entropy: Floats
+    """float32 [n]: entropy of the row's distribution, nats."""
+    logits: Floats
+    """float32 [n, vocab]."""
+
+    def part(self, start: int, end: int | None = None) -> DecoderRows:
+        """Some of the rows, views like these."""
+        at = slice(start, end)
+        return DecoderRows(self.best[at], self.probability[at], self.entropy[at], self.logits[at])
+
+    def followed_by(self, other: DecoderRows) -> DecoderRows:
+        """A copy of these rows and others."""
+        return DecoderRows(
+            np.concatenate([self.best, other.best]),
+            np.concatenate([self.probability, other.probability]),
+            np.concatenate([self.entropy, other.entropy]),
+            np.concatenate([self.logits, other.logits]),
+        )
+
+    def copy(self) -> DecoderRows:
+        """The same rows in memory of their own."""
+        return DecoderRows(self.best.copy(), self.probability.copy(), self.entropy.copy(), self.logits.copy())
+
+
+#: Given the one row of a draft's step: the next token, and whether another row is wanted after it.
+Pick = Callable[[DecoderRows], tuple[int, bool]]
+
+
+class Backend(Protocol):
+    """One loaded model with its buffers, allocated once for ``max_bytes`` bytes.
+
+    ``visible_from``, int64 [n], is the first position (of `run_global`: patch) that each row may see, besides what
+    windows and causality leave out; None: 0. Where documents are masked it is the beginning of the row's document.
+    """
+
+    name: str
+    """As the user names it: ``onnxruntime`` or ``eager``."""
+    device: str
+    """``cpu`` or ``cuda``."""
+    config: BltConfig
+    max_bytes: int
+    owner: object
+    """The session that uses the caches at the moment."""
+
+    def run_patcher(self, position: int, ids: Ids, visible_from: Ids | None = None) -> Floats:
+        """Entropies float32 [n] in nats of the token after each of ``ids`` int64 [n].
+
+        Not called where the model has no entropy patcher.
+        """
+        ...
+
+    def run_encoder(self, position: int, ids: Ids, starts: Ids, ends: Ids, visible_from: Ids | None = None) -> None:
+        """Encode rows and pool patches; the patch embeddings stay with the backend.
+
+        Args:
+            position: of the first row.
+            ids: int64 [context - 1 + n]: the tokens that the hash n-grams of the first row reach back to (0 before
+                the sequence), then the n rows.
+            starts: int64 [p], p >= 1, first position of each patch to pool; rows since then have been encoded.
+            ends: int64 [p], position after the last byte of each patch.
+            visible_from: see the class.
+        """
+        ...
+
+    def run_global(self, first_patch: int, count: int, visible_from: Ids | None = None) -> None:
+        """Make the latents of the first ``count`` patches that `run_encoder` pooled last."""
+        ...
+
+    def run_decoder(
+        self, position: int, ids: Ids, latents: Ids, block: int = 0, visible_from: Ids | None = None
+    ) -> DecoderRows:
+        """Decode rows.
+
+        Args:
+            position: of the first row.
+            ids: int64 [n].
+            latents: int64 [n], index of the patch whose latent each row reads; not decreasing.
+            block: the last ``block`` rows are denoised together and see each other; every other row sees positions
+                up to its own.
+            visible_from: see the class.
+        """
+        ...
+
+    def draft(
+        self, position: int, ids: Ids, latent: int, count: int, pick: Pick | None = None, visible_from: int = 0
+    ) -> tuple[Ids, Floats]:
+        """Bytes after a token by up to ``count`` decoder rows that all read one latent, one after the other.
+
+        Args:
+            position: of the token.
+            ids: int64 [context]: the tokens that its hash n-grams reach back to, then the token.
+            latent: index of the patch.
+            count: rows.
+            pick: chooses the token after each row and whether to go on; None: the most likely one, ``count`` times.
+            visible_from: of every row.
+
+        Returns:
+            Tokens int64 [n] and the probabilities float32 [n] of the rows' most likely tokens, n <= count.
+        """
+        ...
+
+    def keeps(self, position: int, open_patch: int) -> bool:
+        """Whether the caches still hold all that rows from ``position`` on see; where not, a session starts over.
+
+        ``open_patch`` is the first position of the patch that is pooled next.
+        """
+        ...
+
+    def moved_bytes(self, part: str, position: int, rows: int) -> int:
+        """Weight and cache bytes that one call of a part reads, at this position."""
+        ...

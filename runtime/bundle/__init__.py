@@ -1,0 +1,1 @@
+"""Reads and writes what is on disk: bundles, engines, archives."""

@@ -1,0 +1,190 @@
+"""What this machine has: facts only, found by looking; nothing here raises, and nothing is printed."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import os
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, TypeVar
+
+from fastblt.runtime.bundle.tensorrt_library import MODULES, load_library
+from fastblt.runtime.machine import cpu_model, package_version, usable_cores
+
+T = TypeVar("T")
+
+_DRIVERS = ("libcuda.so.1", "nvcuda.dll")
+_JETSON_FILE = Path("/etc/nv_tegra_release")
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One GPU."""
+
+    name: str
+    sm: int
+    """Compute capability, e.g. 89."""
+    memory_bytes: int
+    free_bytes: int
+
+
+@dataclass(frozen=True)
+class Library:
+    """A TensorRT that can be imported."""
+
+    target: str
+    version: str
+    updates_caches: bool
+    """Whether it takes standard graphs; else they must be lowered."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """All that is known; None means that it is not there."""
+
+    system: str
+    python: str
+    cpu: str
+    cores: int
+    memory_bytes: int | None
+    driver_cuda: str | None = None
+    """Newest CUDA version that the driver supports, e.g. ``13.0``; None: there is no driver."""
+    jetson: str | None = None
+    """First line of a Jetson's release file."""
+    cuda_bindings: str | None = None
+    """Version of cuda-python's bindings."""
+    gpus: tuple[Gpu, ...] = ()
+    gpu_error: str | None = None
+    """Why the GPUs could not be asked, where there is a driver."""
+    libraries: tuple[Library, ...] = ()
+    library_errors: dict[str, str] = field(default_factory=dict)
+    """Why a TensorRT cannot be used, by target."""
+    onnxruntime: str | None = None
+    onnxruntime_package: str | None = None
+    """``onnxruntime-gpu`` or ``onnxruntime``."""
+    onnxruntime_cuda: bool = False
+    """Whether its CUDA provider loads and runs."""
+    onnxruntime_tensorrt: bool = False
+    torch: str | None = None
+    torch_cuda: bool = False
+    """Whether PyTorch sees a GPU."""
+    compiler: bool = False
+    """Whether what `fastblt compile` needs besides TensorRT is installed."""
+
+    def library(self, target: str) -> Library | None:
+        """The TensorRT of a target."""
+        return next((known for known in self.libraries if known.target == target), None)
+
+
+def look() -> Facts:
+    """The facts of this machine."""
+    bindings = package_version("cuda-bindings")
+    driver = _driver_cuda()
+    gpus, error = _gpus() if driver and bindings else ((), None)
+    libraries, errors = _libraries()
+    package = next((name for name in ("onnxruntime-gpu", "onnxruntime") if package_version(name)), None)
+    return Facts(
+        system=f"{platform.system()} {platform.machine()}",
+        python=platform.python_version(),
+        cpu=cpu_model(),
+        cores=usable_cores(),
+        memory_bytes=_memory(),
+        driver_cuda=driver,
+        jetson=_first_line(_JETSON_FILE),
+        cuda_bindings=bindings,
+        gpus=gpus,
+        gpu_error=error,
+        libraries=libraries,
+        library_errors=errors,
+        onnxruntime=package_version(package) if package else None,
+        onnxruntime_package=package,
+        onnxruntime_cuda=_quietly(_onnxruntime_cuda, False),
+        onnxruntime_tensorrt=_quietly(_onnxruntime_tensorrt, False),
+        torch=package_version("torch"),
+        torch_cuda=_quietly(_torch_cuda, False),
+        compiler=find_spec("onnx_ir") is not None and find_spec("onnx") is not None,
+    )
+
+
+def _quietly(probe: Callable[[], T], otherwise: T) -> T:
+    """What a probe finds; whatever goes wrong in a library means that it is of no use here."""
+    try:
+        return probe()
+    except Exception:
+        return otherwise
+
+
+def _memory() -> int | None:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return None
+
+
+def _first_line(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").splitlines()[0].strip()
+    except (OSError, IndexError):
+        return None
+
+
+def _driver_cuda() -> str | None:
+    """CUDA version of the driver, asked without any package."""
+    for name in _DRIVERS:
+        try:
+            library = ctypes.CDLL(name)
+        except OSError:
+            continue
+        version = ctypes.c_int(0)
+        if library.cuDriverGetVersion(ctypes.byref(version)) == 0:
+            return f"{version.value // 1000}.{version.value % 1000 // 10}"
+    return None
+
+
+def _gpus() -> tuple[tuple[Gpu, ...], str | None]:
+    """The GPUs, or why they cannot be asked."""
+    try:
+        from fastblt.runtime.backends.gpu.cuda import Cuda, load_api
+
+        api: Any = load_api()
+        count = int(Cuda(api)("cudaGetDeviceCount"))
+        return tuple(_gpu(Cuda(api, index), index) for index in range(count)), None
+    except Exception as error:
+        return (), str(error)
+
+
+def _gpu(cuda: Any, index: int) -> Gpu:
+    free, total = cuda("cudaMemGetInfo")
+    name = cuda("cudaGetDeviceProperties", index).name
+    text = name.decode() if isinstance(name, bytes) else str(name)
+    return Gpu(text.rstrip("\0"), cuda.sm, int(total), int(free))
+
+
+def _libraries() -> tuple[tuple[Library, ...], dict[str, str]]:
+    found, errors = [], {}
+    for target in MODULES:
+        try:
+            library = load_library(target)
+            found.append(Library(target, library.version, library.updates_caches))
+        except Exception as error:
+            errors[target] = str(error)
+    return tuple(found), errors
+
+
+def _onnxruntime_cuda() -> bool:
+    return bool(importlib.import_module("fastblt.runtime.backends.providers").cuda_works())
+
+
+def _onnxruntime_tensorrt() -> bool:
+    return bool(importlib.import_module("fastblt.runtime.backends.providers").tensorrt_works())
+
+
+def _torch_cuda() -> bool:
+    """Asked only where it can be true: importing PyTorch takes seconds."""
+    if package_version("torch") is None or _driver_cuda() is None:
+        return False
+    return bool(importlib.import_module("torch").cuda.is_available())

@@ -1,0 +1,58 @@
+"""What a model needs in memory when it runs on a GPU, from its configuration alone: the arithmetic of the buffers.
+
+`fastblt.runtime.backends.gpu` allocates these; a test compares the two. What lies between an engine's layers comes on
+top, and only the engine knows how much that is. On a CPU everything is host memory, committed as a text grows.
+"""
+
+from __future__ import annotations
+
+from fastblt.models.config import BltConfig, StackConfig
+from fastblt.runtime.backends.gpu.sliding import CALL_ROWS, cache_slots, pool_slots
+from fastblt.runtime.backends.protocol import DRAFT_SLACK
+
+#: Bytes of an element, by the name of a bundle's type.
+ITEM_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
+#: Parts of the decoder that the global graph holds: they make a latent's keys and values.
+_LATENT_WEIGHTS = ("decoder.patch_projection.", ".norm_kv.", ".wkv.")
+
+
+def device_buffers(config: BltConfig, dtype: str, max_bytes: int) -> dict[str, int]:
+    """Bytes on the device, by part: key/value caches, and what passes from graph to graph.
+
+    Caches that slide have a second piece of memory of their size, to slide by way of.
+
+    Args:
+        config: the model's.
+        dtype: of the bundle; the patcher's caches are fp32.
+        max_bytes: longest prompt plus new bytes.
+    """
+    item, positions = ITEM_BYTES[dtype], max_bytes + 1 + DRAFT_SLACK + CALL_ROWS
+
+    def caches(stack: StackConfig, size: int) -> int:
+        slots = cache_slots(stack, max_bytes)
+        return 2 * stack.layers * stack.dim * slots * size * (2 if slots < positions else 1)
+
+    found = {part: caches(stack, 4 if part == "patcher" else item) for part, stack in config.stacks.items()}
+    pool = 2 * pool_slots(config, max_bytes) * 3 * config.encoder.dim
+    states = positions * config.decoder.dim if config.decoder_input == "encoder" else 0
+    found["encoder"] += item * (pool + states + positions * config.patch_dim)
+    found["global"] += item * positions * config.latent_kv_dim
+    return found
+
+
+def graph_of(tensor: str) -> str:
+    """The part whose graph holds one of our tensors; ``tables``: the host, unless a bundle is asked to do otherwise."""
+    part = tensor.partition(".")[0]
+    if part == "encoder" and "embeddings" in tensor:
+        return "tables"
+    if part == "decoder" and any(piece in tensor for piece in _LATENT_WEIGHTS):
+        return "global"
+    return "global" if part == "global_transformer" else part
+
+
+def weight_bytes(tensor: str, shape: tuple[int, ...], dtype: str) -> int:
+    """Bytes of a tensor in a bundle's graph: norms and the patcher are fp32."""
+    count = 1
+    for size in shape:
+        count *= size
+    return count * (4 if len(shape) == 1 or graph_of(tensor) == "patcher" else ITEM_BYTES[dtype])

@@ -1,0 +1,1 @@
+"""Offers bundles behind the conventions of transformers and optimum."""

@@ -1,0 +1,1 @@
+"""Measures speed, cost and correctness; nothing that generates imports it."""

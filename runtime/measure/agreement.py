@@ -1,0 +1,11 @@
+"""How far two texts, or two runs of tokens, are the same."""
+
+from __future__ import annotations
+
+from fastblt.runtime.backends.protocol import Ids
+
+
+def common_prefix(a: Ids | bytes, b: Ids | bytes) -> int:
+    """How many leading items of two sequences are equal."""
+    shorter = min(len(a), len(b))
+    return next((i for i in range(shorter) if a[i] != b[i]), shorter)

@@ -1,0 +1,246 @@
+"""Does a method write what it should, byte for byte? And if not, is it a float tie?
+
+A lossless method has to write the reference backend's autoregressive text; any other one the text of the same method
+on the reference backend. All of it is greedy.
+
+Rows that are computed in chunks and rows that are computed one by one are rounded differently, by a few 1e-6. Where
+the two best bytes of a row are closer than that, either may come out. Such a tie is told from a fault by what the
+*reference* computes at the first difference: one of its choices there must have been that narrow. A choice is that of
+a byte (two logits) or, in a block that is denoised, of the bytes to decide next (`Watched`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from fastblt.models.tokens import BYTE_OFFSET, EOS_ID, encode
+from fastblt.runtime.backends.protocol import DecoderRows, Floats
+from fastblt.runtime.blt_runtime import BltRuntime
+from fastblt.runtime.measure.agreement import common_prefix
+from fastblt.runtime.methods import Method, parse_method
+from fastblt.runtime.methods.block_diffusion import BlockDiffusion
+from fastblt.runtime.methods.denoising import Confidence, EntropyBounded, Indices, Rule
+from fastblt.runtime.sequence.sampling import Distribution, Sampler
+from fastblt.runtime.sequence.session import Session
+
+#: Largest gap of a tie, by the type of the graphs: in logits, in nats of an entropy, or in a probability (which move
+#: less than logits do). Logits of trained models stay below 32 in size, so that rounding one once moves it by up to 32
+#: times the type's unit roundoff: 1.9e-6 (fp32, 2^-24), 1.6e-2 (fp16, 2^-11), 1.3e-1 (bf16, 2^-8). Between two orders
+#: of computation lie the roundings of all layers in fp32: fifty are allowed. Half-precision graphs add up in fp32, so
+#: fewer roundings are in their own type: three are allowed.
+TIE_BOUND = {"fp32": 1e-4, "fp16": 5e-2, "bf16": 4e-1}
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The first place where an output leaves what it is compared with."""
+
+    prompt: str
+    """Identifier of the prompt."""
+    offset: int
+    """Of the byte in the new text."""
+    logit_gap: float
+    """Difference of the reference's logits of the two tokens; in a block, the narrowest one of the two best tokens
+    of any byte that was decided in it. 0 would be an exact tie."""
+    boundary_gap: float
+    """Smallest distance, in nats, of an entropy to the patching threshold before that byte."""
+    order_gap: float | None = None
+    """In a block: by how much (probability, or nats) other bytes would have been decided in one of its steps; None
+    where all are decided at once."""
+
+    @property
+    def gap(self) -> float:
+        """The narrowest choice of bytes that may explain the difference."""
+        return self.logit_gap if self.order_gap is None else min(self.logit_gap, self.order_gap)
+
+    def is_tie(self, bound: float) -> bool:
+        """Whether rounding explains it. A narrow patch end does not count: among many bytes one is always narrow."""
+        return self.gap <= bound
+
+
+@dataclass
+class AuditRow:
+    """What was found for one backend and method."""
+
+    backend: str
+    method: str
+    reference: str = ""
+    """Backend and method that it is compared with."""
+    prompts: int = 0
+    bytes: int = 0
+    """Bytes generated."""
+    identical: int = 0
+    """Prompts whose output is the reference's."""
+    bytes_as_ar: int = 0
+    """Bytes before the first difference from the reference's ``ar``; a figure, not a fault, where the method is not
+    lossless."""
+    ar_bytes: int = 0
+    """Bytes of the reference's ``ar``."""
+    ties: list[Difference] = field(default_factory=list)
+    """Differences within the bound."""
+    faults: list[Difference] = field(default_factory=list)
+    """Differences beyond it."""
+
+
+def audit(
+    reference: BltRuntime,
+    candidates: Sequence[tuple[BltRuntime, str]],
+    prompts: Iterable[tuple[str, bytes]],
+    max_new_bytes: int,
+    bound: float,
+    on_prompt: Callable[[int], None] | None = None,
+    *,
+    wanted_bytes: int | None = None,
+) -> list[AuditRow]:
+    """Generate greedily with every candidate and compare with the reference.
+
+    Args:
+        reference: its outputs are the truth: ``ar`` for lossless methods, the same method for the others.
+        candidates: runtimes and methods.
+        prompts: identifiers and bytes.
+        max_new_bytes: of each generation.
+        bound: largest gap of a tie.
+        on_prompt: told the number of prompts done.
+        wanted_bytes: stop when every candidate has written so many; None: use all prompts.
+    """
+    methods = [parse_method(name) for _, name in candidates]
+    rows = [
+        AuditRow(runtime.backend.name, name, f"{reference.backend.name} {'ar' if method.lossless else name}")
+        for (runtime, name), method in zip(candidates, methods, strict=True)
+    ]
+    for done, (name, prompt) in enumerate(prompts, 1):
+        expected = {"ar": reference.generate(prompt, max_new_bytes).data}
+        for row, (runtime, text), method in zip(rows, candidates, methods, strict=True):
+            truth = "ar" if method.lossless else text
+            if truth not in expected:
+                expected[truth] = reference.generate(prompt, max_new_bytes, method=truth).data
+            found = runtime.generate(prompt, max_new_bytes, method=text).data
+            _count(row, found, expected["ar"])
+            if found == expected[truth]:
+                row.identical += 1
+                continue
+            difference = explain(reference, name, prompt, expected[truth], found, parse_method(truth))
+            (row.ties if difference.is_tie(bound) else row.faults).append(difference)
+        if on_prompt:
+            on_prompt(done)
+        if wanted_bytes is not None and min(row.bytes for row in rows) >= wanted_bytes:
+            break
+    return rows
+
+
+def _count(row: AuditRow, found: bytes, ar: bytes) -> None:
+    row.prompts += 1
+    row.bytes += len(found)
+    row.bytes_as_ar += common_prefix(ar, found)
+    row.ar_bytes += len(ar)
+
+
+def explain(
+    reference: BltRuntime, name: str, prompt: bytes, expected: bytes, found: bytes, method: Method | None = None
+) -> Difference:
+    """Measure how narrow the reference's choices were at the first difference.
+
+    Args:
+        reference: wrote ``expected``.
+        name: of the prompt.
+        prompt: its bytes.
+        expected: the reference's text.
+        found: another text.
+        method: of both; None: ``ar``.
+    """
+    offset = common_prefix(expected, found)
+    session = Session(reference.backend)
+    session.append(encode(prompt + expected[:offset], bos=False))
+    entropies = np.concatenate(list(_patcher_entropies(session)))
+    boundary = float(np.abs(entropies - reference.config.patching.threshold).min())
+    if isinstance(method, BlockDiffusion):
+        watched = watch(reference, prompt, offset, method)
+        order = watched.order_gap if np.isfinite(watched.order_gap) else None
+        return Difference(name, offset, watched.logit_gap, boundary, order)
+    session = Session(reference.backend)
+    session.append(encode(prompt + expected[:offset], bos=False))
+    logits = session.score().logits[-1]
+    gap = abs(float(logits[_token(expected, offset)]) - float(logits[_token(found, offset)]))
+    return Difference(name, offset, gap, boundary)
+
+
+class Watched(Sampler):
+    """A greedy sampler and an unmasking rule that remember their narrowest choices.
+
+    Args:
+        rule: the rule of the method that is watched.
+    """
+
+    def __init__(self, rule: Rule) -> None:
+        super().__init__()
+        self.rule = rule
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin a new block."""
+        self.logit_gap = self.order_gap = float("inf")
+
+    def draw(self, rows: DecoderRows, index: int) -> tuple[int, Distribution | None]:
+        """See `Sampler.draw`."""
+        second, best = np.partition(rows.logits[index], -2)[-2:].tolist()
+        self.logit_gap = min(self.logit_gap, best - second)
+        return super().draw(rows, index)
+
+    def __call__(self, probability: Floats, entropy: Floats) -> Indices:
+        """See `Rule`."""
+        self.order_gap = min(self.order_gap, unmasking_gap(self.rule, probability, entropy))
+        return self.rule(probability, entropy)
+
+
+def unmasking_gap(rule: Rule, probability: Floats, entropy: Floats) -> float:
+    """How little would have changed which bytes a rule decides: a probability, or nats; inf where nothing would.
+
+    Args:
+        rule: confidence, entropy-bounded, or one step.
+        probability: float32 [masked], top probabilities.
+        entropy: float32 [masked], nats.
+    """
+    gaps = [float("inf")]
+    if isinstance(rule, Confidence):
+        gaps += np.abs(probability - rule.alpha).tolist()
+        if not (probability > rule.alpha).any():
+            gaps += (-np.diff(np.sort(probability)[::-1][:2])).tolist()
+    if isinstance(rule, EntropyBounded):
+        ordered = np.sort(entropy)
+        chosen = len(rule(probability, entropy))
+        # The first byte is decided whatever the bound: only sums of two and more are compared with it.
+        gaps += np.abs(np.cumsum(ordered)[1:] - rule.gamma).tolist()
+        gaps += np.diff(ordered[chosen - 1 : chosen + 1]).tolist()
+    return min(gaps)
+
+
+def watch(reference: BltRuntime, prompt: bytes, offset: int, method: BlockDiffusion) -> Watched:
+    """Write the text again, up to and with the block that holds a new byte, and remember that block's choices.
+
+    Earlier blocks do not matter: however they came about, their bytes were the same, and nothing else is kept.
+    """
+    watched = Watched(method.argument.rule)
+    argument = dataclasses.replace(method.argument, rule=watched)
+    session = Session(reference.backend)
+    session.append(encode(prompt, bos=False))
+    end = session.length + offset
+    for _ in BlockDiffusion(argument).rounds(session, watched):
+        if session.length > end:
+            break
+        watched.forget()
+    return watched
+
+
+def _token(data: bytes, offset: int) -> int:
+    """The token at an offset; an output that ends early ended with EOS."""
+    return data[offset] + BYTE_OFFSET if offset < len(data) else EOS_ID
+
+
+def _patcher_entropies(session: Session) -> Iterator[np.ndarray]:
+    tokens = session.tokens.copy()
+    for first in range(0, len(tokens), 256):
+        yield session.backend.run_patcher(first, tokens[first : first + 256]).copy()

@@ -1,0 +1,1 @@
+"""Measures methods and backends side by side."""

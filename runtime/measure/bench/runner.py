@@ -1,0 +1,135 @@
+"""Measures prompts x methods x backends alternately in one process, and compares their output.
+
+For every prompt all contenders run in turn, and the order is rotated from prompt to prompt, so that the drift
+of a noisy machine meets all of them alike. What is measured is greedy decoding to a fixed number of bytes
+(fewer where the model ends the document).
+
+What the figures mean: `fastblt.runtime.measure.bench.rows`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fastblt.runtime.blt_runtime import BltRuntime
+from fastblt.runtime.machine import memory_bandwidth, peak_rss_mb, usable_cores
+from fastblt.runtime.measure.bench.plan import Contender, Plan
+from fastblt.runtime.measure.bench.rows import BenchRow, Measurement, Run
+from fastblt.runtime.measure.peers import Generator
+from fastblt.runtime.measure.replay.backend import ReplayBackend
+from fastblt.runtime.measure.replay.rates import Profile, ReplayError
+from fastblt.runtime.methods import parse_method
+
+#: New bytes of the unmeasured first run of a contender: enough rounds to settle buffers and caches.
+WARM_UP_BYTES = 48
+
+
+def measure(
+    runtimes: Mapping[str, Generator],
+    plan: Plan,
+    prompts: Sequence[bytes],
+    max_new_bytes: int,
+    repeats: int = 1,
+    on_run: Callable[[Contender], None] | None = None,
+    profiles: Mapping[Contender, Profile] | None = None,
+    threads: int | None = None,
+) -> Measurement:
+    """Measure all contenders of a plan, after one unmeasured run of each.
+
+    Args:
+        runtimes: loaded, by name of backend or peer.
+        plan: from `make_plan`.
+        prompts: at least one.
+        max_new_bytes: bytes to generate after each prompt; at least 2, or nothing is left of the decode rate.
+        repeats: how often each prompt is measured.
+        on_run: called after each run, unmeasured ones included.
+        profiles: replay the contenders so, instead of measuring the model's own output.
+        threads: what the runtimes were asked for, for the memory's bandwidth; None: all cores.
+
+    Raises:
+        CapacityError: a prompt and its new bytes do not fit a runtime.
+        MethodError: the model cannot run a method; nothing has been measured then.
+        ValueError: nothing to measure.
+    """
+    if not prompts or max_new_bytes < 2 or repeats < 1:
+        raise ValueError(
+            f"bench: found {len(prompts)} prompts, max_new_bytes={max_new_bytes}, repeats={repeats}, "
+            "expected at least 1, 2 and 1"
+        )
+
+    for contender in plan.contenders:
+        parse_method(contender.method).check(runtimes[contender.backend].config)
+    runtime_of = {c: _runtime(runtimes[c.backend], profiles[c] if profiles else None) for c in plan.contenders}
+
+    def run(contender: Contender, index: int, count: int) -> Run:
+        runtime = runtime_of[contender]
+        generation = runtime.generate(prompts[index], count, method=contender.method)
+        if on_run:
+            on_run(contender)
+        replayed = runtime.backend if isinstance(runtime, BltRuntime) else None
+        counts = replayed.take_counts() if isinstance(replayed, ReplayBackend) else None
+        return Run(index, generation.data, generation.stats, counts)
+
+    for contender in plan.contenders:
+        run(contender, 0, min(max_new_bytes, WARM_UP_BYTES))
+    runs: dict[Contender, list[Run]] = {contender: [] for contender in plan.contenders}
+    peaks: dict[Contender, float | None] = {}
+    for turn in range(repeats * len(prompts)):
+        for contender in rotated(plan.contenders, turn):
+            runs[contender].append(run(contender, turn % len(prompts), max_new_bytes))
+            peaks[contender] = peak_rss_mb()
+    devices = {name: runtime.device for name, runtime in runtimes.items()}
+    config = runtimes[plan.backend].config
+    bandwidth = max(memory_bandwidth(threads=count) for count in {1, threads or usable_cores()})
+    return Measurement(plan, prompts, max_new_bytes, repeats, config, devices, runs, peaks, bandwidth, profiles)
+
+
+def _runtime(runtime: Generator, profile: Profile | None) -> Generator:
+    """The runtime itself, or one that replays over its backend.
+
+    Raises:
+        ReplayError: a peer is to be replayed.
+    """
+    if profile is None:
+        return runtime
+    if not isinstance(runtime, BltRuntime):
+        raise ReplayError(
+            "replay: found a peer among the contenders, expected backends only (a peer says what it says)"
+        )
+    return BltRuntime(ReplayBackend(runtime.backend, profile))
+
+
+def rotated(contenders: Sequence[Contender], turn: int) -> list[Contender]:
+    """The contenders in the order of one turn; over as many turns as contenders each is first once."""
+    shift = turn % len(contenders)
+    return [*contenders[shift:], *contenders[:shift]]
+
+
+def write_report(path: Path, device: Mapping[str, Any], rows: Sequence[BenchRow], replay: str | None = None) -> None:
+    """Write ``{"device": {...}, "replay": TEXT, "rows": [...]}``, the whole file or none of it.
+
+    Args:
+        path: of the file.
+        device: from `device_info`.
+        rows: of the measurement.
+        replay: what a replay was asked for; None: the model's own output was measured.
+    """
+    rows_as_json = [dataclasses.asdict(row) for row in rows]
+    write_json(path, {"device": dict(device), "replay": replay, "rows": rows_as_json})
+
+
+def write_json(path: Path, report: Mapping[str, Any]) -> None:
+    """Write a report as JSON, the whole file or none of it."""
+    text = json.dumps(report, indent=1, allow_nan=False) + "\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,182 @@
+"""transformers' ``BltForCausalLM``, built in memory from our weights.
+
+It recomputes everything for every byte (``use_cache=False``): with its caches it computes something else, see
+docs/checkpoints.md. Calls, times and weight bytes of its four modules are observed from outside.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastblt.models.blt import Blt
+from fastblt.models.config import BltConfig
+from fastblt.models.formats import transformers as layout
+from fastblt.models.formats.names import translate
+from fastblt.models.parameters import count_parameters
+from fastblt.models.tokens import EOS_ID, decode, encode
+from fastblt.runtime.backends.eager.backend import load_eager
+from fastblt.runtime.backends.protocol import default_threads
+from fastblt.runtime.generation import Generation
+from fastblt.runtime.methods import MethodError
+from fastblt.runtime.sequence.stats import RunStats
+
+#: Our part to transformers' module.
+_MODULES = {
+    "patcher": "model.patcher",
+    "encoder": "model.local_encoder",
+    "global": "model.global_transformer",
+    "decoder": "model.local_decoder",
+}
+
+
+class PeerError(ValueError):
+    """A peer that is not installed, or cannot run the model."""
+
+
+class TransformersPeer:
+    """Greedy generation by ``BltForCausalLM.generate(use_cache=False)``."""
+
+    def __init__(self, model: Blt, threads: int | None = None) -> None:
+        _check_comparable(model.config)
+        self.config: BltConfig = model.config
+        weight = model.decoder.output.weight
+        self._device = weight.device
+        self.device = self._device.type
+        counts = count_parameters(self.config)
+        weights = 4 * (counts.total - counts.byte_embeddings - counts.hash_embeddings)
+        torch.set_num_threads(threads or default_threads(weights))
+        self._model = build(model)
+        self._stats = RunStats()
+        for part, name in _MODULES.items():
+            if part != "patcher" or self.config.patcher is not None:
+                self._watch(part, self._model.get_submodule(name))
+
+    @classmethod
+    def load(cls, folder: Path, provider: str, threads: int | None) -> TransformersPeer:
+        """Load the weights of a bundle or a checkpoint, as the eager backend does."""
+        return cls(load_eager(folder, provider), threads)
+
+    def _watch(self, part: str, module: nn.Module) -> None:
+        """Count and time the calls of a module."""
+        weights = sum(p.numel() * p.element_size() for n, p in module.named_parameters() if "embed_tokens" not in n)
+        began = 0.0
+
+        def before(*_: Any) -> None:
+            nonlocal began
+            self._synchronise()
+            began = time.perf_counter()
+
+        def after(*_: Any) -> None:
+            self._synchronise()
+            stats = self._stats
+            stats.part_seconds[part] += time.perf_counter() - began
+            stats.nfe[part] += 1
+            stats.moved_bytes += weights
+
+        module.register_forward_pre_hook(before)
+        module.register_forward_hook(after)
+
+    def _synchronise(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def generate(self, prompt: bytes, max_new_bytes: int, *, method: str) -> Generation:
+        """Greedy text after a prompt, ended by EOS or after so many tokens.
+
+        Raises:
+            MethodError: a method other than ``ar``.
+        """
+        if method != "ar":
+            raise MethodError(f"method: found {method!r}, expected 'ar', the only one of transformers")
+        self._stats = stats = RunStats(prompt_bytes=len(prompt))
+        ids = torch.from_numpy(encode(prompt)).unsqueeze(0).to(self._device)
+        clock = _Clock()
+        with torch.inference_mode():
+            found = self._model.generate(
+                ids, max_new_tokens=max_new_bytes, do_sample=False, use_cache=False, eos_token_id=EOS_ID,
+                pad_token_id=0, streamer=clock,
+            )  # fmt: skip
+        tokens = found[0, ids.shape[1] :].tolist()
+        ended = bool(tokens) and tokens[-1] == EOS_ID
+        data = decode(tokens)
+        stats.rounds = len(tokens)
+        stats.new_bytes = len(data)
+        stats.total_seconds = clock.times[-1] - clock.times[0]
+        stats.first_byte_seconds = clock.times[1] - clock.times[0]
+        stats.byte_seconds = [b - a for a, b in zip(clock.times[1:], clock.times[2:], strict=False)]
+        return Generation(data, "eos" if ended else "length", stats, tuple(tokens))
+
+
+class _Clock:
+    """A streamer that takes the time of every token; the first is the prompt's."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def put(self, _: Tensor) -> None:
+        """Called with the prompt, and with each new token."""
+        self.times.append(time.perf_counter())
+
+    def end(self) -> None:
+        """Called at the end."""
+
+
+def _check_comparable(config: BltConfig) -> None:
+    """Raise `PeerError` where transformers computes something else with the same weights.
+
+    `CheckpointError` where it has no such model at all.
+    """
+    layout.write_config(config, "float32")
+    rule = config.patching
+    if config.document_masks:
+        raise PeerError(f"{config.name}: transformers has no document masks, expected a model without them")
+    if rule.mode != "entropy" and rule.max_patch_length != 1:
+        raise PeerError(f"{config.name}: transformers has no {rule.mode} patches, expected entropy patches or bytes")
+    if rule.mode == "entropy" and rule.max_patch_length is not None:
+        raise PeerError(f"{config.name}: transformers' max_patch_length is another rule, expected a model without it")
+
+
+def build(model: Blt) -> Any:
+    """A ``BltForCausalLM`` with the weights of one of ours.
+
+    Raises:
+        PeerError: transformers is not installed, or too old.
+        CheckpointError: transformers has no such model.
+    """
+    text = layout.write_config(model.config, "float32")
+    try:
+        from transformers import BltConfig as TheirConfig
+        from transformers import BltForCausalLM
+        from transformers.utils import logging
+    except ImportError as error:
+        raise PeerError(f"transformers: cannot be imported ({error}), expected: pip install transformers") from error
+    if not hasattr(TheirConfig(), "local_attention_window_len"):
+        raise PeerError("transformers: found a version without attention windows, expected 5.23 or newer")
+    state = model.state_dict()
+    tensors: dict[str, Tensor] = {}
+    for name, pieces in translate(model.config, layout.NAMES).items():
+        tensors.update(zip(pieces, state[name].float().chunk(len(pieces)), strict=True))
+    config = TheirConfig.from_dict(json.loads(text))
+    with _without_progress(logging):
+        theirs = BltForCausalLM.from_pretrained(None, config=config, state_dict=tensors)
+    return theirs.to(state["decoder.output.weight"].device).eval().requires_grad_(False)
+
+
+@contextmanager
+def _without_progress(logging: Any) -> Iterator[None]:
+    """Keep transformers from drawing a bar while it loads."""
+    was_on = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_on:
+            logging.enable_progress_bar()

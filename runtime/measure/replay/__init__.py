@@ -1,0 +1,1 @@
+"""Measures cost at given acceptance rates, without trained weights."""

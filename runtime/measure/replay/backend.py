@@ -1,0 +1,217 @@
+"""Replay: the real backend for its cost, given rates for what it says.
+
+Random weights draft nothing that verification keeps. To measure what a geometry costs before anything is trained,
+every call runs on the real backend, and what comes back is replaced: the model "knows" one fixed text, drafts agree
+with it at a given rate, patches close at a given rate, and blocks take a given number of steps. Methods and session
+are the ordinary ones, so what is measured are the real graphs and the real control flow. Greedy decoding only.
+
+Runs are short, so chances are not drawn but spread evenly: the n-th draft takes the quantile n times the golden ratio
+(without the integer part), so that means are soon right. Patches do the same with another irrational number.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastblt.models.config import BltConfig
+from fastblt.models.tokens import BYTE_OFFSET, MASK_ID, VOCAB_SIZE
+from fastblt.runtime.backends.protocol import DRAFT_SLACK, Backend, DecoderRows, Floats, Ids, Pick
+from fastblt.runtime.measure.replay.rates import Profile
+
+_DRAFT_TURN = (math.sqrt(5) - 1) / 2
+_PATCH_TURN = math.sqrt(2) - 1
+#: Positions past ``max_bytes`` that a row can be about.
+_MARGIN = 4 * DRAFT_SLACK
+
+
+@dataclass
+class ReplayCounts:
+    """What a replay really showed."""
+
+    blocks: int = 0
+    steps: int = 0
+    """Decoder calls of these blocks."""
+    patches: int = 0
+    """Patches that closed, BOS's left out."""
+    patch_bytes: int = 0
+    """Bytes in them."""
+
+    def add(self, other: ReplayCounts) -> None:
+        """Add the counts of another run."""
+        self.blocks += other.blocks
+        self.steps += other.steps
+        self.patches += other.patches
+        self.patch_bytes += other.patch_bytes
+
+
+class ReplayBackend:
+    """A `Backend` that runs another one and replaces its answers.
+
+    Args:
+        real: runs every call.
+        profile: the rates.
+    """
+
+    def __init__(self, real: Backend, profile: Profile) -> None:
+        self.real = real
+        self.profile = profile
+        self.name = real.name
+        self.device = real.device
+        self.config: BltConfig = real.config
+        self.max_bytes = real.max_bytes
+        length = real.max_bytes + _MARGIN
+        self.text = replay_text(length)
+        """The model's tokens, int64; the text's byte at position p is ``text[p]``, whatever the prompt."""
+        self._closes = _patch_ends(length, profile.patch_rate)
+        self._drafts = 0
+        self._blocks = 0
+        self._agreeing = 0
+        self._steps_left = 0
+        self._counts = ReplayCounts()
+
+    @property
+    def owner(self) -> object:
+        """The session that uses the real backend's caches."""
+        return self.real.owner
+
+    @owner.setter
+    def owner(self, session: object) -> None:
+        self.real.owner = session
+
+    def take_counts(self) -> ReplayCounts:
+        """What happened since the last call; patches are those of the last session."""
+        found, self._counts = self._counts, ReplayCounts()
+        ends: list[int] = getattr(self.owner, "patch_ends", [])
+        if len(ends) > 1:
+            found.patches, found.patch_bytes = len(ends) - 1, ends[-1] - ends[0]
+        return found
+
+    def run_patcher(self, position: int, ids: Ids, visible_from: Ids | None = None) -> Floats:
+        """See `Backend.run_patcher`; the entropies close patches at the wanted rate."""
+        self.real.run_patcher(position, ids, visible_from)
+        high = np.float32(self.config.patching.threshold + 1)
+        return self._closes[position : position + len(ids)] * high
+
+    def run_encoder(self, position: int, ids: Ids, starts: Ids, ends: Ids, visible_from: Ids | None = None) -> None:
+        """See `Backend.run_encoder`."""
+        self.real.run_encoder(position, ids, starts, ends, visible_from)
+
+    def run_global(self, first_patch: int, count: int, visible_from: Ids | None = None) -> None:
+        """See `Backend.run_global`."""
+        self.real.run_global(first_patch, count, visible_from)
+
+    def run_decoder(
+        self, position: int, ids: Ids, latents: Ids, block: int = 0, visible_from: Ids | None = None
+    ) -> DecoderRows:
+        """See `Backend.run_decoder`; tokens say the text, rows of a block draft it."""
+        found = self.real.run_decoder(position, ids, latents, block, visible_from)
+        clean = len(ids) - block
+        best = self.text[position + 1 : position + 1 + len(ids)].copy()
+        probability = np.ones(len(ids), dtype=np.float32)
+        entropy = np.zeros(len(ids), dtype=np.float32)
+        if block:
+            # Row i of a block is about byte i itself.
+            best[clean:] = self._drafted(position + clean, block, self._begin_step(ids[clean:]))
+            if clean and self.profile.clean_drafts:
+                best[clean - 1] = best[clean]
+            undecided = clean + self._left_for_later(ids[clean:])
+            probability[undecided], entropy[undecided] = 0.0, np.inf
+        return DecoderRows(best, probability, entropy, found.logits)
+
+    def draft(
+        self, position: int, ids: Ids, latent: int, count: int, pick: Pick | None = None, visible_from: int = 0
+    ) -> tuple[Ids, Floats]:
+        """See `Backend.draft`."""
+        agreeing = self._begin_draft(self.profile.draft_rate)
+        tokens = self._drafted(position + 1, count, agreeing)
+        probabilities = np.ones(count, dtype=np.float32)
+        if pick is None:
+            self.real.draft(position, ids, latent, count, None, visible_from)
+            return tokens, probabilities
+        step = 0
+
+        def replaced(row: DecoderRows) -> tuple[int, bool]:
+            nonlocal step
+            said = DecoderRows(tokens[step : step + 1], probabilities[:1], 0 * probabilities[:1], row.logits)
+            step += 1
+            return pick(said)
+
+        picked, _ = self.real.draft(position, ids, latent, count, replaced, visible_from)
+        return picked, probabilities[: len(picked)]
+
+    def keeps(self, position: int, open_patch: int) -> bool:
+        """See `Backend.keeps`."""
+        return self.real.keeps(position, open_patch)
+
+    def moved_bytes(self, part: str, position: int, rows: int) -> int:
+        """See `Backend.moved_bytes`."""
+        return self.real.moved_bytes(part, position, rows)
+
+    def _drafted(self, position: int, count: int, agreeing: int) -> Ids:
+        """The text from ``position`` on, but for the byte after those that agree."""
+        tokens = self.text[position : position + count].copy()
+        if agreeing < count:
+            tokens[agreeing] = _other(int(tokens[agreeing]))
+        return tokens
+
+    def _begin_draft(self, rate: float) -> int:
+        """Bytes of a new draft that agree: each quantile of the geometric distribution in its turn."""
+        self._drafts += 1
+        return _quantile(self._drafts * _DRAFT_TURN, rate)
+
+    def _begin_step(self, block: Ids) -> int:
+        """Book a decoder call of a block, the first where all is masked; bytes of the block that agree."""
+        if (block == MASK_ID).all():
+            self._agreeing = self._begin_draft(self.profile.block_rate) + self.profile.first_is_sure
+            steps = self.profile.steps or 1.0
+            self._blocks += 1
+            self._steps_left = math.floor(self._blocks * steps) - math.floor((self._blocks - 1) * steps)
+            self._counts.blocks += 1
+        else:
+            self._steps_left -= 1
+        self._counts.steps += 1
+        return self._agreeing
+
+    def _left_for_later(self, block: Ids) -> NDArray[np.intp]:
+        """Masked bytes that are not to be decided in this step: an equal part of them is, from the left."""
+        masked = np.flatnonzero(block == MASK_ID)
+        if self.profile.clean_first and len(masked) == len(block):
+            masked = masked[1:]
+        return masked[len(masked) // max(1, self._steps_left) :]
+
+
+def replay_text(length: int) -> Ids:
+    """The bytes of every replay, as tokens int64 [length]: pseudo-random, never a special token."""
+    return np.random.default_rng(2605).integers(BYTE_OFFSET, VOCAB_SIZE, length)
+
+
+def _other(token: int) -> int:
+    """A byte that is not this one."""
+    return BYTE_OFFSET + (token - BYTE_OFFSET + 1) % 256
+
+
+def _quantile(turn: float, rate: float) -> int:
+    """Successes before the first failure at this rate: the quantile that a turn's fraction says."""
+    if rate >= 1.0:
+        return 1 << 30
+    if rate <= 0.0:
+        return 0
+    return int(math.log(1.0 - turn % 1.0) / math.log(rate))
+
+
+def _patch_ends(length: int, rate: float) -> NDArray[np.float32]:
+    """Whether each position closes its patch, float32 0 or 1 [length]; the session adds those of the longest patches.
+
+    Every byte closes its patch with the same chance, so what is left of one that is too long is a patch like others.
+    """
+    closes = np.zeros(length, dtype=np.float32)
+    position, turn = 0, 0
+    while position < length:
+        closes[position] = 1.0
+        turn += 1
+        position += 1 + _quantile(turn * _PATCH_TURN, rate)
+    return closes

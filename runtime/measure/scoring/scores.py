@@ -1,0 +1,82 @@
+"""Runs a plan over one loaded model and keeps every single outcome."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from fastblt.runtime.backends.protocol import Ids
+from fastblt.runtime.blt_runtime import BltRuntime
+from fastblt.runtime.measure.scoring.free_running import Generated, generate_all
+from fastblt.runtime.measure.scoring.plan import Plan
+from fastblt.runtime.measure.scoring.teacher_forced import WindowScore, score_window
+
+AR = "ar"
+
+
+@dataclass
+class Scores:
+    """Everything that one backend gave."""
+
+    backend: str
+    device: str
+    windows: dict[str, list[WindowScore]] = field(default_factory=dict)
+    """By the name of the text."""
+    greedy: dict[str, Generated] = field(default_factory=dict)
+    """By method; ``ar`` and BLT-D."""
+    sampled: list[Generated] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+def steps(texts: Mapping[str, Sequence[Ids]], plan: Plan) -> int:
+    """How often `score` tells that it has got on."""
+    return sum(map(len, texts.values())) + (1 + len(plan.blocks) if plan.blocks else 0) + len(plan.sampling)
+
+
+def score(
+    runtime: BltRuntime,
+    texts: Mapping[str, Sequence[Ids]],
+    prompts: Sequence[bytes],
+    plan: Plan,
+    on_step: Callable[[], None] = lambda: None,
+) -> Scores:
+    """Score a model.
+
+    Args:
+        runtime: with room for a window, and for a prompt and its new bytes.
+        texts: windows of each text, from `cut_windows`.
+        prompts: what generation goes on from.
+        plan: from `make_plan`.
+        on_step: called `steps` times.
+
+    Raises:
+        CapacityError: a window, or a prompt with its new bytes, does not fit the runtime.
+    """
+    began = time.perf_counter()
+    scores = Scores(runtime.backend.name, runtime.backend.device)
+    index = 0
+    for name, windows in texts.items():
+        scores.windows[name] = []
+        for ids in windows:
+            scores.windows[name].append(score_window(runtime.backend, ids, plan, index))
+            index += 1
+            on_step()
+    for method in [AR, *(method.name for method in plan.blocks)] if plan.blocks else []:
+        scores.greedy[method] = generate_all(runtime, prompts, plan.new_bytes, method)
+        on_step()
+    for point in plan.sampling:
+        scores.sampled.append(
+            generate_all(
+                runtime,
+                prompts,
+                plan.new_bytes,
+                point.method.name,
+                top_p=point.top_p,
+                gamma=point.gamma,
+                seed=plan.seed,
+            )
+        )
+        on_step()
+    scores.seconds = time.perf_counter() - began
+    return scores

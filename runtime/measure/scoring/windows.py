@@ -1,0 +1,59 @@
+"""Windows of true text, and the places in them where blocks and drafts begin."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from fastblt.models.tokens import encode
+from fastblt.runtime.backends.protocol import Ids
+
+
+class Text(NamedTuple):
+    """Text to score."""
+
+    name: str
+    """A held-out corpus, or the file it was read from."""
+    data: bytes
+
+
+def cut_windows(text: Text, count: int, size: int) -> list[Ids]:
+    """Cut evenly spaced windows that do not overlap; the same ones at every call.
+
+    Args:
+        text: at least one window long.
+        count: most windows; fewer where the text has no room for them.
+        size: bytes of a window.
+
+    Returns:
+        Token ids, each int64 [1 + size], beginning with BOS.
+
+    Raises:
+        ValueError: the text is shorter than a window.
+    """
+    length = len(text.data)
+    if length < size:
+        raise ValueError(f"{text.name}: found {length} bytes, expected at least one window of {size}")
+    fitting = min(count, length // size)
+    starts = [i * length // fitting for i in range(fitting)]
+    return [encode(text.data[start : start + size]) for start in starts]
+
+
+def anchors(size: int, count: int, reserve: int) -> list[int]:
+    """Lengths, in tokens, of the true prefixes of a window after which blocks and drafts are tried.
+
+    Args:
+        size: bytes of the window.
+        count: anchors.
+        reserve: true bytes that follow every anchor.
+
+    Returns:
+        Evenly spaced, the longest first: what is tried after one prefix leaves the caches of shorter ones alone.
+
+    Raises:
+        ValueError: the window has no room for them.
+    """
+    room = size - reserve
+    if room < 2 * count:  # two bytes apart, so that every prefix has at least two bytes
+        expected = 2 * count + reserve
+        raise ValueError(f"window: found {size} bytes, expected at least {expected} for {count} anchors")
+    return [1 + i * room // count for i in range(count, 0, -1)]

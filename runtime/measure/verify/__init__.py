@@ -1,0 +1,1 @@
+"""Compares a GPU with the CPU, tensor by tensor."""

@@ -1,0 +1,188 @@
+"""Two backends side by side: the reference decides, the other one is fed what the reference computed and compared.
+
+Because every call of the candidate gets the reference's patch embeddings, latents and byte states, an error shows in
+the graph that makes it. Its own keys and values stay its own: they are compared, and carry on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastblt.models.config import BltConfig
+from fastblt.runtime.backends.protocol import Backend, DecoderRows, Floats, Ids, Pick
+from fastblt.runtime.measure.agreement import common_prefix
+
+
+class Inspectable(Backend, Protocol):
+    """A backend whose tensors can be read and written between calls."""
+
+    def tensor(self, name: str, first: int, count: int) -> NDArray[Any]:
+        """A copy of rows [count, ...] of what passes from graph to graph, or of a cache.
+
+        Args:
+            name: ``patch_embeddings``, ``latent_kv``, ``states``, or a part and its cache: ``decoder.key_0``.
+            first: patch (of the last `run_encoder`), latent, or position of the first row.
+            count: rows.
+        """
+        ...
+
+    def set_tensor(self, name: str, first: int, values: NDArray[Any]) -> None:
+        """Overwrite rows of what passes from graph to graph."""
+        ...
+
+
+@dataclass
+class Comparison:
+    """What was seen of one output over all calls."""
+
+    graph: str
+    output: str
+    calls: int = 0
+    values: int = 0
+    max_error: float = 0.0
+    """Largest difference, relative to the largest magnitude of the call's reference (at least 1)."""
+    cosine: float = 1.0
+    """Smallest one of all calls."""
+
+    def add(self, found: NDArray[Any], expected: NDArray[Any]) -> None:
+        """Count one call."""
+        a, b = found.astype(np.float64).ravel(), expected.astype(np.float64).ravel()
+        self.calls += 1
+        self.values += b.size
+        if a.size != b.size or not (np.isfinite(a).all() and np.isfinite(b).all()):
+            self.max_error, self.cosine = float("inf"), -1.0
+            return
+        self.max_error = max(self.max_error, float(np.abs(a - b).max() / max(1.0, np.abs(b).max())))
+        length = float(np.linalg.norm(a) * np.linalg.norm(b))
+        if length > 0:
+            self.cosine = min(self.cosine, float(a @ b) / length)
+        elif a.any() or b.any():
+            self.cosine = min(self.cosine, 0.0)  # one of them was never written
+
+
+class LockstepBackend:
+    """A `Backend` that answers as the reference does and compares another one with it.
+
+    Args:
+        reference: decides.
+        candidate: is compared.
+    """
+
+    name = "lockstep"
+
+    def __init__(self, reference: Inspectable, candidate: Inspectable) -> None:
+        self.reference, self.candidate = reference, candidate
+        self.config: BltConfig = reference.config
+        self.device = reference.device
+        self.max_bytes = min(reference.max_bytes, candidate.max_bytes)
+        self.owner: object = None
+        self.comparisons: dict[tuple[str, str], Comparison] = {}
+        self._ends: dict[str, int] = {}
+
+    def _compare(self, graph: str, output: str, found: NDArray[Any], expected: NDArray[Any]) -> None:
+        known = self.comparisons.setdefault((graph, output), Comparison(graph, output))
+        known.add(found, expected)
+
+    def _pass_on(self, graph: str, name: str, first: int, count: int) -> None:
+        """Compare rows that a graph made, then give the candidate the reference's."""
+        expected = self.reference.tensor(name, first, count)
+        self._compare(graph, name, self.candidate.tensor(name, first, count), expected)
+        self.candidate.set_tensor(name, first, expected)
+
+    def run_patcher(self, position: int, ids: Ids, visible_from: Ids | None = None) -> Floats:
+        """See `Backend.run_patcher`."""
+        expected = self.reference.run_patcher(position, ids, visible_from).copy()
+        self._compare("patcher", "entropy", self.candidate.run_patcher(position, ids, visible_from), expected)
+        self._ends["patcher"] = position + len(ids)
+        return expected
+
+    def run_encoder(self, position: int, ids: Ids, starts: Ids, ends: Ids, visible_from: Ids | None = None) -> None:
+        """See `Backend.run_encoder`."""
+        for backend in (self.reference, self.candidate):
+            backend.run_encoder(position, ids, starts, ends, visible_from)
+        self._pass_on("encoder", "patch_embeddings", 0, len(starts))
+        rows = len(ids) - (self.config.hash.context - 1)
+        if self.config.decoder_input == "encoder":
+            self._pass_on("encoder", "states", position, rows)
+        self._ends["encoder"] = position + rows
+
+    def run_global(self, first_patch: int, count: int, visible_from: Ids | None = None) -> None:
+        """See `Backend.run_global`."""
+        for backend in (self.reference, self.candidate):
+            backend.run_global(first_patch, count, visible_from)
+        self._pass_on("global", "latent_kv", first_patch, count)
+        self._ends["global"] = first_patch + count
+
+    def run_decoder(
+        self, position: int, ids: Ids, latents: Ids, block: int = 0, visible_from: Ids | None = None
+    ) -> DecoderRows:
+        """See `Backend.run_decoder`."""
+        expected = self.reference.run_decoder(position, ids, latents, block, visible_from).copy()
+        found = self.candidate.run_decoder(position, ids, latents, block, visible_from)
+        self._compare_rows(found, expected)
+        self._ends["decoder"] = position + len(ids)
+        return expected
+
+    def _compare_rows(self, found: DecoderRows, expected: DecoderRows) -> None:
+        for output in ("logits", "probability", "entropy"):
+            self._compare("decoder", output, getattr(found, output), getattr(expected, output))
+        # The token itself may be another one at a tie: the logit of the candidate's is compared with the highest.
+        chosen = np.take_along_axis(expected.logits, found.best[:, None], -1)
+        self._compare("decoder", "best", chosen, expected.logits.max(-1))
+
+    def draft(
+        self, position: int, ids: Ids, latent: int, count: int, pick: Pick | None = None, visible_from: int = 0
+    ) -> tuple[Ids, Floats]:
+        """See `Backend.draft`. Both draft by themselves; then the candidate once more, with the reference's bytes."""
+        rows: list[DecoderRows] = []
+        decided: list[tuple[int, bool]] = []
+
+        def noted(row: DecoderRows) -> tuple[int, bool]:
+            rows.append(row.copy())
+            decided.append(pick(row) if pick is not None else (int(row.best[0]), True))
+            return decided[-1]
+
+        tokens, probabilities = self.reference.draft(position, ids, latent, count, noted, visible_from)
+        tokens, probabilities = tokens.copy(), probabilities.copy()
+        if pick is None:
+            free, _ = self.candidate.draft(position, ids, latent, count, None, visible_from)
+            self._compare_draft(free, tokens, rows)
+        expected = iter(zip(rows, decided, strict=True))
+
+        def forced(row: DecoderRows) -> tuple[int, bool]:
+            known, decision = next(expected)
+            self._compare_rows(row, known)
+            return decision
+
+        self.candidate.draft(position, ids, latent, count, forced, visible_from)
+        return tokens, probabilities
+
+    def _compare_draft(self, found: Ids, expected: Ids, rows: list[DecoderRows]) -> None:
+        """Compare drafted bytes up to the first difference, by the reference's logits of both."""
+        seen = min(common_prefix(found, expected) + 1, len(expected))
+        logits = np.concatenate([row.logits for row in rows[:seen]])
+        chosen = np.take_along_axis(logits, found[:seen, None], -1)
+        self._compare("decoder", "draft", chosen, logits.max(-1))
+
+    def compare_caches(self) -> None:
+        """Compare the last keys and values of every layer."""
+        for part, end in self._ends.items():
+            stack = self.config.stacks[part]
+            count = min(end, stack.window or end)
+            for layer in range(stack.layers):
+                for kind in ("key", "value"):
+                    name = f"{part}.{kind}_{layer}"
+                    found, expected = (b.tensor(name, end - count, count) for b in (self.candidate, self.reference))
+                    self._compare(part, f"{kind} cache", found, expected)
+
+    def keeps(self, position: int, open_patch: int) -> bool:
+        """See `Backend.keeps`."""
+        return self.reference.keeps(position, open_patch) and self.candidate.keeps(position, open_patch)
+
+    def moved_bytes(self, part: str, position: int, rows: int) -> int:
+        """See `Backend.moved_bytes`."""
+        return self.reference.moved_bytes(part, position, rows)

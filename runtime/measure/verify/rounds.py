@@ -1,0 +1,76 @@
+"""Does a bundle compute on this machine's GPU what it computes on the CPU? Tensor by tensor, then byte by byte."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from fastblt.models.tokens import encode
+from fastblt.runtime.measure.verify.lockstep import Comparison, Inspectable, LockstepBackend
+from fastblt.runtime.methods import Method
+from fastblt.runtime.sequence.sampling import Sampler
+from fastblt.runtime.sequence.session import Session
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """What rounding explains."""
+
+    max_error: float
+    """Largest difference, relative to the largest magnitude of a call's reference (at least 1)."""
+    cosine: float
+    """Smallest cosine."""
+
+    def accepts(self, found: Comparison) -> bool:
+        """Whether a comparison is within it."""
+        return found.max_error <= self.max_error and found.cosine >= self.cosine
+
+
+#: By the type of a bundle; the patcher is fp32 in all of them. fp16 rounds to 2^-11, bf16 to 2^-8: eight times as far.
+TOLERANCE = {
+    "fp32": Tolerance(1e-3, 0.99999),
+    "fp16": Tolerance(3e-2, 0.999),
+    "bf16": Tolerance(2.4e-1, 0.99),
+}
+
+
+def tolerance_of(graph: str, dtype: str) -> Tolerance:
+    """What is accepted of a graph's outputs, in a bundle of a type."""
+    return TOLERANCE["fp32" if graph == "patcher" else dtype]
+
+
+def compare_rounds(
+    reference: Inspectable,
+    candidate: Inspectable,
+    methods: Sequence[Method],
+    prompts: Sequence[bytes],
+    new_bytes: int,
+    on_text: Callable[[], None] | None = None,
+) -> list[Comparison]:
+    """Run real rounds of every method on both backends, the candidate with the reference's inputs, and compare.
+
+    Args:
+        reference: decides what is generated.
+        candidate: is compared.
+        methods: ways of decoding; each writes after every prompt.
+        prompts: bytes, of several lengths: the graphs see calls of as many rows.
+        new_bytes: to generate, at least, after each.
+        on_text: called when a text is done.
+
+    Returns:
+        One entry for each graph and output, caches included.
+    """
+    both = LockstepBackend(reference, candidate)
+    for method in methods:
+        for prompt in prompts:
+            session = Session(both)
+            session.append(encode(prompt, bos=False))
+            end = session.length + new_bytes
+            for _ in method.rounds(session, Sampler()):
+                if session.length >= end:
+                    break
+            both.compare_caches()
+            if on_text is not None:
+                on_text()
+    order = list(reference.config.stacks)
+    return sorted(both.comparisons.values(), key=lambda found: (order.index(found.graph), found.output))

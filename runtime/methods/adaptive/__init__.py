@@ -1,0 +1,1 @@
+"""Chooses method and draft length round by round."""

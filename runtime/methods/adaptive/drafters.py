@@ -1,0 +1,116 @@
+"""Drafters of adaptive decoding: byte by byte (BLT-S) or a block (BLT-DV), as long as another byte pays.
+
+A drafted byte more is worth its chance to survive times the seconds that a byte takes at the moment; it costs the
+seconds of a draft row and of a row more in verification. Chances are learned from the drafter's own probabilities
+and entropies, seconds by the clock (`estimates`).
+"""
+
+from __future__ import annotations
+
+from time import perf_counter
+from typing import Protocol
+
+import numpy as np
+
+from fastblt.models.config import BltConfig
+from fastblt.models.tokens import MASK_ID
+from fastblt.runtime.backends.protocol import DecoderRows
+from fastblt.runtime.methods.adaptive.estimates import Acceptance, LinearCost, Pace
+from fastblt.runtime.methods.method import Round
+from fastblt.runtime.methods.verification import verify
+from fastblt.runtime.sequence.sampling import Distribution, Draft, Sampler
+from fastblt.runtime.sequence.session import Session
+
+#: Bytes of a draft before anything is known.
+_FIRST_DRAFT = 4
+#: Longest draft of `ByteDrafter`.
+LONGEST_DRAFT = 24
+
+
+class Drafter(Protocol):
+    """A way of drafting, and what has been learned about it."""
+
+    pace: Pace
+
+    def round(self, session: Session, sampler: Sampler) -> Round:
+        """Draft and verify once."""
+        ...
+
+
+class ByteDrafter:
+    """BLT-S whose drafts end where another byte would not pay."""
+
+    def __init__(self, config: BltConfig) -> None:
+        self.pace = Pace()
+        self._longest_patch = config.patching.max_patch_length or LONGEST_DRAFT
+        self._acceptance = Acceptance(config.patching.threshold)
+        self._row, self._verification = LinearCost(), LinearCost()
+
+    def round(self, session: Session, sampler: Sampler) -> Round:
+        """See `Drafter`."""
+        acceptance, now = self._acceptance, self.pace.seconds_per_byte
+        price = (self._row.mean + self._verification.each) / now if now else 0.0
+        limit = self._longest_patch - (session.length - session.open_start)
+        survival, surprise = acceptance.mean, 0.0
+        kinds: list[int] = []
+        proposals: list[Distribution | None] = []
+
+        def pick(row: DecoderRows) -> tuple[int, bool]:
+            nonlocal survival, surprise
+            token, q = sampler.draw(row, 0)
+            surprise = max(surprise, row.entropy.item())
+            kind = acceptance.classify(row.probability.item(), surprise, len(kinds) >= limit)
+            kinds.append(kind)
+            proposals.append(q)
+            survival *= acceptance.chance(kind)
+            return token, survival > price
+
+        began = perf_counter()
+        tokens = session.draft(LONGEST_DRAFT if now else _FIRST_DRAFT, pick)[0].tolist()
+        drafted = perf_counter()
+        found = verify(session, sampler, Draft(tokens, proposals), in_parts=False)
+        self._row.observe(len(tokens), drafted - began)
+        self._verification.observe(len(tokens), perf_counter() - drafted)
+        acceptance.observe(kinds, found.accepted)
+        return found
+
+
+class BlockDrafter:
+    """BLT-DV, one step, whose blocks are cut where verifying another byte would not pay."""
+
+    def __init__(self, config: BltConfig) -> None:
+        self.pace = Pace()
+        self._masked = np.full(config.block_size, MASK_ID, dtype=np.int64)
+        self._acceptance = Acceptance(config.patching.threshold)
+        self._verification = LinearCost()
+
+    def round(self, session: Session, sampler: Sampler) -> Round:
+        """See `Drafter`."""
+        before, rows = session.draft_with_block(self._masked)
+        draft, kinds = self._cut(sampler, before.followed_by(rows.part(1)))
+        began = perf_counter()
+        found = verify(session, sampler, draft, in_parts=True)
+        self._verification.observe(len(kinds), perf_counter() - began)
+        self._acceptance.observe(kinds, found.accepted)
+        return found
+
+    def _cut(self, sampler: Sampler, rows: DecoderRows) -> tuple[Draft, list[int]]:
+        """As many bytes as are worth verifying, at least one, and their classes."""
+        now, price = self.pace.seconds_per_byte, self._verification.each
+        tokens: list[int] = []
+        kinds: list[int] = []
+        proposals: list[Distribution | None] = []
+        survival, surprise = 1.0, 0.0
+        for index, (probability, entropy) in enumerate(
+            zip(rows.probability.tolist(), rows.entropy.tolist(), strict=True)
+        ):
+            surprise = max(surprise, entropy)
+            kind = self._acceptance.classify(probability, surprise, at_limit=False)
+            survival *= self._acceptance.chance(kind)
+            if tokens and survival * now < price:
+                break
+            token, q = sampler.draw(rows, index)
+            tokens.append(token)
+            kinds.append(kind)
+            proposals.append(q)
+        return Draft(tokens, proposals), kinds

@@ -1,0 +1,84 @@
+"""Adaptive drafting: each round takes the drafter that has been fastest, and drafts as long as that pays.
+
+The bytes do not depend on what has been learned (`drafters`, `estimates`): every round is lossless. Sampled bytes are
+distributed as the autoregressive method's, but a seed does not fix them, since the clock decides how they are drafted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from time import perf_counter
+from weakref import WeakKeyDictionary
+
+from fastblt.models.config import BltConfig
+from fastblt.runtime.backends.protocol import Backend
+from fastblt.runtime.methods.adaptive.drafters import BlockDrafter, ByteDrafter, Drafter
+from fastblt.runtime.methods.ar import sample_next
+from fastblt.runtime.methods.method import MethodError, Round
+from fastblt.runtime.sequence.sampling import Sampler
+from fastblt.runtime.sequence.session import Session
+
+#: Another drafter than the fastest is tried once in so many rounds, and rarer the slower it was.
+_EXPLORE = 32
+
+
+class Policy:
+    """Which drafter a round takes."""
+
+    def __init__(self, config: BltConfig) -> None:
+        self._drafters: list[Drafter] = [ByteDrafter(config)]
+        if config.block_size and config.decoder_input == "embedding":
+            self._drafters.append(BlockDrafter(config))
+        self._idle = [0] * len(self._drafters)
+
+    def round(self, session: Session, sampler: Sampler) -> Round:
+        """One round of the drafter that is fastest, or now and then of another one."""
+        chosen = self._choose()
+        self._idle = [0 if index == chosen else idle + 1 for index, idle in enumerate(self._idle)]
+        drafter = self._drafters[chosen]
+        began = perf_counter()
+        found = drafter.round(session, sampler)
+        drafter.pace.observe(perf_counter() - began, len(found.tokens))
+        return found
+
+    def _choose(self) -> int:
+        """Index of a drafter: one that is not known yet, one that is due for another trial, or the fastest."""
+        for index, drafter in enumerate(self._drafters):
+            if not drafter.pace.known:
+                return index
+        paces = [drafter.pace.seconds_per_byte for drafter in self._drafters]
+        best = min(range(len(paces)), key=paces.__getitem__)
+        for index, idle in enumerate(self._idle):
+            if idle > _EXPLORE * (paces[index] / paces[best]) ** 4:
+                return index
+        return best
+
+
+#: What has been learned stays with the backend, from one generation to the next.
+_POLICIES: WeakKeyDictionary[Backend, Policy] = WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class Adaptive:
+    """Method and draft length by the round; lossless."""
+
+    name: str = "auto"
+    lossless: bool = True
+
+    @classmethod
+    def parse(cls, argument: str) -> Adaptive:
+        """The method of ``auto``; it takes no argument."""
+        if argument:
+            raise MethodError(f"method 'auto:{argument}': found an argument, expected plain 'auto'")
+        return cls()
+
+    def check(self, config: BltConfig) -> None:
+        """Every model can; one without [MASK] drafts byte by byte only."""
+
+    def rounds(self, session: Session, sampler: Sampler) -> Iterator[Round]:
+        """Generate for ever; the first round scores the prompt, which gives the first byte."""
+        policy = _POLICIES.setdefault(session.backend, Policy(session.config))
+        yield sample_next(session, sampler)
+        while True:
+            yield policy.round(session, sampler)

@@ -1,0 +1,1 @@
+"""Holds one sequence: its tokens, its patches, its documents, and how its tokens are chosen."""

@@ -1,0 +1,155 @@
+"""compile, verify, doctor, pack and unpack from the command line."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from fakes.cuda import FakeCuda
+from fakes.tensorrt import FakeTensorRt
+from typer.testing import CliRunner, Result
+
+from fastblt.cli import app
+from fastblt.runtime.backends.gpu import backend as device_backend
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
+    """A machine with one GPU, cuda-python and TensorRT-RTX (see `fakes`)."""
+    cuda = FakeCuda()
+    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", cuda)
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", FakeTensorRt(cuda))
+    return cuda
+
+
+@pytest.fixture
+def bundle(tiny_bundle: Path, tmp_path: Path) -> Path:
+    shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    return tmp_path / "bundle"
+
+
+def test_compile_prints_every_engine_and_its_size(bundle: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    result = run("compile", bundle, "--sm", "86,89", "--max-bytes", "256,512")
+    assert result.exit_code == 0, result.output
+    (folder,) = (bundle / "engines").iterdir()
+    assert folder.name.endswith("-sm86_89")
+    for path in folder.glob("*.engine"):
+        assert path.name in result.stdout
+    assert "SM 86, 89, fp32" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--sm", "87"), "error: sm: found 87, expected one of 75, 80, 86, 89, 120, 121"),
+        (("--sm", "x"), "error: --sm: found 'x', expected whole numbers"),
+        (("--max-bytes", "0"), "error: --max-bytes: found '0'"),
+        (("--dtype", "fp16"), "error: dtype: found 'fp16', expected 'fp32'"),
+        (("--timing-cache", "t"), "error: timing cache: TensorRT-RTX measures no kernels"),
+    ],
+)
+def test_compile_refuses_with_one_line_and_leaves_nothing(bundle: Path, options: tuple[str, ...], message: str) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    result = run("compile", bundle, *options)
+    assert result.exit_code == 1
+    assert message in result.stderr
+    assert not (bundle / "engines").exists()
+
+
+def test_compile_for_tensorrt_needs_its_gpu(bundle: Path, gpu: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FakeTensorRt, "__version__", "11.4.0")
+    monkeypatch.setitem(sys.modules, "tensorrt", FakeTensorRt(gpu))
+    result = run("compile", bundle, "--target", "tensorrt", "--sm", "86")
+    assert result.exit_code == 1
+    assert "sm: found 86, expected 89: TensorRT compiles on the GPU that it compiles for" in result.stderr
+
+
+def test_generate_writes_the_same_with_engines_as_without(bundle: Path, gpu: FakeCuda) -> None:
+    assert run("compile", bundle, "--max-bytes", "256").exit_code == 0
+    options = ("--max-new-bytes", "40", "--method", "s:4", "--max-bytes", "200")
+    found, expected = (
+        run("generate", bundle, "hello", *options, *more) for more in (("--backend", "tensorrt-rtx"), ())
+    )
+    assert found.exit_code == expected.exit_code == 0, found.output
+    assert found.stdout_bytes == expected.stdout_bytes != b""
+
+
+def test_verify_passes_and_writes_what_it_compared(bundle: Path, gpu: FakeCuda, tmp_path: Path) -> None:
+    assert run("compile", bundle, "--max-bytes", "1024").exit_code == 0
+    result = run("verify", bundle, "--methods", "ar,s:4", "--prompts", "1", "--json", tmp_path / "verify.json")
+    assert result.exit_code == 0, result.output
+    report = json.loads((tmp_path / "verify.json").read_text())
+    assert report["passed"] is True
+    assert (report["backend"], report["sm"]) == ("tensorrt-rtx", 89)
+    seen = {(row["graph"], row["output"]) for row in report["tensors"]}
+    assert seen == {
+        ("patcher", "entropy"), ("encoder", "patch_embeddings"), ("global", "latent_kv"),
+        ("decoder", "logits"), ("decoder", "probability"), ("decoder", "entropy"), ("decoder", "best"),
+        ("decoder", "draft"),
+        *((part, f"{kind} cache") for part in ("patcher", "encoder", "global", "decoder") for kind in ("key", "value")),
+    }  # fmt: skip
+    assert all(row["passed"] and row["calls"] > 0 for row in report["tensors"])
+    assert [row["method"] for row in report["audit"]] == ["ar", "s:4"]
+
+
+@pytest.mark.parametrize("part", ["patcher", "encoder", "global", "decoder"])
+def test_verify_names_the_graph_that_computes_something_else(
+    bundle: Path, gpu: FakeCuda, part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run of one graph is skipped now and then: what it should have computed is what was there before."""
+    assert run("compile", bundle, "--max-bytes", "1024").exit_code == 0
+    original, calls = device_backend.DevicePart.launch, [0]
+
+    def skip(self: device_backend.DevicePart) -> None:
+        calls[0] += 1
+        if self.spec.file.startswith({"patcher": "entropy"}.get(part, part)) and calls[0] > 200 and calls[0] % 3 == 0:
+            return
+        original(self)
+
+    monkeypatch.setattr(device_backend.DevicePart, "launch", skip)
+    result = run("verify", bundle, "--methods", "ar", "--prompts", "1")
+    assert result.exit_code == 1
+    assert f": {part}, output " in result.stderr
+    assert "FAILED" in result.stdout
+
+
+def test_verify_refuses_the_cpu_which_is_the_reference(bundle: Path) -> None:
+    result = run("verify", bundle, "--backend", "onnxruntime", "--provider", "cpu")
+    assert result.exit_code == 1
+    assert "backend: found onnxruntime on the CPU, which is the reference" in result.stderr
+
+
+def test_doctor_says_what_works_and_writes_it(bundle: Path, tmp_path: Path) -> None:
+    result = run("doctor", bundle, "--json", tmp_path / "doctor.json")
+    assert result.exit_code == 0, result.output
+    assert "onnxruntime on the CPU" in result.stdout
+    assert "has no engines: fastblt compile makes them" in result.stdout
+    report = json.loads((tmp_path / "doctor.json").read_text())
+    assert {verdict["way"]: verdict["works"] for verdict in report["verdicts"]}["onnxruntime on the CPU"] is True
+    assert report["facts"]["cores"] >= 1
+
+
+def test_doctor_fails_when_the_bundle_is_damaged(bundle: Path) -> None:
+    (bundle / "decoder.onnx").write_bytes(b"")
+    result = run("doctor", bundle)
+    assert result.exit_code == 1
+    assert "decoder.onnx: found 0 bytes" in result.stderr
+
+
+def test_bundle_is_packed_and_unpacked(bundle: Path, tmp_path: Path) -> None:
+    packed = run("pack", bundle, tmp_path / "box.tar.gz")
+    assert packed.exit_code == 0, packed.output
+    assert "sha256" in packed.stdout
+    unpacked = run("unpack", tmp_path / "box.tar.gz", tmp_path / "out")
+    assert unpacked.exit_code == 0, unpacked.output
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == sorted(p.name for p in bundle.iterdir())
+    again = run("unpack", tmp_path / "box.tar.gz", tmp_path / "out")
+    assert (again.exit_code, "exists, expected a new name" in again.stderr) == (1, True)

@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import gzip
+import io
+import shutil
+import subprocess
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fastblt.runtime.bundle.archive import SUMS_FILE, ArchiveError, contents, pack, unpack
+from fastblt.runtime.bundle.manifest import BundleError
+
+
+@pytest.fixture
+def bundle(tiny_bundle: Path, tmp_path: Path) -> Path:
+    """A bundle with one folder of engines, of the test's own."""
+    pytest.importorskip("tensorrt_rtx")
+    from fastblt.export.engine_compiler import Request, compile_bundle
+    from fastblt.runtime.bundle.tensorrt_library import load_library
+
+    shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    compile_bundle(tmp_path / "bundle", load_library("tensorrt-rtx"), Request((89,), (256,)))
+    return tmp_path / "bundle"
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.mark.parametrize("name", ["box.tar", "box.tar.gz", "box.tgz"])
+def test_archive_is_the_same_when_packed_again_and_gives_the_same_files(
+    bundle: Path, tmp_path: Path, name: str
+) -> None:
+    first, second = tmp_path / "a" / name, tmp_path / "b" / name
+    names = pack(bundle, first)
+    copy = tmp_path / "copy"
+    shutil.copytree(bundle, copy)
+    for path in copy.rglob("*"):
+        path.touch()
+    pack(copy, second)
+    assert first.read_bytes() == second.read_bytes()
+    assert sorted(unpack(first, tmp_path / "out")) == sorted(names)
+    assert files_of(tmp_path / "out") == files_of(bundle)
+
+
+def test_engines_can_be_chosen(bundle: Path) -> None:
+    folder = next((bundle / "engines").iterdir()).name
+    everything, named, none = (contents(bundle, engines) for engines in ("all", folder, "none"))
+    assert everything == named
+    assert set(everything) - set(none) == {name for name in everything if name.startswith(f"engines/{folder}/")}
+    with pytest.raises(ArchiveError, match=rf"found engines {folder}, expected 'other' among them"):
+        contents(bundle, "other")
+
+
+@pytest.mark.skipif(shutil.which("sha256sum") is None, reason="no sha256sum")
+def test_sums_are_checked_by_common_tools_too(bundle: Path, tmp_path: Path) -> None:
+    pack(bundle, tmp_path / "box.tar")
+    with tarfile.open(tmp_path / "box.tar") as tar:
+        tar.extractall(tmp_path / "out", filter="data")
+    subprocess.run(["sha256sum", "--check", "--strict", SUMS_FILE], cwd=tmp_path / "out", check=True)
+
+
+@pytest.mark.parametrize("damaged", ["decoder.onnx", "engines"])
+def test_damaged_bundle_is_refused_and_nothing_is_written(bundle: Path, tmp_path: Path, damaged: str) -> None:
+    path = bundle / damaged
+    path = next(path.rglob("decoder-*.engine")) if path.is_dir() else path
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(BundleError, match=rf"{path.name}: found \d+ bytes"):
+        pack(bundle, tmp_path / "out" / "box.tar")
+    assert not (tmp_path / "out").exists()
+
+
+def rewrite(archive: Path, change: Callable[[tarfile.TarInfo, bytes], tuple[tarfile.TarInfo, bytes] | None]) -> None:
+    """Write an archive again with other entries."""
+    with tarfile.open(archive) as tar:
+        entries = [(member, tar.extractfile(member).read()) for member in tar]  # type: ignore[union-attr]
+    with tarfile.open(archive, "w") as tar:
+        for member, data in entries:
+            changed = change(member, data)
+            if changed is not None:
+                member, data = changed
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+
+
+@pytest.mark.parametrize("what", ["content", "missing", "added", "no sums", "outside", "absolute", "link"])
+def test_archive_that_is_not_what_was_packed_is_refused(bundle: Path, tmp_path: Path, what: str) -> None:
+    archive = tmp_path / "box.tar"
+    pack(bundle, archive, "none")
+
+    def change(member: tarfile.TarInfo, data: bytes) -> tuple[tarfile.TarInfo, bytes] | None:
+        if what == "no sums" and member.name == SUMS_FILE:
+            return None
+        if member.name == "decoder.onnx":
+            if what == "content":
+                return member, data[:-1] + b"?"
+            if what == "missing":
+                return None
+            if what == "link":
+                member.type, member.linkname = tarfile.SYMTYPE, "/etc/passwd"
+                return member, b""
+            names = {"added": "extra.onnx", "outside": "../extra.onnx", "absolute": "/extra.onnx"}
+            member.name = names.get(what, member.name)
+        return member, data
+
+    rewrite(archive, change)
+    message = {
+        "content": "decoder.onnx: found sha256",
+        "missing": "found decoder.onnx in the archive or in SHA256SUMS alone",
+        "added": "found decoder.onnx, extra.onnx in the archive",
+        "no sums": "found no SHA256SUMS",
+    }.get(what, "expected plain files inside of the folder")
+    with pytest.raises(ArchiveError, match=message):
+        unpack(archive, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "extra.onnx").exists()
+
+
+def test_compressed_archive_that_was_cut_is_one_error(bundle: Path, tmp_path: Path) -> None:
+    pack(bundle, tmp_path / "bundle.tar")
+    whole = gzip.compress((tmp_path / "bundle.tar").read_bytes())
+    (tmp_path / "bundle.tar.gz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ArchiveError, match="cannot be unpacked"):
+        unpack(tmp_path / "bundle.tar.gz", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_file_that_is_no_archive_is_one_error(tmp_path: Path) -> None:
+    (tmp_path / "box.tar").write_bytes(b"not an archive")
+    with pytest.raises(ArchiveError, match=r"box\.tar: cannot be unpacked"):
+        unpack(tmp_path / "box.tar", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_folder_with_something_in_it_is_refused(bundle: Path, tmp_path: Path) -> None:
+    pack(bundle, tmp_path / "box.tar")
+    with pytest.raises(ArchiveError, match="exists, expected a new name or an empty folder"):
+        unpack(tmp_path / "box.tar", bundle)

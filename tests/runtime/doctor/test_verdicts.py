@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from fastblt.runtime.doctor.facts import Facts, Gpu, Library, look
+from fastblt.runtime.doctor.verdicts import Verdict, judge
+
+BARE = Facts("Linux x86_64", "3.12.1", "a processor", 8, 32 * 2**30)
+RTX_4090 = dataclasses.replace(
+    BARE,
+    driver_cuda="13.0",
+    cuda_bindings="13.0.3",
+    gpus=(Gpu("NVIDIA GeForce RTX 4090", 89, 24 * 2**30, 22 * 2**30),),
+    libraries=(Library("tensorrt-rtx", "1.7.1", True),),
+    onnxruntime="1.31.1",
+    onnxruntime_package="onnxruntime-gpu",
+    onnxruntime_cuda=True,
+    torch="2.13.0",
+    torch_cuda=True,
+    compiler=True,
+)
+ORIN = dataclasses.replace(
+    BARE,
+    system="Linux aarch64",
+    driver_cuda="12.6",
+    jetson="# R36 (release), REVISION: 4.0",
+    cuda_bindings="12.6.2",
+    gpus=(Gpu("Orin", 87, 8 * 2**30, 6 * 2**30),),
+    libraries=(Library("tensorrt", "10.3.0", False),),
+    onnxruntime="1.31.1",
+    onnxruntime_package="onnxruntime",
+)
+H100 = dataclasses.replace(RTX_4090, gpus=(Gpu("NVIDIA H100", 90, 80 * 2**30, 79 * 2**30),))
+
+
+def verdicts(facts: Facts) -> dict[str, Verdict]:
+    return {verdict.way: verdict for verdict in judge(facts)}
+
+
+def works(facts: Facts) -> set[str]:
+    return {way for way, verdict in verdicts(facts).items() if verdict.works}
+
+
+def test_nothing_works_on_a_bare_machine_and_everything_has_a_remedy() -> None:
+    found = verdicts(BARE)
+    assert works(BARE) == set()
+    assert all(verdict.reason and verdict.remedy for verdict in found.values())
+    assert found["onnxruntime on the CPU"].remedy == "pip install fastblt"
+
+
+def test_everything_but_tensorrt_works_on_an_rtx_box() -> None:
+    assert works(RTX_4090) == {
+        "onnxruntime on the CPU",
+        "onnxruntime --provider cuda",
+        "compile --target tensorrt-rtx",
+        "run --backend tensorrt-rtx",
+        "eager on the CPU",
+        "eager --provider cuda",
+    }
+    assert verdicts(RTX_4090)["compile and run, tensorrt"].remedy == "pip install 'fastblt[tensorrt]'"
+
+
+def test_orin_is_told_to_use_lowered_graphs() -> None:
+    found = verdicts(ORIN)
+    assert works(ORIN) == {"onnxruntime on the CPU", "compile and run, tensorrt"}
+    assert found["compile and run, tensorrt"].reason.endswith("lowered graphs only (fastblt export --lowered)")
+    assert found["run --backend tensorrt-rtx"].reason == "TensorRT-RTX has no SM 87 (Orin)"
+    assert "JetPack" in found["run --backend tensorrt-rtx"].remedy
+    assert "NVIDIA's wheel" in found["onnxruntime --provider cuda"].remedy
+
+
+def test_jetson_without_tensorrt_is_told_to_take_jetpacks() -> None:
+    found = verdicts(dataclasses.replace(ORIN, libraries=()))["compile and run, tensorrt"]
+    assert (found.works, "libnvinfer" in found.remedy) == (False, True)
+
+
+def test_hopper_is_told_that_tensorrt_rtx_is_not_for_it() -> None:
+    found = verdicts(H100)["run --backend tensorrt-rtx"]
+    assert (found.works, found.reason) == (False, "TensorRT-RTX has no SM 90 (NVIDIA H100)")
+    assert found.remedy == "compile --target tensorrt"
+
+
+def test_old_driver_is_named_with_the_version_of_cuda_python_that_it_takes() -> None:
+    found = verdicts(dataclasses.replace(RTX_4090, driver_cuda="12.4", gpus=()))["run --backend tensorrt-rtx"]
+    assert not found.works
+    assert found.reason == "cuda-bindings 13.0.3 needs a newer driver than one for CUDA 12.4"
+    assert found.remedy == "update the driver, or pip install 'cuda-bindings==12.*'"
+
+
+@pytest.mark.parametrize(
+    ("change", "way", "reason"),
+    [
+        ({"cuda_bindings": None}, "run --backend tensorrt-rtx", "cuda-python is not installed"),
+        ({"gpus": (), "gpu_error": "out of order"}, "run --backend tensorrt-rtx", r"no GPU can be used (out of order)"),
+        ({"libraries": ()}, "compile --target tensorrt-rtx", "it is not installed"),
+        ({"compiler": False}, "compile --target tensorrt-rtx", "onnx and onnx-ir are not installed"),
+        ({"onnxruntime_cuda": False}, "onnxruntime --provider cuda", "its CUDA provider does not load"),
+        (
+            {"onnxruntime_package": "onnxruntime"},
+            "onnxruntime --provider cuda",
+            "ONNX Runtime is installed without CUDA",
+        ),
+        ({"torch_cuda": False}, "eager --provider cuda", "PyTorch 2.13.0 sees no GPU"),
+    ],
+)
+def test_one_thing_that_is_missing_is_named(change: dict[str, object], way: str, reason: str) -> None:
+    found = verdicts(dataclasses.replace(RTX_4090, **change))[way]  # type: ignore[arg-type]
+    assert (found.works, found.reason) == (False, reason)
+
+
+def test_looking_finds_this_machine_and_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    facts = look()
+    assert capfd.readouterr() == ("", "")
+    assert facts.onnxruntime is not None
+    assert "onnxruntime on the CPU" in works(facts)
+    assert facts.cores >= 1
+    if facts.driver_cuda is None:
+        assert facts.gpus == ()
+        assert not facts.onnxruntime_cuda

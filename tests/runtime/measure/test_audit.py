@@ -1,0 +1,319 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from fastblt.calibration.heldout import CORPORA, load_prompts, load_text
+from fastblt.cli import app
+from fastblt.commands import audit as command
+from fastblt.runtime.backends.protocol import Backend, DecoderRows, Ids
+from fastblt.runtime.blt_runtime import BltRuntime
+from fastblt.runtime.measure.agreement import common_prefix
+from fastblt.runtime.measure.audit import audit, explain, unmasking_gap, watch
+from fastblt.runtime.methods import parse_method, self_speculation
+from fastblt.runtime.methods.method import Round
+from fastblt.runtime.sequence.sampling import Draft, Sampler
+from fastblt.runtime.sequence.session import Session
+
+PROMPTS = [("one", b"The quick brown fox"), ("two", "gr\u00fc\u00df".encode()), ("three", b"")]
+
+
+@pytest.fixture(scope="module")
+def runtimes(tiny_bundle: Path) -> tuple[BltRuntime, BltRuntime]:
+    """Eager and ONNX Runtime over the same weights."""
+    return (
+        BltRuntime.from_pretrained(tiny_bundle, backend="eager", provider="cpu", max_bytes=100),
+        BltRuntime.from_pretrained(tiny_bundle, provider="cpu", max_bytes=100),
+    )
+
+
+def test_audit_finds_no_fault_when_methods_are_exact(runtimes: tuple[BltRuntime, BltRuntime]) -> None:
+    eager, onnx = runtimes
+    done: list[int] = []
+    rows = audit(eager, [(onnx, "ar"), (onnx, "s:3"), (eager, "s:8")], PROMPTS, 40, 1e-4, done.append)
+    assert [(row.backend, row.method) for row in rows] == [
+        ("onnxruntime", "ar"),
+        ("onnxruntime", "s:3"),
+        ("eager", "s:8"),
+    ]
+    assert all(row.prompts == 3 and not row.faults for row in rows)
+    assert all(row.identical + len(row.ties) == 3 for row in rows)
+    assert done == [1, 2, 3]
+
+
+def test_audit_reports_a_fault_when_the_models_differ(runtimes: tuple[BltRuntime, BltRuntime]) -> None:
+    """A candidate whose first byte is always replaced is no float tie."""
+    eager, onnx = runtimes
+
+    class Wrong:
+        backend = onnx.backend
+
+        @staticmethod
+        def generate(prompt: bytes, count: int, *, method: str) -> object:
+            found = onnx.generate(prompt, count, method=method)
+            worst = bytes([(found.data[0] + 128) % 256])
+            return dataclasses.replace(found, data=worst + found.data[1:])
+
+    (row,) = audit(eager, [(Wrong(), "ar")], PROMPTS[:1], 10, 1e-4)  # type: ignore[list-item]
+    assert row.identical == 0
+    assert not row.ties
+    (fault,) = row.faults
+    assert (fault.prompt, fault.offset) == ("one", 0)
+    assert fault.logit_gap > 1e-4
+
+
+def accept_always(session: Session, sampler: Sampler, draft: Draft, **_: Any) -> Round:
+    """Verification that verifies nothing."""
+    session.append(draft.tokens)
+    following = sampler.choose(session.score(), -1)
+    session.append([following])
+    return Round((*draft.tokens, following), (*["accepted"] * len(draft.tokens), "free"), (), len(draft.tokens))
+
+
+def test_audit_reports_a_fault_when_a_method_does_not_verify(
+    runtimes: tuple[BltRuntime, BltRuntime], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    eager, onnx = runtimes
+    monkeypatch.setattr(self_speculation, "verify", accept_always)
+    wrong, right = audit(eager, [(onnx, "s:4"), (onnx, "dv:4@one")], PROMPTS, 30, 1e-4)
+    assert (len(wrong.faults), wrong.ties, wrong.identical) == (3, [], 0)
+    assert wrong.bytes_as_ar == sum(fault.offset for fault in wrong.faults)
+    assert all(fault.gap > 1e-4 and fault.order_gap is None for fault in wrong.faults)
+    assert (right.faults, right.identical) == ([], 3)
+
+
+BLOCK_METHODS = ("d:4@one", "d:4@0.03", "d:4@eb10+closed")
+
+
+@pytest.mark.parametrize("method", BLOCK_METHODS)
+def test_method_that_is_not_lossless_is_compared_with_itself(
+    runtimes: tuple[BltRuntime, BltRuntime], method: str
+) -> None:
+    eager, onnx = runtimes
+    row, lossless = audit(eager, [(onnx, method), (onnx, "dv:4@one")], PROMPTS, 30, 1e-4)
+    assert (row.reference, lossless.reference) == (f"eager {method}", "eager ar")
+    assert (row.identical, row.ties, row.faults) == (3, [], [])
+    same = [common_prefix(eager.generate(p, 30).data, eager.generate(p, 30, method=method).data) for _, p in PROMPTS]
+    assert row.bytes_as_ar == sum(same) < row.ar_bytes
+    assert lossless.bytes_as_ar == lossless.ar_bytes == lossless.bytes == row.ar_bytes
+
+
+class SecondBest:
+    """A backend that takes the second-best byte of the last row of its n-th block."""
+
+    def __init__(self, backend: Backend, nth: int) -> None:
+        self._backend = backend
+        self._nth = nth
+        self.blocks = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._backend, name)
+
+    def run_decoder(
+        self, position: int, ids: Ids, latents: Ids, block: int = 0, visible_from: Ids | None = None
+    ) -> DecoderRows:
+        rows = self._backend.run_decoder(position, ids, latents, block).copy()
+        self.blocks += block > 0
+        if block and self.blocks == self._nth:
+            rows.best[-1] = np.argsort(rows.logits[-1])[-2]
+        return rows
+
+
+def test_fault_in_a_block_is_found_and_is_a_tie_when_the_choice_was_narrow(
+    runtimes: tuple[BltRuntime, BltRuntime],
+) -> None:
+    eager, onnx = runtimes
+
+    def run(bound: float) -> Any:
+        wrong: Any = BltRuntime(SecondBest(onnx.backend, 3))  # type: ignore[arg-type]
+        return audit(eager, [(wrong, "d:4@one")], PROMPTS[:1], 30, bound)[0]
+
+    row = run(1e-4)
+    assert not row.ties
+    (fault,) = row.faults
+    # The last byte of the third block.
+    assert (fault.offset, fault.order_gap) == (11, None)
+    # The narrowest of the block's four choices; no narrower than the one that was changed.
+    prompt = PROMPTS[0][1]
+    watched = watch(eager, prompt, fault.offset, parse_method("d:4@one"))  # type: ignore[arg-type]
+    assert fault.logit_gap == pytest.approx(watched.logit_gap)
+    assert fault.gap > 1e-4
+    assert fault.boundary_gap > 0
+    tied = run(fault.gap * 1.01)
+    assert (tied.faults, [tie.offset for tie in tied.ties]) == ([], [11])
+
+
+def test_watched_choices_are_those_of_the_block_with_the_byte(runtimes: tuple[BltRuntime, BltRuntime]) -> None:
+    eager, _ = runtimes
+    method: Any = parse_method("d:4@0.03+partial")
+    found = [watch(eager, b"abc", offset, method) for offset in range(12)]
+    gaps = [(watched.logit_gap, watched.order_gap) for watched in found]
+    assert len(set(gaps)) == 3
+    assert gaps == [gaps[offset - offset % 4] for offset in range(12)]
+    # Every choice of the first block, by hand.
+    session = Session(eager.backend)
+    session.append([ord(c) + 4 for c in "abc"])
+    before, rows = session.score_with_block(np.full(4, 260), "partial")
+    top = [float(np.diff(np.sort(row)[-2:])[0]) for row in (before.logits[-1], *rows.logits[1:])]
+    order = float(np.abs(rows.probability[1:] - 0.03).min())
+    assert float(rows.probability[1:].min()) > 0.03, "a block of one step"
+    assert gaps[0] == (pytest.approx(min(top), abs=1e-5), pytest.approx(order, abs=1e-6))
+
+
+@pytest.mark.parametrize(
+    ("rule", "probability", "entropy", "gap"),
+    [
+        ("one", [0.5, 0.5], [1.0, 1.0], float("inf")),
+        ("0.5", [0.9, 0.25, 0.75], [0, 0, 0], 0.25),
+        ("0.5", [0.25, 0.375, 0.125], [0, 0, 0], 0.125),  # the surest of those that are not sure
+        ("0.75", [0.25, 0.3125, 0.125], [0, 0, 0], 0.0625),
+        ("0.5", [0.25], [0], 0.25),
+        ("eb1.0", [0, 0, 0], [0.5, 0.25, 1.5], 0.25),  # 0.75 against the bound
+        ("eb1.5", [0, 0, 0], [0.5, 0.25, 0.625], 0.125),  # 1.375
+        ("eb1.0", [0, 0, 0], [0.375, 0.25, 0.5], 0.125),  # 1.125; and 0.5 is next to 0.375
+        ("eb0", [0, 0], [4.0, 4.0625], 0.0625),  # another first byte
+        ("eb1.0", [0], [0.99], float("inf")),
+    ],
+)
+def test_unmasking_gap_is_what_would_have_changed_the_step(
+    rule: str, probability: list[float], entropy: list[float], gap: float
+) -> None:
+    method: Any = parse_method(f"d:4@{rule}")
+    floats = [np.array(values, dtype=np.float32) for values in (probability, entropy)]
+    assert unmasking_gap(method.argument.rule, *floats) == pytest.approx(gap)
+
+
+def test_audit_goes_on_until_every_method_has_written_enough(runtimes: tuple[BltRuntime, BltRuntime]) -> None:
+    eager, onnx = runtimes
+    for wanted, prompts in ((1, 1), (20, 1), (21, 2), (60, 3), (1000, 3)):
+        (row,) = audit(eager, [(onnx, "ar")], iter(PROMPTS), 20, 1e-4, wanted_bytes=wanted)
+        assert row.prompts == prompts
+
+
+def test_explain_measures_the_gap_of_the_two_bytes(runtimes: tuple[BltRuntime, BltRuntime]) -> None:
+    eager, _ = runtimes
+    expected = eager.generate(b"abc", 12).data
+    found = expected[:5] + bytes([expected[5] ^ 1]) + expected[6:]
+    difference = explain(eager, "abc", b"abc", expected, found)
+    assert difference.offset == 5
+    assert difference.logit_gap > 0
+    assert difference.boundary_gap >= 0
+
+
+def test_explain_reads_the_end_of_text_when_an_output_stops_early(runtimes: tuple[BltRuntime, BltRuntime]) -> None:
+    eager, _ = runtimes
+    expected = eager.generate(b"abc", 12).data
+    assert explain(eager, "abc", b"abc", expected, expected[:7]).offset == 7
+
+
+def test_command_prints_a_table_and_writes_json(tiny_bundle: Path, tmp_path: Path) -> None:
+    path = tmp_path / "audit.json"
+    options = [
+        "--prompts",
+        "2",
+        "--max-new-bytes",
+        "16",
+        "--methods",
+        "ar,s:4",
+        "--provider",
+        "cpu",
+        "--json",
+        str(path),
+    ]
+    result = CliRunner().invoke(app, ["audit", str(tiny_bundle), *options])
+    assert result.exit_code == 0, result.stderr
+    report = json.loads(path.read_text(encoding="utf-8"))
+    assert [row["method"] for row in report["rows"]] == ["ar", "s:4"]
+    assert report["reference"] == "eager ar"
+
+
+def invoke(bundle: Path, *options: str) -> Any:
+    return CliRunner().invoke(app, ["audit", str(bundle), "--provider", "cpu", *options])
+
+
+def test_command_audits_every_kind_of_method_by_default_and_names_what_is_left_out(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "DEFAULT_METHODS", ("ar", "s:4", "dv:4@one", "dv:8@one", "d:4@0.7", "d:8@0.7"))
+    result = invoke(tiny_bundle, "--prompts", "1", "--max-new-bytes", "8")
+    assert result.exit_code == 0, result.stderr
+    assert "left out, tiny cannot run them: dv:8@one, d:8@0.7" in result.stdout
+    listed = [line.split()[0] for line in result.stdout.splitlines() if re.match(r" +\S+ +1 +8 ", line)]
+    assert listed == ["ar", "s:4", "dv:4@one", "d:4@0.7"]
+
+
+def test_default_methods_are_of_every_kind() -> None:
+    kinds = {parse_method(name).name.partition(":")[0] for name in command.DEFAULT_METHODS}
+    assert kinds >= {"ar", "s", "d", "dv"}
+
+
+def test_command_refuses_a_method_that_the_model_cannot_run(tiny_bundle: Path) -> None:
+    result = invoke(tiny_bundle, "--prompts", "1", "--methods", "ar,d:8@0.7")
+    assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+    assert "'d:8@0.7': found blocks of 8 bytes" in result.stderr
+
+
+def test_command_writes_as_many_bytes_as_asked_for(tiny_bundle: Path, tmp_path: Path) -> None:
+    path = tmp_path / "audit.json"
+    result = invoke(
+        tiny_bundle, "--bytes", "60", "--max-new-bytes", "16", "--methods", "ar,d:4@one", "--json", str(path)
+    )
+    assert result.exit_code == 0, result.stderr
+    report = json.loads(path.read_text(encoding="utf-8"))
+    assert (report["reference"], report["tie_bound"], report["max_new_bytes"]) == ("eager ar", 1e-4, 16)
+    assert [row["reference"] for row in report["rows"]] == ["eager ar", "eager d:4@one"]
+    assert min(row["bytes"] for row in report["rows"]) >= 60 > min(row["bytes"] for row in report["rows"]) - 16
+    assert report["bytes_compared"] == sum(row["bytes"] for row in report["rows"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--bytes", "60", "--prompts", "3"), "found both prompts and bytes, expected one of them"),
+        (("--bytes", "100000", "--max-new-bytes", "2"), r"bytes: found 100000, expected at most \d+: \d+ held-out"),
+        (("--prompts", "100000"), r"prompts: found 100000, expected at most \d+"),
+    ],
+)
+def test_command_refuses_more_than_there_is(tiny_bundle: Path, options: tuple[str, ...], message: str) -> None:
+    result = invoke(tiny_bundle, *options)
+    assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+    assert re.search(message, result.stderr)
+
+
+def test_command_fails_when_texts_end_before_there_are_enough_bytes(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After this prompt the model ends its document."""
+    monkeypatch.setattr(command, "distinct_prompts", lambda: [("one", b"prompt 31")])
+    result = invoke(tiny_bundle, "--bytes", "40", "--max-new-bytes", "40", "--methods", "ar")
+    assert result.exit_code == 1
+    assert re.search(r"found \d+ bytes after all held-out prompts, expected 40", result.stderr)
+
+
+def test_command_fails_when_there_is_a_fault(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(self_speculation, "verify", accept_always)
+    result = invoke(tiny_bundle, "--prompts", "1", "--max-new-bytes", "20", "--methods", "ar,s:4")
+    assert result.exit_code == 1
+    assert "found 1 outputs that differ by more than rounding, expected none" in result.stderr
+    assert "FAULT: s:4, prompt " in result.stdout
+
+
+def test_heldout_prompts_are_distinct_and_enough_for_the_documented_audit() -> None:
+    prompts = command.distinct_prompts()
+    assert prompts == command.distinct_prompts()
+    names, texts = zip(*prompts, strict=True)
+    assert len(set(names)) == len(set(texts)) == len(prompts)
+    assert len(prompts) * 256 > 400_000
+    shipped = {p.id: p.data for p in load_prompts()}
+    assert dict(prompts[: len(shipped)]) == shipped
+    assert [p[0].partition("-")[0] for p in prompts[:4]] == list(CORPORA)
+    for name, data in prompts[len(shipped) :: 97]:
+        corpus, _, start = name.partition("@")
+        assert load_text(corpus)[int(start) :][: len(data)] == data

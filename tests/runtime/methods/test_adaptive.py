@@ -1,0 +1,178 @@
+"""Adaptive drafting: what it learns, and that nothing of it shows in the text."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fastblt.models.config import BltConfig
+from fastblt.models.tokens import encode
+from fastblt.runtime.backends.protocol import Backend
+from fastblt.runtime.blt_runtime import BltRuntime
+from fastblt.runtime.methods import MethodError, adaptive, parse_method
+from fastblt.runtime.methods.adaptive.drafters import LONGEST_DRAFT, BlockDrafter, ByteDrafter
+from fastblt.runtime.methods.adaptive.estimates import Acceptance, LinearCost, Pace
+from fastblt.runtime.methods.adaptive.policy import Policy
+from fastblt.runtime.methods.method import Round
+from fastblt.runtime.sequence.sampling import Sampler
+from fastblt.runtime.sequence.session import Session
+
+Scripted = Callable[..., Backend]
+TEXT = (
+    b"It is a truth universally acknowledged, that a single man in possession of a good fortune, must be in want. " * 3
+)
+
+
+def test_acceptance_follows_what_was_observed() -> None:
+    acceptance = Acceptance(threshold=2.0)
+    sure = acceptance.classify(0.99, 0.1, at_limit=False)
+    unsure = acceptance.classify(0.3, 0.1, at_limit=False)
+    before = acceptance.chance(unsure)
+    assert acceptance.chance(sure) > before
+    for _ in range(100):
+        acceptance.observe([sure, unsure], 1)  # the first is kept, the second fails
+    assert acceptance.chance(sure) > 0.95
+    assert acceptance.chance(unsure) < 0.1
+    assert acceptance.mean == pytest.approx(0.5, abs=0.1)
+
+
+def test_bytes_after_the_first_failure_say_nothing() -> None:
+    acceptance = Acceptance(threshold=2.0)
+    kinds = [acceptance.classify(p, 0.0, at_limit=False) for p in (0.99, 0.5, 0.7)]
+    last = acceptance.chance(kinds[2])
+    acceptance.observe(kinds, 1)
+    assert acceptance.chance(kinds[2]) == last
+    acceptance.observe(kinds, 3)
+    assert acceptance.chance(kinds[2]) > last
+
+
+def test_classes_tell_probability_surprise_and_the_longest_patch_apart() -> None:
+    acceptance = Acceptance(threshold=2.0)
+    kinds = {
+        acceptance.classify(p, surprise, at_limit=limit)
+        for p in (0.1, 0.3, 0.5, 0.7, 0.9, 0.99)
+        for surprise, limit in ((0.5, False), (1.2, False), (1.9, False), (2.5, False), (0.5, True))
+    }
+    assert kinds == set(range(30))
+    for kind in kinds:
+        assert 0.0 < acceptance.chance(kind) < 1.0
+
+
+def test_linear_cost_finds_the_price_of_a_row() -> None:
+    cost = LinearCost()
+    assert cost.each == cost.mean == 0.0
+    rng = np.random.default_rng(0)
+    for rows in rng.integers(1, 12, size=300).tolist():
+        cost.observe(rows, 2e-3 + 1e-4 * rows + rng.normal(0, 2e-5))
+    assert cost.each == pytest.approx(1e-4, rel=0.15)
+    constant = LinearCost()
+    for _ in range(5):
+        constant.observe(4, 1e-3)
+    assert constant.each == 0.0
+    assert constant.mean == pytest.approx(2.5e-4)
+
+
+def test_pace_leaves_cold_rounds_out() -> None:
+    pace = Pace(cold=2, trial=3)
+    for seconds in (9.0, 9.0, 1.0, 1.0):
+        pace.observe(seconds, 4)
+        assert not pace.known
+    pace.observe(1.0, 4)
+    assert pace.known
+    assert pace.seconds_per_byte == pytest.approx(0.25)
+
+
+class TimedDrafter:
+    """A drafter of which only the speed matters."""
+
+    def __init__(self) -> None:
+        self.pace = Pace(cold=0, trial=1)
+        self.rounds = 0
+
+    def round(self, session: Session, sampler: Sampler) -> Round:
+        self.rounds += 1
+        return Round((5, 5), ("accepted", "free"), (), 1)
+
+
+def test_policy_takes_the_fastest_and_tries_the_other_now_and_then(
+    tiny_config: BltConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy, fast, slow = Policy(tiny_config), TimedDrafter(), TimedDrafter()
+    policy._drafters = [slow, fast]
+    clock = [0.0]
+    monkeypatch.setattr(adaptive, "perf_counter", lambda: clock[0])
+
+    def run(rounds: int, seconds: dict[TimedDrafter, float]) -> None:
+        for _ in range(rounds):
+            before = slow.rounds
+            chosen = policy._drafters[policy._choose()]
+            assert isinstance(chosen, TimedDrafter)
+            original = chosen.round
+
+            def timed(session: Session, sampler: Sampler, call=original, cost=seconds[chosen]) -> Round:  # type: ignore[no-untyped-def]
+                clock[0] += cost
+                return call(session, sampler)  # type: ignore[no-any-return]
+
+            chosen.round = timed  # type: ignore[method-assign]
+            policy.round(None, Sampler())  # type: ignore[arg-type]
+            chosen.round = original  # type: ignore[method-assign]
+            assert slow.rounds - before in (0, 1)
+
+    run(400, {fast: 1.0, slow: 1.2})
+    assert 3 <= slow.rounds <= 10
+    # The text changes: now the other one is faster.
+    run(1200, {fast: 2.0, slow: 1.0})
+    assert slow.rounds > 600
+
+
+@pytest.mark.parametrize("kind", ["onnxruntime", "eager"])
+def test_bytes_equal_autoregression(open_backend: Callable[[str, str, int], Backend], kind: str) -> None:
+    for decoder_input in ("embedding", "encoder"):
+        runtime = BltRuntime(open_backend(kind, decoder_input, 300))
+        for prompt in (b"", bytes(range(120, 160))):
+            expected = runtime.generate(prompt, 60, stop_at_eos=False)
+            found = runtime.generate(prompt, 60, method="auto", stop_at_eos=False)
+            assert found.data == expected.data
+            assert 0 < found.stats.accepted < found.stats.drafted
+            assert found.stats.nfe["patcher"] < expected.stats.nfe["patcher"]
+
+
+def test_blocks_are_tried_where_the_model_has_a_mask(open_backend: Callable[[str, str, int], Backend]) -> None:
+    for decoder_input, kinds in (("embedding", [ByteDrafter, BlockDrafter]), ("encoder", [ByteDrafter])):
+        backend = open_backend("eager", decoder_input, 300)
+        BltRuntime(backend).generate(b"abc", 150, method="auto", stop_at_eos=False)
+        drafters = adaptive._POLICIES[backend]._drafters
+        assert [type(drafter) for drafter in drafters] == kinds
+        assert all(drafter.pace.known for drafter in drafters)
+
+
+@settings(max_examples=40)
+@given(surprising=st.sets(st.integers(1, 200)), misdrafted=st.sets(st.integers(1, 200)))
+def test_drafts_never_show_in_the_text(scripted: Scripted, surprising: set[int], misdrafted: set[int]) -> None:
+    backend = scripted(encode(TEXT, bos=False).tolist(), surprising=surprising, misdrafted=misdrafted)
+    found = BltRuntime(backend).generate(TEXT[:4], 180, method="auto")
+    assert found.data == TEXT[4:184]
+
+
+def test_drafts_end_where_another_byte_costs_more_than_it_is_worth(scripted: Scripted) -> None:
+    """Draft rows of known price: a byte that costs less than it takes now is drafted on and on, a dear one is not."""
+    lengths = []
+    for price in (0.01, 0.5, 5.0):
+        session = Session(scripted(encode(TEXT, bos=False).tolist()))
+        session.append(encode(TEXT[:4], bos=False))
+        drafter = ByteDrafter(session.config)
+        drafter.pace = Pace(cold=0)
+        drafter.pace.observe(1.0, 1)  # a byte takes a second at present
+        drafter._row.observe(1, price)
+        session.append([int(session.score().best[-1])])
+        lengths.append(drafter.round(session, Sampler()).drafted)
+    assert lengths[0] == LONGEST_DRAFT
+    assert 1 < lengths[1] < lengths[0]
+    assert lengths[2] == 1
+
+
+def test_argument_is_refused() -> None:
+    with pytest.raises(MethodError, match="'auto:4': found an argument"):
+        parse_method("auto:4")

@@ -1,0 +1,439 @@
+"""Blocks in a session and the methods d and dv, against whole sequences of the eager model without any cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from fastblt.models.blt import Blt
+from fastblt.models.decoder import BlockRows
+from fastblt.models.patcher import entropy
+from fastblt.models.tokens import EOS_ID, MASK_ID, encode
+from fastblt.runtime.backends.protocol import DRAFT_SLACK, MAX_ROWS, Backend
+from fastblt.runtime.blt_runtime import BltRuntime
+from fastblt.runtime.methods import MethodError, Round, parse_method
+from fastblt.runtime.sequence.sampling import Sampler
+from fastblt.runtime.sequence.session import CapacityError, Latent, Session
+
+OpenBackend = Callable[[str, str, int], Backend]
+Logits = NDArray[np.float32]
+TOLERANCE = 1e-4
+SIZE = 4
+MASKED = np.full(SIZE, MASK_ID, dtype=np.int64)
+#: After the second the model ends its document.
+PROMPTS = (b"", b"prompt 31", bytes(range(120, 160)))
+
+
+@pytest.fixture(scope="module", params=["eager", "onnxruntime"])
+def blt_d(request: pytest.FixtureRequest, open_backend: OpenBackend) -> Backend:
+    """Each backend over the tiny BLT-D model."""
+    return open_backend(request.param, "embedding", 600)
+
+
+def is_tie(model: Blt, tokens: list[int]) -> bool:
+    """Whether an entropy is the threshold but for rounding, so that a boundary may be here or not."""
+    entropies = entropy(model.patcher(torch.tensor([tokens])))
+    return float((entropies - model.config.patching.threshold).abs().min()) < 1e-5
+
+
+@torch.inference_mode()
+def whole(model: Blt, tokens: list[int], block: list[int], latent: str) -> tuple[Logits, Logits]:
+    """Rows of the tokens and of a block after them. ``stale``: the last token and the block read what was closed
+    before the last token; ``partial``: the block reads the latent of a sequence whose last patch ends here."""
+    ids = torch.tensor([tokens])
+    patches = model.segment(ids)
+    index = patches.latent_index.clone()
+    if latent == "stale":
+        index[0, -1] = index[0, -2]
+    reads = patches.starts.shape[1] - 1 if latent == "partial" else int(index[0, -1])
+    rows = BlockRows(torch.tensor([[block]]), torch.tensor([[len(tokens)]]), torch.tensor([[reads]]))
+    clean, masked = model(ids, patches, rows, index)
+    assert masked is not None
+    return clean[0].numpy(), masked[0].numpy()
+
+
+def close(found: Logits, expected: Logits) -> None:
+    np.testing.assert_allclose(found, expected, atol=TOLERANCE, rtol=0)
+
+
+@settings(max_examples=12)
+@given(
+    text=st.binary(min_size=2, max_size=60),
+    before=st.integers(0, 59),
+    latent=st.sampled_from(["closed", "partial"]),
+    size=st.integers(1, SIZE),
+    after=st.integers(2, 259),
+)
+def test_block_rows_equal_whole_sequence_and_leave_no_trace(
+    blt_d: Backend, tiny_model: Blt, text: bytes, before: int, latent: Latent, size: int, after: int
+) -> None:
+    tokens = encode(text).tolist()
+    assume(not is_tie(tiny_model, [*tokens, after]))
+    session = Session(blt_d)
+    cut = min(before + 1, len(tokens) - 1)
+    session.append(tokens[1:cut])
+    session.score()
+    session.append(tokens[cut:])
+    clean, masked = session.score_with_block(MASKED[:size], latent)
+    expected, expected_block = whole(tiny_model, tokens, [MASK_ID] * size, latent)
+    close(clean.logits, expected[cut:])
+    close(masked.logits, expected_block)
+    # Some bytes decided.
+    block = [77, *[MASK_ID] * (size - 1)]
+    close(session.denoise(np.array(block)).logits, whole(tiny_model, tokens, block, latent)[1])
+    assert session.tokens.tolist() == tokens
+    assert session.scored == session.length == len(tokens)
+    # What follows does not know of it: neither of the block's rows nor of the open patch's latent.
+    for token in (after, 50, 60):
+        session.append([token])
+        tokens.append(token)
+    assume(not is_tie(tiny_model, tokens))
+    close(session.score().logits[-1], whole(tiny_model, tokens, [MASK_ID], "closed")[0][-1])
+
+
+@settings(max_examples=12)
+@given(text=st.binary(min_size=2, max_size=60), size=st.integers(1, SIZE))
+def test_drafted_block_equals_whole_sequence_with_stale_latents(
+    blt_d: Backend, tiny_model: Blt, text: bytes, size: int
+) -> None:
+    tokens = encode(text).tolist()
+    assume(not is_tie(tiny_model, tokens))
+    session = Session(blt_d)
+    session.append(tokens[1:-1])
+    session.score()
+    session.append(tokens[-1:])
+    calls = dict(session.stats.nfe)
+    clean, masked = session.draft_with_block(MASKED[:size])
+    expected, expected_block = whole(tiny_model, tokens, [MASK_ID] * size, "stale")
+    close(clean.logits, expected[-1:])
+    close(masked.logits, expected_block)
+    block = [*[MASK_ID] * (size - 1), 77]
+    close(session.denoise(np.array(block)).logits, whole(tiny_model, tokens, block, "stale")[1])
+    made = {part: count - calls.get(part, 0) for part, count in session.stats.nfe.items()}
+    assert {part: count for part, count in made.items() if count} == {"decoder": 2}
+    assert (session.length, session.scored) == (len(tokens), len(tokens) - 1)
+    close(session.score().logits[-1], whole(tiny_model, tokens, [MASK_ID], "closed")[0][-1])
+
+
+@settings(max_examples=15)
+@given(text=st.binary(min_size=4, max_size=60), known=st.integers(1, 30), wanted=st.booleans())
+def test_rows_in_parts_are_the_rows_and_need_no_latent_first(
+    blt_d: Backend, tiny_model: Blt, text: bytes, known: int, wanted: bool
+) -> None:
+    tokens = encode(text).tolist()
+    known = min(known, len(tokens) - 1)
+    assume(not is_tie(tiny_model, tokens))
+    session = Session(blt_d)
+    session.append(tokens[1:known])
+    session.score()
+    ends = list(session.patch_ends)
+    session.append(tokens[known:])
+    calls = dict(session.stats.nfe)
+    expected = whole(tiny_model, tokens, [MASK_ID], "closed")[0][known:]
+    closing: list[int] = tiny_model.segment(torch.tensor([tokens])).closes[0].nonzero().flatten().tolist()
+    first_new = next((p for p in closing if p >= known), len(tokens))
+    rows = []
+    for part in session.score_in_parts():
+        rows.append(part.logits.copy())
+        encoded = session.stats.nfe["global"] > calls["global"]
+        assert encoded == (sum(map(len, rows)) > first_new - known)
+        if not wanted:
+            break
+    found = np.concatenate(rows)
+    close(found, expected[: len(found)])
+    if wanted:
+        assert len(found) == len(expected)
+    assert len(rows) <= 2
+    # Where the caller stopped is where it may go on, after a rewind or without one.
+    assert session.scored == known + len(found)
+    session.rewind(known + len(found))
+    assert session.patch_ends == [*ends, *(p + 1 for p in closing if known <= p < session.length)]
+    again = [*tokens[: session.length], 99]
+    assume(not is_tie(tiny_model, again))
+    session.append([99])
+    close(session.score().logits[-1], whole(tiny_model, again, [MASK_ID], "closed")[0][-1])
+
+
+def test_parts_of_too_many_tokens_are_refused(blt_d: Backend) -> None:
+    session = Session(blt_d)
+    session.append([50] * (MAX_ROWS + 1))
+    with pytest.raises(ValueError, match=f"score_in_parts: found {MAX_ROWS + 2} tokens to score, expected at most 256"):
+        next(session.score_in_parts())
+
+
+@pytest.mark.parametrize("size", [0, SIZE + 1])
+@pytest.mark.parametrize("call", ["score_with_block", "draft_with_block"])
+def test_block_of_another_size_is_refused(blt_d: Backend, size: int, call: str) -> None:
+    session = Session(blt_d)
+    session.score()
+    session.append([50])
+    block = np.full(size, MASK_ID)
+    with pytest.raises(ValueError, match=rf"block: found {size} bytes, expected 1\.\.4, the size the model was"):
+        session.score_with_block(block, "closed") if call == "score_with_block" else session.draft_with_block(block)
+    assert (session.length, session.scored) == (2, 1)
+
+
+def test_block_may_not_run_past_the_buffers(open_backend: OpenBackend) -> None:
+    backend = open_backend("eager", "embedding", 10)
+    for room in (SIZE, SIZE - 1):
+        session = Session(backend)
+        session.append([50] * (10 + DRAFT_SLACK - room))
+        if room == SIZE:
+            session.score_with_block(MASKED, "closed")
+        else:
+            with pytest.raises(CapacityError, match=f"block: found {SIZE} bytes after position .*, expected at most 3"):
+                session.score_with_block(MASKED, "closed")
+
+
+def test_block_is_refused_when_another_session_used_the_caches(blt_d: Backend) -> None:
+    session = Session(blt_d)
+    session.score_with_block(MASKED, "closed")
+    Session(blt_d)
+    with pytest.raises(ValueError, match="another session"):
+        session.denoise(MASKED)
+
+
+def unmask(rows: Logits, block: list[int], rule: str) -> list[int]:
+    """Algorithm 1's choice: which masked positions to fill, by their top probability or their entropy."""
+    logits = torch.from_numpy(rows)
+    masked = [i for i, token in enumerate(block) if token == MASK_ID]
+    if rule == "one":
+        return masked
+    if rule.startswith("eb"):
+        uncertain = entropy(logits).tolist()
+        chosen: list[int] = []
+        for i in sorted(masked, key=lambda i: uncertain[i]):
+            if chosen and sum(uncertain[j] for j in [*chosen, i]) > float(rule[2:]):
+                break
+            chosen.append(i)
+        return chosen
+    top = logits.softmax(-1).amax(-1).tolist()
+    return [i for i in masked if top[i] > float(rule)] or [max(masked, key=lambda i: top[i])]
+
+
+def naive_blocks(model: Blt, tokens: list[int], count: int, rule: str, latent: str, clean_first: bool) -> list[int]:
+    """``count`` bytes by Algorithm 1 on whole sequences: nothing is kept from step to step."""
+    end = len(tokens) + count
+    while len(tokens) < end:
+        block = [MASK_ID] * SIZE
+        clean, rows = whole(model, tokens, block, latent)
+        first = int(clean[-1].argmax()) if clean_first else MASK_ID
+        while MASK_ID in block:
+            wanted = [first, *block[1:]] if clean_first else block
+            filled = {i: int(rows[i].argmax()) for i in unmask(rows, wanted, rule)}
+            block = [filled.get(i, token) for i, token in enumerate(wanted)]
+            rows = whole(model, tokens, block, latent)[1]
+        tokens = [*tokens, *block]
+    return tokens[:end]
+
+
+BLOCKS = ("one", "0.03", "0.04", "eb10", "eb0")
+PROMPT = b"The quick"
+
+
+@pytest.mark.parametrize("options", ["", "+closed", "+block", "+closed+block"])
+@pytest.mark.parametrize("rule", BLOCKS)
+def test_block_diffusion_equals_algorithm_1_on_whole_sequences(
+    blt_d: Backend, tiny_model: Blt, rule: str, options: str
+) -> None:
+    session = Session(blt_d)
+    session.append(encode(PROMPT, bos=False))
+    tokens = session.tokens.tolist()
+    for step in parse_method(f"d:{SIZE}@{rule}{options}").rounds(session, Sampler()):
+        assert step.origins == ("denoised",) * SIZE
+        assert (step.drafted, step.accepted, step.rejected) == (0, 0, ())
+        assert session.tokens[-SIZE:].tolist() == list(step.tokens)
+        if session.length >= len(tokens) + 20:
+            break
+    latent = "partial" if "partial" in options else "closed"
+    expected = naive_blocks(tiny_model, tokens, 20, rule, latent, "block" not in options)
+    assert session.tokens.tolist() == expected
+
+
+def test_rules_and_latents_of_block_diffusion_differ(tiny_model: Blt) -> None:
+    """Otherwise the test above would prove little."""
+    tokens = encode(PROMPT).tolist()
+    texts = {tuple(naive_blocks(tiny_model, tokens, 20, rule, "partial", True)) for rule in BLOCKS}
+    assert len(texts) >= 4
+    texts = {tuple(naive_blocks(tiny_model, tokens, 20, "0.03", x, y)) for x in ("closed", "partial") for y in (0, 1)}
+    assert len(texts) == 4
+
+
+@pytest.mark.parametrize("option", ["", "+block"])
+@pytest.mark.parametrize("latent", ["closed", "partial"])
+@pytest.mark.parametrize("rule", ["one", "0.04"])
+def test_drafts_of_verification_are_those_of_algorithm_1(
+    blt_d: Backend, tiny_model: Blt, rule: str, latent: str, option: str
+) -> None:
+    """``closed``: the last byte is not scored, so it reads what was closed before it, as the block does."""
+    session = Session(blt_d)
+    session.append(encode(PROMPT, bos=False))
+    tokens: list[int] = []
+    for index, step in enumerate(parse_method(f"dv:{SIZE}@{rule}+{latent}{option}").rounds(session, Sampler())):
+        if index:
+            drafted = [*step.tokens[: step.accepted], *step.rejected]
+            reads = "stale" if latent == "closed" else latent
+            assert drafted == naive_blocks(tiny_model, tokens, SIZE, rule, reads, not option)[-SIZE:]
+        tokens = session.tokens.tolist()
+        if index == 8:
+            break
+
+
+VERIFYING = tuple(f"dv:4@{rule}{latent}" for rule in ("one", "0.02", "eb0") for latent in ("", "+partial"))
+
+
+@pytest.fixture(scope="module")
+def autoregressive(blt_d: Backend) -> Callable[[bytes, int, bool], tuple[bytes, str]]:
+    """``autoregressive(prompt, count, stop_at_eos)``: bytes and why they end."""
+
+    @cache
+    def run(prompt: bytes, count: int, stop_at_eos: bool) -> tuple[bytes, str]:
+        found = BltRuntime(blt_d).generate(prompt, count, stop_at_eos=stop_at_eos)
+        return found.data, found.finish
+
+    return run
+
+
+@pytest.mark.parametrize("method", [*VERIFYING, "dv:3@one+block", "dv:1", "dv:4@eb9.7+partial+block"])
+def test_diffusion_with_verification_equals_autoregression_when_greedy(
+    blt_d: Backend, autoregressive: Callable[[bytes, int, bool], tuple[bytes, str]], method: str
+) -> None:
+    drafted = accepted = 0
+    endings = set()
+    for prompt in PROMPTS:
+        for stop_at_eos in (False, True):
+            expected = autoregressive(prompt, 30, stop_at_eos)
+            found = BltRuntime(blt_d).generate(prompt, 30, method=method, stop_at_eos=stop_at_eos)
+            assert (found.data, found.finish) == expected
+            endings.add(found.finish)
+            drafted += found.stats.drafted
+            accepted += found.stats.accepted
+    assert endings == {"length", "eos"}
+    assert 0 < accepted < 0.9 * drafted
+
+
+@settings(max_examples=8)
+@given(prompt=st.binary(max_size=40), count=st.integers(1, 12), method=st.sampled_from(VERIFYING))
+def test_diffusion_with_verification_equals_autoregression_for_any_prompt(
+    blt_d: Backend, tiny_model: Blt, prompt: bytes, count: int, method: str
+) -> None:
+    expected = BltRuntime(blt_d).generate(prompt, count, stop_at_eos=False).data
+    assume(not is_tie(tiny_model, encode(prompt + expected).tolist()))
+    assert BltRuntime(blt_d).generate(prompt, count, method=method, stop_at_eos=False).data == expected
+
+
+@pytest.mark.parametrize("method", ["dv:4@one", "dv:4@one+partial", "d:4@one"])
+def test_text_ends_before_a_stop_string_and_at_the_capacity(open_backend: OpenBackend, method: str) -> None:
+    """The buffers hold exactly the prompt and the new bytes; a block runs past them and is cut."""
+    runtime = BltRuntime(open_backend("eager", "embedding", 30))
+    found = runtime.generate(b"some words", 20, method=method, stop_at_eos=False)
+    assert len(found.data) == 20
+    stop = found.data[9:11]
+    at = found.data.index(stop)
+    ended = runtime.generate(b"some words", 20, method=method, stop_at_eos=False, stop=stop)
+    assert (ended.data, ended.finish) == (found.data[:at], "stop")
+
+
+def rounds_of(session: Session, method: str, count: int) -> Iterator[tuple[Round, dict[str, int]]]:
+    """Rounds, and the calls that each of them made."""
+    before = dict(session.stats.nfe)
+    for index, step in enumerate(parse_method(method).rounds(session, Sampler())):
+        made = {part: n - before.get(part, 0) for part, n in session.stats.nfe.items()}
+        before = dict(session.stats.nfe)
+        yield step, made
+        if index == count:
+            return
+
+
+@pytest.mark.parametrize(
+    ("method", "steps"),
+    [("d:4@one", 1), ("d:4@eb0", 3), ("d:4@eb0+block", 4), ("d:3@0.99+closed", 2), ("d:1@0.5", 1), ("d:4@eb99", 1)],
+)
+def test_block_costs_one_encoder_and_global_call_and_a_decoder_call_a_step(
+    blt_d: Backend, method: str, steps: int
+) -> None:
+    session = Session(blt_d)
+    session.append(encode(b"The quick brown fox", bos=False))
+    for step, made in rounds_of(session, method, 10):
+        assert made["decoder"] == steps
+        assert made["patcher"] == 1
+        assert made["encoder"] == made["global"] <= 1
+        assert session.length - session.scored == len(step.tokens)
+    assert session.stats.nfe["global"] >= 4
+
+
+@pytest.mark.parametrize(("method", "steps"), [("dv:4@one", 1), ("dv:4@eb0", 3), ("dv:3@0.99+block", 3)])
+@pytest.mark.parametrize("latent", ["closed", "partial"])
+def test_round_costs_one_encoder_and_global_call_and_one_more_if_partial(
+    blt_d: Backend, method: str, steps: int, latent: str
+) -> None:
+    session = Session(blt_d)
+    session.append(encode(b"The quick brown fox", bos=False))
+    most = []
+    for index, (_, made) in enumerate(rounds_of(session, f"{method}+{latent}", 16)):
+        if index == 0:
+            continue  # the prompt
+        # Verification is one decoder call or two; none if the last byte's own row refuses the draft already.
+        least, highest = (steps, steps + 2) if latent == "partial" else (steps + 1, steps + 2)
+        assert least <= made["decoder"] <= highest
+        assert made["encoder"] == made["global"]
+        most.append(made["global"])
+    assert max(most) <= (1 if latent == "closed" else 2)
+    assert latent == "partial" or set(most) == {0, 1}, "some rounds fail before a latent is needed"
+
+
+@pytest.mark.parametrize("method", ["d:4@one", "dv:4@one"])
+def test_methods_are_refused_on_a_model_without_blocks(open_backend: OpenBackend, method: str) -> None:
+    runtime = BltRuntime(open_backend("eager", "encoder", 50))
+    with pytest.raises(MethodError, match=r"has no \[MASK\] row"):
+        runtime.generate(b"abc", 5, method=method)
+    with pytest.raises(MethodError, match="found blocks of 5 bytes, expected at most 4"):
+        BltRuntime(open_backend("eager", "embedding", 50)).generate(b"abc", 5, method=method.replace("4", "5"))
+
+
+TEXT = b"It is a truth universally acknowledged, that a single man in possession of a good fortune, must be in want. "
+
+
+@settings(max_examples=60)
+@given(
+    method=st.sampled_from(
+        ["dv:4@one", "dv:3@0.6", "dv:4@eb1.0", "dv:4@0.99+partial", "dv:2@one+partial+block", "dv:1"]
+    ),
+    surprising=st.sets(st.integers(1, 90)),
+    misdrafted=st.sets(st.integers(1, 90)),
+    eos_at=st.none() | st.integers(5, 60),
+)
+def test_blocks_never_show_in_the_text(
+    scripted: Callable[..., Backend], method: str, surprising: set[int], misdrafted: set[int], eos_at: int | None
+) -> None:
+    """Any patches, any wrong drafts: the text is the model's; the backend checks every call."""
+    tokens = encode(TEXT, bos=False).tolist()
+    if eos_at is not None:
+        tokens.insert(eos_at, EOS_ID)
+    backend = scripted(tokens, surprising=surprising, misdrafted=misdrafted)
+    if backend.config.decoder_input == "encoder":
+        return
+    found = BltRuntime(backend).generate(TEXT[:4], 50, method=method)
+    assert found.data == (TEXT[4:54] if eos_at is None or eos_at >= 54 else TEXT[4:eos_at])
+    if not misdrafted and eos_at is None:
+        assert found.stats.accepted == found.stats.drafted
+
+
+@settings(max_examples=30)
+@given(
+    method=st.sampled_from(["d:4@one", "d:3@0.6+closed", "d:4@eb1.0", "d:2@0.99+block"]),
+    surprising=st.sets(st.integers(1, 90)),
+)
+def test_blocks_that_are_right_are_the_text(
+    scripted: Callable[..., Backend], method: str, surprising: set[int]
+) -> None:
+    backend = scripted(TEXT, surprising=surprising)
+    if backend.config.decoder_input == "embedding":
+        assert BltRuntime(backend).generate(TEXT[:4], 50, method=method).data == TEXT[4:54]

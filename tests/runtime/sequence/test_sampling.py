@@ -1,0 +1,131 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from fastblt.runtime.backends.protocol import DecoderRows
+from fastblt.runtime.sequence.sampling import Sampler, SamplingError, nucleus
+
+LOGITS = st.lists(st.floats(-20, 20, width=32), min_size=1, max_size=12)
+
+
+def rows_of(logits: NDArray[np.float32]) -> DecoderRows:
+    """Decoder rows [n, vocab] with whatever a chooser may read."""
+    wide = logits.astype(np.float64)
+    p = np.exp(wide - wide.max(1, keepdims=True))
+    p /= p.sum(1, keepdims=True)
+    probability = p.max(1).astype(np.float32)
+    return DecoderRows(logits.argmax(1), probability, np.zeros_like(probability), logits)
+
+
+def naive_nucleus(logits: list[float], temperature: float, top_p: float) -> list[float]:
+    """Softmax; then tokens from the most likely one on until their sum reaches ``top_p``; normalised."""
+    highest = max(logits)
+    weights = [math.exp((x - highest) / temperature) for x in logits]
+    p = [w / math.fsum(weights) for w in weights]
+    kept: list[int] = []
+    for token in sorted(range(len(p)), key=lambda i: -p[i]):
+        kept.append(token)
+        if math.fsum(p[i] for i in kept) >= top_p:
+            break
+    total = math.fsum(p[i] for i in kept)
+    return [p[i] / total if i in kept else 0.0 for i in range(len(p))]
+
+
+@given(logits=LOGITS, temperature=st.floats(0.1, 5), top_p=st.floats(0.05, 0.95))
+def test_nucleus_equals_naive_loop(logits: list[float], temperature: float, top_p: float) -> None:
+    found = nucleus(np.array(logits, dtype=np.float32), temperature, top_p)
+    assert found.sum() == pytest.approx(1.0)
+    # A sum that is top_p but for rounding may keep one token more or less.
+    p = sorted(nucleus(np.array(logits, dtype=np.float32), temperature, 1.0), reverse=True)
+    if np.abs(np.cumsum(p) - top_p).min() > 1e-9:
+        assert found.tolist() == pytest.approx(naive_nucleus(logits, temperature, top_p), abs=1e-9)
+
+
+@given(logits=LOGITS, temperature=st.floats(0.1, 5))
+def test_nucleus_is_softmax_when_top_p_is_one(logits: list[float], temperature: float) -> None:
+    found = nucleus(np.array(logits, dtype=np.float32), temperature, 1.0)
+    wide = np.array(logits) / temperature
+    expected = np.exp(wide - wide.max()) / np.exp(wide - wide.max()).sum()
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
+
+
+def test_nucleus_is_the_smallest_set_that_reaches_top_p() -> None:
+    logits = np.log(np.array([0.1, 0.5, 0.15, 0.25], dtype=np.float32))
+    assert nucleus(logits, 1.0, 0.5 - 1e-6).tolist() == [0, 1, 0, 0]
+    np.testing.assert_allclose(nucleus(logits, 1.0, 0.6), [0, 2 / 3, 0, 1 / 3], rtol=1e-6)
+    np.testing.assert_allclose(nucleus(logits, 1.0, 0.8), [0, 0.5 / 0.9, 0.15 / 0.9, 0.25 / 0.9], rtol=1e-6)
+    np.testing.assert_allclose(nucleus(logits, 1.0, 0.95), [0.1, 0.5, 0.15, 0.25], rtol=1e-6)
+
+
+def test_nucleus_keeps_one_token_when_top_p_is_tiny() -> None:
+    assert nucleus(np.zeros(5, dtype=np.float32), 1.0, 1e-9).tolist() == [1, 0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("temperature", [1e-3, 1e-30, 1e-310])
+def test_nucleus_is_greedy_when_temperature_is_tiny(temperature: float) -> None:
+    assert nucleus(np.array([3.0, 5.0, 4.0], dtype=np.float32), temperature, 1.0).tolist() == [0, 1, 0]
+
+
+def test_nucleus_is_finite_when_logits_are_extreme() -> None:
+    found = nucleus(np.array([1e30, -1e30, 0.0], dtype=np.float32), 0.5, 0.9)
+    assert found.tolist() == [1, 0, 0]
+
+
+def test_greedy_takes_the_best_of_the_row_that_is_asked_for() -> None:
+    rows = rows_of(np.array([[0, 3, 1], [5, 1, 2], [0, 1, 9]], dtype=np.float32))
+    for sampler in (Sampler(), Sampler(0.0, 0.3, 7)):
+        assert sampler.greedy
+        assert [sampler.choose(rows, i) for i in (0, 1, 2, -1)] == [1, 0, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("temperature", "top_p", "message"),
+    [
+        (-0.1, 1.0, r"temperature: found -0\.1, expected a number >= 0"),
+        (math.nan, 1.0, "temperature: found nan"),
+        (1.0, 0.0, r"top_p: found 0\.0, expected a number in \(0, 1\]"),
+        (1.0, -0.5, r"top_p: found -0\.5"),
+        (1.0, 1.01, r"top_p: found 1\.01"),
+        (1.0, math.nan, "top_p: found nan"),
+        (0.0, 2.0, r"top_p: found 2\.0"),
+    ],
+)
+def test_parameters_out_of_range_are_refused(temperature: float, top_p: float, message: str) -> None:
+    with pytest.raises(SamplingError, match=message):
+        Sampler(temperature, top_p, 0)
+
+
+def draw(seed: int | None, count: int, temperature: float = 1.0, top_p: float = 1.0) -> list[int]:
+    logits = np.random.default_rng(0).normal(size=(3, 260)).astype(np.float32)
+    rows, choose = rows_of(logits), Sampler(temperature, top_p, seed).choose
+    return [choose(rows, i % 3) for i in range(count)]
+
+
+def test_samples_are_a_function_of_the_seed() -> None:
+    assert draw(1, 50) == draw(1, 50)
+    assert draw(1, 50) != draw(2, 50)
+    assert draw(None, 50) != draw(None, 50)
+
+
+@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.7, 1.0), (1.5, 0.8), (1.0, 0.6)])
+def test_samples_have_the_probabilities_of_the_nucleus(temperature: float, top_p: float) -> None:
+    """Chi-squared with a fixed seed: 6 standard deviations above its mean is far out of any doubt."""
+    logits = np.array([[9, 9, 9, 9, 9, 9], [1.0, 2.5, -1.0, 0.5, 2.0, 0.0]], dtype=np.float32)
+    rows, choose = rows_of(logits), Sampler(temperature, top_p, 123).choose
+    count = 6000
+    seen = np.bincount([choose(rows, 1) for _ in range(count)], minlength=6)
+    expected = count * np.array(naive_nucleus(logits[1].tolist(), temperature, top_p))
+    kept = expected > 0
+    assert not seen[~kept].any()
+    assert kept.sum() >= (2 if top_p < 1 else 6)
+    freedom = int(kept.sum()) - 1
+    statistic = float(((seen - expected)[kept] ** 2 / expected[kept]).sum())
+    assert statistic < freedom + 6 * math.sqrt(2 * freedom)
+    # The test would see a wrong temperature.
+    wrong = count * np.array(naive_nucleus(logits[1].tolist(), temperature * 1.15, top_p))
+    if (wrong > 0).sum() == kept.sum() and freedom:
+        assert float(((seen - wrong)[kept] ** 2 / wrong[kept]).sum()) > statistic
