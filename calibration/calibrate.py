@@ -12,7 +12,7 @@ from fastblt.calibration.activation_ranges import RANGES
 from fastblt.calibration.bundle_quantizer import ROUNDINGS, Assignment, Quantizer, Recipe, layers_of
 from fastblt.calibration.precision import CalibrationError, Precision, Scheme, parse_scheme
 from fastblt.calibration.quality import Outcomes, Quality, compare, exceeded, full_plan, measure
-from fastblt.calibration.report import Result, write_report
+from fastblt.calibration.report import CalibrationResult, write_report
 from fastblt.calibration.sensitivity import (
     WHOLE_GRAPH,
     Group,
@@ -48,7 +48,7 @@ LOWERED_TIE_BOUND = 0.5
 
 
 @dataclass(frozen=True)
-class Request:
+class CalibrationRequest:
     """What is asked for."""
 
     scheme: str
@@ -76,11 +76,11 @@ class Request:
 def calibrate(
     bundle: Path,
     out: Path,
-    request: Request,
+    request: CalibrationRequest,
     *,
     traces: Path | None = None,
-    say: Callable[[str], None] = lambda text: None,
-) -> Result:
+    on_progress: Callable[[str], None] = lambda text: None,
+) -> CalibrationResult:
     """Quantise a bundle.
 
     Args:
@@ -88,7 +88,7 @@ def calibrate(
         out: folder to write; an earlier bundle there is replaced when the new one is complete and good enough.
         request: what is asked for.
         traces: folder of traces, gone on with if they are incomplete; None: they are recorded and thrown away.
-        say: told what is being done.
+        on_progress: told what is being done.
 
     Returns:
         What was measured; it is in the bundle's report, too.
@@ -111,11 +111,11 @@ def calibrate(
         if _needs_traces(scheme, request):
             folder = traces if traces is not None else scratch / "traces"
             setting = RecordingSetting(request.prompts, request.samples, request.new_bytes, request.seed)
-            store = record(twin, folder, model_digest(manifest), setting, _progress(say))
-        return _Calibration(bundle, twin, manifest, scheme, request, store, scratch, say).run(out)
+            store = record(twin, folder, model_digest(manifest), setting, _progress(on_progress))
+        return _Calibration(bundle, twin, manifest, scheme, request, store, scratch, on_progress).run(out)
 
 
-def _check(bundle: Path, out: Path, request: Request) -> None:
+def _check(bundle: Path, out: Path, request: CalibrationRequest) -> None:
     manifest = load_manifest(bundle)
     if manifest.quantization is not None:
         raise CalibrationError(f"{bundle}: found a bundle that is quantised ({manifest.quantization['scheme']})")
@@ -132,19 +132,19 @@ def _check(bundle: Path, out: Path, request: Request) -> None:
             raise CalibrationError(f"--{option}: found {value!r}, expected {AUTO}, {', '.join(known)}")
 
 
-def _rounding(scheme: Scheme, request: Request) -> str:
+def _rounding(scheme: Scheme, request: CalibrationRequest) -> str:
     """GPTQ lost least with every type of integers (docs/quantization.md); E4M3 is no grid that it knows."""
     if request.rounding != AUTO:
         return request.rounding
     return "rtn" if scheme.name == "fp8" else "gptq"
 
 
-def _needs_traces(scheme: Scheme, request: Request) -> bool:
+def _needs_traces(scheme: Scheme, request: CalibrationRequest) -> bool:
     return scheme.needs_activations or _rounding(scheme, request) == "gptq"
 
 
-def _progress(say: Callable[[str], None]) -> Callable[[int, int], None]:
-    return lambda done, total: say(f"recording traces: {done} of {total}")
+def _progress(on_progress: Callable[[str], None]) -> Callable[[int, int], None]:
+    return lambda done, total: on_progress(f"recording traces: {done} of {total}")
 
 
 @contextmanager
@@ -169,17 +169,17 @@ class _Calibration:
         twin: Path,
         manifest: Manifest,
         scheme: Scheme,
-        request: Request,
+        request: CalibrationRequest,
         store: TraceStore | None,
         scratch: Path,
-        say: Callable[[str], None],
+        on_progress: Callable[[str], None],
     ) -> None:
         self.bundle, self.manifest, self.scheme, self.request = bundle, manifest, scheme, request
-        self.twin, self.store, self.scratch, self.say = twin, store, scratch, say
+        self.twin, self.store, self.scratch, self.on_progress = twin, store, scratch, on_progress
         self.plan = full_plan(load_config(bundle), request.anchors)
         parts = [part for part in (("patcher", *PARTS) if request.patcher else PARTS) if part in manifest.graphs]
         self.groups = groups_of(list(layers_of(bundle, parts)), scheme)
-        say("measuring the bundle itself")
+        on_progress("measuring the bundle itself")
         self.exact = measure(twin, request.windows, self.plan)
         self.quality = compare(self.exact, self.exact)
         self.quantizer = self._quantizer(request.ranges if request.ranges != AUTO else "minmax")
@@ -188,12 +188,12 @@ class _Calibration:
     def _quantizer(self, ranges: str) -> Quantizer:
         return Quantizer(self.bundle, self.twin, self.store, Recipe(_rounding(self.scheme, self.request), ranges))
 
-    def run(self, out: Path) -> Result:
+    def run(self, out: Path) -> CalibrationResult:
         """Find precisions that fit the budget, and write the bundle."""
         if self.scheme.needs_activations and self.request.ranges == AUTO and self.scheme.name != "fp8":
             self._choose_ranges()
         uniform: list[Precision | None] = [self.scheme.precision] * len(self.groups)
-        self.say("measuring the quantised bundle")
+        self.on_progress("measuring the quantised bundle")
         chosen, found = uniform, self._try(uniform, full=True)
         fits = not exceeded(found.losses(self.quality), self.request.budget)
         sensitivities = self._sensitivities() if self.request.sensitivity or not (fits or self.request.uniform) else []
@@ -206,7 +206,7 @@ class _Calibration:
     def _choose_ranges(self) -> None:
         """The way of choosing ranges that costs the fewest bits."""
         for ranges in RANGES:
-            self.say(f"trying ranges: {ranges}")
+            self.on_progress(f"trying ranges: {ranges}")
             self.quantizer.recipe = replace(self.quantizer.recipe, ranges=ranges)
             outcomes = self._outcomes(assignment([(group, self.scheme.precision) for group in self.groups]), full=False)
             self.range_losses[ranges] = outcomes.bits_per_byte / self.exact.bits_per_byte - 1.0
@@ -232,7 +232,7 @@ class _Calibration:
         sets = [(part, WHOLE_GRAPH, groups) for part, groups in parts.items()]
         sets += [(group.part, group.name, [group]) for group in self.groups]
         for index, (part, name, groups) in enumerate(sets, 1):
-            self.say(f"measuring sensitivity: {index} of {len(sets)}")
+            self.on_progress(f"measuring sensitivity: {index} of {len(sets)}")
             given = assignment([(group, self.scheme.precision) for group in groups])
             bits = self._outcomes(given, full=False).bits_per_byte
             saved = sum(group.bytes - group.smaller for group in groups)
@@ -247,7 +247,7 @@ class _Calibration:
 
         def fits(index: int) -> bool:
             if index not in found:
-                self.say(f"trying mixture {index} of {len(candidates) - 2}")
+                self.on_progress(f"trying mixture {index} of {len(candidates) - 2}")
                 found[index] = self._try(candidates[index], full=full)
             return not exceeded(found[index].losses(self.quality), self.request.budget)
 
@@ -266,14 +266,14 @@ class _Calibration:
 
     def _write(
         self, out: Path, choice: list[Precision | None], quality: Quality, sensitivities: list[Sensitivity]
-    ) -> Result:
+    ) -> CalibrationResult:
         given = assignment(list(zip(self.groups, choice, strict=True)))
         with replacing_folder(out) as new:
-            self.say("writing the bundle")
+            self.on_progress("writing the bundle")
             manifest = self.quantizer.write(new, given, {"scheme": self.scheme.name})
-            self.say("comparing drafts with autoregressive decoding")
+            self.on_progress("comparing drafts with autoregressive decoding")
             self._audit(new)
-            result = Result(
+            result = CalibrationResult(
                 self.manifest.model,
                 self.manifest.dtype,
                 self.scheme,

@@ -14,7 +14,7 @@ from fastblt.models.config import BltConfig
 from fastblt.runtime.backends.protocol import Ids
 from fastblt.runtime.blt_runtime import BltRuntime
 from fastblt.runtime.measure.scoring.figures import OVERALL, sum_up
-from fastblt.runtime.measure.scoring.plan import Plan, Request, make_plan
+from fastblt.runtime.measure.scoring.plan import ScoringPlan, ScoringRequest, make_scoring_plan
 from fastblt.runtime.measure.scoring.scores import score
 from fastblt.runtime.measure.scoring.teacher_forced import score_text
 from fastblt.runtime.sequence.session import Session
@@ -64,16 +64,16 @@ class Quality:
         return found
 
 
-def full_plan(config: BltConfig, anchors: int) -> Plan:
+def full_plan(config: BltConfig, anchors: int) -> ScoringPlan:
     """Everything that is measured of a candidate that may be kept."""
-    request = Request(
+    request = ScoringRequest(
         k=(4, 8), draft_rules=("one", "0.3"), rules=(), mask_rates=(0.25, 0.5, 0.75, 1.0), top_p=(), gamma=(),
         anchors=anchors,
     )  # fmt: skip
-    return make_plan(request, config)
+    return make_scoring_plan(request, config)
 
 
-def measure(bundle: Path, windows: Sequence[Ids], plan: Plan | None = None) -> Outcomes:
+def measure(bundle: Path, windows: Sequence[Ids], plan: ScoringPlan | None = None) -> Outcomes:
     """Score windows of true text.
 
     Args:

@@ -21,7 +21,7 @@ JSON_FILE, MARKDOWN_FILE, PICTURE_FILE = "quantization.json", "quantization.md",
 
 
 @dataclass(frozen=True)
-class Result:
+class CalibrationResult:
     """One calibration."""
 
     model: str
@@ -79,7 +79,7 @@ class Result:
         }
 
 
-def write_report(folder: Path, result: Result) -> None:
+def write_report(folder: Path, result: CalibrationResult) -> None:
     """Write the files; the picture only where matplotlib is installed."""
     text = json.dumps(result.to_dict(), indent=1) + "\n"
     (folder / JSON_FILE).write_text(text, encoding="utf-8")
@@ -88,7 +88,7 @@ def write_report(folder: Path, result: Result) -> None:
         _picture(folder / PICTURE_FILE, result)
 
 
-def quality_rows(result: Result) -> Iterator[tuple[str, str, str, str]]:
+def quality_rows(result: CalibrationResult) -> Iterator[tuple[str, str, str, str]]:
     """Figure, before, after, loss: as text, for tables."""
     before, after, losses = result.before, result.after, result.losses
     yield (
@@ -106,7 +106,7 @@ def quality_rows(result: Result) -> Iterator[tuple[str, str, str, str]]:
         yield f"acceptance of {method}", f"{before.acceptance[method]:.2%}", f"{rate:.2%}", f"{lost:+.2%}"
 
 
-def size_rows(result: Result) -> Iterator[tuple[str, str, str, str, str]]:
+def size_rows(result: CalibrationResult) -> Iterator[tuple[str, str, str, str, str]]:
     """Graph, megabytes of weights before and after, ratio, layers by precision: as text, for tables."""
     for part, spec in result.source.graphs.items():
         after = result.quantized.graphs[part].weight_bytes
@@ -116,7 +116,7 @@ def size_rows(result: Result) -> Iterator[tuple[str, str, str, str, str]]:
         yield spec.file, f"{spec.weight_bytes / 1e6:.2f}", f"{after / 1e6:.2f}", ratio, told
 
 
-def _markdown(result: Result) -> Iterator[str]:
+def _markdown(result: CalibrationResult) -> Iterator[str]:
     budget = ", ".join(f"{name} {limit:.2%}" for name, limit in result.budget.items())
     yield f"# {result.model} ({result.dtype}) in {result.scheme.name}"
     yield ""
@@ -140,7 +140,7 @@ def _table(header: Sequence[str], rows: Iterator[tuple[str, ...]] | Sequence[tup
     yield ""
 
 
-def _picture(path: Path, result: Result) -> None:
+def _picture(path: Path, result: CalibrationResult) -> None:
     """Bits lost against bytes saved by each group alone; or, without sensitivities, acceptance before and after."""
     from matplotlib.figure import Figure
 

@@ -81,7 +81,7 @@ def export_bundle(
         raise ExportError(f"hash_tables: found {hash_tables!r}, expected host or graph")
     if bundle.exists() and not is_bundle(bundle) and (not bundle.is_dir() or any(bundle.iterdir())):
         raise ExportError(f"{bundle}: exists and is not a bundle, expected a new name or a bundle to replace")
-    say = report or (lambda text: None)
+    on_progress = report or (lambda text: None)
     source = checkpoint if isinstance(checkpoint, Checkpoint) else open_checkpoint(checkpoint)
     weights = CheckpointWeights(source)
     operators = "lowered" if lowered else "standard"
@@ -90,15 +90,15 @@ def export_bundle(
         weights.config.save(new / CONFIG_FILE)
         graphs = {}
         for part, graph in _build_graphs(weights, dtype, GRAPH_KINDS[operators], hash_tables == "graph"):
-            say(f"writing {GRAPH_FILES[part]}")
+            on_progress(f"writing {GRAPH_FILES[part]}")
             graphs[part] = _write_graph(graph, new / GRAPH_FILES[part])
         if hash_tables == "host":
-            say(f"writing {EMBEDDINGS_FILE}")
+            on_progress(f"writing {EMBEDDINGS_FILE}")
             _write_embeddings(weights, new / EMBEDDINGS_FILE, dtype)
         manifest = Manifest(weights.config.name, dtype, opset, hash_tables, graphs, {}, [], operators)
         manifest = write_manifest(new, manifest)
         if verify:
-            say("comparing every graph with the eager model")
+            on_progress("comparing every graph with the eager model")
             manifest.verification.extend(verify_bundle(new, weights, dtype))
             manifest = write_manifest(new, manifest)
     return manifest.to_dict()

@@ -21,7 +21,7 @@ from fastblt.runtime.bundle.engines import (
     ENGINES_FOLDER,
     EngineFolder,
     EngineSpec,
-    Profile,
+    ShapeProfile,
     folder_name,
 )
 from fastblt.runtime.bundle.manifest import (
@@ -50,7 +50,7 @@ FP8_SM = 89
 
 
 @dataclass(frozen=True)
-class Request:
+class CompileRequest:
     """What to compile."""
 
     sms: tuple[int, ...]
@@ -65,7 +65,7 @@ class Request:
 
 
 def compile_bundle(
-    bundle: Path, library: TensorRtLibrary, request: Request, report: Callable[[str], None] | None = None
+    bundle: Path, library: TensorRtLibrary, request: CompileRequest, report: Callable[[str], None] | None = None
 ) -> EngineFolder:
     """Compile every graph of a bundle.
 
@@ -88,10 +88,10 @@ def compile_bundle(
     config = load_config(bundle)
     path = bundle / ENGINES_FOLDER / folder_name(library.target, library.version, request.sms)
     path.parent.mkdir(exist_ok=True)
-    say = report or (lambda text: None)
+    on_progress = report or (lambda text: None)
     try:
         with replacing_folder(path) as new:
-            folder = _Compiler(bundle, config, manifest, library, request, new, say).run(path)
+            folder = _Compiler(bundle, config, manifest, library, request, new, on_progress).run(path)
             (new / ENGINES_FILE).write_text(json.dumps(folder.to_dict(), indent=1) + "\n", encoding="utf-8")
     finally:
         if not any(path.parent.iterdir()):
@@ -99,7 +99,7 @@ def compile_bundle(
     return folder
 
 
-def _check_request(bundle: Path, manifest: Manifest, library: TensorRtLibrary, request: Request) -> None:
+def _check_request(bundle: Path, manifest: Manifest, library: TensorRtLibrary, request: CompileRequest) -> None:
     if request.dtype is not None and request.dtype != manifest.dtype:
         raise TensorRtError(
             f"dtype: found {request.dtype!r}, expected {manifest.dtype!r}: engines have the types of the graphs, "
@@ -131,12 +131,12 @@ class _Compiler:
         config: BltConfig,
         manifest: Manifest,
         library: TensorRtLibrary,
-        request: Request,
+        request: CompileRequest,
         folder: Path,
-        say: Callable[[str], None],
+        on_progress: Callable[[str], None],
     ) -> None:
         self.bundle, self.config, self.manifest, self.library = bundle, config, manifest, library
-        self.request, self.folder, self.say = request, folder, say
+        self.request, self.folder, self.on_progress = request, folder, on_progress
         self.engines: list[EngineSpec] = []
         self._built: dict[tuple[str, int, int], int] = {}
 
@@ -172,17 +172,17 @@ class _Compiler:
         spec = self.manifest.graphs[part]
         sizes = f"{slots}-{pool}" if pool else f"{slots}"
         name = f"{Path(spec.file).stem}-{sizes}.engine"
-        self.say(f"{name}: parsing {spec.file}")
+        self.on_progress(f"{name}: parsing {spec.file}")
         began = time.perf_counter()
         graph = TensorRtGraph(self.library, self.bundle / spec.file, {"slots": slots, "pool_slots": pool})
         aliases = graph.aliases()
         _check_aliases(self.bundle / spec.file, spec, aliases)
         profiles = _profiles(spec, self.config.hash.context - 1, {"slots": slots, "pool_slots": pool})
         cache = self.request.timing_cache
-        data = graph.build(profiles, self.request.sms, cache, lambda phase: self.say(f"{name}: {phase}"))
+        data = graph.build(profiles, self.request.sms, cache, lambda phase: self.on_progress(f"{name}: {phase}"))
         (self.folder / name).write_bytes(data)
         seconds = round(time.perf_counter() - began, 2)
-        self.say(f"{name}: {data.nbytes / 1e6:.1f} MB in {seconds:.1f} s")
+        self.on_progress(f"{name}: {data.nbytes / 1e6:.1f} MB in {seconds:.1f} s")
         digest = sha256_of(self.folder / name)
         return EngineSpec(part, name, data.nbytes, digest, slots, pool, profiles, aliases, graph.decomposed, seconds)
 
@@ -195,7 +195,7 @@ def _check_aliases(path: Path, spec: GraphSpec, aliases: dict[str, str]) -> None
         raise TensorRtError(f"{path}: found {', '.join(missing)} not updated in place, expected every cache to be")
 
 
-def _profiles(spec: GraphSpec, history: int, capacity: dict[str, int]) -> tuple[Profile, ...]:
+def _profiles(spec: GraphSpec, history: int, capacity: dict[str, int]) -> tuple[ShapeProfile, ...]:
     """Profiles of a graph: ranges of all inputs whose shape calls choose."""
     found = []
     positions = spec.input("positions")
@@ -209,7 +209,7 @@ def _profiles(spec: GraphSpec, history: int, capacity: dict[str, int]) -> tuple[
                 sizes = [ranges[size] if size in ranges else [_fixed(size, capacity)] * 3 for size in tensor.shape]
                 least, usual, most = (tuple(size[bound] for size in sizes) for bound in range(3))
                 shapes[tensor.name] = (least, usual, most)
-        found.append(Profile(name, shapes))
+        found.append(ShapeProfile(name, shapes))
     return tuple(found)
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from fastblt.runtime.bundle.engines import Profile
+from fastblt.runtime.bundle.engines import ShapeProfile
 from fastblt.runtime.bundle.tensorrt_library import TensorRtError, TensorRtLibrary
 
 
@@ -87,7 +87,7 @@ class TensorRtGraph:
 
     def build(
         self,
-        profiles: Sequence[Profile],
+        profiles: Sequence[ShapeProfile],
         sms: Sequence[int],
         timing_cache: Path | None = None,
         progress: Callable[[str], None] | None = None,
@@ -129,7 +129,7 @@ class TensorRtGraph:
             _replace_file(timing_cache, bytes(cache.serialize()))
         return memoryview(engine)
 
-    def _profile(self, profile: Profile) -> Any:
+    def _profile(self, profile: ShapeProfile) -> Any:
         found = self._builder.create_optimization_profile()
         for name, bounds in profile.shapes.items():
             found.set_shape(name, *bounds)

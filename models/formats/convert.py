@@ -71,8 +71,8 @@ def _config_text(source: Checkpoint, target: str, kinds: dict[str, torch.dtype])
 
 
 def _bytes(
-    source: Checkpoint, name: str, dtype: torch.dtype, first: int, rows: int, say: Callable[[str], None]
+    source: Checkpoint, name: str, dtype: torch.dtype, first: int, rows: int, on_progress: Callable[[str], None]
 ) -> Iterator[np.ndarray]:
-    say(name)
+    on_progress(name)
     for chunk in source.chunks(name, dtype, first, first + rows):
         yield chunk.contiguous().view(torch.uint8).numpy()

@@ -2,7 +2,8 @@
 
 A backend knows tensors and positions, nothing of prompts, patches to come or decoding methods. Every call names
 the position of its first row; rows at later positions that an earlier call left in the caches are overwritten.
-Rewinding therefore needs no call at all, unless the caches have given up what is needed again (`Backend.keeps`).
+Rewinding therefore needs no call at all, unless the caches have given up what is needed again
+(`Backend.can_resume_from`).
 """
 
 from __future__ import annotations
@@ -159,7 +160,7 @@ class Backend(Protocol):
         """
         ...
 
-    def keeps(self, position: int, open_patch: int) -> bool:
+    def can_resume_from(self, position: int, open_patch: int) -> bool:
         """Whether the caches still hold all that rows from ``position`` on see; where not, a session starts over.
 
         ``open_patch`` is the first position of the patch that is pooled next.

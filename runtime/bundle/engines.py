@@ -20,7 +20,7 @@ Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Profile:
+class ShapeProfile:
     """Shapes that an engine takes, by input with sizes that calls choose."""
 
     name: str
@@ -48,7 +48,7 @@ class EngineSpec:
     """Slots of its caches."""
     pool_slots: int
     """Slots of the encoder's pool; 0 for the other graphs."""
-    profiles: tuple[Profile, ...]
+    profiles: tuple[ShapeProfile, ...]
     aliases: dict[str, str]
     """Cache that each cache update overwrites in place, by output."""
     decomposed: bool
@@ -134,7 +134,7 @@ def load_engine_folder(path: Path) -> EngineFolder:
 
 def _engine(data: dict[str, Any]) -> EngineSpec:
     profiles = tuple(
-        Profile(
+        ShapeProfile(
             str(item["name"]),
             {
                 str(name): (_shape(bounds[0]), _shape(bounds[1]), _shape(bounds[2]))

@@ -43,7 +43,7 @@ class Library:
 
 
 @dataclass(frozen=True)
-class Facts:
+class MachineFacts:
     """All that is known; None means that it is not there."""
 
     system: str
@@ -80,14 +80,14 @@ class Facts:
         return next((known for known in self.libraries if known.target == target), None)
 
 
-def look() -> Facts:
+def probe() -> MachineFacts:
     """The facts of this machine."""
     bindings = package_version("cuda-bindings")
     driver = _driver_cuda()
     gpus, error = _gpus() if driver and bindings else ((), None)
     libraries, errors = _libraries()
     package = next((name for name in ("onnxruntime-gpu", "onnxruntime") if package_version(name)), None)
-    return Facts(
+    return MachineFacts(
         system=f"{platform.system()} {platform.machine()}",
         python=platform.python_version(),
         cpu=cpu_model(),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fastblt.runtime.doctor.facts import Facts
+from fastblt.runtime.doctor.facts import MachineFacts
 
 #: Compute capabilities that TensorRT-RTX compiles for and runs on.
 RTX_SMS = (75, 80, 86, 89, 120, 121)
@@ -23,7 +23,7 @@ class Verdict:
     """What to do; empty where nothing is to be done, or nothing can be."""
 
 
-def judge(facts: Facts) -> list[Verdict]:
+def assess(facts: MachineFacts) -> list[Verdict]:
     """A verdict on every way of compiling and running."""
     return [
         _onnxruntime_cpu(facts),
@@ -37,7 +37,7 @@ def judge(facts: Facts) -> list[Verdict]:
     ]
 
 
-def _without_gpu(facts: Facts) -> tuple[str, str] | None:
+def _without_gpu(facts: MachineFacts) -> tuple[str, str] | None:
     """What is missing to use a GPU at all: the reason and the remedy."""
     if facts.driver_cuda is None:
         return "there is no NVIDIA driver", "install NVIDIA's driver (a Jetson's comes with JetPack)"
@@ -57,14 +57,14 @@ def _major(version: str) -> int:
     return int(version.split(".")[0])
 
 
-def _onnxruntime_cpu(facts: Facts) -> Verdict:
+def _onnxruntime_cpu(facts: MachineFacts) -> Verdict:
     way = "onnxruntime on the CPU"
     if facts.onnxruntime is None:
         return Verdict(way, False, "ONNX Runtime is not installed", "pip install fastblt")
     return Verdict(way, True, f"{facts.onnxruntime_package} {facts.onnxruntime}; fp32 and fp16, no bf16")
 
 
-def _onnxruntime_cuda(facts: Facts) -> Verdict:
+def _onnxruntime_cuda(facts: MachineFacts) -> Verdict:
     way = "onnxruntime --provider cuda"
     missing = _without_gpu(facts)
     if missing:
@@ -78,7 +78,7 @@ def _onnxruntime_cuda(facts: Facts) -> Verdict:
     return Verdict(way, True, f"onnxruntime-gpu {facts.onnxruntime}")
 
 
-def _onnxruntime_tensorrt(facts: Facts) -> Verdict:
+def _onnxruntime_tensorrt(facts: MachineFacts) -> Verdict:
     way = "onnxruntime --provider tensorrt"
     if facts.onnxruntime_tensorrt:
         return Verdict(way, True, "TensorRT 10 is there")
@@ -86,7 +86,7 @@ def _onnxruntime_tensorrt(facts: Facts) -> Verdict:
     return Verdict(way, False, reason, "use --backend tensorrt instead, which takes TensorRT 10.3 to 11")
 
 
-def _rtx_compile(facts: Facts) -> Verdict:
+def _rtx_compile(facts: MachineFacts) -> Verdict:
     way = "compile --target tensorrt-rtx"
     library = facts.library("tensorrt-rtx")
     if library is None:
@@ -96,7 +96,7 @@ def _rtx_compile(facts: Facts) -> Verdict:
     return Verdict(way, True, f"TensorRT-RTX {library.version}; needs no GPU, for SM {_listed(RTX_SMS)}")
 
 
-def _rtx_run(facts: Facts) -> Verdict:
+def _rtx_run(facts: MachineFacts) -> Verdict:
     way = "run --backend tensorrt-rtx"
     missing = _without_gpu(facts)
     if missing:
@@ -111,7 +111,7 @@ def _rtx_run(facts: Facts) -> Verdict:
     return Verdict(way, True, f"TensorRT-RTX {library.version} on SM {sm}")
 
 
-def _tensorrt(facts: Facts) -> Verdict:
+def _tensorrt(facts: MachineFacts) -> Verdict:
     way = "compile and run, tensorrt"
     missing = _without_gpu(facts)
     if missing:
@@ -126,13 +126,13 @@ def _tensorrt(facts: Facts) -> Verdict:
     return Verdict(way, True, f"TensorRT {library.version} on SM {facts.gpus[0].sm}; {graphs}")
 
 
-def _eager_cpu(facts: Facts) -> Verdict:
+def _eager_cpu(facts: MachineFacts) -> Verdict:
     if facts.torch is None:
         return Verdict("eager on the CPU", False, "PyTorch is not installed", "pip install 'fastblt[export]'")
     return Verdict("eager on the CPU", True, f"PyTorch {facts.torch}")
 
 
-def _eager_cuda(facts: Facts) -> Verdict:
+def _eager_cuda(facts: MachineFacts) -> Verdict:
     way = "eager --provider cuda"
     if facts.torch is None:
         return Verdict(way, False, "PyTorch is not installed", "pip install 'fastblt[export]'")
@@ -143,7 +143,7 @@ def _eager_cuda(facts: Facts) -> Verdict:
     return Verdict(way, True, f"PyTorch {facts.torch}")
 
 
-def _why(facts: Facts, target: str) -> str:
+def _why(facts: MachineFacts, target: str) -> str:
     """Why a TensorRT cannot be used, short."""
     text = facts.library_errors.get(target, "it is not installed")
     return "its package is not installed" if "No module named" in text or "does not load" in text else text

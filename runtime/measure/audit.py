@@ -6,7 +6,7 @@ on the reference backend. All of it is greedy.
 Rows that are computed in chunks and rows that are computed one by one are rounded differently, by a few 1e-6. Where
 the two best bytes of a row are closer than that, either may come out. Such a tie is told from a fault by what the
 *reference* computes at the first difference: one of its choices there must have been that narrow. A choice is that of
-a byte (two logits) or, in a block that is denoised, of the bytes to decide next (`Watched`).
+a byte (two logits) or, in a block that is denoised, of the bytes to decide next (`TieProbe`).
 """
 
 from __future__ import annotations
@@ -168,7 +168,7 @@ def explain(
     return Difference(name, offset, gap, boundary)
 
 
-class Watched(Sampler):
+class TieProbe(Sampler):
     """A greedy sampler and an unmasking rule that remember their narrowest choices.
 
     Args:
@@ -218,12 +218,12 @@ def unmasking_gap(rule: Rule, probability: Floats, entropy: Floats) -> float:
     return min(gaps)
 
 
-def watch(reference: BltRuntime, prompt: bytes, offset: int, method: BlockDiffusion) -> Watched:
+def watch(reference: BltRuntime, prompt: bytes, offset: int, method: BlockDiffusion) -> TieProbe:
     """Write the text again, up to and with the block that holds a new byte, and remember that block's choices.
 
     Earlier blocks do not matter: however they came about, their bytes were the same, and nothing else is kept.
     """
-    watched = Watched(method.argument.rule)
+    watched = TieProbe(method.argument.rule)
     argument = dataclasses.replace(method.argument, rule=watched)
     session = Session(reference.backend)
     session.append(encode(prompt, bos=False))

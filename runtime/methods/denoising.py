@@ -5,7 +5,7 @@ in the next call.
 
 Where a byte of the block is judged later (BLT-DV, sampled), the distribution it was drawn from counts only if it was
 drawn *given the bytes before it*: no byte before it may have been decided in a later step. Bytes of the same step are
-drawn independently. The other bytes go without a distribution, and `Sampler.judge` is lossless for both.
+drawn independently. The other bytes go without a distribution, and `Sampler.verify` is lossless for both.
 """
 
 from __future__ import annotations

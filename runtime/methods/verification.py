@@ -36,18 +36,18 @@ def verify(
         The tokens that were kept and the one after them, which is appended and not scored.
     """
     start = session.length
-    kept, following = 0, None
+    kept, next_token = 0, None
     for rows in _model_rows(session, draft, in_parts, before):
-        kept, following = sampler.judge(draft, kept, rows)
-        if following is not None:
+        kept, next_token = sampler.verify(draft, kept, rows)
+        if next_token is not None:
             break
-    assert following is not None, "the row after the draft decides"
+    assert next_token is not None, "the row after the draft decides"
     session.rewind(start + kept)
-    session.append([following])
+    session.append([next_token])
     origins: list[Origin] = ["accepted"] * kept
     origins.append("free" if kept == len(draft.tokens) else "corrected")
     tokens = tuple(draft.tokens)
-    return Round((*tokens[:kept], following), tuple(origins), tokens[kept:], len(tokens))
+    return Round((*tokens[:kept], next_token), tuple(origins), tokens[kept:], len(tokens))
 
 
 def _model_rows(session: Session, draft: Draft, in_parts: bool, before: DecoderRows | None) -> Iterator[DecoderRows]:

@@ -77,7 +77,7 @@ class Sampler:
         q = self.distribution(rows, index)
         return self._sample(q), q
 
-    def judge(self, draft: Draft, kept: int, rows: DecoderRows) -> tuple[int, int | None]:
+    def verify(self, draft: Draft, kept: int, rows: DecoderRows) -> tuple[int, int | None]:
         """Go on verifying a draft.
 
         Args:
@@ -95,13 +95,13 @@ class Sampler:
             if kept == size:
                 return kept, self.choose(rows, row)
             token = draft.tokens[kept]
-            found = self._judge(token, draft.proposal(kept), rows, row)
+            found = self._verify(token, draft.proposal(kept), rows, row)
             if found != token:
                 return kept, found
             kept += 1
         return kept, None
 
-    def _judge(self, token: int, q: Distribution | None, rows: DecoderRows, index: int) -> int:
+    def _verify(self, token: int, q: Distribution | None, rows: DecoderRows, index: int) -> int:
         if q is None:
             return self.choose(rows, index)
         p = self.distribution(rows, index)

@@ -58,9 +58,9 @@ class Session:
         """Tokens."""
         self.scored = 0
         """Leading tokens that are scored."""
-        self._segmented = 0
+        self._patched_until = 0
         """Leading tokens that the patcher has read."""
-        self._made = 0
+        self._latents_ready = 0
         """Leading patches of ``patch_ends`` whose latents exist."""
         self._block_latent = 0
         backend.owner = self
@@ -103,22 +103,22 @@ class Session:
         if not 1 <= length <= self.length:
             raise ValueError(f"rewind: found length {length}, expected 1..{self.length}")
         self.length = length
-        if self._segmented > length:
-            self._segmented = length
+        if self._patched_until > length:
+            self._patched_until = length
             self.scored = min(self.scored, length)
             del self.patch_ends[int(self._latent_of[length - 1]) + 1 :]
-            self._made = min(self._made, len(self.patch_ends))
-            if not self.backend.keeps(self.scored, self._unmade_start):
+            self._latents_ready = min(self._latents_ready, len(self.patch_ends))
+            if not self.backend.can_resume_from(self.scored, self._unmade_start):
                 self._start_over()
 
     @property
     def _unmade_start(self) -> int:
         """First position of the first patch without a latent."""
-        return self.patch_ends[self._made - 1] if self._made else 0
+        return self.patch_ends[self._latents_ready - 1] if self._latents_ready else 0
 
     def _start_over(self) -> None:
         length, self.length = self.length, self.scored
-        self._segmented = self.scored = self._made = 0
+        self._patched_until = self.scored = self._latents_ready = 0
         self.patch_ends.clear()
         if self.length:
             self.score()
@@ -151,7 +151,7 @@ class Session:
         if end - first > MAX_ROWS:
             raise ValueError(f"score_in_parts: found {end - first} tokens to score, expected at most {MAX_ROWS}")
         self._segment(end)
-        known = int(np.searchsorted(self._latent_of[first:end], self._made))
+        known = int(np.searchsorted(self._latent_of[first:end], self._latents_ready))
         if 1 < known < end - first:
             if not self._whole_patches:
                 self._encode(first, end, partial=False)
@@ -183,7 +183,7 @@ class Session:
         """
         position = self._check_draft(len(block))
         self._check_block(block)
-        self._block_latent = self._made - 1
+        self._block_latent = self._latents_ready - 1
         rows = self._run_block(position, np.concatenate([self.tokens[-1:], block]), len(block))
         return _split(rows, len(block))
 
@@ -208,7 +208,7 @@ class Session:
         context = self._ids[position : self._history + self.length]
         began = perf_counter()
         seen = 0 if self._documents is None else int(self._documents.first_byte[position])
-        tokens, probabilities = self.backend.draft(position, context, self._made - 1, count, pick, seen)
+        tokens, probabilities = self.backend.draft(position, context, self._latents_ready - 1, count, pick, seen)
         self._count("decoder", position, 1, began, calls=len(tokens))
         if self.config.decoder_input == "encoder":
             # The time of both parts is in the decoder's.
@@ -264,7 +264,7 @@ class Session:
 
     def _segment(self, end: int) -> None:
         """Let the patcher, if there is one, read the tokens before ``end``, and close patches."""
-        first = self._segmented
+        first = self._patched_until
         if first == end:
             return
         tokens, rule = self.tokens[first:end], self.config.patching
@@ -279,7 +279,7 @@ class Session:
         else:
             ends = [False] * len(tokens)
         self._close_patches(first, ends)
-        self._segmented = end
+        self._patched_until = end
 
     def _visible_from(self, first: int, end: int, block: int = 0) -> Ids | None:
         """First position that each row from ``first`` to ``end`` may see, and each of a block after them."""
@@ -321,19 +321,19 @@ class Session:
 
     def _make_latents(self, end: int, *, partial: bool) -> None:
         """Make the latents of the patches that have none yet, and, ``partial``, the open patch's up to ``end``."""
-        count = len(self.patch_ends) - self._made + partial
+        count = len(self.patch_ends) - self._latents_ready + partial
         if count or not self._whole_patches:
             self._encode(self.scored, end, partial=partial)
         if count:
             began = perf_counter()
-            seen = None if self._documents is None else self._documents.patches_seen(self._made, count)
-            self.backend.run_global(self._made, count, seen)
-            self._count("global", self._made, count, began)
-            self._made = len(self.patch_ends)
+            seen = None if self._documents is None else self._documents.patches_seen(self._latents_ready, count)
+            self.backend.run_global(self._latents_ready, count, seen)
+            self._count("global", self._latents_ready, count, began)
+            self._latents_ready = len(self.patch_ends)
 
     def _encode(self, first: int, end: int, *, partial: bool) -> None:
         """Encode patches that have no latent yet; where patches are not encoded whole, the rows from ``first`` on."""
-        bounds = [self._unmade_start, *self.patch_ends[self._made :]]
+        bounds = [self._unmade_start, *self.patch_ends[self._latents_ready :]]
         if partial or len(bounds) == 1:
             bounds.append(end)
         if self._whole_patches:

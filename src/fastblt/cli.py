@@ -369,9 +369,9 @@ def generate(
 
     New bytes go to standard output as they are decided: as text to a terminal, unchanged to a file or a pipe.
     """
-    from fastblt.commands.generate import Request, run
+    from fastblt.commands.generate import GenerateRequest, run
 
-    request = Request(
+    request = GenerateRequest(
         max_new_bytes=max_new_bytes,
         method=method,
         temperature=temperature,
@@ -434,11 +434,11 @@ def bench(
     They run alternately in one process on held-out prompts, greedily, and their output is compared. Figures of a
     --replay are about speed and cost only.
     """
-    from fastblt.commands.bench import Setting, run
+    from fastblt.commands.bench import BenchRequest, run
 
     run(
         bundle,
-        Setting(
+        BenchRequest(
             methods=methods,
             against=against,
             backend=backend,
@@ -484,11 +484,11 @@ def audit(
     backend. A difference at which one of the reference's choices was within rounding is a float tie; any other is a
     fault, and the command fails.
     """
-    from fastblt.commands.audit import Setting, run
+    from fastblt.commands.audit import AuditRequest, run
     from fastblt.commands.bench import split_names
 
     chosen = None if methods is None else tuple(split_names(methods))
-    run(bundle, Setting(chosen, backend, reference, provider.value, prompts, max_new_bytes, bytes), json)
+    run(bundle, AuditRequest(chosen, backend, reference, provider.value, prompts, max_new_bytes, bytes), json)
 
 
 @app.command()
@@ -514,10 +514,10 @@ def verify(
     compared. Then texts are, byte for byte. Exit status 0 means that all differences are rounding.
     """
     from fastblt.commands.bench import split_names
-    from fastblt.commands.verify import Setting, run
+    from fastblt.commands.verify import VerifyRequest, run
 
     chosen = None if methods is None else tuple(split_names(methods))
-    run(bundle, Setting(backend, provider.value, chosen, prompts, max_new_bytes), json)
+    run(bundle, VerifyRequest(backend, provider.value, chosen, prompts, max_new_bytes), json)
 
 
 @app.command("eval")
@@ -565,10 +565,10 @@ def evaluate(
     second backend has to give the same. An empty list leaves its figures out.
     """
     from fastblt.commands.bench import split_names
-    from fastblt.commands.eval import Setting, numbers, run
-    from fastblt.runtime.measure.scoring.plan import Request
+    from fastblt.commands.eval import EvalRequest, numbers, run
+    from fastblt.runtime.measure.scoring.plan import ScoringRequest
 
-    request = Request(
+    request = ScoringRequest(
         k=numbers("k", k, int),
         blocks=None if blocks is None else numbers("blocks", blocks, int),
         draft_rules=split_names(draft_rules),
@@ -580,7 +580,7 @@ def evaluate(
         new_bytes=max_new_bytes,
         seed=seed,
     )
-    setting = Setting(
+    setting = EvalRequest(
         data=tuple(data or ()),
         backend=backend,
         against=against,

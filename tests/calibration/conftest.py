@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fastblt.calibration.calibrate import Request
+from fastblt.calibration.calibrate import CalibrationRequest
 from fastblt.calibration.heldout import load_prompts, load_text
 from fastblt.calibration.trace_recorder import RecordingSetting, record
 from fastblt.calibration.trace_store import TraceStore, model_digest
@@ -30,11 +30,11 @@ def traces(tiny_bundle: Path, setting: RecordingSetting, tmp_path_factory: pytes
 
 
 @pytest.fixture(scope="session")
-def request_for() -> Callable[..., Request]:
+def request_for() -> Callable[..., CalibrationRequest]:
     """``request_for(scheme, **changes)``: one that allows any loss."""
 
-    def make(scheme: str, **changes: object) -> Request:
+    def make(scheme: str, **changes: object) -> CalibrationRequest:
         given = {"budget": {"bpb": 10.0}, "samples": 56, "new_bytes": 24, "anchors": 2} | changes
-        return Request(scheme, PROMPTS, WINDOWS, **given)  # type: ignore[arg-type]
+        return CalibrationRequest(scheme, PROMPTS, WINDOWS, **given)  # type: ignore[arg-type]
 
     return make

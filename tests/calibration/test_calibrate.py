@@ -11,7 +11,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from fastblt.calibration.calibrate import Request, calibrate
+from fastblt.calibration.calibrate import CalibrationRequest, calibrate
 from fastblt.calibration.precision import CalibrationError
 from fastblt.calibration.report import JSON_FILE, MARKDOWN_FILE, PICTURE_FILE
 from fastblt.export.bundle_writer import export_bundle
@@ -23,7 +23,7 @@ from fastblt.runtime.blt_runtime import BltRuntime
 from fastblt.runtime.bundle.manifest import check_files, load_manifest
 from fastblt.runtime.sequence.session import Session
 
-Make = Callable[..., Request]
+Make = Callable[..., CalibrationRequest]
 SCHEMES = ("w8", "w4", "int8", "fp8")
 TEXT = b"In the beginning God created the heaven and the earth. And the earth was waste and void;"
 
@@ -172,10 +172,10 @@ def test_earlier_bundle_stays_when_too_much_is_lost(tiny_bundle: Path, request_f
 def test_traces_are_kept_and_used_again(tiny_bundle: Path, request_for: Make, tmp_path: Path) -> None:
     folder = tmp_path / "traces"
     told: list[str] = []
-    calibrate(tiny_bundle, tmp_path / "a", request_for("int8", ranges="mse"), traces=folder, say=told.append)
+    calibrate(tiny_bundle, tmp_path / "a", request_for("int8", ranges="mse"), traces=folder, on_progress=told.append)
     assert any(line.startswith("recording") for line in told)
     told.clear()
-    calibrate(tiny_bundle, tmp_path / "b", request_for("int8", ranges="mse"), traces=folder, say=told.append)
+    calibrate(tiny_bundle, tmp_path / "b", request_for("int8", ranges="mse"), traces=folder, on_progress=told.append)
     assert not any(line.startswith("recording") for line in told)
     assert load_manifest(tmp_path / "a").files["decoder.onnx"] == load_manifest(tmp_path / "b").files["decoder.onnx"]
 
@@ -199,7 +199,7 @@ def test_source_is_untouched_when_the_result_is_changed(tiny_bundle: Path, reque
 def test_requests_that_cannot_be_met_are_named(
     changes: dict[str, object], message: str, tiny_bundle: Path, request_for: Make, tmp_path: Path
 ) -> None:
-    request = Request(**{**vars(request_for("w4")), **changes})
+    request = CalibrationRequest(**{**vars(request_for("w4")), **changes})
     with pytest.raises(CalibrationError, match=message):
         calibrate(tiny_bundle, tmp_path / "out", request)
     assert not any(tmp_path.iterdir())

@@ -11,11 +11,11 @@ from fastblt.models.parameters import count_parameters
 from fastblt.models.presets import preset
 from fastblt.runtime.blt_runtime import BltRuntime
 from fastblt.runtime.machine import device_info, memory_bandwidth, peak_rss_mb
-from fastblt.runtime.measure.bench.plan import Contender, Plan, make_plan
+from fastblt.runtime.measure.bench.plan import BenchPlan, Contender, make_bench_plan
 from fastblt.runtime.measure.bench.rows import BenchRow, Measurement, Run, agreement, decode_rate, identical
 from fastblt.runtime.measure.bench.runner import measure, rotated, write_report
 from fastblt.runtime.measure.replay.backend import ReplayCounts
-from fastblt.runtime.measure.replay.rates import Profile
+from fastblt.runtime.measure.replay.rates import ReplayProfile
 from fastblt.runtime.methods import MethodError
 from fastblt.runtime.sequence.stats import RunStats
 
@@ -49,7 +49,7 @@ def stats(new_bytes: int, seconds: float, *, drafted: int = 0, accepted: int = 0
 
 
 def measurement() -> Measurement:
-    plan = make_plan(ORT, ["ar", "s:8"], ["eager"])
+    plan = make_bench_plan(ORT, ["ar", "s:8"], ["eager"])
     ar, s8, eager = plan.contenders[0], plan.contenders[1], plan.contenders[2]
     runs = {
         ar: [Run(0, b"x" * 11, stats(11, 1.1)), Run(1, b"y" * 11, stats(11, 1.1))],
@@ -100,7 +100,7 @@ def test_rows_have_ratios_to_eager_and_to_benchs_ar() -> None:
 
 def test_ratio_to_eager_is_null_when_eager_is_not_measured() -> None:
     base = measurement()
-    plan = make_plan(ORT, ["s:8"])
+    plan = make_bench_plan(ORT, ["s:8"])
     alone = dataclasses.replace(base, plan=plan, runs={c: base.runs[c] for c in plan.contenders})
     assert [row.ratio_to_eager_ar for row in alone.rows()] == [None, None]
 
@@ -157,7 +157,7 @@ def test_agreement_is_mean_part_before_first_difference() -> None:
 
 def test_replay_row_has_rates_and_nothing_about_output() -> None:
     base = measurement()
-    profile = Profile(0.9, 0.8, 0.5, 2.05, acceptance=0.6, steps=3.0)
+    profile = ReplayProfile(0.9, 0.8, 0.5, 2.05, acceptance=0.6, steps=3.0)
     s8 = base.plan.contenders[1]
     shown = [dataclasses.replace(run, replay=ReplayCounts(4, 10, 6, 15)) for run in base.runs[s8]]
     profiles = dict.fromkeys(base.plan.contenders, profile)
@@ -177,28 +177,28 @@ def test_bandwidth_is_of_all_threads() -> None:
 
 
 def test_plan_measures_ar_of_every_backend_first_and_once() -> None:
-    plan = make_plan(ORT, ["s:4", "ar", "s:4"], ["eager/s:2", "eager"])
+    plan = make_bench_plan(ORT, ["s:4", "ar", "s:4"], ["eager/s:2", "eager"])
     assert [str(c) for c in plan.contenders] == ["onnxruntime/ar", "onnxruntime/s:4", "eager/ar", "eager/s:2"]
     assert (plan.backend, plan.baseline) == (ORT, EAGER)
 
 
 def test_reference_is_own_ar_and_for_ar_the_other_backends() -> None:
-    plan = make_plan(ORT, ["s:4"], ["eager", "third"])
+    plan = make_bench_plan(ORT, ["s:4"], ["eager", "third"])
     ar, eager = Contender(ORT, "ar"), Contender(EAGER, "ar")
     assert plan.reference(Contender(ORT, "s:4")) == ar
     assert plan.reference(Contender(EAGER, "s:4")) == eager
     assert plan.reference(ar) == eager
     assert plan.reference(eager) == plan.reference(Contender("third", "ar")) == ar
-    assert make_plan(ORT, []).reference(ar) == ar
+    assert make_bench_plan(ORT, []).reference(ar) == ar
 
 
 def test_plan_refuses_unknown_method() -> None:
     with pytest.raises(MethodError, match="'x'"):
-        make_plan(ORT, ["x"])
+        make_bench_plan(ORT, ["x"])
 
 
 def test_order_rotates_so_that_each_is_first_once() -> None:
-    plan = make_plan(ORT, ["s:4"], ["eager"])
+    plan = make_bench_plan(ORT, ["s:4"], ["eager"])
     orders = [rotated(plan.contenders, turn) for turn in range(3)]
     assert [order[0] for order in orders] == list(plan.contenders)
     assert all(sorted(map(str, order)) == sorted(map(str, plan.contenders)) for order in orders)
@@ -258,7 +258,7 @@ def runtimes(tiny_bundle: Path) -> dict[str, BltRuntime]:
 
 
 def test_measure_runs_all_alternately_and_outputs_agree(runtimes: dict[str, BltRuntime]) -> None:
-    plan = make_plan(ORT, ["s:2", "s:8"], [EAGER, "eager/s:4"])
+    plan = make_bench_plan(ORT, ["s:2", "s:8"], [EAGER, "eager/s:4"])
     seen: list[Contender] = []
     found = measure(runtimes, plan, [b"In the", b"\xff", b""], 40, repeats=2, on_run=seen.append)
     assert seen[: len(plan.contenders)] == list(plan.contenders)
@@ -275,7 +275,7 @@ def test_measure_runs_all_alternately_and_outputs_agree(runtimes: dict[str, BltR
 @pytest.mark.parametrize(("prompts", "count", "repeats"), [([], 8, 1), ([b""], 1, 1), ([b""], 8, 0)])
 def test_measure_refuses_when_there_is_nothing_to_time(prompts: list[bytes], count: int, repeats: int) -> None:
     with pytest.raises(ValueError, match="expected at least 1, 2 and 1"):
-        measure({}, Plan((), ORT, None), prompts, count, repeats)
+        measure({}, BenchPlan((), ORT, None), prompts, count, repeats)
 
 
 def bench(bundle: Path, *options: str) -> str:
@@ -290,7 +290,7 @@ def test_methods_that_model_cannot_run_are_refused_before_anything_is_measured(
 ) -> None:
     seen: list[Contender] = []
     with pytest.raises(MethodError, match=r"'d:4@0.7': tiny-encoder has no \[MASK\] row"):
-        measure({ORT: open_backend_runtime}, make_plan(ORT, ["s:2", "d:4@0.7"]), [b""], 8, on_run=seen.append)
+        measure({ORT: open_backend_runtime}, make_bench_plan(ORT, ["s:2", "d:4@0.7"]), [b""], 8, on_run=seen.append)
     assert seen == []
 
 

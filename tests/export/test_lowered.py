@@ -88,11 +88,11 @@ def test_lowered_graphs_compile_with_tensorrt_rtx_in_every_type(
     shipped_checkpoint: Path, tmp_path: Path, dtype: str, report_engines: Callable[[str, EngineFolder], None]
 ) -> None:
     pytest.importorskip("tensorrt_rtx")
-    from fastblt.export.engine_compiler import Request, compile_bundle
+    from fastblt.export.engine_compiler import CompileRequest, compile_bundle
     from fastblt.runtime.bundle.tensorrt_library import load_library
 
     export_bundle(shipped_checkpoint, tmp_path / "bundle", dtype=dtype, lowered=True, verify=False)
-    folder = compile_bundle(tmp_path / "bundle", load_library("tensorrt-rtx"), Request((86,), (512,)))
+    folder = compile_bundle(tmp_path / "bundle", load_library("tensorrt-rtx"), CompileRequest((86,), (512,)))
     report_engines("blt-d-8m", folder)
     assert folder.operators == "lowered"
     assert {engine.part for engine in folder.engines} == set(GRAPH_FILES)

@@ -12,11 +12,11 @@ from fastblt.export.emulation import emulate_bf16
 from fastblt.runtime.blt_runtime import BltRuntime
 from fastblt.runtime.bundle.manifest import load_manifest
 from fastblt.runtime.measure.scoring.figures import OVERALL, Figures, sum_up
-from fastblt.runtime.measure.scoring.plan import Request, make_plan
+from fastblt.runtime.measure.scoring.plan import ScoringRequest, make_scoring_plan
 from fastblt.runtime.measure.scoring.scores import score
 from fastblt.runtime.measure.scoring.windows import Text, cut_windows
 
-REQUEST = Request(
+REQUEST = ScoringRequest(
     k=(4, 8), draft_rules=("one",), rules=(), mask_rates=(), top_p=(1.0,), gamma=(), anchors=32, new_bytes=2
 )
 
@@ -25,7 +25,7 @@ def figures(bundle: Path) -> Figures:
     """Bits per byte, and acceptance of BLT-S and BLT-DV, over the same places of held-out text."""
     runtime = BltRuntime.from_pretrained(bundle, max_bytes=512)
     windows = {corpus: cut_windows(Text(corpus, load_text(corpus)), 6, 512) for corpus in CORPORA}
-    return sum_up(score(runtime, windows, [b"The "], make_plan(REQUEST, runtime.config)))
+    return sum_up(score(runtime, windows, [b"The "], make_scoring_plan(REQUEST, runtime.config)))
 
 
 def bits(found: Figures) -> float:

@@ -17,7 +17,7 @@ from fastblt.calibration.sensitivity import assignment, groups_of
 from fastblt.calibration.trace_recorder import RecordingSetting, record
 from fastblt.calibration.trace_store import TraceStore, model_digest
 from fastblt.export.bundle_writer import export_bundle
-from fastblt.export.engine_compiler import Request, compile_bundle
+from fastblt.export.engine_compiler import CompileRequest, compile_bundle
 from fastblt.models.checkpoint import save_checkpoint
 from fastblt.models.presets import preset
 from fastblt.runtime.bundle.manifest import load_manifest
@@ -62,7 +62,7 @@ def test_every_quantised_graph_compiles(
     report_engines: Callable[..., None],
 ) -> None:
     out = quantize(*source, tmp_path / "out", scheme, block)
-    folder = compile_bundle(out, LIBRARY, Request(sms, (512,)))
+    folder = compile_bundle(out, LIBRARY, CompileRequest(sms, (512,)))
     report_engines(f"blt-d-8m in {scheme}", folder)
     assert {engine.part for engine in folder.engines} == {"patcher", *PARTS}
     for engine in folder.engines:
@@ -84,7 +84,7 @@ def test_weights_stay_packed_in_engines(
     save_checkpoint(tmp_path / "checkpoint", make_model(dataclasses.replace(config, **cut, hash=hashes)))  # type: ignore[operator]
     export_bundle(tmp_path / "checkpoint", tmp_path / "fp16", dtype="fp16", verify=False)
     out = quantize(tmp_path / "fp16", None, tmp_path / "out", scheme)
-    folder = compile_bundle(out, LIBRARY, Request((89,), (512,)))
+    folder = compile_bundle(out, LIBRARY, CompileRequest((89,), (512,)))
     report_engines(f"one layer of blt-1b in {scheme}", folder)
     sizes = {engine.part: engine.bytes for engine in folder.engines}
     before, after = (load_manifest(bundle).graphs["global"].weight_bytes for bundle in (tmp_path / "fp16", out))
@@ -95,5 +95,5 @@ def test_weights_stay_packed_in_engines(
 def test_types_that_a_target_lacks_are_named(source: tuple[Path, TraceStore], tmp_path: Path) -> None:
     out = quantize(*source, tmp_path / "out", "fp8")
     with pytest.raises(TensorRtError, match=r"sm: found 86, expected 89 or newer: .* has layers in fp8"):
-        compile_bundle(out, LIBRARY, Request((86, 89), (512,)))
+        compile_bundle(out, LIBRARY, CompileRequest((86, 89), (512,)))
     assert not (out / "engines").exists()

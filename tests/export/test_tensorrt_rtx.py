@@ -13,13 +13,13 @@ from onnx import numpy_helper
 trt = pytest.importorskip("tensorrt_rtx")
 
 from fastblt.export.bundle_writer import export_bundle  # noqa: E402
-from fastblt.export.engine_compiler import Request, compile_bundle  # noqa: E402
+from fastblt.export.engine_compiler import CompileRequest, compile_bundle  # noqa: E402
 from fastblt.export.tensorrt_build import TensorRtGraph  # noqa: E402
 from fastblt.models.blt import Blt  # noqa: E402
 from fastblt.models.checkpoint import save_checkpoint  # noqa: E402
 from fastblt.models.config import StackConfig  # noqa: E402
 from fastblt.models.presets import preset  # noqa: E402
-from fastblt.runtime.bundle.engines import ENGINES_FILE, EngineFolder, Profile, load_engine_folder  # noqa: E402
+from fastblt.runtime.bundle.engines import ENGINES_FILE, EngineFolder, ShapeProfile, load_engine_folder  # noqa: E402
 from fastblt.runtime.bundle.manifest import GRAPH_FILES, GraphSpec, load_config, load_manifest, sha256_of  # noqa: E402
 from fastblt.runtime.bundle.tensorrt_library import TensorRtError, load_library  # noqa: E402
 
@@ -73,7 +73,7 @@ def check_folder(bundle: Path, folder: EngineFolder, capacities: tuple[int, ...]
 
 
 def test_every_graph_compiles_for_all_targets_without_a_gpu(bundle: Path, report_engines: Report) -> None:
-    folder = compile_bundle(bundle, LIBRARY, Request(SMS, (512, 2048)))
+    folder = compile_bundle(bundle, LIBRARY, CompileRequest(SMS, (512, 2048)))
     report_engines("blt-d-8m", folder)
     check_folder(bundle, folder, (512, 2048))
     slots = {engine.file: (engine.slots, engine.pool_slots) for engine in folder.engines}
@@ -110,7 +110,7 @@ def test_a_cut_of_blt_1b_compiles_for_all_targets_without_a_gpu(
     save_checkpoint(tmp_path / "checkpoint", Blt(config))
     bundle = tmp_path / "bundle"
     export_bundle(tmp_path / "checkpoint", bundle, dtype=dtype, verify=False)
-    folder = compile_bundle(bundle, LIBRARY, Request(SMS, (2048,)))
+    folder = compile_bundle(bundle, LIBRARY, CompileRequest(SMS, (2048,)))
     report_engines("two layers of blt-1b", folder)
     check_folder(bundle, folder, (2048,))
 
@@ -118,15 +118,15 @@ def test_a_cut_of_blt_1b_compiles_for_all_targets_without_a_gpu(
 def test_engine_builds_when_hash_tables_are_in_the_graph(shipped_checkpoint: Path, tmp_path: Path) -> None:
     bundle = tmp_path / "bundle"
     export_bundle(shipped_checkpoint, bundle, dtype="fp16", hash_tables="graph", verify=False)
-    check_folder(bundle, compile_bundle(bundle, LIBRARY, Request(SMS, (512,))), (512,))
+    check_folder(bundle, compile_bundle(bundle, LIBRARY, CompileRequest(SMS, (512,))), (512,))
 
 
 def test_engines_are_replaced_when_compiled_again(tiny_bundle: Path, tmp_path: Path) -> None:
     bundle = tmp_path / "bundle"
     shutil.copytree(tiny_bundle, bundle)
-    path = compile_bundle(bundle, LIBRARY, Request((89,), (256, 512))).path
+    path = compile_bundle(bundle, LIBRARY, CompileRequest((89,), (256, 512))).path
     assert path.name == f"tensorrt-rtx-{trt.__version__}-sm89"
-    folder = compile_bundle(bundle, LIBRARY, Request((89,), (256,)))
+    folder = compile_bundle(bundle, LIBRARY, CompileRequest((89,), (256,)))
     assert folder.path == path
     assert sorted(p.name for p in path.iterdir()) == sorted([ENGINES_FILE, *(e.file for e in folder.engines)])
 
@@ -134,13 +134,13 @@ def test_engines_are_replaced_when_compiled_again(tiny_bundle: Path, tmp_path: P
 @pytest.mark.parametrize(
     ("request_", "message"),
     [
-        (Request((87,), (256,)), r"sm: found 87, expected one of 75, 80, 86, 89, 120, 121"),
-        (Request((89,), (256,), dtype="fp32"), r"dtype: found 'fp32', expected '(fp16|bf16)'.*--dtype fp32"),
-        (Request((89,), (256,), timing_cache=Path("timings")), "timing cache: TensorRT-RTX measures no kernels"),
-        (Request((), (256,)), "found no SM or no capacity"),
+        (CompileRequest((87,), (256,)), r"sm: found 87, expected one of 75, 80, 86, 89, 120, 121"),
+        (CompileRequest((89,), (256,), dtype="fp32"), r"dtype: found 'fp32', expected '(fp16|bf16)'.*--dtype fp32"),
+        (CompileRequest((89,), (256,), timing_cache=Path("timings")), "timing cache: TensorRT-RTX measures no kernels"),
+        (CompileRequest((), (256,)), "found no SM or no capacity"),
     ],
 )
-def test_nothing_is_left_when_a_request_cannot_be_met(bundle: Path, request_: Request, message: str) -> None:
+def test_nothing_is_left_when_a_request_cannot_be_met(bundle: Path, request_: CompileRequest, message: str) -> None:
     before = sorted(bundle.rglob("*"))
     with pytest.raises(TensorRtError, match=message):
         compile_bundle(bundle, LIBRARY, request_)
@@ -156,7 +156,7 @@ def test_nothing_is_left_when_a_later_graph_cannot_be_compiled(shipped_checkpoin
     manifest["files"][file.name] = {"bytes": file.stat().st_size, "sha256": sha256_of(file)}
     (bundle / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(TensorRtError, match=r"decoder\.onnx: TensorRT-RTX .* node .*, operator BitwiseNot: "):
-        compile_bundle(bundle, LIBRARY, Request((89,), (256,)))
+        compile_bundle(bundle, LIBRARY, CompileRequest((89,), (256,)))
     assert not (bundle / "engines").exists()
 
 
@@ -243,7 +243,7 @@ def test_attention_without_a_kernel_is_made_of_matrix_products(bundle: Path, cap
         if {"rows", "patches"} & set(tensor.shape)
     }
     assert not graph.decomposed
-    assert graph.build([Profile("one", one)], (89,)).nbytes > 0
+    assert graph.build([ShapeProfile("one", one)], (89,)).nbytes > 0
     assert graph.decomposed
     assert "Myelin" not in capfd.readouterr().err
 

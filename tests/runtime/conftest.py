@@ -17,7 +17,7 @@ from fakes.tensorrt import FakeTensorRt
 from numpy.typing import NDArray
 
 from fastblt.export.bundle_writer import export_bundle
-from fastblt.export.engine_compiler import Request, compile_bundle
+from fastblt.export.engine_compiler import CompileRequest, compile_bundle
 from fastblt.models.blt import Blt
 from fastblt.models.checkpoint import save_checkpoint
 from fastblt.models.config import BltConfig
@@ -63,7 +63,7 @@ def open_device_backend(kind: str, bundle: Path, max_bytes: int, temporary: pyte
             return loading.load_onnxruntime(bundle, "cuda", max_bytes, ort=FakeOnnxRuntime(cuda))
         copy = temporary.mktemp("compiled") / bundle.name
         shutil.copytree(bundle, copy)
-        compile_bundle(copy, load_library(kind), Request((cuda.sm,), (max_bytes,)))
+        compile_bundle(copy, load_library(kind), CompileRequest((cuda.sm,), (max_bytes,)))
         return loading.load_tensorrt(copy, kind, max_bytes)
 
 
@@ -252,7 +252,7 @@ class ScriptedBackend:
                     break
         return np.array(tokens), np.ones(len(tokens), dtype=np.float32)
 
-    def keeps(self, position: int, open_patch: int) -> bool:
+    def can_resume_from(self, position: int, open_patch: int) -> bool:
         return True
 
     def moved_bytes(self, part: str, position: int, rows: int) -> int:
@@ -304,7 +304,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         bundle = tmp_path_factory.mktemp("compiled") / "bundle"
         export_bundle(checkpoint, bundle, verify=False, **options)
         library = TensorRtLibrary("tensorrt-rtx", FakeTensorRt(FakeCuda()))
-        compile_bundle(bundle, library, Request((89,), CAPACITIES))
+        compile_bundle(bundle, library, CompileRequest((89,), CAPACITIES))
         return bundle
 
     return make

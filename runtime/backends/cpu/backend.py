@@ -298,8 +298,8 @@ class OnnxRuntimeBackend:
         """See `fastblt.runtime.measure.verify.lockstep.Inspectable.set_tensor`."""
         self._buffer(name).array[first : first + len(values)] = values
 
-    def keeps(self, position: int, open_patch: int) -> bool:
-        """See `Backend.keeps`: the caches hold every position."""
+    def can_resume_from(self, position: int, open_patch: int) -> bool:
+        """See `Backend.can_resume_from`: the caches hold every position."""
         return True
 
     def moved_bytes(self, part: str, position: int, rows: int) -> int:

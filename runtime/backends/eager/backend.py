@@ -159,8 +159,8 @@ class EagerBackend:
                 break
         return torch.cat(tokens).flatten().cpu().numpy(), torch.cat(probabilities).flatten().cpu().numpy()
 
-    def keeps(self, position: int, open_patch: int) -> bool:
-        """See `Backend.keeps`: the caches hold every position."""
+    def can_resume_from(self, position: int, open_patch: int) -> bool:
+        """See `Backend.can_resume_from`: the caches hold every position."""
         return True
 
     def moved_bytes(self, part: str, position: int, rows: int) -> int:

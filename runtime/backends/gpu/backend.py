@@ -19,9 +19,9 @@ from fastblt.models.config import BltConfig
 from fastblt.runtime.backends.cpu.buffers import numpy_dtype
 from fastblt.runtime.backends.gpu.cuda import DeviceMemory, PinnedMemory, Stream, aligned
 from fastblt.runtime.backends.gpu.executor import Executor
-from fastblt.runtime.backends.gpu.graph import DevicePart, padded, write_controls
+from fastblt.runtime.backends.gpu.graph import DeviceGraph, padded, write_controls
 from fastblt.runtime.backends.gpu.sliding import CALL_ROWS, CapacityError, RewindError
-from fastblt.runtime.backends.gpu.tensor_table import Place, tensors_at
+from fastblt.runtime.backends.gpu.tensor_table import Binding, tensors_bound_as
 from fastblt.runtime.backends.host_embeddings import HostEmbeddings
 from fastblt.runtime.backends.protocol import (
     DRAFT_SLACK,
@@ -37,7 +37,7 @@ from fastblt.runtime.bundle.manifest import EMBEDDINGS_FILE, BundleError, Manife
 _ID_BYTES = 8
 
 
-class Store:
+class DeviceRows:
     """Rows that pass from graph to graph, all of a sequence, on the device; ``spec`` says what a row is."""
 
     def __init__(self, stream: Stream, rows: int, spec: TensorSpec) -> None:
@@ -91,7 +91,7 @@ class DeviceBackend:
         everything = max_bytes + 1 + DRAFT_SLACK + CALL_ROWS
         history = config.hash.context - 1
         self.parts = {
-            part: DevicePart(executor, config.stacks[part], stream, history, slides=executor.slots < everything)
+            part: DeviceGraph(executor, config.stacks[part], stream, history, slides=executor.slots < everything)
             for part, executor in executors.items()
         }
         self._encoder, self._global, self._decoder = (self.parts[part] for part in ("encoder", "global", "decoder"))
@@ -104,10 +104,12 @@ class DeviceBackend:
         self._ahead: tuple[int, Ids, Floats] | None = None
         self._open_from = 0
 
-    def _make_stores(self, rows: int) -> dict[str, Store]:
+    def _make_stores(self, rows: int) -> dict[str, DeviceRows]:
         stores = {}
-        for spec in tensors_at(self._encoder.spec, Place.LINK) + tensors_at(self._global.spec, Place.LINK):
-            stores[spec.name] = Store(self.stream, rows, spec)
+        for spec in tensors_bound_as(self._encoder.spec, Binding.LINK) + tensors_bound_as(
+            self._global.spec, Binding.LINK
+        ):
+            stores[spec.name] = DeviceRows(self.stream, rows, spec)
         return stores
 
     # --- patcher -----------------------------------------------------------------------------------------------------
@@ -209,12 +211,12 @@ class DeviceBackend:
             arrays["embedded"][0, rows:] = 0
             self._tables.sum_rows(ids, arrays["embedded"][0, :rows])
 
-    def _keep(self, name: str, part: DevicePart, row: int, count: int) -> None:
+    def _keep(self, name: str, part: DeviceGraph, row: int, count: int) -> None:
         """Copy rows that a graph made to where all of them are."""
         store = self._stores[name]
         self.stream.copy(store.at(row), part.links[name].address, count * store.row_bytes)
 
-    def _give(self, name: str, part: DevicePart, row: int, count: int) -> None:
+    def _give(self, name: str, part: DeviceGraph, row: int, count: int) -> None:
         """Copy rows to where a graph reads them."""
         store = self._stores[name]
         self.stream.copy(part.links[name].address, store.at(row), count * store.row_bytes)
@@ -397,8 +399,8 @@ class DeviceBackend:
         self.stream.upload(store.at(first), pinned.address, data.size)
         self.stream.synchronize()
 
-    def keeps(self, position: int, open_patch: int) -> bool:
-        """See `Backend.keeps`."""
+    def can_resume_from(self, position: int, open_patch: int) -> bool:
+        """See `Backend.can_resume_from`."""
         whole = encodes_whole_patches(self.config)
         for name, part in self.parts.items():
             # Patches that are encoded whole wait until they close: the encoder goes on from the open one's beginning.

@@ -17,7 +17,7 @@ from fastblt.runtime.backends.cpu.buffers import numpy_dtype
 from fastblt.runtime.backends.gpu.cuda import DeviceMemory, PinnedMemory, Stream, UploadBlocks, Views, aligned
 from fastblt.runtime.backends.gpu.executor import Bound, Executor, Launch
 from fastblt.runtime.backends.gpu.sliding import CALL_ROWS, REWIND, SlidingBuffer
-from fastblt.runtime.backends.gpu.tensor_table import Block, Place, shape_of, size_names, tensors_at
+from fastblt.runtime.backends.gpu.tensor_table import Binding, Block, shape_of, size_names, tensors_bound_as
 from fastblt.runtime.backends.protocol import Ids
 
 
@@ -47,7 +47,7 @@ class ShapeClass:
         self.results = download.views(pinned)
 
 
-class DevicePart:
+class DeviceGraph:
     """A graph, its memory and its shape classes.
 
     Args:
@@ -68,7 +68,7 @@ class DevicePart:
         self.caches = SlidingBuffer(stream, len(caches), executor.slots, self.row_bytes, REWIND, slides=slides)
         self.pool = self._make_pool()
         largest = self._sizes(CALL_ROWS, CALL_ROWS, CALL_ROWS, executor.slots)
-        upload, download = (self._block(place, largest) for place in (Place.UPLOAD, Place.DOWNLOAD))
+        upload, download = (self._block(place, largest) for place in (Binding.UPLOAD, Binding.DOWNLOAD))
         self._upload, self._download = (DeviceMemory(stream.cuda, b.bytes) for b in (upload, download))
         self._pinned = PinnedMemory(stream.cuda, max(download.bytes, 1))
         self.links = self._make_links(largest)
@@ -88,12 +88,12 @@ class DevicePart:
         """Memory of tensors that pass from graph to graph, and of those that nobody reads."""
         return {
             spec.name: DeviceMemory(self._stream.cuda, _bytes(shape_of(spec, largest), spec.dtype))
-            for spec in tensors_at(self.spec, Place.LINK, Place.UNREAD)
+            for spec in tensors_bound_as(self.spec, Binding.LINK, Binding.UNREAD)
         }
 
     def _make_rows_area(self, largest: dict[str, int]) -> DeviceMemory | None:
         """Memory of the caches' new rows, cache after cache, and of the pool's behind them."""
-        specs = tensors_at(self.spec, Place.APPENDED)
+        specs = tensors_bound_as(self.spec, Binding.APPENDED)
         size = sum(aligned(_bytes(shape_of(spec, largest), spec.dtype)) for spec in specs)
         return DeviceMemory(self._stream.cuda, size) if specs else None
 
@@ -109,8 +109,8 @@ class DevicePart:
         used = size_names((*self.spec.inputs, *self.spec.outputs))
         return {name: size for name, size in named.items() if name in used}
 
-    def _block(self, place: Place, sizes: dict[str, int]) -> Block:
-        return Block(tensors_at(self.spec, place), sizes)
+    def _block(self, place: Binding, sizes: dict[str, int]) -> Block:
+        return Block(tensors_bound_as(self.spec, place), sizes)
 
     def begin(self, rows: int, live: int, patches: int = 1, latents: int = 1) -> Views:
         """Choose the shape class of a call: arrays for the host to write, by tensor. `run` sends them.
@@ -131,16 +131,16 @@ class DevicePart:
         return arrays
 
     def _bind(self, sizes: dict[str, int]) -> ShapeClass:
-        upload, download = self._block(Place.UPLOAD, sizes), self._block(Place.DOWNLOAD, sizes)
+        upload, download = self._block(Binding.UPLOAD, sizes), self._block(Binding.DOWNLOAD, sizes)
         tensors: dict[str, Bound] = {}
         for block, memory in ((upload, self._upload), (download, self._download)):
             for name, field in block.fields.items():
                 tensors[name] = Bound(field.shape, memory.address + field.offset)
-        for spec in tensors_at(self.spec, Place.LINK, Place.UNREAD):
+        for spec in tensors_bound_as(self.spec, Binding.LINK, Binding.UNREAD):
             tensors[spec.name] = Bound(shape_of(spec, sizes), self.links[spec.name].address)
-        for spec in tensors_at(self.spec, Place.CACHE):
+        for spec in tensors_bound_as(self.spec, Binding.CACHE):
             tensors[spec.name] = Bound(shape_of(spec, sizes), self._cache_address(spec.name.removesuffix("_out")))
-        for spec in tensors_at(self.spec, Place.APPENDED):
+        for spec in tensors_bound_as(self.spec, Binding.APPENDED):
             tensors[spec.name] = Bound(shape_of(spec, sizes), self._rows_address(spec.name, sizes))
         return ShapeClass(self._stream, upload, download, self._executor.bind(tensors), self._pinned.bytes)
 
@@ -228,7 +228,7 @@ def write_controls(
     """Write what places rows: positions, the slot of the first one, and the slots that each may see.
 
     Args:
-        arrays: of `DevicePart.begin`; positions int64 [1, padded rows].
+        arrays: of `DeviceGraph.begin`; positions int64 [1, padded rows].
         position: of the first row.
         rows: that are meant; the others pad, and see themselves at least.
         slot: of the first row.

@@ -16,7 +16,7 @@ from fastblt.runtime.backends.gpu.cuda import aligned
 from fastblt.runtime.bundle.manifest import BundleError, GraphSpec, TensorSpec
 
 
-class Place(Enum):
+class Binding(Enum):
     """Where a tensor lives."""
 
     UPLOAD = "written by the host before each call"
@@ -28,50 +28,50 @@ class Place(Enum):
 
 
 #: Every role that a bundle's manifest can give.
-PLACES = {
-    "ids": Place.UPLOAD,
-    "ids_with_history": Place.UPLOAD,
-    "embedding": Place.UPLOAD,
-    "position": Place.UPLOAD,
-    "write_index": Place.UPLOAD,
-    "visible_start": Place.UPLOAD,
-    "visible_end": Place.UPLOAD,
-    "patch_start": Place.UPLOAD,
-    "patch_end": Place.UPLOAD,
-    "pool_index": Place.UPLOAD,
-    "latent_index": Place.UPLOAD,
-    "cache": Place.CACHE,
-    "cache_update": Place.CACHE,
-    "cache_rows": Place.APPENDED,
-    "pool": Place.CACHE,
-    "pool_update": Place.CACHE,
-    "pool_rows": Place.APPENDED,
-    "patch_embeddings": Place.LINK,
-    "states": Place.LINK,
-    "latent_kv": Place.LINK,
-    "latents": Place.UNREAD,
-    "entropy": Place.DOWNLOAD,
-    "best": Place.DOWNLOAD,
-    "probability": Place.DOWNLOAD,
-    "logits": Place.DOWNLOAD,
+BINDINGS = {
+    "ids": Binding.UPLOAD,
+    "ids_with_history": Binding.UPLOAD,
+    "embedding": Binding.UPLOAD,
+    "position": Binding.UPLOAD,
+    "write_index": Binding.UPLOAD,
+    "visible_start": Binding.UPLOAD,
+    "visible_end": Binding.UPLOAD,
+    "patch_start": Binding.UPLOAD,
+    "patch_end": Binding.UPLOAD,
+    "pool_index": Binding.UPLOAD,
+    "latent_index": Binding.UPLOAD,
+    "cache": Binding.CACHE,
+    "cache_update": Binding.CACHE,
+    "cache_rows": Binding.APPENDED,
+    "pool": Binding.CACHE,
+    "pool_update": Binding.CACHE,
+    "pool_rows": Binding.APPENDED,
+    "patch_embeddings": Binding.LINK,
+    "states": Binding.LINK,
+    "latent_kv": Binding.LINK,
+    "latents": Binding.UNREAD,
+    "entropy": Binding.DOWNLOAD,
+    "best": Binding.DOWNLOAD,
+    "probability": Binding.DOWNLOAD,
+    "logits": Binding.DOWNLOAD,
 }
 
 
-def place_of(spec: TensorSpec, graph: GraphSpec) -> Place:
+def binding_of(spec: TensorSpec, graph: GraphSpec) -> Binding:
     """Where a tensor lives.
 
     Raises:
         BundleError: its role is unknown, so nothing would be bound to it.
     """
-    place = PLACES.get(spec.role)
+    place = BINDINGS.get(spec.role)
     if place is None:
         raise BundleError(f"{graph.file}: tensor {spec.name}: found role {spec.role!r}, expected one that is known")
     return place
 
 
-def tensors_at(graph: GraphSpec, *places: Place) -> list[TensorSpec]:
+def tensors_bound_as(graph: GraphSpec, *places: Binding) -> list[TensorSpec]:
     """A graph's tensors that live in one of these places, inputs first."""
-    return [spec for spec in (*graph.inputs, *graph.outputs) if place_of(spec, graph) in places]
+    return [spec for spec in (*graph.inputs, *graph.outputs) if binding_of(spec, graph) in places]
 
 
 def shape_of(spec: TensorSpec, sizes: Mapping[str, int]) -> tuple[int, ...]:

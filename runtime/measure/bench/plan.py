@@ -23,7 +23,7 @@ class Contender:
 
 
 @dataclass(frozen=True)
-class Plan:
+class BenchPlan:
     """Who is measured, and whose output ``ar`` is compared with."""
 
     contenders: tuple[Contender, ...]
@@ -45,7 +45,7 @@ class Plan:
         return Contender(other or contender.backend, AR)
 
 
-def make_plan(backend: str, methods: Sequence[str], against: Sequence[str] = ()) -> Plan:
+def make_bench_plan(backend: str, methods: Sequence[str], against: Sequence[str] = ()) -> BenchPlan:
     """Lay out a measurement.
 
     Args:
@@ -69,4 +69,4 @@ def make_plan(backend: str, methods: Sequence[str], against: Sequence[str] = ())
         found.setdefault(Contender(contender.backend, AR))
         found.setdefault(contender)
     others = [contender.backend for contender in found if contender.backend != backend]
-    return Plan(tuple(found), backend, others[0] if others else None)
+    return BenchPlan(tuple(found), backend, others[0] if others else None)

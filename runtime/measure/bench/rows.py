@@ -23,9 +23,9 @@ import numpy as np
 from fastblt.models.config import BltConfig
 from fastblt.runtime.backends.protocol import PARTS
 from fastblt.runtime.measure.agreement import common_prefix
-from fastblt.runtime.measure.bench.plan import AR, EAGER, Contender, Plan
+from fastblt.runtime.measure.bench.plan import AR, EAGER, BenchPlan, Contender
 from fastblt.runtime.measure.replay.backend import ReplayCounts
-from fastblt.runtime.measure.replay.rates import Profile
+from fastblt.runtime.measure.replay.rates import ReplayProfile
 from fastblt.runtime.methods import parse_method
 from fastblt.runtime.sequence.stats import RunStats
 
@@ -77,7 +77,8 @@ class BenchRow:
     acceptance: float | None
     """``accepted / drafted``; null where nothing is drafted."""
     identical_to_ar: bool | None
-    """Whether every run's bytes equal those of the reference (`Plan.reference`) after the same prompt; null: replay."""
+    """Whether every run's bytes equal those of the reference (`BenchPlan.reference`) after the same prompt;
+    null: replay."""
     ratio_to_ar: float | None
     """``bytes_per_s`` divided by that of the bench's backend with ``ar``; null where nothing was timed."""
     ratio_to_eager_ar: float | None
@@ -120,7 +121,7 @@ class BenchRow:
 class Measurement:
     """All runs of a plan; `rows` makes the figures."""
 
-    plan: Plan
+    plan: BenchPlan
     prompts: Sequence[bytes]
     max_new_bytes: int
     repeats: int
@@ -132,7 +133,7 @@ class Measurement:
     """`peak_rss_mb` after the last run."""
     memory_gb_per_s: float | None = None
     """`memory_bandwidth` with as many threads as may be used, or one if that is faster."""
-    profiles: Mapping[Contender, Profile] | None = None
+    profiles: Mapping[Contender, ReplayProfile] | None = None
     """How the contenders of a replay were driven."""
 
     def rows(self) -> list[BenchRow]:

@@ -18,11 +18,11 @@ from typing import Any
 
 from fastblt.runtime.blt_runtime import BltRuntime
 from fastblt.runtime.machine import memory_bandwidth, peak_rss_mb, usable_cores
-from fastblt.runtime.measure.bench.plan import Contender, Plan
+from fastblt.runtime.measure.bench.plan import BenchPlan, Contender
 from fastblt.runtime.measure.bench.rows import BenchRow, Measurement, Run
 from fastblt.runtime.measure.peers import Generator
 from fastblt.runtime.measure.replay.backend import ReplayBackend
-from fastblt.runtime.measure.replay.rates import Profile, ReplayError
+from fastblt.runtime.measure.replay.rates import ReplayError, ReplayProfile
 from fastblt.runtime.methods import parse_method
 
 #: New bytes of the unmeasured first run of a contender: enough rounds to settle buffers and caches.
@@ -31,12 +31,12 @@ WARM_UP_BYTES = 48
 
 def measure(
     runtimes: Mapping[str, Generator],
-    plan: Plan,
+    plan: BenchPlan,
     prompts: Sequence[bytes],
     max_new_bytes: int,
     repeats: int = 1,
     on_run: Callable[[Contender], None] | None = None,
-    profiles: Mapping[Contender, Profile] | None = None,
+    profiles: Mapping[Contender, ReplayProfile] | None = None,
     threads: int | None = None,
 ) -> Measurement:
     """Measure all contenders of a plan, after one unmeasured run of each.
@@ -89,7 +89,7 @@ def measure(
     return Measurement(plan, prompts, max_new_bytes, repeats, config, devices, runs, peaks, bandwidth, profiles)
 
 
-def _runtime(runtime: Generator, profile: Profile | None) -> Generator:
+def _runtime(runtime: Generator, profile: ReplayProfile | None) -> Generator:
     """The runtime itself, or one that replays over its backend.
 
     Raises:

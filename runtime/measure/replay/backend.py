@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from fastblt.models.config import BltConfig
 from fastblt.models.tokens import BYTE_OFFSET, MASK_ID, VOCAB_SIZE
 from fastblt.runtime.backends.protocol import DRAFT_SLACK, Backend, DecoderRows, Floats, Ids, Pick
-from fastblt.runtime.measure.replay.rates import Profile
+from fastblt.runtime.measure.replay.rates import ReplayProfile
 
 _DRAFT_TURN = (math.sqrt(5) - 1) / 2
 _PATCH_TURN = math.sqrt(2) - 1
@@ -56,7 +56,7 @@ class ReplayBackend:
         profile: the rates.
     """
 
-    def __init__(self, real: Backend, profile: Profile) -> None:
+    def __init__(self, real: Backend, profile: ReplayProfile) -> None:
         self.real = real
         self.profile = profile
         self.name = real.name
@@ -143,9 +143,9 @@ class ReplayBackend:
         picked, _ = self.real.draft(position, ids, latent, count, replaced, visible_from)
         return picked, probabilities[: len(picked)]
 
-    def keeps(self, position: int, open_patch: int) -> bool:
-        """See `Backend.keeps`."""
-        return self.real.keeps(position, open_patch)
+    def can_resume_from(self, position: int, open_patch: int) -> bool:
+        """See `Backend.can_resume_from`."""
+        return self.real.can_resume_from(position, open_patch)
 
     def moved_bytes(self, part: str, position: int, rows: int) -> int:
         """See `Backend.moved_bytes`."""

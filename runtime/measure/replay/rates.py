@@ -55,7 +55,7 @@ class ReplayError(ValueError):
 
 
 @dataclass(frozen=True)
-class Profile:
+class ReplayProfile:
     """How a method is driven."""
 
     draft_rate: float
@@ -82,7 +82,7 @@ class Profile:
 
 
 @dataclass(frozen=True)
-class ReplaySetting:
+class ReplayRates:
     """A parsed ``--replay``."""
 
     text: str
@@ -93,7 +93,7 @@ class ReplaySetting:
     paper: bool = False
 
     @classmethod
-    def parse(cls, text: str, measured: Collection[str]) -> ReplaySetting:
+    def parse(cls, text: str, measured: Collection[str]) -> ReplayRates:
         """Parse the module's syntax.
 
         Args:
@@ -131,7 +131,7 @@ class ReplaySetting:
                 return source[key]
         return None
 
-    def profile(self, name: str, config: BltConfig) -> Profile:
+    def profile(self, name: str, config: BltConfig) -> ReplayProfile:
         """How a method is driven on a model.
 
         Raises:
@@ -144,23 +144,23 @@ class ReplaySetting:
         patch_rate = rate_for(self.patch - 1, longest - 1)
         return self._profile(parse_method(name), patch_rate)
 
-    def _profile(self, method: Method, patch_rate: float) -> Profile:
+    def _profile(self, method: Method, patch_rate: float) -> ReplayProfile:
         name = method.name
         if isinstance(method, SelfSpeculation):
             acceptance = self._needed(name, ACCEPTANCE)
             rate = rate_for(acceptance * method.k, method.k)
-            return Profile(rate, rate, patch_rate, self.patch, acceptance)
+            return ReplayProfile(rate, rate, patch_rate, self.patch, acceptance)
         if isinstance(method, BlockDiffusion):
             steps, clean_first = self._steps(method.argument), method.argument.clean_first
-            return Profile(1.0, 1.0, patch_rate, self.patch, steps=steps, clean_first=clean_first)
+            return ReplayProfile(1.0, 1.0, patch_rate, self.patch, steps=steps, clean_first=clean_first)
         if isinstance(method, DiffusionVerification):
             return self._block_draft(method.argument, patch_rate)
         if name == "auto":
             # Draft lengths are its own choice: no acceptance can be promised.
-            return Profile(*self._adaptive(name), patch_rate, self.patch, steps=1.0, clean_drafts=True)
-        return Profile(1.0, 1.0, patch_rate, self.patch)
+            return ReplayProfile(*self._adaptive(name), patch_rate, self.patch, steps=1.0, clean_drafts=True)
+        return ReplayProfile(1.0, 1.0, patch_rate, self.patch)
 
-    def _block_draft(self, argument: BlockArgument, patch_rate: float) -> Profile:
+    def _block_draft(self, argument: BlockArgument, patch_rate: float) -> ReplayProfile:
         acceptance = self._needed(argument.name, ACCEPTANCE)
         # With the open patch's latent, the row before the block is the model's own: what it drafts is always kept.
         clean_drafts = argument.latent == "closed"
@@ -172,7 +172,7 @@ class ReplaySetting:
             )
         rate = rate_for(acceptance * argument.size - sure, argument.size - sure)
         steps = self._steps(argument)
-        return Profile(rate, rate, patch_rate, self.patch, acceptance, steps, argument.clean_first, clean_drafts)
+        return ReplayProfile(rate, rate, patch_rate, self.patch, acceptance, steps, argument.clean_first, clean_drafts)
 
     def _adaptive(self, name: str) -> tuple[float, float]:
         """Rates of a byte for drafts whose length is not known: the acceptance itself, or those of the paper's k=8."""

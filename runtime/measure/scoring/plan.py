@@ -22,7 +22,7 @@ class SamplingPoint:
 
 
 @dataclass(frozen=True)
-class Plan:
+class ScoringPlan:
     """Everything that determines the figures of a model, apart from the text."""
 
     drafts: tuple[Method, ...] = ()
@@ -51,8 +51,8 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Request:
-    """What a user asks for; an empty list leaves its figures out. `make_plan` fits it to a model."""
+class ScoringRequest:
+    """What a user asks for; an empty list leaves its figures out. `make_scoring_plan` fits it to a model."""
 
     k: Sequence[int] = (4, 8, 16)
     """Draft lengths of BLT-S, bytes."""
@@ -71,7 +71,7 @@ class Request:
     seed: int = 0
 
 
-def make_plan(request: Request, config: BltConfig) -> Plan:
+def make_scoring_plan(request: ScoringRequest, config: BltConfig) -> ScoringPlan:
     """Fit a request to a model.
 
     Raises:
@@ -98,7 +98,7 @@ def make_plan(request: Request, config: BltConfig) -> Plan:
             for gamma in request.gamma:
                 method = _checked(f"d:{max(sizes)}@eb{gamma}", config)
                 sampling.append(SamplingPoint(method, top_p, float(gamma)))
-    return Plan(
+    return ScoringPlan(
         drafts=tuple(_checked(name, config) for name in dict.fromkeys(drafts)),
         blocks=tuple(_checked(name, config) for name in dict.fromkeys(blocks)),
         mask_size=config.block_size if request.mask_rates else 0,
@@ -111,7 +111,7 @@ def make_plan(request: Request, config: BltConfig) -> Plan:
     )
 
 
-def _block_sizes(request: Request, config: BltConfig) -> list[int]:
+def _block_sizes(request: ScoringRequest, config: BltConfig) -> list[int]:
     """Sizes in ascending order; none for a model without blocks, unless they were asked for (an error later)."""
     if request.blocks is not None:
         return sorted(set(request.blocks))

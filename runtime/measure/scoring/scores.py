@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from fastblt.runtime.backends.protocol import Ids
 from fastblt.runtime.blt_runtime import BltRuntime
 from fastblt.runtime.measure.scoring.free_running import Generated, generate_all
-from fastblt.runtime.measure.scoring.plan import Plan
+from fastblt.runtime.measure.scoring.plan import ScoringPlan
 from fastblt.runtime.measure.scoring.teacher_forced import WindowScore, score_window
 
 AR = "ar"
@@ -29,7 +29,7 @@ class Scores:
     seconds: float = 0.0
 
 
-def steps(texts: Mapping[str, Sequence[Ids]], plan: Plan) -> int:
+def steps(texts: Mapping[str, Sequence[Ids]], plan: ScoringPlan) -> int:
     """How often `score` tells that it has got on."""
     return sum(map(len, texts.values())) + (1 + len(plan.blocks) if plan.blocks else 0) + len(plan.sampling)
 
@@ -38,7 +38,7 @@ def score(
     runtime: BltRuntime,
     texts: Mapping[str, Sequence[Ids]],
     prompts: Sequence[bytes],
-    plan: Plan,
+    plan: ScoringPlan,
     on_step: Callable[[], None] = lambda: None,
 ) -> Scores:
     """Score a model.

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from fastblt.models.tokens import MASK_ID
 from fastblt.runtime.backends.protocol import MAX_ROWS, Backend, DecoderRows, Floats, Ids
 from fastblt.runtime.measure.agreement import common_prefix
-from fastblt.runtime.measure.scoring.plan import Plan
+from fastblt.runtime.measure.scoring.plan import ScoringPlan
 from fastblt.runtime.measure.scoring.windows import anchors
 from fastblt.runtime.methods import Method, Round, parse_method
 from fastblt.runtime.sequence.sampling import Sampler
@@ -69,7 +69,7 @@ class WindowScore:
     blocks: dict[str, list[BlockOutcome]] = field(default_factory=dict)
 
 
-def score_window(backend: Backend, ids: Ids, plan: Plan, index: int = 0) -> WindowScore:
+def score_window(backend: Backend, ids: Ids, plan: ScoringPlan, index: int = 0) -> WindowScore:
     """Score one window.
 
     Args:
@@ -121,7 +121,7 @@ def _go_to(session: Session, prefix: Ids) -> None:
     session.append(prefix[-1:])
 
 
-def _try_drafts(score: WindowScore, session: Session, prefix: Ids, plan: Plan) -> None:
+def _try_drafts(score: WindowScore, session: Session, prefix: Ids, plan: ScoringPlan) -> None:
     for method in plan.drafts:
         found = draft_round(session, prefix, method)
         score.drafts.setdefault(method.name, []).append(DraftOutcome(found.drafted, found.accepted))
@@ -140,7 +140,7 @@ def draft_round(session: Session, prefix: Ids, method: Method) -> Round:
     return next(rounds)
 
 
-def _try_masks(score: WindowScore, session: Session, ids: Ids, draws: NDArray[np.float64], plan: Plan) -> None:
+def _try_masks(score: WindowScore, session: Session, ids: Ids, draws: NDArray[np.float64], plan: ScoringPlan) -> None:
     """Hide bytes of the true block at the end of ``ids``; a byte hidden at one rate is hidden at every higher one."""
     size = len(draws)
     if not size:
@@ -158,7 +158,7 @@ def _try_masks(score: WindowScore, session: Session, ids: Ids, draws: NDArray[np
             score.masked.setdefault((rate, latent), []).append(MaskedOutcome(int(hidden.sum()), right))
 
 
-def _try_blocks(score: WindowScore, session: Session, prefix: Ids, plan: Plan) -> None:
+def _try_blocks(score: WindowScore, session: Session, prefix: Ids, plan: ScoringPlan) -> None:
     if not plan.blocks:
         return
     found = {method.name: first_round(session, prefix, method) for method in plan.blocks}

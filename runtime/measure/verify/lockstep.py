@@ -179,9 +179,11 @@ class LockstepBackend:
                     found, expected = (b.tensor(name, end - count, count) for b in (self.candidate, self.reference))
                     self._compare(part, f"{kind} cache", found, expected)
 
-    def keeps(self, position: int, open_patch: int) -> bool:
-        """See `Backend.keeps`."""
-        return self.reference.keeps(position, open_patch) and self.candidate.keeps(position, open_patch)
+    def can_resume_from(self, position: int, open_patch: int) -> bool:
+        """See `Backend.can_resume_from`."""
+        return self.reference.can_resume_from(position, open_patch) and self.candidate.can_resume_from(
+            position, open_patch
+        )
 
     def moved_bytes(self, part: str, position: int, rows: int) -> int:
         """See `Backend.moved_bytes`."""

@@ -42,7 +42,7 @@ class AuditError(ValueError):
 
 
 @dataclass(frozen=True)
-class Setting:
+class AuditRequest:
     """What to audit, as the command line gives it."""
 
     methods: tuple[str, ...] | None = None
@@ -57,7 +57,7 @@ class Setting:
     """New bytes of each method, instead of a number of prompts."""
 
 
-def run(bundle: Path, setting: Setting, json_file: Path | None) -> None:
+def run(bundle: Path, setting: AuditRequest, json_file: Path | None) -> None:
     """Generate, compare, print a table.
 
     Raises:
@@ -103,7 +103,7 @@ def _load(bundle: Path, backend: str, provider: str, capacity: int) -> BltRuntim
     return BltRuntime.from_pretrained(bundle, provider=provider, backend=backend, max_bytes=capacity)
 
 
-def report(setting: Setting, rows: list[AuditRow], reference: str, bound: float) -> dict[str, object]:
+def report(setting: AuditRequest, rows: list[AuditRow], reference: str, bound: float) -> dict[str, object]:
     """What the JSON file holds."""
     return {
         "reference": f"{reference} ar",
@@ -134,12 +134,12 @@ def runnable_methods(
     return tuple(kept)
 
 
-def _least_prompts(setting: Setting) -> int:
+def _least_prompts(setting: AuditRequest) -> int:
     """Prompts that are needed if no text ends early."""
     return -(-(setting.bytes or 0) // setting.max_new_bytes)
 
 
-def _prompts(setting: Setting) -> list[tuple[str, bytes]]:
+def _prompts(setting: AuditRequest) -> list[tuple[str, bytes]]:
     """As many prompts as asked for; all there are where a number of bytes is to be reached."""
     if setting.bytes is not None and setting.prompts is not None:
         raise ValueError("audit: found both prompts and bytes, expected one of them")

@@ -18,15 +18,15 @@ from fastblt.runtime.backends.registry import default_capacity
 from fastblt.runtime.blt_runtime import BltRuntime
 from fastblt.runtime.bundle.manifest import MANIFEST_FILE, load_manifest
 from fastblt.runtime.machine import device_info
-from fastblt.runtime.measure.bench.plan import Contender, Plan, make_plan
+from fastblt.runtime.measure.bench.plan import BenchPlan, Contender, make_bench_plan
 from fastblt.runtime.measure.bench.rows import BenchRow
 from fastblt.runtime.measure.bench.runner import measure, write_report
 from fastblt.runtime.measure.peers import PEERS, Generator, load_peer
-from fastblt.runtime.measure.replay.rates import Profile, ReplaySetting
+from fastblt.runtime.measure.replay.rates import ReplayProfile, ReplayRates
 
 
 @dataclass(frozen=True)
-class Setting:
+class BenchRequest:
     """What to measure, as the command line gives it."""
 
     methods: str = "ar"
@@ -44,7 +44,7 @@ class Setting:
     """See `fastblt.runtime.measure.replay.rates`."""
 
 
-def run(bundle: Path, setting: Setting, json_file: Path | None) -> None:
+def run(bundle: Path, setting: BenchRequest, json_file: Path | None) -> None:
     """Measure and report.
 
     Raises:
@@ -54,7 +54,7 @@ def run(bundle: Path, setting: Setting, json_file: Path | None) -> None:
         CapacityError: prompts and new bytes do not fit ``max_bytes``.
         BundleError: the bundle cannot be used.
     """
-    layout = make_plan(setting.backend, split_names(setting.methods), split_names(setting.against))
+    layout = make_bench_plan(setting.backend, split_names(setting.methods), split_names(setting.against))
     replay = parse_replay(setting.replay, layout)
     corpora = split_names(setting.corpora)
     prompts = heldout_prompts(setting.prompts, setting.prompt_bytes, corpora)
@@ -78,7 +78,7 @@ def run(bundle: Path, setting: Setting, json_file: Path | None) -> None:
     console.print(line, soft_wrap=True)
 
 
-def _load(bundle: Path, name: str, setting: Setting, max_bytes: int) -> Generator:
+def _load(bundle: Path, name: str, setting: BenchRequest, max_bytes: int) -> Generator:
     """A backend of ours, or a peer."""
     if name in PEERS:
         return load_peer(bundle, name, setting.provider, setting.threads)
@@ -93,7 +93,7 @@ _REPLAY_NOTE = (
 )
 
 
-def parse_replay(text: str | None, layout: Plan) -> ReplaySetting | None:
+def parse_replay(text: str | None, layout: BenchPlan) -> ReplayRates | None:
     """What the plan is driven by; None: nothing, the model's own output is measured.
 
     Raises:
@@ -101,7 +101,7 @@ def parse_replay(text: str | None, layout: Plan) -> ReplaySetting | None:
     """
     if text is None:
         return None
-    return ReplaySetting.parse(text, list(dict.fromkeys(contender.method for contender in layout.contenders)))
+    return ReplayRates.parse(text, list(dict.fromkeys(contender.method for contender in layout.contenders)))
 
 
 def split_names(text: str) -> list[str]:
@@ -111,13 +111,13 @@ def split_names(text: str) -> list[str]:
 
 def _measure(
     runtimes: dict[str, Generator],
-    layout: Plan,
+    layout: BenchPlan,
     prompts: list[bytes],
-    setting: Setting,
-    replay: ReplaySetting | None,
+    setting: BenchRequest,
+    replay: ReplayRates | None,
 ) -> list[BenchRow]:
     config = runtimes[setting.backend].config
-    profiles: dict[Contender, Profile] | None = None
+    profiles: dict[Contender, ReplayProfile] | None = None
     if replay is not None:
         profiles = {contender: replay.profile(contender.method, config) for contender in layout.contenders}
     runs = len(layout.contenders) * (1 + setting.repeats * len(prompts))
@@ -145,7 +145,7 @@ def _measure(
         ).rows()
 
 
-def bench_tables(rows: Sequence[BenchRow], layout: Plan) -> list[Table]:
+def bench_tables(rows: Sequence[BenchRow], layout: BenchPlan) -> list[Table]:
     """The rows as people read them: speed; cost and what becomes of the estimate; of a replay, the rates it had."""
     reference = {"onnxruntime": "ORT"}.get(layout.backend, layout.backend)
     speed = [
@@ -238,7 +238,12 @@ def bundle_dtype(bundle: Path) -> str:
 
 
 def compared(
-    rows: Sequence[BenchRow], layout: Plan, device: dict[str, Any], model: str, dtype: str, corpora: Sequence[str] = ()
+    rows: Sequence[BenchRow],
+    layout: BenchPlan,
+    device: dict[str, Any],
+    model: str,
+    dtype: str,
+    corpora: Sequence[str] = (),
 ) -> str:
     """One line that says what the table compares; ``corpora``: where the prompts are from, if that was asked for."""
     row = rows[0]

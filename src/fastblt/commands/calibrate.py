@@ -9,11 +9,11 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from fastblt.calibration.calibrate import Request, calibrate
+from fastblt.calibration.calibrate import CalibrationRequest, calibrate
 from fastblt.calibration.heldout import CORPORA, load_text
 from fastblt.calibration.precision import CalibrationError
 from fastblt.calibration.quality import parse_budget
-from fastblt.calibration.report import Result, quality_rows, size_rows
+from fastblt.calibration.report import CalibrationResult, quality_rows, size_rows
 from fastblt.commands.console import table_console
 from fastblt.commands.prompts import heldout_prompts
 from fastblt.models.tokens import decode
@@ -53,7 +53,7 @@ def run(
     same = sorted({str(path) for path in data} & {str(path) for path in heldout})
     if same:
         raise CalibrationError(f"{same[0]}: found in --data and in --heldout, expected text that was not calibrated on")
-    request = Request(
+    request = CalibrationRequest(
         scheme,
         tuple(_prompts(data, prompts)),
         tuple(_windows(heldout, windows, window_bytes)),
@@ -69,7 +69,7 @@ def run(
     )
     progress = Console(stderr=True, highlight=False)
     with progress.status("calibrating") as status:
-        result = calibrate(bundle, out, request, traces=traces, say=status.update)
+        result = calibrate(bundle, out, request, traces=traces, on_progress=status.update)
     _print(table_console(), out, result)
 
 
@@ -88,7 +88,7 @@ def _windows(files: Sequence[Path], count: int, size: int) -> list[Ids]:
     return [ids for text in texts for ids in cut_windows(text, count, size)]
 
 
-def _print(console: Console, out: Path, result: Result) -> None:
+def _print(console: Console, out: Path, result: CalibrationResult) -> None:
     quality, size = Table(box=box.SIMPLE), Table(box=box.SIMPLE)
     for title in ("held-out text", "before", "after", "loss"):
         quality.add_column(title, justify="left" if title == "held-out text" else "right")

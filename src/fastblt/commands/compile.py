@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fastblt.commands.console import table_console
-from fastblt.export.engine_compiler import Request, compile_bundle
+from fastblt.export.engine_compiler import CompileRequest, compile_bundle
 from fastblt.runtime.backends.gpu.cuda import Cuda, CudaError, load_api
 from fastblt.runtime.bundle.engines import EngineFolder
 from fastblt.runtime.bundle.tensorrt_library import TensorRtError, load_library
@@ -35,7 +35,7 @@ def run(
         CudaError: TensorRT needs the GPU that it compiles for, and there is none.
     """
     library = load_library(target)
-    request = Request(_sms(target, sms), tuple(sorted(set(capacities))), dtype, max_patch_bytes, timing_cache)
+    request = CompileRequest(_sms(target, sms), tuple(sorted(set(capacities))), dtype, max_patch_bytes, timing_cache)
     progress = Console(stderr=True, highlight=False)
     with progress.status(f"compiling with {library.label}") as status:
         folder = compile_bundle(bundle, library, request, status.update)

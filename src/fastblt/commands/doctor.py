@@ -12,9 +12,9 @@ from rich.table import Table
 from fastblt.commands.console import table_console
 from fastblt.runtime.bundle.engines import engine_folders, load_engine_folder
 from fastblt.runtime.bundle.manifest import check_files, load_config, load_manifest
-from fastblt.runtime.doctor.facts import Facts, look
+from fastblt.runtime.doctor.facts import MachineFacts, probe
 from fastblt.runtime.doctor.memory import device_buffers
-from fastblt.runtime.doctor.verdicts import Verdict, judge
+from fastblt.runtime.doctor.verdicts import Verdict, assess
 from fastblt.runtime.measure.bench.runner import write_json
 
 _MAX_BYTES = 4096
@@ -28,8 +28,8 @@ def run(bundle: Path | None, json_file: Path | None) -> None:
     """
     console = table_console()
     with console.status("looking"):
-        facts = look()
-    verdicts = judge(facts)
+        facts = probe()
+    verdicts = assess(facts)
     for line in describe(facts):
         console.print(line, soft_wrap=True, markup=False)
     console.print(_table(verdicts))
@@ -45,7 +45,7 @@ def run(bundle: Path | None, json_file: Path | None) -> None:
         write_json(json_file, report)
 
 
-def describe(facts: Facts) -> list[str]:
+def describe(facts: MachineFacts) -> list[str]:
     """The facts in words, one a line."""
     memory = f", {facts.memory_bytes / 2**30:.0f} GiB" if facts.memory_bytes else ""
     lines = [f"machine: {facts.system}, {facts.cpu}, {facts.cores} cores{memory}, Python {facts.python}"]
@@ -62,7 +62,7 @@ def describe(facts: Facts) -> list[str]:
     return lines
 
 
-def bundle_notes(bundle: Path, facts: Facts) -> list[str]:
+def bundle_notes(bundle: Path, facts: MachineFacts) -> list[str]:
     """What the facts mean for a bundle: files, types, memory, engines."""
     manifest, config = load_manifest(bundle), load_config(bundle)
     check_files(bundle, manifest)

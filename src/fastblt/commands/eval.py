@@ -25,7 +25,7 @@ from fastblt.runtime.bundle.manifest import load_manifest
 from fastblt.runtime.measure.bench.runner import write_json
 from fastblt.runtime.measure.scoring.comparison import BOUNDS, Check, compare
 from fastblt.runtime.measure.scoring.figures import OVERALL, Figures, sum_up
-from fastblt.runtime.measure.scoring.plan import Plan, Request, make_plan
+from fastblt.runtime.measure.scoring.plan import ScoringPlan, ScoringRequest, make_scoring_plan
 from fastblt.runtime.measure.scoring.scores import Scores, score, steps
 from fastblt.runtime.measure.scoring.windows import Text, anchors, cut_windows
 
@@ -40,7 +40,7 @@ class AgreementError(ValueError):
 
 
 @dataclass(frozen=True)
-class Setting:
+class EvalRequest:
     """What to score, as the command line gives it."""
 
     data: tuple[Path, ...] = ()
@@ -55,17 +55,17 @@ class Setting:
     prompts: int = 8
     prompt_bytes: int = 64
     plots: bool = True
-    request: Request = field(default_factory=Request)
+    request: ScoringRequest = field(default_factory=ScoringRequest)
 
 
 @dataclass(frozen=True)
-class Result:
+class EvalResult:
     """What was scored, and what came out."""
 
     model: str
     dtype: str
-    setting: Setting
-    plan: Plan
+    setting: EvalRequest
+    plan: ScoringPlan
     windows: dict[str, list[Ids]]
     """By the name of the text."""
     prompts: int
@@ -83,7 +83,7 @@ class Result:
         return " and ".join(scores.backend for scores in self.scores)
 
 
-def run(bundle: Path, setting: Setting, out: Path | None) -> None:
+def run(bundle: Path, setting: EvalRequest, out: Path | None) -> None:
     """Score and report.
 
     Raises:
@@ -105,20 +105,20 @@ def run(bundle: Path, setting: Setting, out: Path | None) -> None:
     _judge(bundle, result, console)
 
 
-def _evaluate(bundle: Path, setting: Setting) -> Result:
+def _evaluate(bundle: Path, setting: EvalRequest) -> EvalResult:
     texts = read_texts(setting)
     windows = {text.name: cut_windows(text, setting.windows, setting.window_bytes) for text in texts}
     prompts = _prompts(texts, setting)
     quantized = load_manifest(bundle).quantization is not None
     runtimes = [_load(bundle, name, setting) for name in _backends(setting, quantized)]
     config = runtimes[0].config
-    plan = make_plan(setting.request, config)
+    plan = make_scoring_plan(setting.request, config)
     anchors(setting.window_bytes, plan.anchors, plan.longest_block)  # refuses what does not fit before the work is done
     scores = _score(runtimes, windows, prompts, plan)
     dtype = bundle_dtype(bundle)
     checks = compare(scores[0], scores[1], BOUNDS[dtype]) if len(scores) > 1 else []
     figures = [sum_up(each) for each in scores]
-    return Result(config.name, dtype, setting, plan, windows, len(prompts), scores, figures, checks)
+    return EvalResult(config.name, dtype, setting, plan, windows, len(prompts), scores, figures, checks)
 
 
 def numbers(option: str, text: str, kind: Callable[[str], N]) -> list[N]:
@@ -145,7 +145,7 @@ def numbers(option: str, text: str, kind: Callable[[str], N]) -> list[N]:
     return list(found)
 
 
-def read_texts(setting: Setting) -> list[Text]:
+def read_texts(setting: EvalRequest) -> list[Text]:
     """The user's files, or the held-out corpora.
 
     Raises:
@@ -161,7 +161,7 @@ def read_texts(setting: Setting) -> list[Text]:
     return [Text(name, path.read_bytes()) for name, path in zip(names, setting.data, strict=True)]
 
 
-def _prompts(texts: Sequence[Text], setting: Setting) -> list[bytes]:
+def _prompts(texts: Sequence[Text], setting: EvalRequest) -> list[bytes]:
     """Held-out prompts, or cuts from the user's files in turn."""
     if not setting.data:
         return heldout_prompts(setting.prompts, setting.prompt_bytes)
@@ -170,7 +170,7 @@ def _prompts(texts: Sequence[Text], setting: Setting) -> list[bytes]:
     return found[: setting.prompts]
 
 
-def _backends(setting: Setting, quantized: bool) -> list[str]:
+def _backends(setting: EvalRequest, quantized: bool) -> list[str]:
     """Those that are scored. Eager PyTorch does not round inputs, as products with quantised weights do."""
     other = setting.against
     if other == setting.backend:
@@ -180,7 +180,7 @@ def _backends(setting: Setting, quantized: bool) -> list[str]:
     return [setting.backend] if other in (NONE, setting.backend) else [setting.backend, other]
 
 
-def _load(bundle: Path, backend: str, setting: Setting) -> BltRuntime:
+def _load(bundle: Path, backend: str, setting: EvalRequest) -> BltRuntime:
     return BltRuntime.from_pretrained(
         bundle,
         provider=setting.provider,
@@ -191,7 +191,7 @@ def _load(bundle: Path, backend: str, setting: Setting) -> BltRuntime:
 
 
 def _score(
-    runtimes: Sequence[BltRuntime], windows: dict[str, list[Ids]], prompts: list[bytes], plan: Plan
+    runtimes: Sequence[BltRuntime], windows: dict[str, list[Ids]], prompts: list[bytes], plan: ScoringPlan
 ) -> list[Scores]:
     columns = (TextColumn("scoring"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
     console = Console(stderr=True)
@@ -204,7 +204,7 @@ def _score(
     return found
 
 
-def _print(console: Console, result: Result) -> None:
+def _print(console: Console, result: EvalResult) -> None:
     console.print(_headline(result), soft_wrap=True)
     for table in tables(result.figures[0]):
         console.print()
@@ -218,7 +218,7 @@ def _print(console: Console, result: Result) -> None:
     console.print(f"\nscored in: {seconds}", soft_wrap=True)
 
 
-def _headline(result: Result) -> str:
+def _headline(result: EvalResult) -> str:
     """One line that says what the tables are about."""
     setting, plan, first = result.setting, result.plan, result.scores[0]
     source = "the user's files" if setting.data else "held-out text"
@@ -230,7 +230,7 @@ def _headline(result: Result) -> str:
     )
 
 
-def report(result: Result) -> dict[str, Any]:
+def report(result: EvalResult) -> dict[str, Any]:
     """The JSON file: setting, figures by backend, agreement (null where one backend was scored)."""
     setting, plan = result.setting, result.plan
     settings = {
@@ -262,7 +262,7 @@ def report(result: Result) -> dict[str, Any]:
     }
 
 
-def _agreement(result: Result) -> dict[str, Any]:
+def _agreement(result: EvalResult) -> dict[str, Any]:
     return {
         "backends": [scores.backend for scores in result.scores],
         "bounds": dataclasses.asdict(BOUNDS[result.dtype]),
@@ -271,7 +271,7 @@ def _agreement(result: Result) -> dict[str, Any]:
     }
 
 
-def _write(out: Path, result: Result) -> list[Path]:
+def _write(out: Path, result: EvalResult) -> list[Path]:
     """Write JSON and plots, each file whole or not at all."""
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / JSON_FILE, report(result))
@@ -283,7 +283,7 @@ def _write(out: Path, result: Result) -> list[Path]:
     return written
 
 
-def _judge(bundle: Path, result: Result, console: Console) -> None:
+def _judge(bundle: Path, result: EvalResult, console: Console) -> None:
     """Say whether the backends agree."""
     if not result.checks:
         console.print(f"verdict: only {result.names} was scored, nothing to compare with", soft_wrap=True)

@@ -41,7 +41,7 @@ class Writer(Protocol):
 
 
 @dataclass(frozen=True)
-class Request:
+class GenerateRequest:
     """How to generate; the fields are `BltRuntime.generate`'s."""
 
     max_new_bytes: int = 256
@@ -54,7 +54,7 @@ class Request:
 
 def run(
     bundle: Path,
-    request: Request,
+    request: GenerateRequest,
     *,
     prompt: str | None,
     prompt_file: Path | None,
@@ -87,7 +87,7 @@ def run(
         console.print(statistics(generation, runtime.config, request.method))
 
 
-def generate(runtime: BltRuntime, prompt: bytes, request: Request, writer: Writer) -> Generation:
+def generate(runtime: BltRuntime, prompt: bytes, request: GenerateRequest, writer: Writer) -> Generation:
     """Generate, handing every chunk to ``writer`` as it comes."""
     generation = runtime.generate(
         prompt,

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fastblt.commands.graphs import graph_table, tensor_table
-from fastblt.commands.inspect_facts import BYTES_PER_PATCH, ESTIMATE_BYTES, PARTS, Facts, Memory, read_facts
+from fastblt.commands.inspect_facts import BYTES_PER_PATCH, ESTIMATE_BYTES, PARTS, Memory, ModelFacts, read_facts
 from fastblt.models.config import BltConfig
 from fastblt.runtime.bundle.manifest import EMBEDDINGS_FILE
 from fastblt.runtime.measure.bench.runner import write_json
@@ -37,7 +37,7 @@ def run(path: str, max_bytes: int, patcher: str | None = None, json_file: Path |
     console.print(_traffic_text(facts), soft_wrap=True)
 
 
-def as_json(facts: Facts) -> dict[str, Any]:
+def as_json(facts: ModelFacts) -> dict[str, Any]:
     """The facts as plain JSON types."""
     found = {field.name: getattr(facts, field.name) for field in dataclasses.fields(facts)}
     found["config"], found["counts"] = facts.config.to_dict(), dataclasses.asdict(facts.counts)
@@ -47,7 +47,7 @@ def as_json(facts: Facts) -> dict[str, Any]:
     return found
 
 
-def _headline(facts: Facts) -> str:
+def _headline(facts: ModelFacts) -> str:
     manifest = facts.manifest
     if manifest is None:
         return f"{facts.path}: {facts.kind}, {facts.config.name}"
@@ -95,7 +95,7 @@ def patch_rule(config: BltConfig) -> str:
     return "every byte is one" if longest == 1 else f"of {longest} bytes (no entropy model)"
 
 
-def parts_table(facts: Facts) -> Table:
+def parts_table(facts: ModelFacts) -> Table:
     """Parameters, share of the non-embedding parameters, bytes on disk and type of each part."""
     table = Table("part", box=None, pad_edge=False)
     for heading in ("parameters", "share", "MB on disk", "type"):
@@ -113,7 +113,7 @@ def parts_table(facts: Facts) -> Table:
     return table
 
 
-def memory_table(facts: Facts) -> Table:
+def memory_table(facts: ModelFacts) -> Table:
     """Megabytes on device and host, by part; for a checkpoint, of every type of bundle."""
     table = Table("memory, MB", box=None, pad_edge=False)
     for memory in facts.memory:
@@ -130,7 +130,7 @@ def _device(memory: Memory) -> tuple[int, int]:
     return sum(memory.weights.values()), sum(memory.buffers.values())
 
 
-def _memory_note(facts: Facts) -> str:
+def _memory_note(facts: ModelFacts) -> str:
     return (
         f"buffers: for {facts.max_bytes} bytes of prompt and text, each a patch at worst, mostly keys and values; the "
         "patcher is fp32 in every bundle; host: embedding tables, mapped from their file, of which a byte reads a few "
@@ -138,7 +138,7 @@ def _memory_note(facts: Facts) -> str:
     )
 
 
-def _traffic_text(facts: Facts) -> str:
+def _traffic_text(facts: ModelFacts) -> str:
     ar = facts.traffic_gb["ar"]
     each = [
         f"{method} {gb:.4g} GB" + ("" if method == "ar" else f" ({100 * (1 - gb / ar):.0f} % less)")

@@ -67,7 +67,7 @@ class Memory:
 
 
 @dataclass(frozen=True)
-class Facts:
+class ModelFacts:
     """One checkpoint or bundle."""
 
     kind: str
@@ -85,8 +85,8 @@ class Facts:
     manifest: Manifest | None = None
 
 
-def read_facts(path: str, max_bytes: int, patcher: str | None = None) -> Facts:
-    """Facts about a bundle, or a checkpoint of any layout.
+def read_facts(path: str, max_bytes: int, patcher: str | None = None) -> ModelFacts:
+    """ModelFacts about a bundle, or a checkpoint of any layout.
 
     Args:
         path: a folder, a hub id or ``random:PRESET``.
@@ -105,8 +105,8 @@ def read_facts(path: str, max_bytes: int, patcher: str | None = None) -> Facts:
     return checkpoint_facts(path, max_bytes, patcher)
 
 
-def bundle_facts(folder: Path, max_bytes: int) -> Facts:
-    """Facts about a bundle; needs no PyTorch."""
+def bundle_facts(folder: Path, max_bytes: int) -> ModelFacts:
+    """ModelFacts about a bundle; needs no PyTorch."""
     manifest, config = load_manifest(folder), load_config(folder)
     sizes = {
         part: sum((folder / name).stat().st_size for name in files_of(graph, manifest))
@@ -118,7 +118,7 @@ def bundle_facts(folder: Path, max_bytes: int) -> Facts:
         tables = (folder / EMBEDDINGS_FILE).stat().st_size
         stored["hash embeddings"] = Stored(tables, _table_type(folder))
     memory = Memory(manifest.dtype, sizes, device_buffers(config, manifest.dtype, max_bytes), tables)
-    return Facts(
+    return ModelFacts(
         "bundle", str(folder), config, count_parameters(config), stored, max_bytes, (memory,), traffic(config), manifest
     )
 
@@ -137,8 +137,8 @@ def _table_type(folder: Path) -> str:
     return "-" if table is None else kinds[table.dtype.name]
 
 
-def checkpoint_facts(path: str, max_bytes: int, patcher: str | None) -> Facts:
-    """Facts about a checkpoint; every tensor has been accounted for."""
+def checkpoint_facts(path: str, max_bytes: int, patcher: str | None) -> ModelFacts:
+    """ModelFacts about a checkpoint; every tensor has been accounted for."""
     from fastblt.models.formats.open import DESCRIPTIONS, open_checkpoint
 
     checkpoint = open_checkpoint(path, patcher=patcher)
@@ -152,7 +152,7 @@ def checkpoint_facts(path: str, max_bytes: int, patcher: str | None) -> Facts:
         if size:
             stored[part] = Stored(size, "/".join(sorted({kinds[name] for name in names})))
     memory = tuple(_checkpoint_memory(config, shapes, kinds, dtype, max_bytes) for dtype in DTYPES)
-    return Facts(
+    return ModelFacts(
         DESCRIPTIONS[checkpoint.layout],
         path,
         config,

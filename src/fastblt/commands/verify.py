@@ -42,7 +42,7 @@ class DeviceError(ValueError):
 
 
 @dataclass(frozen=True)
-class Setting:
+class VerifyRequest:
     """What to verify, as the command line gives it."""
 
     backend: str | None = None
@@ -54,7 +54,7 @@ class Setting:
     max_new_bytes: int = 64
 
 
-def run(bundle: Path, setting: Setting, json_file: Path | None) -> None:
+def run(bundle: Path, setting: VerifyRequest, json_file: Path | None) -> None:
     """Compare, audit, print, and fail where something is amiss.
 
     Raises:
@@ -118,7 +118,7 @@ def _compare(
     reference: OnnxRuntimeBackend,
     candidate: DeviceBackend,
     methods: tuple[str, ...],
-    setting: Setting,
+    setting: VerifyRequest,
     console: Console,
 ) -> list[Comparison]:
     texts = [load_text(corpus) for corpus in CORPORA]
@@ -135,7 +135,7 @@ def _audit(
     candidate: DeviceBackend,
     methods: tuple[str, ...],
     manifest: Manifest,
-    setting: Setting,
+    setting: VerifyRequest,
     console: Console,
 ) -> list[AuditRow]:
     prompts = [(name, data[:_AUDIT_PROMPT_BYTES]) for name, data in distinct_prompts()[: setting.prompts]]

@@ -18,11 +18,11 @@ from fastblt.runtime.bundle.manifest import BundleError
 def bundle(tiny_bundle: Path, tmp_path: Path) -> Path:
     """A bundle with one folder of engines, of the test's own."""
     pytest.importorskip("tensorrt_rtx")
-    from fastblt.export.engine_compiler import Request, compile_bundle
+    from fastblt.export.engine_compiler import CompileRequest, compile_bundle
     from fastblt.runtime.bundle.tensorrt_library import load_library
 
     shutil.copytree(tiny_bundle, tmp_path / "bundle")
-    compile_bundle(tmp_path / "bundle", load_library("tensorrt-rtx"), Request((89,), (256,)))
+    compile_bundle(tmp_path / "bundle", load_library("tensorrt-rtx"), CompileRequest((89,), (256,)))
     return tmp_path / "bundle"
 
 

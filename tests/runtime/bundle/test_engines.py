@@ -11,7 +11,7 @@ import pytest
 from fakes import tensorrt as fake
 from fakes.cuda import FakeCuda
 
-from fastblt.export.engine_compiler import Request, compile_bundle
+from fastblt.export.engine_compiler import CompileRequest, compile_bundle
 from fastblt.runtime.backends.gpu import kernel_cache
 from fastblt.runtime.backends.gpu.cuda import CudaError
 from fastblt.runtime.blt_runtime import BltRuntime
@@ -180,7 +180,7 @@ def test_standard_graphs_are_refused_when_the_library_has_no_layers_for_them(
     with pytest.raises(
         TensorRtError, match=r"found standard graphs, .* expected lowered ones \(fastblt export --lowered\)"
     ):
-        compile_bundle(original, library, Request((89,), (256,)))
+        compile_bundle(original, library, CompileRequest((89,), (256,)))
 
 
 def test_provider_is_refused_when_it_is_not_the_gpu(bundle: Path, gpu: FakeCuda) -> None:

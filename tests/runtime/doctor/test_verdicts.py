@@ -4,10 +4,10 @@ import dataclasses
 
 import pytest
 
-from fastblt.runtime.doctor.facts import Facts, Gpu, Library, look
-from fastblt.runtime.doctor.verdicts import Verdict, judge
+from fastblt.runtime.doctor.facts import Gpu, Library, MachineFacts, probe
+from fastblt.runtime.doctor.verdicts import Verdict, assess
 
-BARE = Facts("Linux x86_64", "3.12.1", "a processor", 8, 32 * 2**30)
+BARE = MachineFacts("Linux x86_64", "3.12.1", "a processor", 8, 32 * 2**30)
 RTX_4090 = dataclasses.replace(
     BARE,
     driver_cuda="13.0",
@@ -35,11 +35,11 @@ ORIN = dataclasses.replace(
 H100 = dataclasses.replace(RTX_4090, gpus=(Gpu("NVIDIA H100", 90, 80 * 2**30, 79 * 2**30),))
 
 
-def verdicts(facts: Facts) -> dict[str, Verdict]:
-    return {verdict.way: verdict for verdict in judge(facts)}
+def verdicts(facts: MachineFacts) -> dict[str, Verdict]:
+    return {verdict.way: verdict for verdict in assess(facts)}
 
 
-def works(facts: Facts) -> set[str]:
+def works(facts: MachineFacts) -> set[str]:
     return {way for way, verdict in verdicts(facts).items() if verdict.works}
 
 
@@ -111,7 +111,7 @@ def test_one_thing_that_is_missing_is_named(change: dict[str, object], way: str,
 
 
 def test_looking_finds_this_machine_and_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
-    facts = look()
+    facts = probe()
     assert capfd.readouterr() == ("", "")
     assert facts.onnxruntime is not None
     assert "onnxruntime on the CPU" in works(facts)

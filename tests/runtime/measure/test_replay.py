@@ -13,7 +13,7 @@ from fastblt.runtime.backends.protocol import PARTS, Backend, DecoderRows, Float
 from fastblt.runtime.blt_runtime import BltRuntime
 from fastblt.runtime.generation import Generation
 from fastblt.runtime.measure.replay.backend import ReplayBackend, ReplayCounts, replay_text
-from fastblt.runtime.measure.replay.rates import Profile, ReplaySetting
+from fastblt.runtime.measure.replay.rates import ReplayProfile, ReplayRates
 
 PROMPT = b"prompt"
 LENGTH = 1200
@@ -64,7 +64,7 @@ class CountingBackend:
         self.calls["decoder"] += len(tokens)
         return np.array(tokens), np.full(len(tokens), 0.5, dtype=np.float32)
 
-    def keeps(self, position: int, open_patch: int) -> bool:
+    def can_resume_from(self, position: int, open_patch: int) -> bool:
         return True
 
     def moved_bytes(self, part: str, position: int, rows: int) -> int:
@@ -80,7 +80,7 @@ def config(tiny_config: BltConfig) -> BltConfig:
 
 def replayed(config: BltConfig, method: str, text: str, length: int = LENGTH) -> tuple[Generation, ReplayBackend]:
     """A generation over a `CountingBackend`."""
-    profile = ReplaySetting.parse(text, [method]).profile(method, config)
+    profile = ReplayRates.parse(text, [method]).profile(method, config)
     backend = ReplayBackend(CountingBackend(config, length + 50), profile)
     return BltRuntime(backend).generate(PROMPT, length, method=method), backend
 
@@ -176,7 +176,7 @@ def test_counts_are_those_since_the_last_call(config: BltConfig) -> None:
 @pytest.mark.parametrize("method", ["ar", "s:4", "d:4@0.7", "dv:4@one", "dv:4@0.3+partial"])
 def test_replay_drives_a_real_bundle(open_backend: Any, method: str) -> None:
     real: Backend = open_backend("onnxruntime", "embedding", 200)
-    profile = ReplaySetting.parse("acceptance=0.75,steps=1.5,patch=3", [method]).profile(method, real.config)
+    profile = ReplayRates.parse("acceptance=0.75,steps=1.5,patch=3", [method]).profile(method, real.config)
     found = BltRuntime(ReplayBackend(real, profile)).generate(PROMPT, 120, method=method)
     assert found.data == expected_text(120)
     if found.stats.drafted:
@@ -185,14 +185,14 @@ def test_replay_drives_a_real_bundle(open_backend: Any, method: str) -> None:
 
 def test_replay_of_a_model_without_mask_row_drafts_bytes(open_backend: Any) -> None:
     real: Backend = open_backend("onnxruntime", "encoder", 200)
-    found = BltRuntime(ReplayBackend(real, Profile(0.9, 0.0, 0.5, 2.0))).generate(PROMPT, 120, method="s:4")
+    found = BltRuntime(ReplayBackend(real, ReplayProfile(0.9, 0.0, 0.5, 2.0))).generate(PROMPT, 120, method="s:4")
     assert found.data == expected_text(120)
     assert found.stats.acceptance == pytest.approx((0.9 + 0.81 + 0.729 + 0.6561) / 4, abs=0.06)
 
 
 def test_two_replays_over_one_backend_know_whose_session_it_is(config: BltConfig) -> None:
     real = CountingBackend(config, 300)
-    profile = Profile(0.5, 0.5, 0.5, 2.0)
+    profile = ReplayProfile(0.5, 0.5, 0.5, 2.0)
     one, other = BltRuntime(ReplayBackend(real, profile)), BltRuntime(ReplayBackend(real, profile))
     stream = one.stream(b"", 9)
     next(stream)

@@ -4,7 +4,7 @@ import pytest
 
 from fastblt.models.config import BltConfig
 from fastblt.models.presets import preset
-from fastblt.runtime.measure.replay.rates import ReplayError, ReplaySetting, rate_for
+from fastblt.runtime.measure.replay.rates import ReplayError, ReplayRates, rate_for
 
 MEASURED = ["ar", "s:4", "s:8", "s:16", "d:8@0.7", "d:8@one", "dv:8@one", "dv:8@0.3", "dv:8@one+partial", "auto"]
 
@@ -36,7 +36,7 @@ def config() -> BltConfig:
 )
 def test_malformed_replay_is_quoted(text: str, named: str) -> None:
     with pytest.raises(ReplayError) as caught:
-        ReplaySetting.parse(text, MEASURED)
+        ReplayRates.parse(text, MEASURED)
     assert str(caught.value).startswith("--replay: ")
     assert named in str(caught.value)
 
@@ -57,13 +57,13 @@ def test_malformed_replay_is_quoted(text: str, named: str) -> None:
 )
 def test_replay_that_no_run_can_show_is_refused(config: BltConfig, text: str, method: str, named: str) -> None:
     with pytest.raises(ReplayError) as caught:
-        ReplaySetting.parse(text, MEASURED).profile(method, config)
+        ReplayRates.parse(text, MEASURED).profile(method, config)
     assert named in str(caught.value)
 
 
 def test_items_for_a_method_win_over_general_ones_and_later_ones_over_earlier(config: BltConfig) -> None:
     text = "s:8/acceptance=0.7, acceptance=0.9,acceptance=0.8,patch=3,patch=2"
-    setting = ReplaySetting.parse(text, MEASURED)
+    setting = ReplayRates.parse(text, MEASURED)
     found = [setting.profile(method, config) for method in ("s:8", "s:16")]
     assert [profile.acceptance for profile in found] == [0.7, 0.8]
     assert {profile.patch for profile in found} == {2.0}
@@ -71,11 +71,11 @@ def test_items_for_a_method_win_over_general_ones_and_later_ones_over_earlier(co
 
 
 def test_patches_have_the_papers_length_unless_given(config: BltConfig) -> None:
-    assert ReplaySetting.parse("acceptance=0.9", MEASURED).profile("s:8", config).patch == 4.0
+    assert ReplayRates.parse("acceptance=0.9", MEASURED).profile("s:8", config).patch == 4.0
 
 
 def test_paper_gives_each_method_its_figures(config: BltConfig) -> None:
-    setting = ReplaySetting.parse("paper,s:16/acceptance=0.5", MEASURED)
+    setting = ReplayRates.parse("paper,s:16/acceptance=0.5", MEASURED)
     profiles = {method: setting.profile(method, config) for method in [*MEASURED, "dv:8@one+partial", "d:16@0.7"]}
     assert {profile.patch for profile in profiles.values()} == {2.05}
     assert profiles["s:8"].acceptance == 0.9114
@@ -90,12 +90,12 @@ def test_paper_gives_each_method_its_figures(config: BltConfig) -> None:
 
 
 def test_one_step_needs_no_steps_and_ignores_them(config: BltConfig) -> None:
-    setting = ReplaySetting.parse("acceptance=0.8,steps=3", MEASURED)
+    setting = ReplayRates.parse("acceptance=0.8,steps=3", MEASURED)
     assert setting.profile("dv:8@one", config).steps == setting.profile("d:8@one", config).steps == 1.0
 
 
 def test_row_before_a_block_drafts_only_where_the_model_does_not_judge_by_it(config: BltConfig) -> None:
-    setting = ReplaySetting.parse("acceptance=0.8,steps=3", MEASURED)
+    setting = ReplayRates.parse("acceptance=0.8,steps=3", MEASURED)
     drafts = {m: setting.profile(m, config).clean_drafts for m in ("dv:8@one", "dv:8@one+partial", "d:8@0.7", "auto")}
     assert drafts == {"dv:8@one": True, "dv:8@one+partial": False, "d:8@0.7": False, "auto": True}
     # 1 + a + ... + a^7 = 6.4 there, a + ... + a^8 = 6.4 elsewhere.
@@ -110,7 +110,7 @@ def test_row_before_a_block_drafts_only_where_the_model_does_not_judge_by_it(con
 def test_longest_patch_of_a_model_without_limit_is_not_bounded(config: BltConfig) -> None:
     patching = dataclasses.replace(config.patching, max_patch_length=None)
     endless = dataclasses.replace(config, patching=patching)
-    assert ReplaySetting.parse("patch=20", MEASURED).profile("ar", endless).patch_rate == pytest.approx(0.95, abs=1e-6)
+    assert ReplayRates.parse("patch=20", MEASURED).profile("ar", endless).patch_rate == pytest.approx(0.95, abs=1e-6)
 
 
 @pytest.mark.parametrize(("mean", "count", "rate"), [(0.75, 2, 0.5), (0.0, 8, 0.0), (8.0, 8, 1.0), (0.0, 0, 1.0)])

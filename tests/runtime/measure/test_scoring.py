@@ -24,7 +24,7 @@ from fastblt.runtime.measure.agreement import common_prefix
 from fastblt.runtime.measure.scoring.comparison import BOUNDS, Bounds, compare
 from fastblt.runtime.measure.scoring.figures import OVERALL, sum_up
 from fastblt.runtime.measure.scoring.free_running import Generated, generate_all, type_token_ratio
-from fastblt.runtime.measure.scoring.plan import Plan, Request, SamplingPoint, make_plan
+from fastblt.runtime.measure.scoring.plan import SamplingPoint, ScoringPlan, ScoringRequest, make_scoring_plan
 from fastblt.runtime.measure.scoring.scores import Scores, score, steps
 from fastblt.runtime.measure.scoring.teacher_forced import (
     BlockOutcome,
@@ -50,8 +50,10 @@ def window(seed: int = 0) -> Ids:
     return encode(np.random.default_rng(seed).bytes(WINDOW))
 
 
-def plan_of(*drafts: str, blocks: tuple[str, ...] = (), mask_size: int = 0, rates: tuple[float, ...] = ()) -> Plan:
-    return Plan(
+def plan_of(
+    *drafts: str, blocks: tuple[str, ...] = (), mask_size: int = 0, rates: tuple[float, ...] = ()
+) -> ScoringPlan:
+    return ScoringPlan(
         drafts=tuple(map(parse_method, drafts)),
         blocks=tuple(map(parse_method, blocks)),
         mask_size=mask_size,
@@ -61,7 +63,7 @@ def plan_of(*drafts: str, blocks: tuple[str, ...] = (), mask_size: int = 0, rate
     )
 
 
-def places(plan: Plan) -> list[int]:
+def places(plan: ScoringPlan) -> list[int]:
     return anchors(WINDOW, plan.anchors, plan.longest_block)
 
 
@@ -105,7 +107,7 @@ def block_backend(request: pytest.FixtureRequest, open_backend: Callable[[str, s
 @pytest.mark.parametrize("seed", [0, 1])
 def test_bits_and_patches_equal_whole_sequence_model(backend: Backend, model_of: ModelOf, seed: int) -> None:
     ids = window(seed)
-    found = score_window(backend, ids, Plan(anchors=1))
+    found = score_window(backend, ids, ScoringPlan(anchors=1))
     logits, _ = model_of(backend)(tensor(ids[:-1]))
     nats = torch.nn.functional.cross_entropy(logits[0].double(), torch.from_numpy(ids[1:]), reduction="sum")
     assert found.bytes == WINDOW
@@ -238,40 +240,42 @@ def test_anchors_leave_room_for_blocks_and_are_even() -> None:
 
 def test_plan_fits_request_to_model(tiny_config: BltConfig, tiny_encoder_config: BltConfig) -> None:
     size = tiny_config.block_size
-    plan = make_plan(Request(k=(4,), draft_rules=("one",), rules=("0.7",), top_p=(0.5,), gamma=("1.0",)), tiny_config)
+    plan = make_scoring_plan(
+        ScoringRequest(k=(4,), draft_rules=("one",), rules=("0.7",), top_p=(0.5,), gamma=("1.0",)), tiny_config
+    )
     assert [method.name for method in plan.drafts] == ["s:4", f"dv:{size // 2}@one", f"dv:{size}@one"]
     assert [method.name for method in plan.blocks] == [f"d:{size}@0.7"]
     points = [(point.method.name, point.top_p, point.gamma) for point in plan.sampling]
     assert points == [("ar", 0.5, None), (f"d:{size}@eb1.0", 0.5, 1.0)]
     assert (plan.mask_size, plan.left_out) == (size, ())
-    without = make_plan(Request(), tiny_encoder_config)
+    without = make_scoring_plan(ScoringRequest(), tiny_encoder_config)
     assert [method.name for method in without.drafts] == ["s:4", "s:8", "s:16"]
     assert (without.blocks, without.mask_size) == ((), 0)
     assert {point.method.name for point in without.sampling} == {"ar"}
     assert len(without.left_out) == 1
-    assert make_plan(Request(mask_rates=()), tiny_config).mask_size == 0
+    assert make_scoring_plan(ScoringRequest(mask_rates=()), tiny_config).mask_size == 0
 
 
 @pytest.mark.parametrize(
     ("request_", "error", "message"),
     [
-        (Request(k=(64,)), MethodError, "expected 1..63"),
-        (Request(blocks=(400,)), MethodError, "expected at most"),
-        (Request(rules=("2.0",)), MethodError, "unmasking rule '2.0'"),
-        (Request(draft_rules=("two",)), MethodError, "unmasking rule 'two'"),
-        (Request(gamma=("x",)), MethodError, "unmasking rule 'ebx'"),
-        (Request(top_p=(1.5,)), SamplingError, "top_p: found 1.5"),
-        (Request(mask_rates=(1.5,)), ValueError, "mask rate: found 1.5"),
+        (ScoringRequest(k=(64,)), MethodError, "expected 1..63"),
+        (ScoringRequest(blocks=(400,)), MethodError, "expected at most"),
+        (ScoringRequest(rules=("2.0",)), MethodError, "unmasking rule '2.0'"),
+        (ScoringRequest(draft_rules=("two",)), MethodError, "unmasking rule 'two'"),
+        (ScoringRequest(gamma=("x",)), MethodError, "unmasking rule 'ebx'"),
+        (ScoringRequest(top_p=(1.5,)), SamplingError, "top_p: found 1.5"),
+        (ScoringRequest(mask_rates=(1.5,)), ValueError, "mask rate: found 1.5"),
     ],
 )
-def test_plan_refuses(tiny_config: BltConfig, request_: Request, error: type[Exception], message: str) -> None:
+def test_plan_refuses(tiny_config: BltConfig, request_: ScoringRequest, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
-        make_plan(request_, tiny_config)
+        make_scoring_plan(request_, tiny_config)
 
 
 def test_blocks_are_refused_where_the_model_has_none(tiny_encoder_config: BltConfig) -> None:
     with pytest.raises(MethodError, match="no \\[MASK\\] row"):
-        make_plan(Request(blocks=(4,)), tiny_encoder_config)
+        make_scoring_plan(ScoringRequest(blocks=(4,)), tiny_encoder_config)
 
 
 def test_type_token_ratio_is_of_words_between_white_space() -> None:
@@ -403,8 +407,8 @@ def test_ties_are_allowed_up_to_the_bound() -> None:
 
 
 @pytest.fixture(scope="module")
-def small() -> Plan:
-    return Plan(
+def small() -> ScoringPlan:
+    return ScoringPlan(
         drafts=(parse_method("s:4"), parse_method("dv:4@one")),
         blocks=(parse_method("d:4@0.5"),),
         mask_size=4,
@@ -418,7 +422,7 @@ def test_graphs_agree_with_eager_and_another_model_does_not(
     open_backend: Callable[[str, str, int], Backend],
     make_model: Callable[..., Blt],
     tiny_config: BltConfig,
-    small: Plan,
+    small: ScoringPlan,
 ) -> None:
     runtimes = {
         "onnxruntime": BltRuntime(open_backend("onnxruntime", "embedding", 128)),
@@ -442,7 +446,7 @@ def test_graphs_agree_with_eager_and_another_model_does_not(
     assert wrong >= {"bits_per_byte", "patches", "generation", "diversity"}
 
 
-def test_scores_are_the_same_at_every_call(tiny_model: Blt, small: Plan) -> None:
+def test_scores_are_the_same_at_every_call(tiny_model: Blt, small: ScoringPlan) -> None:
     runtime = BltRuntime(EagerBackend(tiny_model, 128))
     texts = {"a": [encode(bytes(range(60, 124)))]}
     one, two = (score(runtime, texts, [b"a"], small) for _ in range(2))

@@ -132,7 +132,7 @@ class TableBackend:
                 break
         return np.array(tokens), np.ones(len(tokens), dtype=np.float32)
 
-    def keeps(self, position: int, open_patch: int) -> bool:
+    def can_resume_from(self, position: int, open_patch: int) -> bool:
         return True
 
     def moved_bytes(self, part: str, position: int, rows: int) -> int:
@@ -391,7 +391,7 @@ def judged(p: Distribution, q: Distribution | None, token: int, points: int) -> 
     for first in middles:
         for second in middles:
             sampler._rng = grid = Grid(first, second)  # type: ignore[assignment]
-            kept, following = sampler.judge(Draft([token], [q]), 0, rows)
+            kept, following = sampler.verify(Draft([token], [q]), 0, rows)
             assert (following is None) == (kept == 1)
             if grid.used == 1:
                 found[token if following is None else following] += points
@@ -432,7 +432,7 @@ def test_byte_drawn_from_the_model_itself_is_always_kept(p: list[int], data: st.
     logits = np.log(np.array(p) + 1e-9)[None].astype(np.float32)
     sampler, rows = Sampler(1.0, 1.0, data.draw(st.integers(0, 99))), rows_of(logits)
     token, q = sampler.draw(rows, 0)
-    assert sampler.judge(Draft([token], [q]), 0, rows) == (1, None)
+    assert sampler.verify(Draft([token], [q]), 0, rows) == (1, None)
 
 
 def test_judge_goes_on_where_it_stopped_and_ends_with_a_free_byte() -> None:
@@ -443,13 +443,13 @@ def test_judge_goes_on_where_it_stopped_and_ends_with_a_free_byte() -> None:
     for seed in range(60):
         q = [sampler_q(random) for _ in range(3)]
         draft = Draft([int(random.choice(5, p=p)) for p in q], [q[0], None, q[2]])
-        whole = Sampler(1.0, 1.0, seed).judge(draft, 0, rows)
+        whole = Sampler(1.0, 1.0, seed).verify(draft, 0, rows)
         for cut in range(1, 4):
             sampler = Sampler(1.0, 1.0, seed)
-            kept, following = sampler.judge(draft, 0, rows.part(0, cut))
+            kept, following = sampler.verify(draft, 0, rows.part(0, cut))
             if following is None:
                 assert kept == cut
-                kept, following = sampler.judge(draft, kept, rows.part(cut))
+                kept, following = sampler.verify(draft, kept, rows.part(cut))
             assert (kept, following) == whole
         assert whole[1] is not None
         ends[whole[0]] += 1

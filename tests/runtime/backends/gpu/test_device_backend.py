@@ -27,7 +27,7 @@ from fastblt.runtime.backends.gpu.backend import DeviceBackend
 from fastblt.runtime.backends.gpu.cuda import Cuda, Stream
 from fastblt.runtime.backends.gpu.onnxruntime_executor import OnnxRuntimeExecutor
 from fastblt.runtime.backends.gpu.sliding import CALL_ROWS, CapacityError, cache_slots
-from fastblt.runtime.backends.gpu.tensor_table import place_of
+from fastblt.runtime.backends.gpu.tensor_table import binding_of
 from fastblt.runtime.backends.providers import ProviderError, cuda_works
 from fastblt.runtime.blt_runtime import BltRuntime
 from fastblt.runtime.bundle.manifest import BundleError, load_manifest
@@ -232,7 +232,7 @@ def test_role_that_is_unknown_is_refused_by_name(shipped: dict[str, Path], gpu: 
     graph = load_manifest(shipped["fp32"]).graphs["decoder"]
     odd = dataclasses.replace(graph.inputs[0], role="mood")
     with pytest.raises(BundleError, match=r"decoder\.onnx: tensor ids: found role 'mood'"):
-        place_of(odd, graph)
+        binding_of(odd, graph)
 
 
 @pytest.mark.parametrize("decoder_input", ["embedding", "encoder"])
