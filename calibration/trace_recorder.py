@@ -20,6 +20,7 @@ from fastblt.models.tokens import MASK_ID
 from fastblt.runtime.backends.cpu.backend import OnnxRuntimeBackend
 from fastblt.runtime.backends.cpu.bound_graph import Binding
 from fastblt.runtime.blt_runtime import BltRuntime
+from fastblt.runtime.methods.registry import trace_methods
 
 #: Kinds of calls. A block that is denoised is told apart by how much of it is hidden, in quarters.
 STRATA = ("prefill", "byte", "chunk")
@@ -40,9 +41,8 @@ class RecordingSetting:
     seed: int = 0
 
     def methods(self, config: BltConfig) -> tuple[str, ...]:
-        """Every way of decoding that the model has."""
-        size = config.block_size
-        return ("ar", "s:8", f"dv:{size}@one", f"d:{size}@0.7") if size else ("ar", "s:8")
+        """Return the names of the methods that activations are recorded with."""
+        return trace_methods(config)
 
     def facts(self, config: BltConfig) -> dict[str, object]:
         """What determines the samples, as plain JSON."""

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from fastblt.models.config import BltConfig
+from fastblt.runtime.methods.entry import MethodEntry
 from fastblt.runtime.methods.method import MethodError, Round
 from fastblt.runtime.sequence.sampling import Sampler
 from fastblt.runtime.sequence.session import Session
@@ -39,3 +40,15 @@ def sample_next(session: Session, sampler: Sampler) -> Round:
     token = sampler.choose(session.score(), -1)
     session.append([token])
     return Round((token,), ("sampled",))
+
+
+ENTRY = MethodEntry(
+    name="ar",
+    syntax="ar",
+    examples=("ar",),
+    summary="autoregressive: one byte per step",
+    parse=Autoregressive.parse,
+    audited=("ar",),
+    benchmarked=("ar",),
+    traced=lambda config: ("ar",),
+)

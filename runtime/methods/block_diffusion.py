@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from fastblt.runtime.backends.protocol import DecoderRows, Ids
 from fastblt.runtime.methods.block_argument import BlockArgument, BlockMethod
+from fastblt.runtime.methods.entry import MethodEntry
 from fastblt.runtime.methods.method import Origin, Round
 from fastblt.runtime.sequence.sampling import Sampler
 from fastblt.runtime.sequence.session import Session
@@ -39,3 +40,14 @@ class BlockDiffusion(BlockMethod):
             tokens = argument.denoise(session, sampler, first_pass).tokens
             session.append(tokens)
             yield Round(tuple(tokens), (origin,) * argument.size)
+
+
+ENTRY = MethodEntry(
+    name="d",
+    syntax="d:B@RULE",
+    examples=("d:8@0.7", "d:8@eb1.0"),
+    summary="diffusion: blocks of B bytes are denoised and kept unverified",
+    parse=BlockDiffusion.parse,
+    audited=("d:8@0.7", "d:8@eb1.0"),
+    traced=lambda config: (f"d:{config.block_size}@0.7",) if config.block_size else (),
+)

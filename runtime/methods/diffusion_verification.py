@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from fastblt.runtime.backends.protocol import DecoderRows, Ids
 from fastblt.runtime.methods.ar import sample_next
 from fastblt.runtime.methods.block_argument import BlockArgument, BlockMethod
+from fastblt.runtime.methods.entry import MethodEntry
 from fastblt.runtime.methods.method import Round
 from fastblt.runtime.methods.verification import verify
 from fastblt.runtime.sequence.sampling import Sampler
@@ -52,3 +53,14 @@ class DiffusionVerification(BlockMethod):
 
         draft = self.argument.denoise(session, sampler, first_pass)
         return verify(session, sampler, draft, in_parts=True, before=kept[0])
+
+
+ENTRY = MethodEntry(
+    name="dv",
+    syntax="dv:B@RULE",
+    examples=("dv:8@one",),
+    summary="diffusion with verification: blocks of B bytes are denoised, the model verifies them",
+    parse=DiffusionVerification.parse,
+    audited=("dv:8@one", "dv:8@0.3", "dv:8@eb1.5", "dv:8@one+partial"),
+    traced=lambda config: (f"dv:{config.block_size}@one",) if config.block_size else (),
+)

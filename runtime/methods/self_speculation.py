@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from fastblt.models.config import BltConfig
 from fastblt.runtime.backends.protocol import DRAFT_SLACK, DecoderRows
 from fastblt.runtime.methods.ar import sample_next
+from fastblt.runtime.methods.entry import MethodEntry
 from fastblt.runtime.methods.method import MethodError, Round
 from fastblt.runtime.methods.verification import verify
 from fastblt.runtime.sequence.sampling import Distribution, Draft, Sampler
@@ -55,3 +56,15 @@ def draft_bytes(session: Session, sampler: Sampler, count: int) -> Draft:
         return token, True
 
     return Draft(session.draft(count, pick)[0].tolist(), proposals)
+
+
+ENTRY = MethodEntry(
+    name="s",
+    syntax="s:K",
+    examples=("s:8",),
+    summary="self-speculation: the decoder drafts K bytes, the model verifies them",
+    parse=SelfSpeculation.parse,
+    audited=("s:4", "s:8", "s:16"),
+    benchmarked=("s:4", "s:8", "s:16"),
+    traced=lambda config: ("s:8",),
+)

@@ -15,6 +15,7 @@ from fastblt.models.config import BltConfig
 from fastblt.runtime.backends.protocol import Backend
 from fastblt.runtime.methods.adaptive.drafters import BlockDrafter, ByteDrafter, Drafter
 from fastblt.runtime.methods.ar import sample_next
+from fastblt.runtime.methods.entry import MethodEntry
 from fastblt.runtime.methods.method import MethodError, Round
 from fastblt.runtime.sequence.sampling import Sampler
 from fastblt.runtime.sequence.session import Session
@@ -82,3 +83,14 @@ class Adaptive:
         yield sample_next(session, sampler)
         while True:
             yield policy.round(session, sampler)
+
+
+ENTRY = MethodEntry(
+    name="auto",
+    syntax="auto",
+    examples=("auto",),
+    summary="chooses method and draft length as it goes, by what is fastest",
+    parse=Adaptive.parse,
+    audited=("auto",),
+    benchmarked=("auto",),
+)
