@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from fastblt.models.config import BltConfig
 from fastblt.runtime.methods.entry import MethodEntry
 from fastblt.runtime.methods.method import MethodError, Round
+from fastblt.runtime.methods.replay_profile import Rates, ReplayProfile
 from fastblt.runtime.sequence.sampling import Sampler
 from fastblt.runtime.sequence.session import Session
 
@@ -27,7 +28,11 @@ class Autoregressive:
         return cls()
 
     def check(self, config: BltConfig) -> None:
-        """Every model can."""
+        """Accept every model."""
+
+    def replay_profile(self, rates: Rates, config: BltConfig) -> ReplayProfile:
+        """Implement `Replayable.replay_profile`: nothing is drafted, so no rate applies."""
+        return ReplayProfile()
 
     def rounds(self, session: Session, sampler: Sampler) -> Iterator[Round]:
         """Generate for ever; the session's last token is the last byte of the prompt."""

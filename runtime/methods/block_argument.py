@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fastblt.models.config import BltConfig
-from fastblt.runtime.methods.denoising import FirstPass, Rule, denoise, parse_rule
+from fastblt.runtime.methods.denoising import FirstPass, OneStep, Rule, denoise, parse_rule
 from fastblt.runtime.methods.method import MethodError
+from fastblt.runtime.methods.replay_profile import STEPS, Rates, ReplayError
 from fastblt.runtime.sequence.sampling import Draft, Sampler
 from fastblt.runtime.sequence.session import Latent, Session
 
@@ -59,6 +60,20 @@ class BlockArgument:
     def denoise(self, session: Session, sampler: Sampler, first_pass: FirstPass) -> Draft:
         """Decide one block, see `fastblt.runtime.methods.denoising.denoise`."""
         return denoise(session, sampler, self.size, self.rule, first_pass, clean_first=self.clean_first)
+
+    def replay_steps(self, rates: Rates) -> float:
+        """Return the decoder calls that a block takes in a replay.
+
+        Raises:
+            ReplayError: there is no such rate, or a block has fewer bytes to decide than it has steps.
+        """
+        if isinstance(self.rule, OneStep):
+            return 1.0
+        steps = rates.needed(self.name, STEPS)
+        most = max(1, self.size - self.clean_first)
+        if steps > most:
+            raise ReplayError(f"--replay: found steps={steps:g} for {self.name}, expected at most {most}")
+        return steps
 
     def check(self, config: BltConfig) -> None:
         """Raise `MethodError` where a model cannot denoise such blocks."""

@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from fastblt.models.config import BltConfig
 from fastblt.runtime.backends.protocol import DecoderRows, Ids
 from fastblt.runtime.methods.block_argument import BlockArgument, BlockMethod
 from fastblt.runtime.methods.entry import MethodEntry
 from fastblt.runtime.methods.method import Origin, Round
+from fastblt.runtime.methods.replay_profile import Rates, ReplayProfile
 from fastblt.runtime.sequence.sampling import Sampler
 from fastblt.runtime.sequence.session import Session
 
@@ -27,6 +29,10 @@ class BlockDiffusion(BlockMethod):
     def parse(cls, argument: str) -> BlockDiffusion:
         """The method of ``d:B@RULE`` and its options, see `BlockArgument`."""
         return cls(BlockArgument.parse("d", argument, rule="0.7", latent="closed"))
+
+    def replay_profile(self, rates: Rates, config: BltConfig) -> ReplayProfile:
+        """Implement `Replayable.replay_profile`: every byte is kept, blocks take the wanted steps."""
+        return ReplayProfile(steps=self.argument.replay_steps(rates), clean_first=self.argument.clean_first)
 
     def rounds(self, session: Session, sampler: Sampler) -> Iterator[Round]:
         """Generate for ever; the first round scores the prompt."""

@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from fastblt.models.config import BltConfig
 from fastblt.runtime.backends.protocol import DecoderRows, Ids
 from fastblt.runtime.methods.ar import sample_next
 from fastblt.runtime.methods.block_argument import BlockArgument, BlockMethod
 from fastblt.runtime.methods.entry import MethodEntry
 from fastblt.runtime.methods.method import Round
+from fastblt.runtime.methods.replay_profile import ACCEPTANCE, Rates, ReplayError, ReplayProfile, rate_for
 from fastblt.runtime.methods.verification import verify
 from fastblt.runtime.sequence.sampling import Sampler
 from fastblt.runtime.sequence.session import Session
@@ -29,6 +31,30 @@ class DiffusionVerification(BlockMethod):
     def parse(cls, argument: str) -> DiffusionVerification:
         """The method of ``dv:B@RULE`` and its options, see `BlockArgument`."""
         return cls(BlockArgument.parse("dv", argument, rule="one", latent="closed"))
+
+    def replay_profile(self, rates: Rates, config: BltConfig) -> ReplayProfile:
+        """Implement `Replayable.replay_profile`.
+
+        With the open patch's latent, the row before the block is the model's own: what it drafts is always kept.
+        """
+        argument = self.argument
+        acceptance = rates.needed(self.name, ACCEPTANCE)
+        clean_drafts = argument.latent == "closed"
+        sure = argument.clean_first and not clean_drafts
+        if sure and acceptance * argument.size < 1:
+            raise ReplayError(
+                f"--replay: found acceptance={acceptance:g} for {self.name}, expected at least "
+                f"{1 / argument.size:g}: its first byte is always kept"
+            )
+        rate = rate_for(acceptance * argument.size - sure, argument.size - sure)
+        return ReplayProfile(
+            rate,
+            rate,
+            acceptance=acceptance,
+            steps=argument.replay_steps(rates),
+            clean_first=argument.clean_first,
+            clean_drafts=clean_drafts,
+        )
 
     def rounds(self, session: Session, sampler: Sampler) -> Iterator[Round]:
         """Generate for ever; the first round scores the prompt, which gives the first byte."""

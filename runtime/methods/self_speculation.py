@@ -10,6 +10,7 @@ from fastblt.runtime.backends.protocol import DRAFT_SLACK, DecoderRows
 from fastblt.runtime.methods.ar import sample_next
 from fastblt.runtime.methods.entry import MethodEntry
 from fastblt.runtime.methods.method import MethodError, Round
+from fastblt.runtime.methods.replay_profile import ACCEPTANCE, Rates, ReplayProfile, rate_for
 from fastblt.runtime.methods.verification import verify
 from fastblt.runtime.sequence.sampling import Distribution, Draft, Sampler
 from fastblt.runtime.sequence.session import Session
@@ -35,7 +36,13 @@ class SelfSpeculation:
         return f"s:{self.k}"
 
     def check(self, config: BltConfig) -> None:
-        """Every model can."""
+        """Accept every model."""
+
+    def replay_profile(self, rates: Rates, config: BltConfig) -> ReplayProfile:
+        """Implement `Replayable.replay_profile`: a rate that keeps the wanted part of k drafted bytes on average."""
+        acceptance = rates.needed(self.name, ACCEPTANCE)
+        rate = rate_for(acceptance * self.k, self.k)
+        return ReplayProfile(rate, rate, acceptance=acceptance)
 
     def rounds(self, session: Session, sampler: Sampler) -> Iterator[Round]:
         """Generate for ever; the first round scores the prompt, which gives the first byte."""

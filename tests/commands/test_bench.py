@@ -15,8 +15,8 @@ from fastblt.runtime.measure.bench.plan import BenchPlan, Contender, make_bench_
 from fastblt.runtime.measure.bench.rows import BenchRow, Measurement, Run, agreement, decode_rate, identical
 from fastblt.runtime.measure.bench.runner import measure, rotated, write_report
 from fastblt.runtime.measure.replay.backend import ReplayCounts
-from fastblt.runtime.measure.replay.rates import ReplayProfile
 from fastblt.runtime.methods import MethodError
+from fastblt.runtime.methods.replay_profile import ReplayProfile
 from fastblt.runtime.sequence.stats import RunStats
 
 ORT, EAGER = "onnxruntime", "eager"

@@ -25,8 +25,8 @@ from fastblt.runtime.backends.protocol import PARTS
 from fastblt.runtime.measure.agreement import common_prefix
 from fastblt.runtime.measure.bench.plan import AR, EAGER, BenchPlan, Contender
 from fastblt.runtime.measure.replay.backend import ReplayCounts
-from fastblt.runtime.measure.replay.rates import ReplayProfile
 from fastblt.runtime.methods import parse_method
+from fastblt.runtime.methods.replay_profile import ReplayProfile
 from fastblt.runtime.sequence.stats import RunStats
 
 

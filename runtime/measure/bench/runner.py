@@ -22,8 +22,8 @@ from fastblt.runtime.measure.bench.plan import BenchPlan, Contender
 from fastblt.runtime.measure.bench.rows import BenchRow, Measurement, Run
 from fastblt.runtime.measure.peers import Generator
 from fastblt.runtime.measure.replay.backend import ReplayBackend
-from fastblt.runtime.measure.replay.rates import ReplayError, ReplayProfile
 from fastblt.runtime.methods import parse_method
+from fastblt.runtime.methods.replay_profile import ReplayError, ReplayProfile
 
 #: New bytes of the unmeasured first run of a contender: enough rounds to settle buffers and caches.
 WARM_UP_BYTES = 48

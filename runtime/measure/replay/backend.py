@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from fastblt.models.config import BltConfig
 from fastblt.models.tokens import BYTE_OFFSET, MASK_ID, VOCAB_SIZE
 from fastblt.runtime.backends.protocol import DRAFT_SLACK, Backend, DecoderRows, Floats, Ids, Pick
-from fastblt.runtime.measure.replay.rates import ReplayProfile
+from fastblt.runtime.methods.replay_profile import ReplayProfile
 
 _DRAFT_TURN = (math.sqrt(5) - 1) / 2
 _PATCH_TURN = math.sqrt(2) - 1

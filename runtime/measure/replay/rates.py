@@ -13,18 +13,22 @@ Items, with commas between; a later item wins over an earlier one, one for a met
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from fastblt.models.config import BltConfig
-from fastblt.runtime.methods import Method, parse_method
-from fastblt.runtime.methods.block_argument import BlockArgument
-from fastblt.runtime.methods.block_diffusion import BlockDiffusion
-from fastblt.runtime.methods.denoising import OneStep
-from fastblt.runtime.methods.diffusion_verification import DiffusionVerification
-from fastblt.runtime.methods.self_speculation import SelfSpeculation
+from fastblt.runtime.methods import parse_method
+from fastblt.runtime.methods.replay_profile import (
+    ACCEPTANCE,
+    STEPS,
+    ReplayError,
+    ReplayProfile,
+    profile_of,
+    rate_for,
+)
 
-ACCEPTANCE, STEPS, PATCH = "acceptance", "steps", "patch"
+PATCH = "patch"
 _FORM = "expected paper, or acceptance=A, steps=S or patch=P, the first two also as METHOD/KEY=VALUE"
 _PAPER_NAME = "paper"
 _PAPER_PATCH = 2.05
@@ -48,37 +52,6 @@ _RANGES = {
     STEPS: (1.0, 1e6, "a number >= 1"),
     PATCH: (1.0, 1e6, "a number >= 1"),
 }
-
-
-class ReplayError(ValueError):
-    """A replay that is malformed, or that no run of a method can show."""
-
-
-@dataclass(frozen=True)
-class ReplayProfile:
-    """How a method is driven."""
-
-    draft_rate: float
-    """Chance that a byte drafted by a decoder row of its own agrees, given that those before it do."""
-    block_rate: float
-    """The same of a byte of a block."""
-    patch_rate: float
-    """Chance that a patch goes on after each of its bytes, below the maximum length."""
-    patch: float
-    """Bytes per patch."""
-    acceptance: float | None = None
-    """Accepted / drafted that the rates were made for."""
-    steps: float | None = None
-    """Decoder calls of a block."""
-    clean_first: bool = True
-    """Whether the row before a block decides the block's first byte."""
-    clean_drafts: bool = False
-    """Whether that row is part of the draft, not the model's own word."""
-
-    @property
-    def first_is_sure(self) -> bool:
-        """Whether a block's first byte is the model's own word; ``block_rate`` is about the others then."""
-        return self.clean_first and not self.clean_drafts
 
 
 @dataclass(frozen=True)
@@ -123,79 +96,45 @@ class ReplayRates:
                 general[key] = value
         return cls(text, patch, general, by_method, paper)
 
-    def value(self, method: str, key: str) -> float | None:
-        """What holds for a method; None where nothing was said."""
-        paper = _PAPER.get(method.partition("+")[0], {}) if self.paper else {}
-        for source in (self.by_method.get(method, {}), paper, self.general):
-            if key in source:
-                return source[key]
-        return None
+    def own(self, method: str, key: str) -> float | None:
+        """Return what was given for one method alone."""
+        return self.by_method.get(method, {}).get(key)
 
-    def profile(self, name: str, config: BltConfig) -> ReplayProfile:
-        """How a method is driven on a model.
+    def published(self, method: str, key: str) -> float | None:
+        """Return the paper's figure for a method, where the paper's figures were asked for."""
+        return _PAPER.get(method.partition("+")[0], {}).get(key) if self.paper else None
+
+    def needed(self, method: str, key: str) -> float:
+        """Return the rate that holds for a method.
 
         Raises:
-            MethodError: no such method.
-            ReplayError: a figure is missing, or no run of the method can show it.
+            ReplayError: there is none.
         """
-        longest = config.patching.max_patch_length or _LONGEST
-        if self.patch > longest:
-            raise ReplayError(f"--replay: found patch={self.patch:g}, expected at most {longest}, the longest patch")
-        patch_rate = rate_for(self.patch - 1, longest - 1)
-        return self._profile(parse_method(name), patch_rate)
-
-    def _profile(self, method: Method, patch_rate: float) -> ReplayProfile:
-        name = method.name
-        if isinstance(method, SelfSpeculation):
-            acceptance = self._needed(name, ACCEPTANCE)
-            rate = rate_for(acceptance * method.k, method.k)
-            return ReplayProfile(rate, rate, patch_rate, self.patch, acceptance)
-        if isinstance(method, BlockDiffusion):
-            steps, clean_first = self._steps(method.argument), method.argument.clean_first
-            return ReplayProfile(1.0, 1.0, patch_rate, self.patch, steps=steps, clean_first=clean_first)
-        if isinstance(method, DiffusionVerification):
-            return self._block_draft(method.argument, patch_rate)
-        if name == "auto":
-            # Draft lengths are its own choice: no acceptance can be promised.
-            return ReplayProfile(*self._adaptive(name), patch_rate, self.patch, steps=1.0, clean_drafts=True)
-        return ReplayProfile(1.0, 1.0, patch_rate, self.patch)
-
-    def _block_draft(self, argument: BlockArgument, patch_rate: float) -> ReplayProfile:
-        acceptance = self._needed(argument.name, ACCEPTANCE)
-        # With the open patch's latent, the row before the block is the model's own: what it drafts is always kept.
-        clean_drafts = argument.latent == "closed"
-        sure = argument.clean_first and not clean_drafts
-        if sure and acceptance * argument.size < 1:
-            raise ReplayError(
-                f"--replay: found acceptance={acceptance:g} for {argument.name}, expected at least "
-                f"{1 / argument.size:g}: its first byte is always kept"
-            )
-        rate = rate_for(acceptance * argument.size - sure, argument.size - sure)
-        steps = self._steps(argument)
-        return ReplayProfile(rate, rate, patch_rate, self.patch, acceptance, steps, argument.clean_first, clean_drafts)
-
-    def _adaptive(self, name: str) -> tuple[float, float]:
-        """Rates of a byte for drafts whose length is not known: the acceptance itself, or those of the paper's k=8."""
-        own = self.by_method.get(name, {}).get(ACCEPTANCE)
-        if own is None and self.paper:
-            return rate_for(8 * _PAPER["s:8"][ACCEPTANCE], 8), rate_for(8 * _PAPER["dv:8@one"][ACCEPTANCE], 8)
-        rate = self._needed(name, ACCEPTANCE)
-        return rate, rate
-
-    def _steps(self, argument: BlockArgument) -> float:
-        if isinstance(argument.rule, OneStep):
-            return 1.0
-        steps = self._needed(argument.name, STEPS)
-        most = max(1, argument.size - argument.clean_first)
-        if steps > most:
-            raise ReplayError(f"--replay: found steps={steps:g} for {argument.name}, expected at most {most}")
-        return steps
-
-    def _needed(self, method: str, key: str) -> float:
         value = self.value(method, key)
         if value is None:
             raise ReplayError(f"--replay: found no {key} for {method}, expected {key}=VALUE or {method}/{key}=VALUE")
         return value
+
+    def value(self, method: str, key: str) -> float | None:
+        """Return what holds for a method; None where nothing was given."""
+        for found in (self.own(method, key), self.published(method, key)):
+            if found is not None:
+                return found
+        return self.general.get(key)
+
+    def profile(self, name: str, config: BltConfig) -> ReplayProfile:
+        """Return how a method is driven on a model.
+
+        Raises:
+            MethodError: no such method.
+            ReplayError: the method cannot be replayed, a figure is missing, or no run of the method can show it.
+        """
+        longest = config.patching.max_patch_length or _LONGEST
+        if self.patch > longest:
+            raise ReplayError(f"--replay: found patch={self.patch:g}, expected at most {longest}, the longest patch")
+        method = parse_method(name)
+        found = profile_of(method, method.name, self, config)
+        return dataclasses.replace(found, patch_rate=rate_for(self.patch - 1, longest - 1), patch=self.patch)
 
 
 #: Stands for "no limit" of a patch's length.
@@ -215,20 +154,3 @@ def _parse_item(item: str) -> tuple[str, str, float]:
     if not low <= value <= high:
         raise ReplayError(f"--replay: found {item!r}, expected {words} after {key}=")
     return method, key, value
-
-
-def rate_for(mean: float, count: int) -> float:
-    """The rate a with a + a^2 + ... + a^count = mean: of ``count`` bytes so many come before the first that fails.
-
-    Args:
-        mean: 0..count.
-        count: >= 0.
-    """
-    low, high = 0.0, 1.0
-    for _ in range(60):
-        middle = (low + high) / 2
-        if sum(middle**power for power in range(1, count + 1)) < mean:
-            low = middle
-        else:
-            high = middle
-    return 1.0 if mean >= count else high

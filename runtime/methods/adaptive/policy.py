@@ -17,6 +17,7 @@ from fastblt.runtime.methods.adaptive.drafters import BlockDrafter, ByteDrafter,
 from fastblt.runtime.methods.ar import sample_next
 from fastblt.runtime.methods.entry import MethodEntry
 from fastblt.runtime.methods.method import MethodError, Round
+from fastblt.runtime.methods.replay_profile import ACCEPTANCE, Rates, ReplayProfile, rate_for
 from fastblt.runtime.sequence.sampling import Sampler
 from fastblt.runtime.sequence.session import Session
 
@@ -75,7 +76,21 @@ class Adaptive:
         return cls()
 
     def check(self, config: BltConfig) -> None:
-        """Every model can; one without [MASK] drafts byte by byte only."""
+        """Accept every model; one without a [MASK] row drafts byte by byte only."""
+
+    def replay_profile(self, rates: Rates, config: BltConfig) -> ReplayProfile:
+        """Implement `Replayable.replay_profile`.
+
+        Draft lengths are this method's own choice, so no acceptance can be promised. A given acceptance is the chance
+        of each byte; the paper's are those of drafts of 8 bytes.
+        """
+        own = rates.own(self.name, ACCEPTANCE)
+        bytewise, blockwise = rates.published("s:8", ACCEPTANCE), rates.published("dv:8@one", ACCEPTANCE)
+        if own is None and bytewise is not None and blockwise is not None:
+            each = rate_for(8 * bytewise, 8), rate_for(8 * blockwise, 8)
+        else:
+            each = (rates.needed(self.name, ACCEPTANCE),) * 2
+        return ReplayProfile(*each, steps=1.0, clean_drafts=True)
 
     def rounds(self, session: Session, sampler: Sampler) -> Iterator[Round]:
         """Generate for ever; the first round scores the prompt, which gives the first byte."""

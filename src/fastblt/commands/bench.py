@@ -22,7 +22,8 @@ from fastblt.runtime.measure.bench.plan import BenchPlan, Contender, make_bench_
 from fastblt.runtime.measure.bench.rows import BenchRow
 from fastblt.runtime.measure.bench.runner import measure, write_report
 from fastblt.runtime.measure.peers import PEERS, Generator, load_peer
-from fastblt.runtime.measure.replay.rates import ReplayProfile, ReplayRates
+from fastblt.runtime.measure.replay.rates import ReplayRates
+from fastblt.runtime.methods.replay_profile import ReplayProfile
 
 
 @dataclass(frozen=True)

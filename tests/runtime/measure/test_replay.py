@@ -13,7 +13,8 @@ from fastblt.runtime.backends.protocol import PARTS, Backend, DecoderRows, Float
 from fastblt.runtime.blt_runtime import BltRuntime
 from fastblt.runtime.generation import Generation
 from fastblt.runtime.measure.replay.backend import ReplayBackend, ReplayCounts, replay_text
-from fastblt.runtime.measure.replay.rates import ReplayProfile, ReplayRates
+from fastblt.runtime.measure.replay.rates import ReplayRates
+from fastblt.runtime.methods.replay_profile import ReplayProfile
 
 PROMPT = b"prompt"
 LENGTH = 1200
