@@ -1,17 +1,18 @@
-"""The runtime's front door: load a bundle, generate bytes."""
+"""Loads a bundle and generates bytes: the runtime's front door."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Unpack
 
 from fastblt.models.config import BltConfig
 from fastblt.runtime.backends.protocol import Backend
 from fastblt.runtime.backends.registry import load_backend
-from fastblt.runtime.generation import ByteStream, Chunk, Generation, Prompt, StopRules, prompt_ids, stop_strings
-from fastblt.runtime.methods import parse_method
-from fastblt.runtime.sequence.sampling import Sampler
+from fastblt.runtime.generation import ByteStream, Chunk, Generation, Prompt, prompt_ids
+from fastblt.runtime.request import GenerationOptions, GenerationRequest
 from fastblt.runtime.sequence.session import CapacityError, Session
 
 
@@ -66,81 +67,68 @@ class BltRuntime:
     def stream(
         self,
         prompt: Prompt,
-        max_new_bytes: int,
+        max_new_bytes: int | None = None,
         *,
-        method: str = "ar",
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        seed: int | None = None,
-        stop: bytes | str | Sequence[bytes | str] = (),
-        stop_at_eos: bool = True,
+        request: GenerationRequest | None = None,
+        **options: Unpack[GenerationOptions],
     ) -> ByteStream:
-        """Generate; everything else consumes this iterator of chunks. Arguments and errors as in `generate`.
+        """Start to generate, and return the iterator of chunks; arguments and errors are those of `generate`.
 
-        Afterwards its ``finish`` and ``stats`` tell why it ended and what it cost.
+        Nothing is computed before the first chunk is asked for. Afterwards the stream's ``finish`` and ``stats`` report
+        why it ended and what it cost.
         """
         started = time.perf_counter()
-        chosen = parse_method(method)
-        chosen.check(self.config)
-        sampler = Sampler(temperature, top_p, seed)
-        if max_new_bytes < 0:
-            raise ValueError(f"max_new_bytes: found {max_new_bytes}, expected an integer >= 0")
+        wanted = _request(max_new_bytes, request, options)
+        method = wanted.decoding_method()
+        method.check(self.config)
         ids = prompt_ids(prompt)
-        if len(ids) + max_new_bytes > self.backend.max_bytes:
+        if len(ids) + wanted.max_new_bytes > self.backend.max_bytes:
             raise CapacityError(
-                f"prompt: found {len(ids)} bytes and max_new_bytes={max_new_bytes}, "
+                f"prompt: found {len(ids)} bytes and max_new_bytes={wanted.max_new_bytes}, "
                 f"expected at most max_bytes={self.backend.max_bytes} in all"
             )
         session = Session(self.backend)
         session.append(ids)
         session.stats.prompt_bytes = len(ids)
-        return ByteStream(session, chosen, sampler, StopRules(max_new_bytes, stop_strings(stop), stop_at_eos), started)
+        return ByteStream(session, method, wanted.sampler(), wanted.stop_rules(), started)
 
     def generate(
         self,
         prompt: Prompt,
-        max_new_bytes: int,
+        max_new_bytes: int | None = None,
         *,
-        method: str = "ar",
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        seed: int | None = None,
-        stop: bytes | str | Sequence[bytes | str] = (),
-        stop_at_eos: bool = True,
+        request: GenerationRequest | None = None,
         on_chunk: Callable[[Chunk], None] | None = None,
+        **options: Unpack[GenerationOptions],
     ) -> Generation:
         """Generate up to ``max_new_bytes`` bytes after a prompt.
 
         Args:
             prompt: any bytes, or text (UTF-8); may be empty. Or token ids, int64 [n], BOS first.
-            max_new_bytes: >= 0; a token without a byte counts as one.
-            method: ``ar``, ``s:K`` (BLT-S), ``d:B@RULE`` (BLT-D), ``dv:B@RULE`` (BLT-DV) or ``auto``; docs/decoding.md.
-            temperature: 0 is greedy.
-            top_p: nucleus of the sampled distribution.
-            seed: of sampling.
-            stop: the text ends before this string, or before the first of these.
-            stop_at_eos: end at the end-of-document token.
+            max_new_bytes: as in `GenerationRequest`; None: the request's, or its default.
+            request: what to generate; None: `GenerationRequest`'s defaults.
             on_chunk: called with each chunk.
+            options: fields of `GenerationRequest`; they replace the request's.
 
         Raises:
             CapacityError: prompt and new bytes exceed ``max_bytes``.
             MethodError: unknown method, or one that this model cannot run.
-            SamplingError: temperature or top_p out of range.
+            SamplingError: a parameter of sampling is out of range.
             ValueError: negative ``max_new_bytes``, an empty stop string, or ids that are no prompt.
         """
-        run = self.stream(
-            prompt,
-            max_new_bytes,
-            method=method,
-            temperature=temperature,
-            top_p=top_p,
-            seed=seed,
-            stop=stop,
-            stop_at_eos=stop_at_eos,
-        )
+        stream = self.stream(prompt, max_new_bytes, request=request, **options)
         pieces = []
-        for chunk in run:
+        for chunk in stream:
             pieces.append(chunk.data)
             if on_chunk:
                 on_chunk(chunk)
-        return Generation(b"".join(pieces), run.finish, run.stats, tuple(run.tokens))
+        return Generation(b"".join(pieces), stream.finish, stream.stats, tuple(stream.tokens))
+
+
+def _request(
+    max_new_bytes: int | None, request: GenerationRequest | None, options: GenerationOptions
+) -> GenerationRequest:
+    """Return the request that the arguments of `BltRuntime.generate` describe."""
+    if max_new_bytes is not None:
+        return replace(request or GenerationRequest(), max_new_bytes=max_new_bytes, **options)
+    return replace(request or GenerationRequest(), **options)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -13,6 +13,7 @@ import numpy as np
 from fastblt.models.tokens import BOS_ID, BYTE_OFFSET, EOS_ID, VOCAB_SIZE, decode, encode
 from fastblt.runtime.backends.protocol import Ids
 from fastblt.runtime.methods import Method, Origin, Round
+from fastblt.runtime.request import StopRules
 from fastblt.runtime.sequence.sampling import Sampler
 from fastblt.runtime.sequence.session import Session
 from fastblt.runtime.sequence.stats import RunStats
@@ -51,17 +52,6 @@ class Generation:
     def text(self) -> str:
         """The new bytes as UTF-8, invalid ones replaced."""
         return self.data.decode("utf-8", errors="replace")
-
-
-@dataclass(frozen=True)
-class StopRules:
-    """When to end a generation."""
-
-    max_new_bytes: int
-    strings: tuple[bytes, ...] = ()
-    """The text ends before the first of these."""
-    at_eos: bool = True
-    """End at the end-of-document token; otherwise it is a token without a byte."""
 
 
 class ByteStream(Iterator[Chunk]):
@@ -212,16 +202,3 @@ def prompt_ids(prompt: Prompt) -> Ids:
             f"prompt ids: found {wrong[0]}, expected ids in 0..{VOCAB_SIZE - 1} (byte b is {BYTE_OFFSET} + b)"
         )
     return ids[1:].astype(np.int64)
-
-
-def stop_strings(strings: bytes | str | Sequence[bytes | str]) -> tuple[bytes, ...]:
-    """Stop strings as bytes; a single one may stand by itself.
-
-    Raises:
-        ValueError: one of them is empty.
-    """
-    each = [strings] if isinstance(strings, str | bytes) else strings
-    found = tuple(s.encode("utf-8") if isinstance(s, str) else bytes(s) for s in each)
-    if b"" in found:
-        raise ValueError("stop: found an empty string, expected at least one byte")
-    return found

@@ -113,7 +113,7 @@ def audit(
         for (runtime, name), method in zip(candidates, methods, strict=True)
     ]
     for done, (name, prompt) in enumerate(prompts, 1):
-        expected = {"ar": reference.generate(prompt, max_new_bytes).data}
+        expected = {"ar": reference.generate(prompt, max_new_bytes, method="ar").data}
         for row, (runtime, text), method in zip(rows, candidates, methods, strict=True):
             truth = "ar" if method.lossless else text
             if truth not in expected:

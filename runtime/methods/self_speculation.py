@@ -53,7 +53,7 @@ class SelfSpeculation:
 
 def draft_bytes(session: Session, sampler: Sampler, count: int) -> Draft:
     """Bytes that the decoder alone gives, each from the row of the byte before it."""
-    if sampler.greedy:
+    if sampler.takes_best:
         return Draft(session.draft(count)[0].tolist())
     proposals: list[Distribution | None] = []
 

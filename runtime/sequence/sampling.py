@@ -1,18 +1,31 @@
-"""Choosing tokens from decoder rows: greedily, or with temperature and top-p; and judging drafts.
+"""Chooses tokens from decoder rows, greedily or at random, and verifies drafts.
 
-Judging is lossless: whatever was drafted, the bytes that come out are distributed as if they had been sampled one
-by one. A drafted byte x stands before the model's distribution p.
+What a row's token is sampled from is made of its logits in this order, which is that of transformers
+(``GenerationMixin._get_logits_processor``; llama.cpp's default chain applies the temperature last):
 
-* It was drawn from a known distribution q (Leviathan et al., 2023; Chen et al., 2023): it is kept with probability
-  min(1, p(x) / q(x)), else replaced by a sample of the normalised positive part of p - q.
-* Nothing is known of how it came about (q is None): a byte y is sampled from p, and x is kept if it is y. What comes
-  out is y, so this is right for every draft, but fewer drafts are kept.
+1. a bias is added to the logits; -inf bans a token;
+2. the temperature divides them;
+3. top-k keeps the k most likely tokens (Fan et al., arXiv 1805.04833);
+4. top-p keeps the smallest set of most likely tokens whose probability reaches p (Holtzman et al., arXiv 1904.09751);
+5. min-p keeps the tokens at least ``min_p`` times as likely as the most likely one (Nguyen et al., arXiv 2407.01082).
 
-Greedy decoding is the second case with p a single byte.
+What is kept is normalized after each step. Greedy decoding takes the greatest biased logit; steps 2 to 5 always keep
+that token.
+
+Verification is lossless: whatever was drafted, the tokens that come out are distributed as if they had been sampled
+one by one. Let p be the distribution of the model's row, after the steps above, where the token x was drafted.
+
+* x was drawn from a known distribution q (Leviathan et al., arXiv 2211.17192; Chen et al., arXiv 2302.01318): it is
+  kept with probability min(1, p(x) / q(x)), else replaced by a sample of the normalized positive part of p - q.
+* Nothing is known of x's origin (q is None): a token y is sampled from p, and x is kept if it equals y. What comes out
+  is y, so this is right for every draft, but fewer drafts are kept.
+
+Greedy decoding is the second case, with all of p on a single token.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -36,53 +49,85 @@ class Draft(NamedTuple):
     """What each token was drawn from, *given the drafted tokens before it*; None or missing where that is unknown."""
 
     def proposal(self, index: int) -> Distribution | None:
-        """What a token was drawn from."""
+        """Return what a token was drawn from, float64 [vocab], or None where that is unknown."""
         return self.proposals[index] if index < len(self.proposals) else None
 
 
 class Sampler:
-    """Chooses tokens; temperature 0 is greedy.
+    """Chooses the tokens of one generation; its random state moves on with every choice.
 
     Args:
-        temperature: >= 0.
-        top_p: nucleus, in (0, 1].
-        seed: of the choices; None: a random one.
+        temperature: >= 0; 0 is greedy.
+        top_p: probability of the nucleus, in (0, 1]; 1 keeps every token.
+        seed: of the choices, >= 0; None: a random one.
+        top_k: most tokens to choose from, >= 0; 0 keeps every token. Of equally likely ones those with the lowest ids
+            are kept.
+        min_p: least probability relative to the most likely token's, in [0, 1]; 0 keeps every token.
+        bias: float64 [vocab], added to the logits of every row; None: nothing.
 
     Raises:
-        SamplingError: temperature < 0 or top_p outside (0, 1].
+        SamplingError: a parameter is out of range.
     """
 
-    def __init__(self, temperature: float = 0.0, top_p: float = 1.0, seed: int | None = None) -> None:
-        if not temperature >= 0.0:
+    def __init__(
+        self,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+        *,
+        top_k: int = 0,
+        min_p: float = 0.0,
+        bias: Distribution | None = None,
+    ) -> None:
+        if not 0.0 <= temperature < math.inf:
             raise SamplingError(f"temperature: found {temperature}, expected a number >= 0 (0 is greedy)")
         if not 0.0 < top_p <= 1.0:
             raise SamplingError(f"top_p: found {top_p}, expected a number in (0, 1]")
+        if not _is_count(top_k):
+            raise SamplingError(f"top_k: found {top_k}, expected an integer >= 0 (0 keeps every token)")
+        if not 0.0 <= min_p <= 1.0:
+            raise SamplingError(f"min_p: found {min_p}, expected a number in [0, 1]")
+        if seed is not None and not _is_count(seed):
+            raise SamplingError(f"seed: found {seed}, expected an integer >= 0, or None for a random one")
         self.temperature = temperature
         self.top_p = top_p
+        self.top_k = top_k
+        self.min_p = min_p
         self.greedy = temperature == 0.0
+        self._bias = bias if bias is not None and bias.any() else None
         self._rng = np.random.default_rng(seed)
 
+    @property
+    def takes_best(self) -> bool:
+        """Whether every choice is the row's ``best``, so that a backend can draft without asking."""
+        return self.greedy and self._bias is None
+
     def distribution(self, rows: DecoderRows, index: int) -> Distribution:
-        """What a row's token is sampled from, float64 [vocab]; not for greedy decoding."""
-        return nucleus(rows.logits[index], self.temperature, self.top_p)
+        """Return what a row's token is sampled from, float64 [vocab]; not for greedy decoding."""
+        logits = rows.logits[index]
+        if self._bias is not None:
+            logits = logits + self._bias
+        return probabilities(logits, self.temperature, self.top_p, self.top_k, self.min_p)
 
     def choose(self, rows: DecoderRows, index: int) -> int:
-        """The token that a row gives: the most likely one (the graph has found it already), or a sample."""
-        return int(rows.best[index]) if self.greedy else self._sample(self.distribution(rows, index))
+        """Choose a row's token: the most likely one (without a bias the graph has found it already), or a sample."""
+        if self.greedy:
+            return int(rows.best[index]) if self._bias is None else int((rows.logits[index] + self._bias).argmax())
+        return self._sample(self.distribution(rows, index))
 
     def draw(self, rows: DecoderRows, index: int) -> tuple[int, Distribution | None]:
-        """A token for a draft, and what it was drawn from (greedy: None)."""
+        """Choose a token for a draft, and return what it was drawn from too (greedy: None)."""
         if self.greedy:
-            return int(rows.best[index]), None
+            return self.choose(rows, index), None
         q = self.distribution(rows, index)
         return self._sample(q), q
 
     def verify(self, draft: Draft, kept: int, rows: DecoderRows) -> tuple[int, int | None]:
-        """Go on verifying a draft.
+        """Continue to verify a draft.
 
         Args:
             draft: n tokens.
-            kept: tokens of it that earlier calls have kept.
+            kept: how many of them earlier calls have kept.
             rows: of the model, at most n + 1 - kept; row i is about draft token kept + i, row n about the token
                 after the draft.
 
@@ -102,6 +147,7 @@ class Sampler:
         return kept, None
 
     def _verify(self, token: int, q: Distribution | None, rows: DecoderRows, index: int) -> int:
+        """Return the token that comes out where ``token`` was drafted from ``q``."""
         if q is None:
             return self.choose(rows, index)
         p = self.distribution(rows, index)
@@ -117,15 +163,17 @@ class Sampler:
         return int(np.searchsorted(total, at, side="right"))
 
 
-def nucleus(logits: NDArray[np.float32], temperature: float, top_p: float) -> Distribution:
-    """Probabilities after temperature and top-p.
-
-    The smallest set of most likely tokens whose probability reaches ``top_p`` is kept and normalised.
+def probabilities(
+    logits: NDArray[np.floating], temperature: float, top_p: float = 1.0, top_k: int = 0, min_p: float = 0.0
+) -> Distribution:
+    """Return the distribution that a token is sampled from; the module's docstring has the steps.
 
     Args:
-        logits: float32 [vocab].
+        logits: [vocab], at least one of them finite.
         temperature: > 0.
-        top_p: in (0, 1].
+        top_p: in (0, 1]; 1 keeps every token.
+        top_k: >= 0; 0 keeps every token.
+        min_p: in [0, 1]; 0 keeps every token.
 
     Returns:
         float64 [vocab], sums to 1.
@@ -134,9 +182,26 @@ def nucleus(logits: NDArray[np.float32], temperature: float, top_p: float) -> Di
     with np.errstate(over="ignore"):  # a tiny temperature makes -inf of every token but the best
         p: Distribution = np.exp((wide - wide.max()) / temperature)
     p /= p.sum()
+    if 0 < top_k < len(p) or top_p < 1.0:
+        _keep_most_likely(p, top_p, top_k)
+    if min_p > 0.0:
+        p[p < min_p * p.max()] = 0.0
+        p /= p.sum()
+    return p
+
+
+def _keep_most_likely(p: Distribution, top_p: float, top_k: int) -> None:
+    """Apply top-k, then top-p, in place."""
+    order = np.argsort(-p, kind="stable")
+    if top_k:
+        p[order[top_k:]] = 0.0
+        p /= p.sum()
     if top_p < 1.0:
-        order = np.argsort(-p, kind="stable")
         before = np.cumsum(p[order]) - p[order]
         p[order[before >= top_p]] = 0.0
         p /= p.sum()
-    return p
+
+
+def _is_count(value: object) -> bool:
+    """Return whether a value is an integer >= 0; True and False are none."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and int(value) >= 0

@@ -176,7 +176,9 @@ def test_weights_lie_beside_the_graph_when_they_are_large(
     # A bundle may be moved.
     bundle.rename(tmp_path / "moved")
     found, expected = (
-        BltRuntime.from_pretrained(b, provider="cpu", max_bytes=99, threads=1).generate(b"moved", 40, stop_at_eos=False)
+        BltRuntime.from_pretrained(b, provider="cpu", max_bytes=99, threads=1).generate(
+            b"moved", 40, method="ar", stop_at_eos=False
+        )
         for b in (tmp_path / "moved", tiny_bundle)
     )
     assert found.data == expected.data

@@ -258,7 +258,7 @@ def test_generation_is_the_same_when_hash_tables_are_in_the_graph(
     prompt = bytes(range(0, 250, 7))
     found, expected = (
         BltRuntime.from_pretrained(bundle, provider="cpu", max_bytes=200, threads=1).generate(
-            prompt, 120, stop_at_eos=False
+            prompt, 120, method="ar", stop_at_eos=False
         )
         for bundle in (graph, host)
     )

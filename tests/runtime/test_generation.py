@@ -26,7 +26,7 @@ TEXT = PROMPT + REST
 
 def collect(runtime: BltRuntime, *args: object, **options: object) -> tuple[Generation, list[Chunk]]:
     chunks: list[Chunk] = []
-    return runtime.generate(*args, on_chunk=chunks.append, **options), chunks  # type: ignore[arg-type]
+    return runtime.generate(*args, on_chunk=chunks.append, **({"method": "ar"} | options)), chunks  # type: ignore[arg-type]
 
 
 def naive_stop(text: bytes, strings: list[bytes], count: int) -> tuple[bytes, str]:
@@ -122,7 +122,7 @@ def test_held_bytes_are_released_when_generation_ends(scripted: Scripted) -> Non
 def test_single_stop_string_is_no_list_of_characters(scripted: Scripted, stop: str | bytes) -> None:
     """Either it is taken as one string, or refused."""
     try:
-        found = BltRuntime(scripted(TEXT)).generate(PROMPT, 70, stop=stop)
+        found = BltRuntime(scripted(TEXT)).generate(PROMPT, 70, method="ar", stop=stop)
     except (TypeError, ValueError):
         return
     assert (found.data, found.finish) == (REST[: REST.index(b"fox")], "stop")
@@ -165,7 +165,7 @@ def test_any_bytes_are_a_prompt(
 
 def test_text_replaces_what_is_not_utf8(scripted: Scripted) -> None:
     runtime = BltRuntime(scripted(b"\xff\xc3\xa9\xc3" + b"." * 9))
-    found = runtime.generate(b"", 4)
+    found = runtime.generate(b"", 4, method="ar")
     assert found.data == b"\xff\xc3\xa9\xc3"
     assert found.text == "�é�"
 
@@ -230,11 +230,11 @@ def test_stream_and_generate_give_the_same_chunks(backend: Backend, method: str)
 
 def test_next_generation_is_right_when_a_stream_is_left(backend: Backend) -> None:
     runtime = BltRuntime(backend)
-    expected = runtime.generate(b"The quick", 40, stop_at_eos=False).data
+    expected = runtime.generate(b"The quick", 40, method="ar", stop_at_eos=False).data
     stream = runtime.stream(b"something else", 40, method="s:8", stop_at_eos=False)
     next(stream)
     next(stream)
-    assert runtime.generate(b"The quick", 40, stop_at_eos=False).data == expected
+    assert runtime.generate(b"The quick", 40, method="ar", stop_at_eos=False).data == expected
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -67,7 +67,7 @@ def test_text_equals_eager_when_the_prompt_is_longer_than_windows_and_calls(
     eager: BltRuntime, onnx: BltRuntime, corpus: str
 ) -> None:
     prompt = load_text(corpus)[:1500]
-    expected = eager.generate(prompt, 48)
+    expected = eager.generate(prompt, 48, method="ar")
     for method in ("ar", "s:8"):
         assert onnx.generate(prompt, 48, method=method).data == expected.data
 

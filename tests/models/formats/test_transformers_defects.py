@@ -48,7 +48,7 @@ def greedy(theirs: Any, ids: list[int], **arguments: object) -> list[int]:
 
 def ours_greedy(ours: Blt, ids: list[int]) -> list[int]:
     runtime = BltRuntime(EagerBackend(ours, 300))
-    return list(runtime.generate(np.array(ids), NEW, stop_at_eos=False).tokens)
+    return list(runtime.generate(np.array(ids), NEW, method="ar", stop_at_eos=False).tokens)
 
 
 def difference(a: Tensor, b: Tensor) -> Tensor:

@@ -157,7 +157,7 @@ def test_generation_stops_at_eos_as_transformers_does_when_the_model_emits_it(ti
         assert found.finish == "eos"
     going_on = greedy(theirs, prompt)
     assert len(going_on) == NEW
-    assert list(runtime.generate(np.array(prompt), NEW, stop_at_eos=False).tokens) == going_on
+    assert list(runtime.generate(np.array(prompt), NEW, method="ar", stop_at_eos=False).tokens) == going_on
 
 
 def with_trailing_patch(ours: Blt, ids: Tensor) -> Tensor:

@@ -198,11 +198,11 @@ def test_kernels_are_kept_from_one_start_to_the_next(
     bundle: Path, gpu: FakeCuda, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kernel_cache, "cache_folder", lambda: tmp_path / "cache")
-    load(bundle).generate(b"x", 5)
+    load(bundle).generate(b"x", 5, method="ar")
     first = {path.name: path.read_bytes() for path in (tmp_path / "cache" / "tensorrt-rtx").iterdir()}
     assert len(first) == 4
     assert all(name.startswith("1.7.1.116-sm89-") and data for name, data in first.items())
-    load(bundle).generate(b"x", 5)
+    load(bundle).generate(b"x", 5, method="ar")
     second = {path.name: path.read_bytes() for path in (tmp_path / "cache" / "tensorrt-rtx").iterdir()}
     # The second start begins with the kernels of the first one.
     assert all(second[name].startswith(data) and len(second[name]) > len(data) for name, data in first.items())
@@ -216,7 +216,7 @@ def test_kernels_that_cannot_be_read_or_written_stop_nothing(
     if damage == "folder":
         (tmp_path / "cache").write_text("a file where a folder should be")
     else:
-        load(bundle).generate(b"x", 5)
+        load(bundle).generate(b"x", 5, method="ar")
         for path in (tmp_path / "cache" / "tensorrt-rtx").iterdir():
             path.write_bytes(b"?")
-    assert len(load(bundle).generate(b"x", 5).data) == 5
+    assert len(load(bundle).generate(b"x", 5, method="ar").data) == 5

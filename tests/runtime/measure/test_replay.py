@@ -195,8 +195,8 @@ def test_two_replays_over_one_backend_know_whose_session_it_is(config: BltConfig
     real = CountingBackend(config, 300)
     profile = ReplayProfile(0.5, 0.5, 0.5, 2.0)
     one, other = BltRuntime(ReplayBackend(real, profile)), BltRuntime(ReplayBackend(real, profile))
-    stream = one.stream(b"", 9)
+    stream = one.stream(b"", 9, method="ar")
     next(stream)
-    other.generate(b"", 3)
+    other.generate(b"", 3, method="ar")
     with pytest.raises(ValueError, match="another session"):
         next(stream)

@@ -178,7 +178,9 @@ def test_masked_bytes_equal_whole_sequence_model(block_backend: Backend, model_o
 
 def own_text(model: Blt, start: Ids, count: int) -> list[int]:
     """Greedy text, over the incremental eager path, whose equality with the whole sequence other tests prove."""
-    text = BltRuntime(EagerBackend(model, WINDOW)).generate(bytes((start[1:] - 4).tolist()), count, stop_at_eos=False)
+    text = BltRuntime(EagerBackend(model, WINDOW)).generate(
+        bytes((start[1:] - 4).tolist()), count, method="ar", stop_at_eos=False
+    )
     return encode(text.data.ljust(count, b"."), bos=False).tolist()
 
 
@@ -298,7 +300,7 @@ def test_generated_texts_are_those_of_the_runtime(tiny_model: Blt) -> None:
     assert found.texts == tuple(generation.data for generation in single)
     assert found.decoder_calls == sum(generation.stats.nfe["decoder"] for generation in single)
     greedy = generate_all(runtime, prompts, 30, "ar")
-    assert greedy.texts == tuple(runtime.generate(prompt, 30).data for prompt in prompts)
+    assert greedy.texts == tuple(runtime.generate(prompt, 30, method="ar").data for prompt in prompts)
     assert found.texts != greedy.texts
 
 

@@ -295,7 +295,7 @@ def autoregressive(blt_d: Backend) -> Callable[[bytes, int, bool], tuple[bytes, 
 
     @cache
     def run(prompt: bytes, count: int, stop_at_eos: bool) -> tuple[bytes, str]:
-        found = BltRuntime(blt_d).generate(prompt, count, stop_at_eos=stop_at_eos)
+        found = BltRuntime(blt_d).generate(prompt, count, method="ar", stop_at_eos=stop_at_eos)
         return found.data, found.finish
 
     return run
@@ -324,7 +324,7 @@ def test_diffusion_with_verification_equals_autoregression_when_greedy(
 def test_diffusion_with_verification_equals_autoregression_for_any_prompt(
     blt_d: Backend, tiny_model: Blt, prompt: bytes, count: int, method: str
 ) -> None:
-    expected = BltRuntime(blt_d).generate(prompt, count, stop_at_eos=False).data
+    expected = BltRuntime(blt_d).generate(prompt, count, method="ar", stop_at_eos=False).data
     assume(not is_tie(tiny_model, encode(prompt + expected).tolist()))
     assert BltRuntime(blt_d).generate(prompt, count, method=method, stop_at_eos=False).data == expected
 

@@ -293,7 +293,7 @@ def test_wrong_judge_is_found_out(
     wrong: Callable[..., int],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(Sampler, "_judge", wrong)
+    monkeypatch.setattr(Sampler, "_verify", wrong)
     assert surprise(sample_table(table, method).seen, expected) < FOUND_OUT
 
 

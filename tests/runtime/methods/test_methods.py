@@ -145,7 +145,7 @@ def test_autoregression_calls_global_once_per_patch(backend: Backend) -> None:
     prompt = b"The quick brown fox"
     patches = []
     stats = runtime.generate(
-        prompt, 60, stop_at_eos=False, on_chunk=lambda chunk: patches.append(len(chunk.boundaries))
+        prompt, 60, method="ar", stop_at_eos=False, on_chunk=lambda chunk: patches.append(len(chunk.boundaries))
     ).stats
     assert stats.nfe["patcher"] == stats.nfe["decoder"] == stats.rounds == 60
     # The prompt's patches come with the first call, every later one has a call of its own.
@@ -167,7 +167,7 @@ def test_calls_hold_no_more_rows_than_a_backend_must_take(scripted: Scripted) ->
 @pytest.mark.parametrize("k", [1, 16, DRAFT_SLACK - 1])
 def test_draft_may_run_past_the_capacity(backend: Backend, open_backend: Callable[..., Backend], k: int) -> None:
     small = open_backend(backend.name, backend.config.decoder_input, 40)
-    expected = BltRuntime(backend).generate(b"some words", 30, stop_at_eos=False)
+    expected = BltRuntime(backend).generate(b"some words", 30, method="ar", stop_at_eos=False)
     found = BltRuntime(small).generate(b"some words", 30, method=f"s:{k}", stop_at_eos=False)
     assert found.data == expected.data
 
@@ -201,9 +201,9 @@ def test_sampled_bytes_are_a_function_of_the_seed(backend: Backend) -> None:
     runtime = BltRuntime(backend)
 
     def sample(seed: int | None, temperature: float = 1.0) -> bytes:
-        return runtime.generate(b"abc", 30, temperature=temperature, seed=seed, stop_at_eos=False).data
+        return runtime.generate(b"abc", 30, method="ar", temperature=temperature, seed=seed, stop_at_eos=False).data
 
     assert sample(1) == sample(1)
     assert sample(1) != sample(2)
     assert sample(None) != sample(None)
-    assert sample(5, temperature=1e-4) == runtime.generate(b"abc", 30, stop_at_eos=False).data
+    assert sample(5, temperature=1e-4) == runtime.generate(b"abc", 30, method="ar", stop_at_eos=False).data

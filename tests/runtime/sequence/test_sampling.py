@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from fastblt.runtime.backends.protocol import DecoderRows
-from fastblt.runtime.sequence.sampling import Sampler, SamplingError, nucleus
+from fastblt.runtime.sequence.sampling import Sampler, SamplingError, probabilities
 
 LOGITS = st.lists(st.floats(-20, 20, width=32), min_size=1, max_size=12)
 
@@ -37,17 +37,17 @@ def naive_nucleus(logits: list[float], temperature: float, top_p: float) -> list
 
 @given(logits=LOGITS, temperature=st.floats(0.1, 5), top_p=st.floats(0.05, 0.95))
 def test_nucleus_equals_naive_loop(logits: list[float], temperature: float, top_p: float) -> None:
-    found = nucleus(np.array(logits, dtype=np.float32), temperature, top_p)
+    found = probabilities(np.array(logits, dtype=np.float32), temperature, top_p)
     assert found.sum() == pytest.approx(1.0)
     # A sum that is top_p but for rounding may keep one token more or less.
-    p = sorted(nucleus(np.array(logits, dtype=np.float32), temperature, 1.0), reverse=True)
+    p = sorted(probabilities(np.array(logits, dtype=np.float32), temperature, 1.0), reverse=True)
     if np.abs(np.cumsum(p) - top_p).min() > 1e-9:
         assert found.tolist() == pytest.approx(naive_nucleus(logits, temperature, top_p), abs=1e-9)
 
 
 @given(logits=LOGITS, temperature=st.floats(0.1, 5))
 def test_nucleus_is_softmax_when_top_p_is_one(logits: list[float], temperature: float) -> None:
-    found = nucleus(np.array(logits, dtype=np.float32), temperature, 1.0)
+    found = probabilities(np.array(logits, dtype=np.float32), temperature, 1.0)
     wide = np.array(logits) / temperature
     expected = np.exp(wide - wide.max()) / np.exp(wide - wide.max()).sum()
     np.testing.assert_allclose(found, expected, rtol=1e-9)
@@ -55,23 +55,23 @@ def test_nucleus_is_softmax_when_top_p_is_one(logits: list[float], temperature: 
 
 def test_nucleus_is_the_smallest_set_that_reaches_top_p() -> None:
     logits = np.log(np.array([0.1, 0.5, 0.15, 0.25], dtype=np.float32))
-    assert nucleus(logits, 1.0, 0.5 - 1e-6).tolist() == [0, 1, 0, 0]
-    np.testing.assert_allclose(nucleus(logits, 1.0, 0.6), [0, 2 / 3, 0, 1 / 3], rtol=1e-6)
-    np.testing.assert_allclose(nucleus(logits, 1.0, 0.8), [0, 0.5 / 0.9, 0.15 / 0.9, 0.25 / 0.9], rtol=1e-6)
-    np.testing.assert_allclose(nucleus(logits, 1.0, 0.95), [0.1, 0.5, 0.15, 0.25], rtol=1e-6)
+    assert probabilities(logits, 1.0, 0.5 - 1e-6).tolist() == [0, 1, 0, 0]
+    np.testing.assert_allclose(probabilities(logits, 1.0, 0.6), [0, 2 / 3, 0, 1 / 3], rtol=1e-6)
+    np.testing.assert_allclose(probabilities(logits, 1.0, 0.8), [0, 0.5 / 0.9, 0.15 / 0.9, 0.25 / 0.9], rtol=1e-6)
+    np.testing.assert_allclose(probabilities(logits, 1.0, 0.95), [0.1, 0.5, 0.15, 0.25], rtol=1e-6)
 
 
 def test_nucleus_keeps_one_token_when_top_p_is_tiny() -> None:
-    assert nucleus(np.zeros(5, dtype=np.float32), 1.0, 1e-9).tolist() == [1, 0, 0, 0, 0]
+    assert probabilities(np.zeros(5, dtype=np.float32), 1.0, 1e-9).tolist() == [1, 0, 0, 0, 0]
 
 
 @pytest.mark.parametrize("temperature", [1e-3, 1e-30, 1e-310])
 def test_nucleus_is_greedy_when_temperature_is_tiny(temperature: float) -> None:
-    assert nucleus(np.array([3.0, 5.0, 4.0], dtype=np.float32), temperature, 1.0).tolist() == [0, 1, 0]
+    assert probabilities(np.array([3.0, 5.0, 4.0], dtype=np.float32), temperature, 1.0).tolist() == [0, 1, 0]
 
 
 def test_nucleus_is_finite_when_logits_are_extreme() -> None:
-    found = nucleus(np.array([1e30, -1e30, 0.0], dtype=np.float32), 0.5, 0.9)
+    found = probabilities(np.array([1e30, -1e30, 0.0], dtype=np.float32), 0.5, 0.9)
     assert found.tolist() == [1, 0, 0]
 
 

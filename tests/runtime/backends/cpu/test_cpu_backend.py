@@ -123,7 +123,7 @@ def test_bytes_equal_eager_autoregression(
     onnx_backend: OnnxRuntimeBackend, eager_backend: Backend, length: int, method: str
 ) -> None:
     prompt = random_text(length, 10 + length)
-    expected = BltRuntime(eager_backend).generate(prompt, 60, stop_at_eos=False)
+    expected = BltRuntime(eager_backend).generate(prompt, 60, method="ar", stop_at_eos=False)
     found = BltRuntime(onnx_backend).generate(prompt, 60, method=method, stop_at_eos=False)
     assert found.data == expected.data
     assert len(found.data) > 50  # tokens without a byte count
@@ -231,7 +231,7 @@ def test_addresses_stay_when_generating_and_rewinding(
     assert len(addresses) > 25
     assert len(set(addresses.values())) == len(addresses)
     runtime = BltRuntime(backend)
-    runtime.generate(random_text(100, 4), 120, stop_at_eos=False)
+    runtime.generate(random_text(100, 4), 120, method="ar", stop_at_eos=False)
     session = Session(backend)
     session.append(encode(random_text(150, 5), bos=False))
     for keep in (120, 60, 1):
@@ -301,7 +301,7 @@ def test_nothing_is_copied_by_the_runtime_between_steps(
     cache = min(b.array.nbytes for g in backend.graphs.values() for b in g.caches.buffers.values())
     assert cache > 8e6
     runtime = BltRuntime(backend)
-    runtime.generate(b"warm", 200, stop_at_eos=False)
+    runtime.generate(b"warm", 200, method="ar", stop_at_eos=False)
 
     def forbidden(*_: Any, **__: Any) -> Any:
         raise AssertionError("a tensor was made or copied")
@@ -428,7 +428,7 @@ def test_step_time_does_not_depend_on_the_capacity(open_backend: OpenBackend, de
     best = dict.fromkeys(runtimes, np.inf)
     for _ in range(5):
         for size, runtime in runtimes.items():
-            stream = runtime.stream(b"time", 200, stop_at_eos=False)
+            stream = runtime.stream(b"time", 200, method="ar", stop_at_eos=False)
             next(stream)  # makes the session, whose arrays do depend on the capacity
             began = time.process_time()
             for _chunk in stream:
@@ -465,7 +465,7 @@ def test_views_bound_in_a_generation_grow_with_the_text_and_not_with_the_capacit
     bound = {}
     for length in (20, 400):
         spied.points.clear()
-        BltRuntime(backend).generate(random_text(length, 11), 30, stop_at_eos=False)
+        BltRuntime(backend).generate(random_text(length, 11), 30, method="ar", stop_at_eos=False)
         slots: dict[int, set[int]] = {}
         for name, _, shape, _, buffer in spied.points:
             if name == "key_0":
@@ -566,7 +566,7 @@ def test_cpu_is_chosen_quietly_when_cuda_is_listed_but_does_not_work(
     cuda_works.cache_clear()
     runtime = BltRuntime.from_pretrained(tiny_bundle, provider=name, max_bytes=50)
     assert runtime.backend.device == "cpu"
-    runtime.generate(b"x", 3)
+    runtime.generate(b"x", 3, method="ar")
     assert capfd.readouterr() == ("", "")
 
 

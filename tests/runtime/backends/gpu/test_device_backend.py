@@ -98,7 +98,7 @@ def test_graphs_run_without_capture_and_say_so_when_it_fails(
     make_gpu(forbid_capture=True)
     runtime = BltRuntime(loading.load_tensorrt(shipped["fp32"], "tensorrt-rtx", 500))
     with caplog.at_level(logging.WARNING):
-        runtime.generate(b"x", 10)
+        runtime.generate(b"x", 10, method="ar")
     messages = [record.getMessage() for record in caplog.records]
     # Once for each shape class: the patcher's, the decoder's, some of the encoder's and the global transformer's.
     assert 2 <= len(messages) <= 8
@@ -133,11 +133,11 @@ def test_session_is_refused_when_onnxruntime_falls_back_by_itself(tiny_bundle: P
 
 def test_host_waits_once_a_byte_when_autoregressive(shipped: dict[str, Path], gpu: FakeCuda) -> None:
     runtime = BltRuntime(loading.load_tensorrt(shipped["fp32"], "tensorrt-rtx", 500))
-    runtime.generate(TEXT[:40], 10)
+    runtime.generate(TEXT[:40], 10, method="ar")
     waits = []
     for count in (50, 100):
         before = gpu.waits
-        runtime.generate(TEXT[:40], count)
+        runtime.generate(TEXT[:40], count, method="ar")
         waits.append(gpu.waits - before)
     assert waits[1] - waits[0] == 50
 
@@ -210,7 +210,7 @@ def test_open_patch_that_is_too_long_is_one_error_with_the_remedy(
     with pytest.raises(
         CapacityError, match=r"patch: found one that has \d+ bytes .* expected at most \d+ .*--max-patch"
     ):
-        BltRuntime(backend).generate(b"a" * 900, 1)
+        BltRuntime(backend).generate(b"a" * 900, 1, method="ar")
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, CALL_ROWS])

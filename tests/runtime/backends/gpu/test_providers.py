@@ -53,7 +53,7 @@ def test_only_cuda_is_asked_to_record_when_tensorrt_is_first(
             return super().InferenceSession(path, options, [(providers[0][0], providers[1][1])])
 
     backend = loading.load_onnxruntime(tiny_bundle, "tensorrt", 200, ort=Spy(gpu))
-    assert len(BltRuntime(backend).generate(b"hello", 10).data) == 10
+    assert len(BltRuntime(backend).generate(b"hello", 10, method="ar").data) == 10
     for tensorrt, cuda in asked:
         assert "enable_cuda_graph" not in tensorrt[1]
         assert cuda[1]["enable_cuda_graph"] == "1"

@@ -1,0 +1,155 @@
+"""Describes one generation: the request that the Python API, the command line and servers share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypedDict
+
+import numpy as np
+
+from fastblt.models.tokens import BYTE_OFFSET, VOCAB_SIZE
+from fastblt.runtime.methods import Method, MethodError, parse_method
+from fastblt.runtime.sequence.sampling import Distribution, Sampler, SamplingError
+
+#: New bytes of a generation unless the request specifies otherwise.
+DEFAULT_NEW_BYTES = 256
+
+
+class GenerationOptions(TypedDict, total=False):
+    """The fields of `GenerationRequest` as keyword arguments, apart from ``max_new_bytes``."""
+
+    method: str | Method | None
+    temperature: float
+    top_p: float
+    top_k: int
+    min_p: float
+    logit_bias: Mapping[int, float]
+    banned_bytes: bytes
+    seed: int | None
+    stop: bytes | str | Sequence[bytes | str]
+    stop_at_eos: bool
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """Holds all that determines a generation, apart from the model and the prompt; checks itself.
+
+    `fastblt.runtime.sequence.sampling` describes the order in which bias, temperature, top-k, top-p and min-p apply.
+
+    Raises:
+        MethodError: the method does not exist, or is malformed.
+        SamplingError: a parameter of sampling is out of range.
+        ValueError: ``max_new_bytes`` is negative, or a stop string is empty.
+    """
+
+    max_new_bytes: int = DEFAULT_NEW_BYTES
+    """Most new bytes, >= 0; a token without a byte counts as one."""
+    method: str | Method | None = None
+    """A name (``ar``, ``s:K``, ``d:B@RULE``, ``dv:B@RULE``, ``auto``; docs/decoding.md) or a method. None: ``auto``,
+    or ``s:8`` where a seed is given, since a seed does not fix what ``auto`` samples."""
+    temperature: float = 0.0
+    """0 is greedy."""
+    top_p: float = 1.0
+    """Sample from the smallest set of tokens with this probability; 1: from all."""
+    top_k: int = 0
+    """Sample from this many most likely tokens; 0: from all."""
+    min_p: float = 0.0
+    """Sample from tokens at least this many times as likely as the most likely one; 0: from all."""
+    logit_bias: Mapping[int, float] = field(default_factory=dict, hash=False)
+    """What to add to the logits of bytes, by byte value; -inf bans a byte. Applies to greedy decoding too. EOS and the
+    other special tokens are not bytes and keep their logits, so a text can still end where bytes are banned."""
+    banned_bytes: bytes = b""
+    """Bytes that are never generated, as with a bias of -inf."""
+    seed: int | None = None
+    """Of sampling, >= 0; None: a random one."""
+    stop: bytes | str | Sequence[bytes | str] = ()
+    """The text ends before this string, or before the first of these; kept as a tuple of bytes."""
+    stop_at_eos: bool = True
+    """End at the end-of-document token; otherwise it is a token without a byte."""
+
+    def __post_init__(self) -> None:
+        count = self.max_new_bytes
+        if not isinstance(count, int | np.integer) or isinstance(count, bool) or count < 0:
+            raise ValueError(f"max_new_bytes: found {count!r}, expected an integer >= 0")
+        object.__setattr__(self, "stop", stop_strings(self.stop))
+        object.__setattr__(self, "logit_bias", _checked_bias(self.logit_bias, self.banned_bytes))
+        self.decoding_method()
+        self.sampler()
+
+    def decoding_method(self) -> Method:
+        """Return the method to decode with; the default is chosen here."""
+        if self.method is None:
+            return parse_method("auto" if self.seed is None else "s:8")
+        if isinstance(self.method, str):
+            return parse_method(self.method)
+        if not hasattr(self.method, "rounds"):
+            raise MethodError(f"method: found {self.method!r}, expected a name such as 's:8', or a Method")
+        return self.method
+
+    def sampler(self) -> Sampler:
+        """Return a new sampler, in the state that the seed determines."""
+        return Sampler(
+            self.temperature,
+            self.top_p,
+            self.seed,
+            top_k=self.top_k,
+            min_p=self.min_p,
+            bias=self._token_bias(),
+        )
+
+    def stop_rules(self) -> StopRules:
+        """Return when the generation ends."""
+        return StopRules(self.max_new_bytes, stop_strings(self.stop), self.stop_at_eos)
+
+    def _token_bias(self) -> Distribution | None:
+        """Return the bias of every token, float64 [`VOCAB_SIZE`]; None where no byte has one."""
+        if not self.logit_bias and not self.banned_bytes:
+            return None
+        bias = np.zeros(VOCAB_SIZE)
+        for byte, value in self.logit_bias.items():
+            bias[BYTE_OFFSET + byte] = value
+        bias[BYTE_OFFSET + np.frombuffer(self.banned_bytes, dtype=np.uint8).astype(np.intp)] = -np.inf
+        return bias
+
+
+@dataclass(frozen=True)
+class StopRules:
+    """Specifies when a generation ends."""
+
+    max_new_bytes: int
+    strings: tuple[bytes, ...] = ()
+    """The text ends before the first of these."""
+    at_eos: bool = True
+    """End at the end-of-document token; otherwise it is a token without a byte."""
+
+
+def stop_strings(strings: bytes | str | Sequence[bytes | str]) -> tuple[bytes, ...]:
+    """Return stop strings as bytes; a single one needs no list around it.
+
+    Raises:
+        ValueError: one of them is empty.
+    """
+    each = [strings] if isinstance(strings, str | bytes) else strings
+    found = tuple(s.encode("utf-8") if isinstance(s, str) else bytes(s) for s in each)
+    if b"" in found:
+        raise ValueError("stop: found an empty string, expected at least one byte")
+    return found
+
+
+def _checked_bias(logit_bias: Mapping[int, float], banned: bytes) -> dict[int, float]:
+    """Return a copy of a bias by byte value, each of which may have one."""
+    if not isinstance(banned, bytes | bytearray):
+        raise SamplingError(f"banned_bytes: found {banned!r}, expected bytes")
+    for byte, value in logit_bias.items():
+        if not isinstance(byte, int | np.integer) or not 0 <= byte <= 255:
+            raise SamplingError(f"logit_bias: found {byte!r}, expected byte values in 0..255")
+        if not value < math.inf:
+            raise SamplingError(
+                f"logit_bias: found {value} of byte {byte}, expected a finite number, or -inf to ban it"
+            )
+    left = set(range(256)) - set(banned) - {byte for byte, value in logit_bias.items() if value == -math.inf}
+    if not left:
+        raise SamplingError("logit_bias, banned_bytes: found every byte banned, expected at least one that is not")
+    return {int(byte): float(value) for byte, value in logit_bias.items()}
