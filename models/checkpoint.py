@@ -13,12 +13,12 @@ from safetensors.torch import save_file
 
 from fastblt.models.atomic_folder import replacing_folder
 from fastblt.models.blt import Blt
-from fastblt.models.formats.checkpoint import HASH_TABLE, PATCHER_PREFIX, Checkpoint
+from fastblt.models.formats.checkpoint import HASH_TABLE, Checkpoint
 from fastblt.models.formats.errors import CheckpointError
-from fastblt.models.formats.open import CONFIG_FILE, open_checkpoint
+from fastblt.models.formats.layout import CONFIG_FILE, WEIGHTS_FILE
+from fastblt.models.formats.names import PATCHER_PREFIX
+from fastblt.models.formats.open import open_checkpoint
 from fastblt.models.formats.stores import DTYPES
-
-WEIGHTS_FILE = "model.safetensors"
 
 
 def save_checkpoint(folder: Path, model: Blt, dtype: torch.dtype = torch.float32) -> None:

@@ -1,14 +1,14 @@
-"""A checkpoint of whatever layout, seen as this project's tensors.
+"""Presents a checkpoint of any layout as this project's tensors.
 
-Other layouts keep apart what this project multiplies at once (queries, keys and values; gate and up; keys and values
-of a cross-attention; hash tables). Each tensor of ours is therefore one stored tensor, or several, equal in shape and
-joined along the first axis. That table, `Checkpoint.pieces`, is all that a layout has to give; it is read in both
-directions.
+Other layouts store separately what this project multiplies at once (queries, keys and values; gate and up; keys and
+values of a cross-attention; hash tables). Each of our tensors is therefore one stored tensor, or several of equal
+shape, joined along the first axis. That table, `Checkpoint.pieces`, is all that a layout has to provide; it is read in
+both directions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,13 +18,11 @@ from torch import Tensor
 from fastblt.models.blt import Blt
 from fastblt.models.config import BltConfig
 from fastblt.models.formats.errors import CheckpointError, listing
+from fastblt.models.formats.layout import Layout
+from fastblt.models.formats.names import PATCHER_PREFIX, Pieces
 from fastblt.models.formats.stores import DTYPES, TensorStore
 
-#: Our tensor to the stored ones that it consists of.
-Pieces = Mapping[str, tuple[str, ...]]
-
 HASH_TABLE = "encoder.hash_embeddings.weight"
-PATCHER_PREFIX = "patcher."
 _CHUNK_ROWS = 65_536
 
 
@@ -38,8 +36,7 @@ def expected_shapes(config: BltConfig) -> dict[str, tuple[int, ...]]:
 class Checkpoint:
     """Configuration and weights; `fastblt.models.formats.open.open_checkpoint` makes one that is complete."""
 
-    layout: str
-    """``fastblt``, ``transformers``, ``meta-hub``, ``meta-release`` or ``random``."""
+    layout: Layout
     path: Path
     config: BltConfig
     store: TensorStore

@@ -1,4 +1,4 @@
-"""Writing a checkpoint in another layout, tensor by tensor, without holding it in memory."""
+"""Writes a checkpoint in another layout, tensor by tensor, without holding it in memory."""
 
 from __future__ import annotations
 
@@ -10,16 +10,12 @@ import numpy as np
 import torch
 
 from fastblt.models.atomic_folder import replacing_folder
-from fastblt.models.formats import transformers
 from fastblt.models.formats.checkpoint import Checkpoint
 from fastblt.models.formats.errors import CheckpointError
-from fastblt.models.formats.open import CONFIG_FILE, OWN, pieces_of
+from fastblt.models.formats.layout import CONFIG_FILE, WEIGHTS_FILE
+from fastblt.models.formats.registry import writable_layout
 from fastblt.models.formats.safetensors_writer import Table, write_tables
 from fastblt.models.formats.stores import DTYPE_NAMES, DTYPES
-
-#: Layouts that can be written.
-TARGETS = (transformers.LAYOUT, OWN)
-WEIGHTS_FILE = "model.safetensors"
 
 
 def convert(
@@ -29,30 +25,30 @@ def convert(
     dtype: torch.dtype | None = None,
     report: Callable[[str], None] | None = None,
 ) -> None:
-    """Write a checkpoint folder of another layout, all of it or nothing.
+    """Write a checkpoint folder of another layout atomically.
 
     Args:
         source: an open checkpoint.
-        folder: created; it must not exist, or be empty: a checkpoint may be all that somebody has.
-        target: one of `TARGETS`.
-        dtype: of the weights; None: each tensor of ours keeps its type (fp32 where its stored parts differ in theirs),
+        folder: created; it must not exist or must be empty: a checkpoint may be the only copy that somebody has.
+        target: name of a layout in `fastblt.models.formats.registry.WRITABLE`.
+        dtype: of the weights; None: each of our tensors keeps its type (fp32 if the types of its stored parts differ),
             and converting back restores every bit.
-        report: told which tensor is being written.
+        report: called with the name of the tensor that is being written.
 
     Raises:
-        CheckpointError: the target has no such model, a weight is not finite or beyond the range of ``dtype``, or
-            ``folder`` is not empty.
-        OSError: it cannot be written.
+        CheckpointError: there is no such layout, it cannot express the model, a weight is not finite or beyond the
+            range of ``dtype``, or ``folder`` is not empty.
+        OSError: the folder cannot be written.
     """
-    if target not in TARGETS:
-        raise CheckpointError(f"to: found {target!r}, expected one of {', '.join(TARGETS)}")
+    layout = writable_layout(target)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise CheckpointError(f"{folder}: found something there, expected a new name or an empty folder")
     kinds = {name: dtype or DTYPES[source.dtype(name)] for name in source.pieces}
-    text = _config_text(source, target, kinds)
+    main = max(set(kinds.values()), key=list(kinds.values()).count)
+    text = layout.config_text(source.config, str(main).removeprefix("torch."))
     say = report or (lambda name: None)
     tables = {}
-    for name, pieces in pieces_of(target, source.config).items():
+    for name, pieces in layout.pieces(source.config).items():
         rows, *width = source.shape(name)
         each = rows // len(pieces)
         for index, piece in enumerate(pieces):
@@ -61,13 +57,6 @@ def convert(
     with replacing_folder(folder) as new:
         (new / CONFIG_FILE).write_text(text, encoding="utf-8")
         write_tables(new / WEIGHTS_FILE, tables)
-
-
-def _config_text(source: Checkpoint, target: str, kinds: dict[str, torch.dtype]) -> str:
-    if target == transformers.LAYOUT:
-        most = max(set(kinds.values()), key=list(kinds.values()).count)
-        return transformers.write_config(source.config, str(most).removeprefix("torch."))
-    return source.config.to_json()
 
 
 def _bytes(

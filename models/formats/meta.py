@@ -1,35 +1,33 @@
-"""Meta's layouts: release folders (``consolidated.pth``, ``params.json``), hub folders (``config.json`` with "args").
+"""Reads Meta's layouts: release folders (``consolidated.pth``, ``params.json``) and hub folders ("args").
 
-The entropy model lies in a folder of its own, in or beside the model's; it may have either layout. Both layouts share
-tensor names, and Meta's code masks documents at EOS.
+The entropy model has a folder of its own, in or beside the model's, in either layout. Both layouts share tensor names,
+and Meta's code masks documents at EOS.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastblt.models.config import BltConfig, HashConfig, PatchingConfig, StackConfig
-from fastblt.models.formats.checkpoint import PATCHER_PREFIX
 from fastblt.models.formats.errors import CheckpointError
 from fastblt.models.formats.fields import Fields, naming, read_json
-from fastblt.models.formats.names import Vocabulary
-from fastblt.models.formats.stores import PthStore, TensorStore, open_safetensors
+from fastblt.models.formats.layout import CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE, Layout
+from fastblt.models.formats.names import PATCHER_PREFIX, Pieces, Vocabulary, translate
 from fastblt.models.formats.transformers import WINDOW, patching_rule
 from fastblt.models.tokens import VOCAB_SIZE
 
-HUB, RELEASE = "meta-hub", "meta-release"
-CONFIG_FILE, PARAMS_FILE, PTH_FILE, TRAIN_ARGS_FILE = (
-    "config.json",
-    "params.json",
-    "consolidated.pth",
-    "train_args.json",
-)
-#: Where the entropy model of a model folder may lie.
+if TYPE_CHECKING:
+    from fastblt.models.formats.checkpoint import Checkpoint
+    from fastblt.models.formats.separate_patcher import StoredPatcher
+    from fastblt.models.formats.stores import TensorStore
+
+PARAMS_FILE, PTH_FILE, TRAIN_ARGS_FILE = "params.json", "consolidated.pth", "train_args.json"
+#: Where the entropy model of a model folder may be.
 ENTROPY_FOLDERS = ("entropy_model", "../entropy_model", "../blt-entropy")
 
-#: What a model lacks and an entropy model has.
+#: A tensor that an entropy model has and a model lacks.
 _ENTROPY_TENSOR = "tok_embeddings.weight"
 
 _BLOCK = {
@@ -67,24 +65,99 @@ NAMES = Vocabulary(
 )
 
 
+class _MetaLayout:
+    """What Meta's two layouts have in common: tensor names, and patchers in folders of their own."""
+
+    patcher_prefix = None
+
+    def open(self: Layout, path: Path, patcher: Path | None) -> Checkpoint:
+        """Implement `Layout.open`; find the entropy model in or beside the folder if none is passed."""
+        from fastblt.models.formats.checkpoint import Checkpoint
+        from fastblt.models.formats.separate_patcher import joined, open_patcher, with_patcher
+
+        store = open_store(path)
+        if read_patching(path).mode != "entropy":
+            config = read_config(path, None)
+            return with_patcher(Checkpoint(self, path, config, store, self.pieces(config)), patcher)
+        patcher = patcher or find_entropy_folder(path)
+        if patcher is None:
+            raise CheckpointError(
+                f"{path}: found no entropy model in it or beside it ({', '.join(ENTROPY_FOLDERS)}), expected one, "
+                "because the configuration closes patches by entropy: pass its folder with --patcher PATH"
+            )
+        stored = open_patcher(patcher)
+        return joined(self, path, read_config(path, stored.config), store, stored)
+
+    def open_patcher(self: Layout, path: Path) -> StoredPatcher:
+        """Implement `Layout.open_patcher`: accept an entropy model, or a model that has one in or beside it."""
+        from fastblt.models.formats.separate_patcher import StoredPatcher
+        from fastblt.models.formats.stores import JoinedStore
+
+        config, store = open_entropy_model(path)
+        return StoredPatcher(config, JoinedStore([(PATCHER_PREFIX, store)]), self)
+
+    def pieces(self, config: BltConfig) -> Pieces:
+        """Implement `Layout.pieces`."""
+        return translate(config, NAMES)
+
+
+class MetaHub(_MetaLayout):
+    """The layout of Meta's folders on the Hugging Face hub."""
+
+    name = "meta-hub"
+    description = "Meta BLT hub folder"
+    title = "Meta's hub folders (`facebook/blt-1b`)"
+    contents = (
+        f"`{CONFIG_FILE}` with `args`, `{WEIGHTS_FILE}`, `{TRAIN_ARGS_FILE}`, the entropy model in `entropy_model/` or "
+        "beside"
+    )
+    recognized_by = "`args`"
+    files = (CONFIG_FILE, WEIGHTS_FILE)
+    weight_files = (WEIGHTS_FILE, INDEX_FILE)
+    hub_files = ("*.json", "*.safetensors", "entropy_model/*")
+
+    def recognizes(self, path: Path, config: Mapping[str, Any]) -> bool:
+        """Implement `Layout.recognizes`."""
+        return isinstance(config.get("args"), dict)
+
+
+class MetaRelease(_MetaLayout):
+    """The layout that Meta's training code writes."""
+
+    name = "meta-release"
+    description = "Meta BLT release folder"
+    title = "Meta's release folders"
+    contents = f"`{PARAMS_FILE}`, `{PTH_FILE}`, the entropy model in `{ENTROPY_FOLDERS[0]}/` or `{ENTROPY_FOLDERS[1]}/`"
+    recognized_by = "those files"
+    files = (PARAMS_FILE, PTH_FILE)
+    weight_files = (PTH_FILE,)
+    hub_files = ("*.json", PTH_FILE, "entropy_model/*")
+
+    def recognizes(self, path: Path, config: Mapping[str, Any]) -> bool:
+        """Implement `Layout.recognizes`."""
+        return is_release_folder(path)
+
+
 def is_hub_folder(folder: Path) -> bool:
-    """Whether a folder has a config.json with "args"."""
+    """Decide whether a folder has a config.json with "args"."""
     path = folder / CONFIG_FILE
     return path.is_file() and isinstance(read_json(path).get("args"), dict)
 
 
 def is_release_folder(folder: Path) -> bool:
-    """Whether a folder has ``consolidated.pth`` or ``params.json``; what lacks the other is told when it is read."""
+    """Decide whether a folder has ``consolidated.pth`` or ``params.json``; reading it reports which is missing."""
     return (folder / PTH_FILE).is_file() or (folder / PARAMS_FILE).is_file()
 
 
 def open_store(folder: Path) -> TensorStore:
-    """The weights of a folder of either layout."""
+    """Return the weights of a folder of either layout."""
+    from fastblt.models.formats.stores import PthStore, open_safetensors
+
     return open_safetensors(folder) if is_hub_folder(folder) else PthStore(folder / PTH_FILE)
 
 
 def model_fields(folder: Path) -> tuple[Fields, Fields]:
-    """The model's arguments, and those of its patcher (empty where there are none)."""
+    """Return the model's arguments, and those of its patcher (empty if there are none)."""
     if is_hub_folder(folder):
         path = folder / CONFIG_FILE
         args = Fields(read_json(path), str(path)).inside("args")
@@ -97,7 +170,7 @@ def model_fields(folder: Path) -> tuple[Fields, Fields]:
 
 
 def read_patching(folder: Path) -> PatchingConfig:
-    """The patch rule of a model folder: as the patcher was set up in training, else as the model's arguments say.
+    """Return the patch rule of a model folder: the patcher's in training, else that of the model's arguments.
 
     Raises:
         ConfigError: a field is invalid, or names a rule that this project does not have.
@@ -110,14 +183,14 @@ def read_patching(folder: Path) -> PatchingConfig:
 
 
 def read_config(folder: Path, patcher: StackConfig | None) -> BltConfig:
-    """The configuration of a model folder.
+    """Return the configuration of a model folder.
 
     Args:
         folder: of either layout.
-        patcher: its entropy model's; None where patches need none.
+        patcher: geometry of its entropy model; None if patches need none.
 
     Raises:
-        ConfigError: a field is missing or invalid, or means something that this project does not compute.
+        ConfigError: a field is missing or invalid, or describes something that this project does not compute.
     """
     args = model_fields(folder)[0]
     _check_supported(args)
@@ -171,7 +244,7 @@ def _stack(args: Fields, part: str, window: int | None) -> StackConfig:
 
 
 def _ffn_dim(args: Fields, dim: int) -> int:
-    """Two thirds of four times the width, rounded up to a multiple."""
+    """Return two thirds of four times the width, scaled and rounded up as Meta's code does."""
     hidden = int(args.number("ffn_dim_multiplier", 1.0) * int(8 * dim / 3))
     multiple = args.integer("multiple_of", 256)
     args.expect(multiple > 0, "multiple_of", "a positive integer")
@@ -182,15 +255,15 @@ def _hash(args: Fields) -> HashConfig:
     name = "encoder_hash_byte_group_size"
     sizes = args.data.get(name) or []
     if isinstance(sizes, str):
-        args.expect(all(part.strip().isdecimal() for part in sizes.split(",")), name, "integers with commas between")
+        args.expect(all(part.strip().isdecimal() for part in sizes.split(",")), name, "comma-separated integers")
         sizes = [int(part) for part in sizes.split(",")]
-    args.expect(isinstance(sizes, list), name, "a list of integers, or integers with commas between")
+    args.expect(isinstance(sizes, list), name, "a list of integers, or comma-separated integers")
     rows = args.integer("encoder_hash_byte_group_vocab", 500_002)
     return HashConfig(tuple(sizes), rows, args.integer("encoder_hash_byte_group_nb_functions", 1))
 
 
 def find_entropy_folder(folder: Path) -> Path | None:
-    """The entropy model's folder in or beside a model's."""
+    """Return the entropy model's folder in or beside a model's; None if there is none."""
     for name in ENTROPY_FOLDERS:
         path = folder.absolute() / name
         if is_hub_folder(path) or is_release_folder(path):
@@ -199,11 +272,11 @@ def find_entropy_folder(folder: Path) -> Path | None:
 
 
 def open_entropy_model(folder: Path) -> tuple[StackConfig, TensorStore]:
-    """Geometry and tensors of an entropy model, from its folder or from that of a model that has one.
+    """Return geometry and tensors of an entropy model, given its folder or that of a model that has one.
 
     Raises:
         ConfigError: a field is missing or invalid.
-        CheckpointError: it is neither, or its files are damaged.
+        CheckpointError: the folder is neither, or its files are damaged.
     """
     for place in (folder, find_entropy_folder(folder)):
         if place is not None:
@@ -216,7 +289,7 @@ def open_entropy_model(folder: Path) -> tuple[StackConfig, TensorStore]:
 
 
 def read_entropy_config(folder: Path) -> StackConfig:
-    """The geometry of an entropy model's folder of either layout.
+    """Return the geometry of the entropy model in a folder of either layout.
 
     Raises:
         ConfigError: a field is missing or invalid.
@@ -245,7 +318,7 @@ def read_entropy_config(folder: Path) -> StackConfig:
 
 
 def _without_defaults(args: Fields) -> Fields:
-    """Only what Meta's code reads of a release folder's entropy model; the rest is fixed in that code."""
+    """Keep what Meta's code reads of a release folder's entropy model; it fixes the rest itself."""
     read = ("dim", "n_layers", "n_heads", "ffn_dim_multiplier", "vocab_size")
     kept: Mapping[str, Any] = {name: args.data[name] for name in read if name in args.data}
     return Fields(kept, args.where)

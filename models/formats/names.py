@@ -1,7 +1,7 @@
-"""Tensor names of other layouts, as translations of ours.
+"""Translates our tensor names to those of other layouts.
 
-A layout's `Vocabulary` says what it calls the parts of a model, of a transformer block and of a cross-attention; from
-it and a configuration follows the whole table `fastblt.models.formats.checkpoint.Pieces`.
+A layout's `Vocabulary` lists its names for the parts of a model, of a transformer block and of a cross-attention; the
+whole table `Pieces` follows from it and a configuration.
 """
 
 from __future__ import annotations
@@ -11,21 +11,26 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fastblt.models.config import BltConfig
-from fastblt.models.formats.checkpoint import Pieces, expected_shapes
+
+#: Our tensor to the stored ones that it consists of.
+Pieces = Mapping[str, tuple[str, ...]]
+
+#: Prefix of the patcher's tensors among ours.
+PATCHER_PREFIX = "patcher."
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Names without ``.weight``; several names stand for tensors joined along the first axis, in this order."""
+    """Lists names without ``.weight``; several names denote tensors joined along the first axis, in this order."""
 
     parts: Mapping[str, str]
-    """Our module to theirs, e.g. ``encoder``; the longest that fits is taken."""
+    """Our module to theirs, e.g. ``encoder``; the longest match is used."""
     block: Mapping[str, tuple[str, ...]]
-    """What is inside ``layers.N``."""
+    """Our tensors to theirs inside ``layers.N``."""
     cross_attention: Mapping[str, tuple[str, ...]]
-    """What is inside a cross-attention."""
+    """Our tensors to theirs inside a cross-attention."""
     hash_tables: str
-    """Name of the fused hash table; with ``{}``, of table number so and so."""
+    """Name of the fused hash table, or of each table if it contains ``{}`` for the table's number."""
 
 
 #: Our names: module, number of its layer or cross-attention, what is inside.
@@ -34,7 +39,9 @@ _CROSS = "encoder.cross_attention."
 
 
 def translate(config: BltConfig, words: Vocabulary) -> Pieces:
-    """What each of our tensors is called in a layout."""
+    """Return the names of each of our tensors in a layout."""
+    from fastblt.models.formats.checkpoint import expected_shapes
+
     return {name: _translated(name.removesuffix(".weight"), config, words) for name in expected_shapes(config)}
 
 

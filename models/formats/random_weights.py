@@ -1,106 +1,68 @@
-"""Checkpoints of random weights: for measuring what a geometry costs before anything is trained.
+"""Provides checkpoints of random weights, to measure what a geometry costs before anything is trained.
 
-Wherever a checkpoint is read, ``random:PRESET`` stands for such a one. Its model is named ``PRESET-random``, and so
-are a bundle made of it and every table and report about that. Values are made when they are read, chunk by chunk, the
-same each time; no file and no tensor is held.
-
-A random entropy model is nearly as uncertain as can be after every byte, and a trained model's threshold would make
-each byte a patch. Where nothing else bounds patches, the threshold is therefore one that gives patches of random bytes
-`BYTES_PER_PATCH` bytes on average. What such a model writes is less varied, and its patches are shorter (measured: 1.8
-to 2.7 bytes).
+Wherever a checkpoint is read, ``random:PRESET`` names such a checkpoint. Its model is called ``PRESET-random``, and so
+are a bundle made of it and every table and report about that.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import math
-
-import numpy as np
-import torch
-from torch import Tensor
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from fastblt.models.config import BltConfig
-from fastblt.models.formats.checkpoint import expected_shapes
-from fastblt.models.formats.stores import StoredTensor
-from fastblt.models.initialization import initial_std
-from fastblt.models.patcher import Patcher, entropy
+from fastblt.models.formats.errors import CheckpointError
+from fastblt.models.formats.names import PATCHER_PREFIX, Pieces
 from fastblt.models.presets import preset
-from fastblt.models.tokens import encode
+
+if TYPE_CHECKING:
+    from fastblt.models.formats.checkpoint import Checkpoint
+    from fastblt.models.formats.separate_patcher import StoredPatcher
 
 PREFIX = "random:"
-#: As trained models of the released geometry do it on web text.
-BYTES_PER_PATCH = 4.3
-_TEXT_BYTES = 512
-LAYOUT = "random"
-_CHUNK = 1 << 22
 
 
-def random_config(path: str) -> BltConfig:
-    """The configuration that ``random:PRESET`` means.
+class RandomWeights:
+    """The layout of ``random:PRESET``, which has no files."""
 
-    Raises:
-        ConfigError: no such preset.
-    """
-    name = path.removeprefix(PREFIX)
-    config = dataclasses.replace(preset(name), name=f"{name}-random")
-    rule = config.patching
-    if config.patcher is None or rule.max_patch_length is not None:
-        return config
-    return dataclasses.replace(config, patching=dataclasses.replace(rule, threshold=_threshold(config)))
+    name = "random"
+    description = "random weights"
+    title = "`random:PRESET`"
+    contents = "nothing: random weights of a preset's geometry, to measure cost with"
+    recognized_by = "the prefix"
+    files: tuple[str, ...] = ()
+    weight_files: tuple[str, ...] = ()
+    hub_files: tuple[str, ...] = ()
+    patcher_prefix = PATCHER_PREFIX
+
+    def recognizes(self, path: Path, config: Mapping[str, Any]) -> bool:
+        """Implement `Layout.recognizes`; raise ConfigError for a preset that does not exist."""
+        if not str(path).startswith(PREFIX):
+            return False
+        preset(preset_name(path))
+        return True
+
+    def open(self, path: Path, patcher: Path | None) -> Checkpoint:
+        """Implement `Layout.open`; no patcher may be passed."""
+        from fastblt.models.formats.checkpoint import Checkpoint
+        from fastblt.models.formats.random_store import RandomStore, random_config
+
+        if patcher is not None:
+            raise CheckpointError(f"{path}: found a patcher {patcher} for it, expected none")
+        config = random_config(preset_name(path))
+        return Checkpoint(self, path, config, RandomStore(config), self.pieces(config))
+
+    def open_patcher(self, path: Path) -> StoredPatcher:
+        """Refuse: implement `Layout.open_patcher` by an error."""
+        raise CheckpointError(f"{path}: found random weights, expected a trained entropy model")
+
+    def pieces(self, config: BltConfig) -> Pieces:
+        """Implement `Layout.pieces`: every tensor has our name."""
+        from fastblt.models.formats.checkpoint import identity_pieces
+
+        return identity_pieces(config)
 
 
-def _threshold(config: BltConfig) -> float:
-    """The quantile of the random patcher's entropies that makes patches of `BYTES_PER_PATCH`."""
-    assert config.patcher is not None
-    with torch.device("meta"):
-        patcher = Patcher(config.patcher, config.vocab_size)
-    store = RandomStore(config)
-    weights = {name: store.read(f"patcher.{name}") for name in patcher.state_dict()}
-    patcher.load_state_dict(weights, assign=True)
-    text = np.random.default_rng(0).bytes(_TEXT_BYTES)
-    with torch.inference_mode():
-        entropies = entropy(patcher(torch.from_numpy(encode(text)).unsqueeze(0)))
-    return float(entropies.quantile(1 - 1 / BYTES_PER_PATCH))
-
-
-class RandomStore:
-    """fp32 random weights, scaled as training begins; norms are 1."""
-
-    def __init__(self, config: BltConfig, seed: int = 0) -> None:
-        shapes = expected_shapes(config)
-        self.tensors = {name: StoredTensor(shape, "F32", f"{PREFIX}{config.name}") for name, shape in shapes.items()}
-        self._seed = {name: [seed, index] for index, name in enumerate(shapes)}
-
-    def read(self, name: str) -> Tensor:
-        """See `fastblt.models.formats.stores.TensorStore.read`."""
-        return self.rows(name, 0, self.tensors[name].shape[0])
-
-    def rows(self, name: str, first: int, last: int) -> Tensor:
-        """See `fastblt.models.formats.stores.TensorStore.rows`."""
-        shape = self.tensors[name].shape
-        if len(shape) < 2:
-            return torch.ones(last - first)
-        per_chunk = self._rows_per_chunk(name)
-        pieces = []
-        for chunk in range(first // per_chunk, -(-last // per_chunk)):
-            begin = chunk * per_chunk
-            pieces.append(self._chunk(name, chunk)[max(first - begin, 0) : last - begin])
-        return torch.from_numpy(np.concatenate(pieces))
-
-    def gather(self, name: str, rows: Tensor) -> Tensor:
-        """See `fastblt.models.formats.stores.TensorStore.gather`."""
-        per_chunk = self._rows_per_chunk(name)
-        out = torch.empty(len(rows), self.tensors[name].shape[1])
-        for chunk in torch.unique(rows // per_chunk).tolist():
-            inside = rows // per_chunk == chunk
-            out[inside] = torch.from_numpy(self._chunk(name, chunk))[rows[inside] - chunk * per_chunk]
-        return out
-
-    def _rows_per_chunk(self, name: str) -> int:
-        return max(1, _CHUNK // math.prod(self.tensors[name].shape[1:]))
-
-    def _chunk(self, name: str, chunk: int) -> np.ndarray:
-        shape, per_chunk = self.tensors[name].shape, self._rows_per_chunk(name)
-        count = min(per_chunk, shape[0] - chunk * per_chunk)
-        values = np.random.default_rng([*self._seed[name], chunk]).standard_normal((count, *shape[1:]), np.float32)
-        return values * np.float32(initial_std(name, shape))
+def preset_name(path: Path) -> str:
+    """Return the PRESET of ``random:PRESET``."""
+    return str(path).removeprefix(PREFIX)

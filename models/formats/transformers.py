@@ -1,23 +1,28 @@
-"""The folders of transformers' ``BltForCausalLM``: ``config.json`` with four sub-configurations, and safetensors.
+"""Reads and writes folders of transformers' ``BltForCausalLM``: four sub-configurations, and safetensors.
 
 Fields and their defaults are those of transformers 5.23; older folders (``rope_theta`` and ``norm_eps`` in the
 sub-configurations, no windows) are read as they were meant: a missing window is 512. Two facts have no field there
-and travel under ``fastblt`` in config.json, which transformers leaves alone: the model's name and its document masks.
+and are stored under ``fastblt`` in config.json, which transformers ignores: the model's name and its document masks.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastblt.models.config import BltConfig, HashConfig, PatchingConfig, StackConfig
 from fastblt.models.formats.errors import CheckpointError
-from fastblt.models.formats.fields import Fields, naming
-from fastblt.models.formats.names import Vocabulary
+from fastblt.models.formats.fields import Fields, naming, read_json
+from fastblt.models.formats.layout import CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE
+from fastblt.models.formats.names import Pieces, Vocabulary, translate
 from fastblt.models.tokens import BOS_ID, EOS_ID, VOCAB_SIZE
 
-LAYOUT = "transformers"
+if TYPE_CHECKING:
+    from fastblt.models.formats.checkpoint import Checkpoint
+    from fastblt.models.formats.separate_patcher import StoredPatcher
+
 WINDOW = 512
 THRESHOLD = 1.335442066192627
 
@@ -56,21 +61,75 @@ NAMES = Vocabulary(
 )
 
 
-def recognises(data: dict[str, Any]) -> bool:
-    """Whether a config.json is one of transformers' BLT."""
-    architectures = data.get("architectures")
-    return data.get("model_type") == "blt" or (isinstance(architectures, list) and "BltForCausalLM" in architectures)
+class TransformersLayout:
+    """The layout of transformers' ``BltForCausalLM``."""
+
+    name = "transformers"
+    description = "transformers BltForCausalLM"
+    title = "transformers (`BltForCausalLM`, e.g. `itazap/blt-1b-hf`)"
+    contents = f"`{CONFIG_FILE}` with four sub-configurations, `{WEIGHTS_FILE}` or shards with an index"
+    recognized_by = "`model_type: blt`"
+    files = (CONFIG_FILE, WEIGHTS_FILE)
+    weight_files = (WEIGHTS_FILE, INDEX_FILE)
+    hub_files = ("*.json", "*.safetensors")
+    patcher_prefix = NAMES.parts["patcher"]
+
+    def recognizes(self, path: Path, config: Mapping[str, Any]) -> bool:
+        """Implement `Layout.recognizes` by ``model_type`` or ``architectures``."""
+        architectures = config.get("architectures")
+        named = isinstance(architectures, list) and "BltForCausalLM" in architectures
+        return config.get("model_type") == "blt" or named
+
+    def open(self, path: Path, patcher: Path | None) -> Checkpoint:
+        """Implement `Layout.open`."""
+        from fastblt.models.formats.checkpoint import Checkpoint
+        from fastblt.models.formats.separate_patcher import with_patcher, without_patcher
+        from fastblt.models.formats.stores import TensorStore, open_safetensors
+
+        config = read_config(path / CONFIG_FILE, read_json(path / CONFIG_FILE))
+        store: TensorStore = open_safetensors(path)
+        if config.patcher is None:
+            # transformers stores an entropy model in every mode, unless patch_in_forward is false.
+            store = without_patcher(self, store)
+        return with_patcher(Checkpoint(self, path, config, store, self.pieces(config)), patcher)
+
+    def open_patcher(self, path: Path) -> StoredPatcher:
+        """Implement `Layout.open_patcher`."""
+        from fastblt.models.formats.separate_patcher import patcher_of
+
+        return patcher_of(self.open(path, None))
+
+    def pieces(self, config: BltConfig) -> Pieces:
+        """Implement `Layout.pieces`."""
+        return translate(config, NAMES)
+
+    def config_text(self, config: BltConfig, dtype: str) -> str:
+        """Implement `WritableLayout.config_text`."""
+        return write_config(config, dtype)
+
+    def differences(self, config: BltConfig) -> list[str]:
+        """Implement `WritableLayout.differences`."""
+        found = []
+        if config.document_masks:
+            found.append("transformers masks no documents: it differs after an EOS inside the text")
+        rule = config.patching
+        if rule.mode == "entropy" and rule.max_patch_length is not None:
+            found.append("transformers' max_patch_length reads the wrong latent at the last byte of some prefixes")
+        if rule.mode != "entropy" and rule.max_patch_length != 1:
+            mode = rule.mode
+            found.append(f"transformers has no {mode} patches: it makes every byte one, unless given patch_lengths")
+        return found
 
 
 def read_config(path: Path, data: dict[str, Any]) -> BltConfig:
-    """The configuration in a transformers folder.
+    """Return the configuration of a transformers folder.
 
     Args:
         path: of its config.json, for messages.
-        data: what is in it.
+        data: content of that file.
 
     Raises:
-        ConfigError: a field is invalid, or means something that this project does not compute.
+        ConfigError: a field is invalid, or describes something that this project does not compute.
     """
     top = Fields(data, str(path))
     extra = top.inside("fastblt")
@@ -108,7 +167,7 @@ def read_config(path: Path, data: dict[str, Any]) -> BltConfig:
 def _stack(
     part: Fields, dim: int, layers: int, heads: int, ffn_dim: int | None, theta: float, window: int | None
 ) -> StackConfig:
-    """One sub-configuration; the arguments are transformers' defaults."""
+    """Read one sub-configuration; the arguments are transformers' defaults."""
     part.require("hidden_act", "silu")
     dim, heads = part.integer("hidden_size", dim), part.integer("num_attention_heads", heads)
     part.expect(heads > 0, "num_attention_heads", "a positive integer")
@@ -142,11 +201,14 @@ def _patching(top: Fields) -> PatchingConfig:
 
 
 def patching_rule(fields: Fields, threshold: str) -> PatchingConfig:
-    """The rule that ``patching_mode`` names.
+    """Return the rule that ``patching_mode`` names.
 
     Args:
-        fields: what has it.
-        threshold: name of the field for the threshold, which is kept in every mode: a patcher may be passed.
+        fields: object that has this field.
+        threshold: name of the field with the threshold, which is kept in every mode: a patcher may be passed later.
+
+    Raises:
+        ConfigError: the rule is not supported.
     """
     mode = fields.text("patching_mode", "entropy")
     longest = fields.optional_integer("max_patch_length")
@@ -174,11 +236,11 @@ def _hash(top: Fields) -> HashConfig:
 
 
 def write_config(config: BltConfig, dtype: str) -> str:
-    """The text of a config.json for transformers.
+    """Return the text of a config.json for transformers.
 
     Args:
         config: of a BLT.
-        dtype: of the weights, torch's name.
+        dtype: of the weights, PyTorch's name.
 
     Raises:
         CheckpointError: transformers has no such model.

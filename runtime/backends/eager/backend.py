@@ -15,7 +15,7 @@ from fastblt.models.blt import Blt
 from fastblt.models.cache import StackCache
 from fastblt.models.checkpoint import load_checkpoint
 from fastblt.models.config import BltConfig, StackConfig
-from fastblt.models.formats.open import WEIGHT_FILES
+from fastblt.models.formats.registry import WEIGHT_FILES
 from fastblt.models.patcher import entropy
 from fastblt.runtime.backends.protocol import DRAFT_SLACK, DecoderRows, Floats, Ids, Pick, default_threads
 from fastblt.runtime.backends.providers import ProviderError

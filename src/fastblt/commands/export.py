@@ -8,7 +8,7 @@ from rich.console import Console
 
 from fastblt.commands.graphs import graph_table
 from fastblt.export.bundle_writer import export_bundle
-from fastblt.models.formats.open import DESCRIPTIONS, open_checkpoint
+from fastblt.models.formats.open import open_checkpoint
 from fastblt.runtime.bundle.manifest import load_manifest
 
 
@@ -32,7 +32,7 @@ def run(
     progress = Console(stderr=True, highlight=False)
     with progress.status("reading the checkpoint") as status:
         source = open_checkpoint(checkpoint, patcher=patcher, document_masks=document_masks)
-        progress.print(f"{checkpoint}: found {DESCRIPTIONS[source.layout]}", soft_wrap=True)
+        progress.print(f"{checkpoint}: found {source.layout.description}", soft_wrap=True)
         export_bundle(source, bundle, dtype=dtype, hash_tables=hash_tables, lowered=lowered, report=status.update)
     manifest = load_manifest(bundle)
     console = Console(highlight=False)

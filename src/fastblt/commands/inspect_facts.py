@@ -139,7 +139,7 @@ def _table_type(folder: Path) -> str:
 
 def checkpoint_facts(path: str, max_bytes: int, patcher: str | None) -> ModelFacts:
     """ModelFacts about a checkpoint; every tensor has been accounted for."""
-    from fastblt.models.formats.open import DESCRIPTIONS, open_checkpoint
+    from fastblt.models.formats.open import open_checkpoint
 
     checkpoint = open_checkpoint(path, patcher=patcher)
     config = checkpoint.config
@@ -153,7 +153,7 @@ def checkpoint_facts(path: str, max_bytes: int, patcher: str | None) -> ModelFac
             stored[part] = Stored(size, "/".join(sorted({kinds[name] for name in names})))
     memory = tuple(_checkpoint_memory(config, shapes, kinds, dtype, max_bytes) for dtype in DTYPES)
     return ModelFacts(
-        DESCRIPTIONS[checkpoint.layout],
+        checkpoint.layout.description,
         path,
         config,
         count_parameters(config),

@@ -270,7 +270,7 @@ def test_hub_id_without_a_network_says_how_to_pass_a_folder(tmp_path: Path, monk
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     error = refused(tmp_path, "nobody/no-such-model-31337")
     assert error.startswith(
-        "error: nobody/no-such-model-31337: no such folder, and the Hugging Face hub cannot give it"
+        "error: nobody/no-such-model-31337: no such folder, and the Hugging Face hub cannot provide it"
     )
     assert "hf download nobody/no-such-model-31337" in error
     assert "pass the folder" in error
@@ -364,7 +364,7 @@ def test_convert_keeps_a_link_and_leaves_nothing_beside_it(own: Path, tmp_path: 
         (tmp_path / "disk").mkdir()
     (tmp_path / "link").symlink_to("disk")
     convert(open_checkpoint(own), tmp_path / "link", "transformers")
-    assert open_checkpoint(tmp_path / "disk").layout == "transformers"
+    assert open_checkpoint(tmp_path / "disk").layout.name == "transformers"
     assert (tmp_path / "link").is_symlink()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["disk", "link", "own"]
 

@@ -18,7 +18,8 @@ from fastblt.models.checkpoint import load_checkpoint
 from fastblt.models.config import BltConfig, PatchingConfig
 from fastblt.models.formats.checkpoint import HASH_TABLE, expected_shapes
 from fastblt.models.formats.errors import CheckpointError
-from fastblt.models.formats.open import open_checkpoint, pieces_of
+from fastblt.models.formats.open import open_checkpoint
+from fastblt.models.formats.registry import layout_named
 from fastblt.models.presets import preset
 
 #: Part of one of Meta's names to what transformers' converter makes of it.
@@ -61,7 +62,7 @@ def model(config: BltConfig, make_model: Callable[..., Blt]) -> Blt:
 def stored_tensors(model: Blt) -> tuple[Tensors, Tensors]:
     """The main model's and the entropy model's tensors, under Meta's names."""
     found: Tensors = {}
-    for name, pieces in pieces_of("meta-release", model.config).items():
+    for name, pieces in layout_named("meta-release").pieces(model.config).items():
         parts = model.state_dict()[name].chunk(len(pieces))
         found.update({piece: part.clone() for piece, part in zip(pieces, parts, strict=True)})
     entropy = {n.removeprefix("patcher."): t for n, t in found.items() if n.startswith("patcher.")}
@@ -139,7 +140,7 @@ def folder(request: pytest.FixtureRequest, model: Blt, tmp_path: Path) -> Path:
 
 def test_layout_is_recognised_and_the_model_is_the_same(folder: Path, model: Blt) -> None:
     checkpoint = open_checkpoint(folder)
-    assert checkpoint.layout == ("meta-release" if (folder / "params.json").exists() else "meta-hub")
+    assert checkpoint.layout.name == ("meta-release" if (folder / "params.json").exists() else "meta-hub")
     assert checkpoint.config == dataclasses.replace(model.config, document_masks=True)
     loaded = load_checkpoint(folder)
     for name, tensor in model.state_dict().items():
@@ -260,7 +261,7 @@ def load_checkpoint_with(folder: Path, patcher: Path) -> Blt:
         ({"rope_theta": None}, "rope_theta: found null, expected a number"),
         ({"multiple_of": 0}, "multiple_of: found 0, expected a positive integer"),
         ({"ffn_dim_multiplier": float("inf")}, "ffn_dim_multiplier: found Infinity, expected a finite number"),
-        ({"encoder_hash_byte_group_size": "3;4"}, 'encoder_hash_byte_group_size: found "3;4", expected integers'),
+        ({"encoder_hash_byte_group_size": "3;4"}, 'encoder_hash_byte_group_size: found "3;4", expected comma-separated integers'),
     ],
 )
 def test_error_names_file_and_field_when_arguments_are_not_supported(
@@ -285,20 +286,20 @@ def test_error_names_the_field_when_the_patch_rule_is_another(model: Blt, tmp_pa
 @pytest.mark.parametrize(("name", "main", "theirs"), [("blt-1b", 386, 510), ("blt-7b", 405, 529)])
 def test_published_geometries_have_the_published_numbers_of_tensors(name: str, main: int, theirs: int) -> None:
     config = preset(name)
-    meta = [piece for pieces in pieces_of("meta-hub", config).values() for piece in pieces]
+    meta = [piece for pieces in layout_named("meta-hub").pieces(config).values() for piece in pieces]
     assert sum(piece.startswith("patcher.") for piece in meta) == 129
     assert sum(not piece.startswith("patcher.") for piece in meta) == main
-    assert len({piece for pieces in pieces_of("transformers", config).values() for piece in pieces}) == theirs
+    assert len({piece for pieces in layout_named("transformers").pieces(config).values() for piece in pieces}) == theirs
     shapes = expected_shapes(config)
-    assert set(shapes) == set(pieces_of("meta-hub", config))
+    assert set(shapes) == set(layout_named("meta-hub").pieces(config))
 
 
 @pytest.mark.parametrize("name", ["blt-1b", "blt-7b"])
 def test_names_become_those_of_transformers_by_its_converters_table(name: str) -> None:
     """Elsewhere in this file the tensors are written under the names that are read; here they are told apart."""
     config = preset(name)
-    theirs = pieces_of("transformers", config)
-    for ours, pieces in pieces_of("meta-hub", config).items():
+    theirs = layout_named("transformers").pieces(config)
+    for ours, pieces in layout_named("meta-hub").pieces(config).items():
         if ours == "encoder.hash_embeddings.weight":
             assert pieces == tuple(f"encoder_hash_tok_embedding.{table}.weight" for table in range(6))
         else:

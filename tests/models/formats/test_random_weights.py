@@ -9,9 +9,9 @@ from typer.testing import CliRunner
 from fastblt.cli import app
 from fastblt.models.checkpoint import load_checkpoint
 from fastblt.models.config import ConfigError
-from fastblt.models.formats import random_weights
+from fastblt.models.formats import random_store
 from fastblt.models.formats.open import open_checkpoint
-from fastblt.models.formats.random_weights import RandomStore
+from fastblt.models.formats.random_store import RandomStore
 from fastblt.models.presets import preset
 from fastblt.runtime.bundle.manifest import load_config, load_manifest
 
@@ -37,7 +37,7 @@ def test_weights_depend_on_the_seed_alone() -> None:
 
 
 def test_rows_are_those_of_the_whole_tensor_when_it_is_made_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(random_weights, "_CHUNK", 1000)
+    monkeypatch.setattr(random_store, "_CHUNK", 1000)
     store = RandomStore(preset("tiny"))
     whole = store.read(TABLE)
     assert whole.shape == store.tensors[TABLE].shape
