@@ -261,7 +261,10 @@ def load_checkpoint_with(folder: Path, patcher: Path) -> Blt:
         ({"rope_theta": None}, "rope_theta: found null, expected a number"),
         ({"multiple_of": 0}, "multiple_of: found 0, expected a positive integer"),
         ({"ffn_dim_multiplier": float("inf")}, "ffn_dim_multiplier: found Infinity, expected a finite number"),
-        ({"encoder_hash_byte_group_size": "3;4"}, 'encoder_hash_byte_group_size: found "3;4", expected comma-separated integers'),
+        (
+            {"encoder_hash_byte_group_size": "3;4"},
+            'encoder_hash_byte_group_size: found "3;4", expected comma-separated integers',
+        ),
     ],
 )
 def test_error_names_file_and_field_when_arguments_are_not_supported(
