@@ -27,12 +27,10 @@ from fastblt.calibration.trace_store import TraceStore, model_digest
 from fastblt.models.atomic_folder import replacing_folder
 from fastblt.runtime.backends.protocol import Ids
 from fastblt.runtime.blt_runtime import BltRuntime
+from fastblt.runtime.bundle.bundle import Bundle
 from fastblt.runtime.bundle.manifest import (
     Manifest,
-    check_files,
     is_bundle,
-    load_config,
-    load_manifest,
     write_manifest,
 )
 from fastblt.runtime.measure.audit import audit
@@ -98,9 +96,10 @@ def calibrate(
         BundleError: the bundle cannot be used.
     """
     scheme = parse_scheme(request.scheme, request.block)
-    _check(bundle, out, request)
-    manifest = load_manifest(bundle)
-    check_files(bundle, manifest)
+    opened = Bundle.open(bundle, check=False)
+    manifest = opened.manifest
+    _check(bundle, manifest, out, request)
+    opened.check_files()
     out.parent.mkdir(parents=True, exist_ok=True)
     with (
         tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as name,
@@ -115,8 +114,7 @@ def calibrate(
         return _Calibration(bundle, twin, manifest, scheme, request, store, scratch, on_progress).run(out)
 
 
-def _check(bundle: Path, out: Path, request: CalibrationRequest) -> None:
-    manifest = load_manifest(bundle)
+def _check(bundle: Path, manifest: Manifest, out: Path, request: CalibrationRequest) -> None:
     if manifest.quantization is not None:
         raise CalibrationError(f"{bundle}: found a bundle that is quantised ({manifest.quantization['scheme']})")
     if out.exists() and not is_bundle(out) and (not out.is_dir() or any(out.iterdir())):
@@ -150,7 +148,7 @@ def _progress(on_progress: Callable[[str], None]) -> Callable[[int, int], None]:
 @contextmanager
 def runnable(bundle: Path, scratch: Path) -> Iterator[Path]:
     """The bundle as the CPU can run it: itself, or the fp32 twin of a bf16 one whose values are rounded to bf16."""
-    if load_manifest(bundle).dtype != "bf16":
+    if Bundle.open(bundle, check=False).manifest.dtype != "bf16":
         yield bundle
         return
     from fastblt.export.emulation import emulate_bf16
@@ -176,7 +174,7 @@ class _Calibration:
     ) -> None:
         self.bundle, self.manifest, self.scheme, self.request = bundle, manifest, scheme, request
         self.twin, self.store, self.scratch, self.on_progress = twin, store, scratch, on_progress
-        self.plan = full_plan(load_config(bundle), request.anchors)
+        self.plan = full_plan(Bundle.open(bundle, check=False).config, request.anchors)
         parts = [part for part in (("patcher", *PARTS) if request.patcher else PARTS) if part in manifest.graphs]
         self.groups = groups_of(list(layers_of(bundle, parts)), scheme)
         on_progress("measuring the bundle itself")

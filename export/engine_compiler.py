@@ -16,6 +16,7 @@ from fastblt.export.tensorrt_build import TensorRtGraph
 from fastblt.models.atomic_folder import replacing_folder
 from fastblt.models.config import BltConfig
 from fastblt.runtime.backends.gpu.sliding import CALL_ROWS, cache_slots, pool_slots
+from fastblt.runtime.bundle.bundle import Bundle
 from fastblt.runtime.bundle.engines import (
     ENGINES_FILE,
     ENGINES_FOLDER,
@@ -28,9 +29,6 @@ from fastblt.runtime.bundle.manifest import (
     MANIFEST_FILE,
     GraphSpec,
     Manifest,
-    check_files,
-    load_config,
-    load_manifest,
     sha256_of,
 )
 from fastblt.runtime.bundle.tensorrt_library import TensorRtError, TensorRtLibrary
@@ -82,16 +80,15 @@ def compile_bundle(
         BundleError: the bundle is damaged.
         TensorRtError: a graph cannot be compiled, or the request does not fit bundle or library.
     """
-    manifest = load_manifest(bundle)
-    _check_request(bundle, manifest, library, request)
-    check_files(bundle, manifest)
-    config = load_config(bundle)
+    opened = Bundle.open(bundle, check=False)
+    _check_request(bundle, opened.manifest, library, request)
+    opened.check_files()
     path = bundle / ENGINES_FOLDER / folder_name(library.target, library.version, request.sms)
     path.parent.mkdir(exist_ok=True)
     on_progress = report or (lambda text: None)
     try:
         with replacing_folder(path) as new:
-            folder = _Compiler(bundle, config, manifest, library, request, new, on_progress).run(path)
+            folder = _Compiler(bundle, opened.config, opened.manifest, library, request, new, on_progress).run(path)
             (new / ENGINES_FILE).write_text(json.dumps(folder.to_dict(), indent=1) + "\n", encoding="utf-8")
     finally:
         if not any(path.parent.iterdir()):

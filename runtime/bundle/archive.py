@@ -19,6 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO, cast
 
 from fastblt.models.atomic_folder import replacing_folder
+from fastblt.runtime.bundle.bundle import Bundle
 from fastblt.runtime.bundle.engines import (
     ENGINES_FILE,
     ENGINES_FOLDER,
@@ -26,7 +27,7 @@ from fastblt.runtime.bundle.engines import (
     engine_folders,
     load_engine_folder,
 )
-from fastblt.runtime.bundle.manifest import MANIFEST_FILE, check_files, load_manifest, sha256_of
+from fastblt.runtime.bundle.manifest import MANIFEST_FILE, sha256_of
 
 SUMS_FILE = "SHA256SUMS"
 ALL, NONE = "all", "none"
@@ -47,9 +48,7 @@ def contents(bundle: Path, engines: str = ALL) -> list[str]:
         BundleError: a file is missing or damaged.
         ArchiveError: there are no such engines.
     """
-    manifest = load_manifest(bundle)
-    check_files(bundle, manifest)
-    names = [MANIFEST_FILE, *manifest.files]
+    names = [MANIFEST_FILE, *Bundle.open(bundle).manifest.files]
     folders = [path for path in engine_folders(bundle) if engines in (ALL, path.name)]
     if engines not in (ALL, NONE) and not folders:
         known = ", ".join(path.name for path in engine_folders(bundle)) or "none"

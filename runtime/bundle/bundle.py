@@ -12,8 +12,8 @@ from fastblt.runtime.bundle.manifest import (
     MANIFEST_FILE,
     BundleError,
     Manifest,
-    check_files,
     load_manifest,
+    sha256_of,
 )
 
 
@@ -40,12 +40,20 @@ class Bundle:
         folder = Path(path)
         manifest = load_manifest(folder)
         if check:
-            check_files(folder, manifest)
+            _check_files(folder, manifest)
         config = BltConfig.load(folder / CONFIG_FILE)
         if set(manifest.graphs) != set(config.stacks):
             found, expected = (", ".join(sorted(parts)) for parts in (manifest.graphs, config.stacks))
             raise BundleError(f"{folder / MANIFEST_FILE}: found graphs {found}, expected {expected} ({CONFIG_FILE})")
         return cls(folder, manifest, config)
+
+    def check_files(self) -> None:
+        """Compare every file with the manifest.
+
+        Raises:
+            BundleError: a file is missing, unknown, or differs in size or sha256.
+        """
+        _check_files(self.path, self.manifest)
 
     def graph(self, part: str) -> Path:
         """Return the path of a part's graph: ``patcher``, ``encoder``, ``global`` or ``decoder``."""
@@ -55,3 +63,19 @@ class Bundle:
     def embeddings(self) -> Path | None:
         """Return the path of the embedding tables on the host; None where they are inside the encoder's graph."""
         return self.path / EMBEDDINGS_FILE if self.manifest.hash_tables == "host" else None
+
+
+def _check_files(folder: Path, manifest: Manifest) -> None:
+    present = {path.name for path in folder.iterdir() if path.is_file()} - {MANIFEST_FILE}
+    for name in sorted(present - set(manifest.files)):
+        raise BundleError(f"{folder / name}: found a file that {MANIFEST_FILE} does not list")
+    for name, entry in manifest.files.items():
+        path = folder / name
+        if not path.is_file():
+            raise BundleError(f"{path}: missing, expected {entry['bytes']} bytes")
+        size = path.stat().st_size
+        if size != entry["bytes"]:
+            raise BundleError(f"{path}: found {size} bytes, expected {entry['bytes']}")
+        digest = sha256_of(path)
+        if digest != entry["sha256"]:
+            raise BundleError(f"{path}: found sha256 {digest}, expected {entry['sha256']}")

@@ -21,8 +21,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fastblt.models.config import BltConfig
-
 FORMAT = "fastblt-bundle"
 FORMAT_VERSION = 1
 MANIFEST_FILE = "manifest.json"
@@ -249,33 +247,3 @@ class _ManifestReader:
     def _expect(self, condition: bool, name: str, found: object, expected: str) -> None:
         if not condition:
             raise BundleError(f"{self.path}: entry {name!r}: found {found!r:.80}, expected {expected}")
-
-
-def check_files(bundle: Path, manifest: Manifest) -> None:
-    """Compare every file with the manifest.
-
-    Raises:
-        BundleError: a file is missing, unknown, or differs in size or sha256.
-    """
-    present = {path.name for path in bundle.iterdir() if path.is_file()} - {MANIFEST_FILE}
-    for name in sorted(present - set(manifest.files)):
-        raise BundleError(f"{bundle / name}: found a file that {MANIFEST_FILE} does not list")
-    for name, entry in manifest.files.items():
-        path = bundle / name
-        if not path.is_file():
-            raise BundleError(f"{path}: missing, expected {entry['bytes']} bytes")
-        size = path.stat().st_size
-        if size != entry["bytes"]:
-            raise BundleError(f"{path}: found {size} bytes, expected {entry['bytes']}")
-        digest = sha256_of(path)
-        if digest != entry["sha256"]:
-            raise BundleError(f"{path}: found sha256 {digest}, expected {entry['sha256']}")
-
-
-def load_config(bundle: Path) -> BltConfig:
-    """A bundle's model configuration.
-
-    Raises:
-        ConfigError: it is missing or invalid.
-    """
-    return BltConfig.load(bundle / CONFIG_FILE)

@@ -24,11 +24,11 @@ from fastblt.runtime.backends.protocol import Ids
 from fastblt.runtime.backends.providers import PROVIDERS, choose_provider
 from fastblt.runtime.backends.registry import load_onnxruntime
 from fastblt.runtime.blt_runtime import BltRuntime
+from fastblt.runtime.bundle.bundle import Bundle
 from fastblt.runtime.bundle.manifest import (
     CONFIG_FILE,
     MANIFEST_FILE,
     BundleError,
-    check_files,
     is_bundle,
     load_manifest,
 )
@@ -160,7 +160,7 @@ class ORTBltForCausalLM:
                 shutil.copyfile(self._bundle / name, new / name)
             if load_manifest(new) != manifest:
                 raise BundleError(f"{self._bundle / MANIFEST_FILE}: has changed since the bundle was loaded")
-            check_files(new, manifest)
+            Bundle.open(new)
 
     @property
     def config(self) -> BltConfig:

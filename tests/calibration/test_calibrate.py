@@ -20,7 +20,8 @@ from fastblt.runtime.backends.cpu.backend import OnnxRuntimeBackend, session_opt
 from fastblt.runtime.backends.eager.backend import EagerBackend
 from fastblt.runtime.backends.eager.bundle_weights import load_eager_model
 from fastblt.runtime.blt_runtime import BltRuntime
-from fastblt.runtime.bundle.manifest import check_files, load_manifest
+from fastblt.runtime.bundle.bundle import Bundle
+from fastblt.runtime.bundle.manifest import load_manifest
 from fastblt.runtime.sequence.session import Session
 
 Make = Callable[..., CalibrationRequest]
@@ -48,7 +49,7 @@ def operators(bundle: Path, part: str, folder: Path) -> list[str]:
 
 def test_bundle_says_what_was_done(quantized: Path, tiny_bundle: Path) -> None:
     manifest, source = load_manifest(quantized), load_manifest(tiny_bundle)
-    check_files(quantized, manifest)
+    Bundle.open(quantized)
     assert manifest.quantization is not None
     assert manifest.quantization["scheme"] == quantized.name
     assert manifest.quantized_parts == ("encoder", "global", "decoder")
@@ -184,7 +185,7 @@ def test_source_is_untouched_when_the_result_is_changed(tiny_bundle: Path, reque
     calibrate(tiny_bundle, tmp_path / "out", request_for("w8", rounding="rtn"))
     with (tmp_path / "out" / "embeddings.safetensors").open("r+b") as file:
         file.write(b"\0" * 64)
-    check_files(tiny_bundle, load_manifest(tiny_bundle))
+    Bundle.open(tiny_bundle)
 
 
 @pytest.mark.parametrize(

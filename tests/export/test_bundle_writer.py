@@ -35,12 +35,12 @@ from fastblt.models.formats.errors import CheckpointError
 from fastblt.models.formats.safetensors_writer import Table, write_tables
 from fastblt.models.presets import preset
 from fastblt.runtime.blt_runtime import BltRuntime
+from fastblt.runtime.bundle.bundle import Bundle
 from fastblt.runtime.bundle.manifest import (
     CONFIG_FILE,
     EMBEDDINGS_FILE,
     GRAPH_FILES,
     MANIFEST_FILE,
-    check_files,
     load_manifest,
 )
 
@@ -107,7 +107,7 @@ def test_manifest_lists_every_file_with_size_and_digest(tiny_bundle: Path) -> No
     for name, entry in manifest["files"].items():
         data = found[name].read_bytes()
         assert entry == {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    check_files(tiny_bundle, load_manifest(tiny_bundle))
+    Bundle.open(tiny_bundle)
 
 
 def test_manifest_tells_the_weight_bytes_that_a_call_reads(tiny_bundle: Path, tiny_model: Blt) -> None:
@@ -169,7 +169,7 @@ def test_weights_lie_beside_the_graph_when_they_are_large(
     external = {name for name in manifest["files"] if name.endswith(".onnx.data")}
     assert external == {"global.onnx.data", "decoder.onnx.data", "entropy.onnx.data"}
     assert max(error["max_error"] for error in manifest["verification"]) < 1e-5
-    check_files(bundle, load_manifest(bundle))
+    Bundle.open(bundle)
     for name in GRAPH_FILES.values():
         onnx.checker.check_model(str(bundle / name), full_check=True)
         assert (bundle / name).stat().st_size < 100_000 or name == "encoder.onnx"
@@ -388,10 +388,10 @@ def test_old_bundle_or_none_is_found_when_export_is_killed(
     if moment != "between renames":
         assert contents(old_bundle) == before
     elif old_bundle.exists():
-        check_files(old_bundle, load_manifest(old_bundle))
+        Bundle.open(old_bundle)
     # The next export is not hindered, and removes what the killed one left.
     export_bundle(tiny_checkpoint, old_bundle, verify=False)
-    check_files(old_bundle, load_manifest(old_bundle))
+    Bundle.open(old_bundle)
     assert list(old_bundle.parent.iterdir()) == [old_bundle]
 
 
@@ -412,7 +412,7 @@ def test_bundle_is_replaced_as_a_whole_when_exported_again(tiny_checkpoint: Path
     assert list(old_bundle.parent.iterdir()) == [old_bundle]
     assert {p.name for p in old_bundle.iterdir()} == FILES - {EMBEDDINGS_FILE}
     manifest = load_manifest(old_bundle)
-    check_files(old_bundle, manifest)
+    Bundle.open(old_bundle)
     assert manifest.model == "tiny"
 
 
@@ -432,7 +432,7 @@ def test_empty_folder_is_filled(tiny_checkpoint: Path, tmp_path: Path) -> None:
     bundle = tmp_path / "out" / "bundle"
     bundle.mkdir(parents=True)
     export_bundle(tiny_checkpoint, bundle, verify=False)
-    check_files(bundle, load_manifest(bundle))
+    Bundle.open(bundle)
     assert list(bundle.parent.iterdir()) == [bundle]
 
 

@@ -19,8 +19,9 @@ from fastblt.models.blt import Blt  # noqa: E402
 from fastblt.models.checkpoint import save_checkpoint  # noqa: E402
 from fastblt.models.config import StackConfig  # noqa: E402
 from fastblt.models.presets import preset  # noqa: E402
+from fastblt.runtime.bundle.bundle import Bundle  # noqa: E402
 from fastblt.runtime.bundle.engines import ENGINES_FILE, EngineFolder, ShapeProfile, load_engine_folder  # noqa: E402
-from fastblt.runtime.bundle.manifest import GRAPH_FILES, GraphSpec, load_config, load_manifest, sha256_of  # noqa: E402
+from fastblt.runtime.bundle.manifest import GRAPH_FILES, GraphSpec, load_manifest, sha256_of  # noqa: E402
 from fastblt.runtime.bundle.tensorrt_library import TensorRtError, load_library  # noqa: E402
 
 #: Tells of engines at the end of a run (conftest.py).
@@ -224,7 +225,7 @@ def test_attention_is_one_layer_when_types_have_a_kernel(bundle: Path) -> None:
             assert (layer.attention.mask is None) == alone
             single[part] = single.get(part, 0) + alone
         attentions[part] = len(found)
-    config = load_config(bundle)
+    config = Bundle.open(bundle, check=False).config
     assert attentions == {
         "patcher": config.patcher.layers,
         "encoder": config.encoder.layers + 1,  # and the pooling

@@ -19,7 +19,8 @@ from fastblt.runtime.backends.gpu.backend import DeviceBackend
 from fastblt.runtime.backends.gpu.cuda import Cuda, Stream
 from fastblt.runtime.backends.gpu.executor import Bound
 from fastblt.runtime.backends.gpu.sliding import cache_slots, pool_slots
-from fastblt.runtime.bundle.manifest import GraphSpec, load_config, load_manifest
+from fastblt.runtime.bundle.bundle import Bundle
+from fastblt.runtime.bundle.manifest import GraphSpec
 from fastblt.runtime.sequence.session import Session
 
 MAX_BYTES, BYTES, DRAFTS = 1000, 400, 60
@@ -57,12 +58,13 @@ class IdleExecutor:
 
 
 def idle_backend(bundle: Path) -> DeviceBackend:
-    manifest, config, stream = load_manifest(bundle), load_config(bundle), Stream(Cuda(IdleCuda()))
+    opened, stream = Bundle.open(bundle), Stream(Cuda(IdleCuda()))
+    config = opened.config
     executors = {}
-    for part, spec in manifest.graphs.items():
+    for part, spec in opened.manifest.graphs.items():
         pool = pool_slots(config, MAX_BYTES) if part == "encoder" else 0
         executors[part] = IdleExecutor(spec, cache_slots(config.stacks[part], MAX_BYTES), pool, stream)
-    return DeviceBackend(bundle, config, manifest, executors, stream, MAX_BYTES, "idle")
+    return DeviceBackend(opened, executors, stream, MAX_BYTES, "idle")
 
 
 def begin(backend: DeviceBackend) -> Session:

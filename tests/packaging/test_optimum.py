@@ -12,7 +12,8 @@ from typer.main import get_command
 
 import fastblt.cli
 from fastblt.cli import app
-from fastblt.runtime.bundle.manifest import check_files, load_config, load_manifest
+from fastblt.runtime.bundle.bundle import Bundle
+from fastblt.runtime.bundle.manifest import load_manifest
 from optimum.commands.register.register_fastblt import FastbltExportCommand
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -55,9 +56,9 @@ def test_bundle_is_written_with_its_options(tiny_checkpoint: Path, tmp_path: Pat
     done = optimum_cli("export", "fastblt", *options, tiny_checkpoint, bundle, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     manifest = load_manifest(bundle)
-    check_files(bundle, manifest)
+    Bundle.open(bundle)
     assert (manifest.dtype, manifest.hash_tables) == ("fp16", "graph")
-    assert not load_config(bundle).document_masks
+    assert not Bundle.open(bundle, check=False).config.document_masks
     assert "decoder.onnx" in done.stdout
 
 

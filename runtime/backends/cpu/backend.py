@@ -23,16 +23,8 @@ from fastblt.runtime.backends.protocol import (
     Pick,
     default_threads,
 )
-from fastblt.runtime.bundle.manifest import (
-    CONFIG_FILE,
-    EMBEDDINGS_FILE,
-    MANIFEST_FILE,
-    BundleError,
-    Manifest,
-    check_files,
-    load_config,
-    load_manifest,
-)
+from fastblt.runtime.bundle.bundle import Bundle
+from fastblt.runtime.bundle.manifest import BundleError, Manifest
 
 #: Rows of a call of a quantised graph, at least. One row alone is multiplied by another kernel (in attention a product
 #: of a vector and a matrix), whose last bit differs; inputs that are rounded to 8 bits make some 1e-2 of that. With a
@@ -46,26 +38,20 @@ class OnnxRuntimeBackend:
     name = "onnxruntime"
     device = "cpu"
 
-    def __init__(self, bundle: Path, manifest: Manifest, max_bytes: int, options: Any) -> None:
-        self.config: BltConfig = load_config(bundle)
-        self.manifest = manifest
+    def __init__(self, bundle: Bundle, max_bytes: int, options: Any) -> None:
+        self.config: BltConfig = bundle.config
+        self.manifest = bundle.manifest
         self.max_bytes = max_bytes
         self.owner: object = None
         capacity = max_bytes + 1 + DRAFT_SLACK
-        stacks = self.config.stacks
-        if set(manifest.graphs) != set(stacks):
-            found, expected = (", ".join(sorted(parts)) for parts in (manifest.graphs, stacks))
-            raise BundleError(f"{bundle / MANIFEST_FILE}: found graphs {found}, expected {expected} ({CONFIG_FILE})")
+        stacks, quantized = self.config.stacks, self.manifest.quantized_parts
         self.graphs = {
-            part: BoundGraph(bundle / spec.file, spec, stacks[part], capacity, options)
-            for part, spec in manifest.graphs.items()
+            part: BoundGraph(bundle.graph(part), spec, stacks[part], capacity, options)
+            for part, spec in self.manifest.graphs.items()
         }
-        quantized = manifest.quantized_parts
-        self._least_rows = {part: QUANTIZED_ROWS if part in quantized else 1 for part in manifest.graphs}
+        self._least_rows = {part: QUANTIZED_ROWS if part in quantized else 1 for part in self.graphs}
         self._encoder, self._global, self._decoder = (self.graphs[part] for part in ("encoder", "global", "decoder"))
-        self._tables = (
-            HostEmbeddings(bundle / EMBEDDINGS_FILE, self.config.hash) if manifest.hash_tables == "host" else None
-        )
+        self._tables = None if bundle.embeddings is None else HostEmbeddings(bundle.embeddings, self.config.hash)
         self._reads_states = self.config.decoder_input == "encoder"
         self._check_config(bundle)
         self._allocate(capacity)
@@ -76,18 +62,17 @@ class OnnxRuntimeBackend:
 
         ``options``, an ``onnxruntime.SessionOptions``, takes the place of ours and of ``threads``.
         """
-        manifest = load_manifest(bundle)
-        check_files(bundle, manifest)
+        opened = Bundle.open(bundle)
         if options is None:
-            options = session_options(manifest, threads)
-        return cls(bundle, manifest, max_bytes, options)
+            options = session_options(opened.manifest, threads)
+        return cls(opened, max_bytes, options)
 
     @property
     def providers(self) -> list[str]:
         """What ONNX Runtime says of the decoder's session, the fallback included."""
         return list(self._decoder.session.get_providers())
 
-    def _check_config(self, bundle: Path) -> None:
+    def _check_config(self, bundle: Bundle) -> None:
         """Raise `BundleError` where the configuration means other tensors than the graphs have."""
         config = self.config
         kv_shape = ("latents", config.decoder.layers, 2, config.cross_attn_k * config.decoder.dim)
@@ -101,8 +86,9 @@ class OnnxRuntimeBackend:
             spec = self.manifest.graphs[part].input(name)
             found = spec.shape if spec else None
             if found != shape:
-                file = self.manifest.graphs[part].file
-                raise BundleError(f"{bundle / file}: input {name}: found shape {found}, expected {shape} (config.json)")
+                raise BundleError(
+                    f"{bundle.graph(part)}: input {name}: found shape {found}, expected {shape} (config.json)"
+                )
 
     def _allocate(self, capacity: int) -> None:
         """Every buffer that is not a cache."""

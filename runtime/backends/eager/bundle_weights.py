@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from fastblt.models.blt import Blt
 from fastblt.models.formats.checkpoint import expected_shapes
 from fastblt.runtime.backends.host_embeddings import map_tables
-from fastblt.runtime.bundle.manifest import EMBEDDINGS_FILE, BundleError, check_files, load_config, load_manifest
+from fastblt.runtime.bundle.bundle import Bundle
+from fastblt.runtime.bundle.manifest import BundleError
 
 
 def load_eager_model(bundle: Path, device: str) -> Blt:
@@ -31,27 +32,25 @@ def load_eager_model(bundle: Path, device: str) -> Blt:
         BundleError: a file is damaged, or a weight is in none of them.
         ConfigError: the configuration is invalid.
     """
-    manifest = load_manifest(bundle)
-    check_files(bundle, manifest)
-    config = load_config(bundle)
-    shapes = expected_shapes(config)
+    opened = Bundle.open(bundle)
+    shapes = expected_shapes(opened.config)
     tensors: dict[str, torch.Tensor] = {}
-    for spec in manifest.graphs.values():
-        initializers = ir.load(bundle / spec.file).graph.initializers
+    for part in opened.manifest.graphs:
+        initializers = ir.load(opened.graph(part)).graph.initializers
         for name, array in _arrays(initializers):
             plain = name.removesuffix(".T")
             if plain not in shapes:
                 continue
             tensors[plain] = torch.from_numpy((array.T if plain != name else array).copy()).to(device)
-    if manifest.hash_tables == "host":
-        for name, table in map_tables(bundle / EMBEDDINGS_FILE).items():
+    if opened.embeddings is not None:
+        for name, table in map_tables(opened.embeddings).items():
             tensors[name] = torch.from_numpy(table.astype(np.float32)).to(device)
     for name, shape in shapes.items():
         found = tuple(tensors[name].shape) if name in tensors else None
         if found != shape:
             raise BundleError(f"{bundle}: weight {name}: found shape {found}, expected {shape}")
     with torch.device("meta"):
-        model = Blt(config)
+        model = Blt(opened.config)
     model.load_state_dict(tensors, assign=True)
     return model.eval().requires_grad_(False)
 

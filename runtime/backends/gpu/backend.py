@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,7 +31,8 @@ from fastblt.runtime.backends.protocol import (
     Pick,
     encodes_whole_patches,
 )
-from fastblt.runtime.bundle.manifest import EMBEDDINGS_FILE, BundleError, Manifest, TensorSpec
+from fastblt.runtime.bundle.bundle import Bundle
+from fastblt.runtime.bundle.manifest import BundleError, TensorSpec
 
 _ID_BYTES = 8
 
@@ -56,9 +56,7 @@ class DeviceBackend:
     """See `fastblt.runtime.backends.protocol.Backend`.
 
     Args:
-        bundle: folder; the embedding tables are read from it.
-        config: the model's.
-        manifest: the bundle's.
+        bundle: whose graphs the executors run; the embedding tables are read from it.
         executors: one for each graph.
         stream: carries all work.
         max_bytes: longest prompt plus new bytes.
@@ -70,9 +68,7 @@ class DeviceBackend:
 
     def __init__(
         self,
-        bundle: Path,
-        config: BltConfig,
-        manifest: Manifest,
+        bundle: Bundle,
         executors: Mapping[str, Executor],
         stream: Stream,
         max_bytes: int,
@@ -81,13 +77,16 @@ class DeviceBackend:
     ) -> None:
         self.name = name
         self.providers = list(providers)
-        self.config = config
-        self.manifest = manifest
+        self.config: BltConfig = bundle.config
+        self.manifest = bundle.manifest
         self.max_bytes = max_bytes
         self.owner: object = None
         self.stream = stream
+        config = self.config
         if config.block_size >= CALL_ROWS:
-            raise BundleError(f"{bundle}: found blocks of {config.block_size} bytes, expected fewer than {CALL_ROWS}")
+            raise BundleError(
+                f"{bundle.path}: found blocks of {config.block_size} bytes, expected fewer than {CALL_ROWS}"
+            )
         everything = max_bytes + 1 + DRAFT_SLACK + CALL_ROWS
         history = config.hash.context - 1
         self.parts = {
@@ -95,8 +94,7 @@ class DeviceBackend:
             for part, executor in executors.items()
         }
         self._encoder, self._global, self._decoder = (self.parts[part] for part in ("encoder", "global", "decoder"))
-        on_host = manifest.hash_tables == "host"
-        self._tables = HostEmbeddings(bundle / EMBEDDINGS_FILE, config.hash) if on_host else None
+        self._tables = None if bundle.embeddings is None else HostEmbeddings(bundle.embeddings, config.hash)
         self._reads_states = config.decoder_input == "encoder"
         self._stores = self._make_stores(everything)
         self._drafted = DeviceMemory(stream.cuda, _ID_BYTES * (ROW_CAPACITY + 1))

@@ -13,8 +13,9 @@ from fastblt.runtime.backends.gpu.onnxruntime_executor import OnnxRuntimeExecuto
 from fastblt.runtime.backends.gpu.sliding import cache_slots, pool_slots
 from fastblt.runtime.backends.gpu.tensorrt_executor import TensorRtExecutor
 from fastblt.runtime.backends.providers import provider_options
+from fastblt.runtime.bundle.bundle import Bundle
 from fastblt.runtime.bundle.engines import check_engine, choose_engines
-from fastblt.runtime.bundle.manifest import BundleError, check_files, load_config, load_manifest
+from fastblt.runtime.bundle.manifest import BundleError
 from fastblt.runtime.bundle.tensorrt_library import load_library
 
 
@@ -33,14 +34,13 @@ def load_tensorrt(bundle: Path, target: str, max_bytes: int) -> DeviceBackend:
     """
     library = load_library(target)
     cuda = Cuda(load_api())
-    manifest = load_manifest(bundle)
-    check_files(bundle, manifest)
+    opened = Bundle.open(bundle)
     folder = choose_engines(bundle, target, library.version, cuda.sm, max_bytes)
     engines = folder.engines_for(max_bytes)
     assert engines is not None, "choose_engines has found them"
     stream = Stream(cuda)
     executors = {}
-    for part, spec in manifest.graphs.items():
+    for part, spec in opened.manifest.graphs.items():
         if part not in engines:
             raise BundleError(f"{folder.path}: found no engine of the {part}, expected one of every graph")
         path = check_engine(folder, engines[part])
@@ -49,7 +49,7 @@ def load_tensorrt(bundle: Path, target: str, max_bytes: int) -> DeviceBackend:
     memory = DeviceMemory(cuda, max(executor.memory_bytes for executor in executors.values()))
     for executor in executors.values():
         executor.share_memory(memory)
-    return DeviceBackend(bundle, load_config(bundle), manifest, executors, stream, max_bytes, target)
+    return DeviceBackend(opened, executors, stream, max_bytes, target)
 
 
 def load_onnxruntime(
@@ -70,18 +70,17 @@ def load_onnxruntime(
         ProviderError: a session fell back to another provider.
     """
     cuda = Cuda(load_api())
-    manifest = load_manifest(bundle)
-    check_files(bundle, manifest)
-    config = load_config(bundle)
+    opened = Bundle.open(bundle)
+    config = opened.config
     if options is None:
         options = ort.SessionOptions()
         options.log_severity_level = 3
     stream = Stream(cuda)
     executors = {}
-    for part, spec in manifest.graphs.items():
+    for part, spec in opened.manifest.graphs.items():
         slots = cache_slots(config.stacks[part], max_bytes)
         pool = pool_slots(config, max_bytes) if part == "encoder" else 0
         providers = provider_options(provider, bundle)
-        executors[part] = OnnxRuntimeExecutor(ort, bundle / spec.file, spec, stream, slots, pool, providers, options)
+        executors[part] = OnnxRuntimeExecutor(ort, opened.graph(part), spec, stream, slots, pool, providers, options)
     used = executors["decoder"].session.get_providers()
-    return DeviceBackend(bundle, config, manifest, executors, stream, max_bytes, "onnxruntime", used)
+    return DeviceBackend(opened, executors, stream, max_bytes, "onnxruntime", used)

@@ -14,7 +14,7 @@ from rich.table import Table
 from fastblt.commands.prompts import distinct_prompts
 from fastblt.models.config import BltConfig
 from fastblt.runtime.blt_runtime import BltRuntime
-from fastblt.runtime.bundle.manifest import load_config, load_manifest
+from fastblt.runtime.bundle.bundle import Bundle
 from fastblt.runtime.measure.audit import TIE_BOUND, AuditRow, Difference, audit
 from fastblt.runtime.measure.bench.runner import write_json
 from fastblt.runtime.methods import MethodError, parse_method
@@ -69,13 +69,13 @@ def run(bundle: Path, setting: AuditRequest, json_file: Path | None) -> None:
     """
     console = Console(highlight=False)
     prompts = _prompts(setting)
-    methods = runnable_methods(setting.methods, load_config(bundle), console, DEFAULT_METHODS)
+    opened = Bundle.open(bundle, check=False)
+    methods = runnable_methods(setting.methods, opened.config, console, DEFAULT_METHODS)
     capacity = setting.max_new_bytes + max(len(data) for _, data in prompts)
     runtime = _load(bundle, setting.backend, setting.provider, capacity)
-    manifest = load_manifest(bundle)
-    truth = setting.reference or (setting.backend if manifest.quantization else "eager")
+    truth = setting.reference or (setting.backend if opened.manifest.quantization else "eager")
     reference = runtime if truth == setting.backend else _load(bundle, truth, setting.provider, capacity)
-    bound = TIE_BOUND[manifest.dtype]
+    bound = TIE_BOUND[opened.manifest.dtype]
     columns = (TextColumn("audit"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("audit", total=_least_prompts(setting) if setting.bytes else len(prompts))

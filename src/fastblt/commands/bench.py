@@ -16,7 +16,8 @@ from fastblt.commands.console import table_console
 from fastblt.commands.prompts import heldout_prompts
 from fastblt.runtime.backends.registry import default_capacity
 from fastblt.runtime.blt_runtime import BltRuntime
-from fastblt.runtime.bundle.manifest import MANIFEST_FILE, load_manifest
+from fastblt.runtime.bundle.bundle import Bundle
+from fastblt.runtime.bundle.manifest import MANIFEST_FILE
 from fastblt.runtime.machine import device_info
 from fastblt.runtime.measure.bench.plan import BenchPlan, Contender, make_bench_plan
 from fastblt.runtime.measure.bench.rows import BenchRow
@@ -235,7 +236,7 @@ def _number(value: float | None, form: str) -> str:
 
 def bundle_dtype(bundle: Path) -> str:
     """Type that a bundle computes in; a bare checkpoint, which only eager runs, is computed in fp32."""
-    return load_manifest(bundle).dtype if (bundle / MANIFEST_FILE).is_file() else "fp32"
+    return Bundle.open(bundle, check=False).manifest.dtype if (bundle / MANIFEST_FILE).is_file() else "fp32"
 
 
 def compared(

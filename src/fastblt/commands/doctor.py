@@ -10,8 +10,8 @@ from rich import box
 from rich.table import Table
 
 from fastblt.commands.console import table_console
+from fastblt.runtime.bundle.bundle import Bundle
 from fastblt.runtime.bundle.engines import engine_folders, load_engine_folder
-from fastblt.runtime.bundle.manifest import check_files, load_config, load_manifest
 from fastblt.runtime.doctor.facts import MachineFacts, probe
 from fastblt.runtime.doctor.memory import device_buffers
 from fastblt.runtime.doctor.verdicts import Verdict, assess
@@ -64,8 +64,8 @@ def describe(facts: MachineFacts) -> list[str]:
 
 def bundle_notes(bundle: Path, facts: MachineFacts) -> list[str]:
     """What the facts mean for a bundle: files, types, memory, engines."""
-    manifest, config = load_manifest(bundle), load_config(bundle)
-    check_files(bundle, manifest)
+    opened = Bundle.open(bundle)
+    manifest, config = opened.manifest, opened.config
     notes = [f"{bundle}: {manifest.model}, {manifest.dtype}, {manifest.operators} graphs; every file is whole"]
     if manifest.dtype == "bf16":
         notes.append("bf16 graphs do not run on the CPU")

@@ -21,7 +21,7 @@ from fastblt.commands.prompts import heldout_prompts
 from fastblt.models.tokens import decode
 from fastblt.runtime.backends.protocol import Ids
 from fastblt.runtime.blt_runtime import BltRuntime
-from fastblt.runtime.bundle.manifest import load_manifest
+from fastblt.runtime.bundle.bundle import Bundle
 from fastblt.runtime.measure.bench.runner import write_json
 from fastblt.runtime.measure.scoring.comparison import BOUNDS, Check, compare
 from fastblt.runtime.measure.scoring.figures import OVERALL, Figures, sum_up
@@ -109,7 +109,7 @@ def _evaluate(bundle: Path, setting: EvalRequest) -> EvalResult:
     texts = read_texts(setting)
     windows = {text.name: cut_windows(text, setting.windows, setting.window_bytes) for text in texts}
     prompts = _prompts(texts, setting)
-    quantized = load_manifest(bundle).quantization is not None
+    quantized = Bundle.open(bundle, check=False).manifest.quantization is not None
     runtimes = [_load(bundle, name, setting) for name in _backends(setting, quantized)]
     config = runtimes[0].config
     plan = make_scoring_plan(setting.request, config)

@@ -9,7 +9,7 @@ from rich.console import Console
 from fastblt.commands.graphs import graph_table
 from fastblt.export.bundle_writer import export_bundle
 from fastblt.models.formats.open import open_checkpoint
-from fastblt.runtime.bundle.manifest import load_manifest
+from fastblt.runtime.bundle.bundle import Bundle
 
 
 def run(
@@ -34,7 +34,7 @@ def run(
         source = open_checkpoint(checkpoint, patcher=patcher, document_masks=document_masks)
         progress.print(f"{checkpoint}: found {source.layout.description}", soft_wrap=True)
         export_bundle(source, bundle, dtype=dtype, hash_tables=hash_tables, lowered=lowered, report=status.update)
-    manifest = load_manifest(bundle)
+    manifest = Bundle.open(bundle, check=False).manifest
     console = Console(highlight=False)
     place = "on the host" if manifest.hash_tables == "host" else "in the graph"
     kind = f"{manifest.dtype}, opset {manifest.opset} ({manifest.operators})"

@@ -11,14 +11,13 @@ from pathlib import Path
 from fastblt.commands.graphs import files_of
 from fastblt.models.config import BltConfig
 from fastblt.models.parameters import ParameterCounts, count_parameters
+from fastblt.runtime.bundle.bundle import Bundle
 from fastblt.runtime.bundle.manifest import (
     DTYPES,
     EMBEDDINGS_FILE,
     BundleError,
     Manifest,
     is_bundle,
-    load_config,
-    load_manifest,
 )
 from fastblt.runtime.doctor.memory import device_buffers, graph_of, weight_bytes
 from fastblt.runtime.sequence.stats import RunStats
@@ -107,7 +106,8 @@ def read_facts(path: str, max_bytes: int, patcher: str | None = None) -> ModelFa
 
 def bundle_facts(folder: Path, max_bytes: int) -> ModelFacts:
     """ModelFacts about a bundle; needs no PyTorch."""
-    manifest, config = load_manifest(folder), load_config(folder)
+    bundle = Bundle.open(folder, check=False)
+    manifest, config = bundle.manifest, bundle.config
     sizes = {
         part: sum((folder / name).stat().st_size for name in files_of(graph, manifest))
         for part, graph in manifest.graphs.items()

@@ -23,8 +23,9 @@ from fastblt.runtime.backends.cpu.backend import OnnxRuntimeBackend, session_opt
 from fastblt.runtime.backends.gpu.backend import DeviceBackend
 from fastblt.runtime.backends.registry import load_backend
 from fastblt.runtime.blt_runtime import BltRuntime
+from fastblt.runtime.bundle.bundle import Bundle
 from fastblt.runtime.bundle.engines import engine_folders, load_engine_folder
-from fastblt.runtime.bundle.manifest import Manifest, load_config, load_manifest
+from fastblt.runtime.bundle.manifest import Manifest
 from fastblt.runtime.machine import device_info
 from fastblt.runtime.measure.audit import TIE_BOUND, AuditRow, audit
 from fastblt.runtime.measure.bench.runner import write_json
@@ -63,7 +64,8 @@ def run(bundle: Path, setting: VerifyRequest, json_file: Path | None) -> None:
         ValueError: bundle or backend cannot be used.
     """
     console = table_console()
-    manifest, config = load_manifest(bundle), load_config(bundle)
+    opened = Bundle.open(bundle, check=False)
+    manifest, config = opened.manifest, opened.config
     backend = setting.backend or _backend_of(bundle)
     methods = runnable_methods(setting.methods, config, console, DEFAULT_METHODS)
     capacity = max(*PROMPT_BYTES, _AUDIT_PROMPT_BYTES) + setting.max_new_bytes

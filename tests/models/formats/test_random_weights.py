@@ -13,7 +13,7 @@ from fastblt.models.formats import random_store
 from fastblt.models.formats.open import open_checkpoint
 from fastblt.models.formats.random_store import RandomStore
 from fastblt.models.presets import preset
-from fastblt.runtime.bundle.manifest import load_config, load_manifest
+from fastblt.runtime.bundle.bundle import Bundle
 
 TABLE = "encoder.hash_embeddings.weight"
 
@@ -57,7 +57,8 @@ def test_command_exports_random_weights_and_says_so(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["export", "random:tiny", str(tmp_path / "bundle")])
     assert result.exit_code == 0, result.stderr or result.exception
     assert "bundle: tiny-random, fp32" in result.stdout
-    assert load_manifest(tmp_path / "bundle").model == load_config(tmp_path / "bundle").name == "tiny-random"
+    exported = Bundle.open(tmp_path / "bundle")
+    assert exported.manifest.model == exported.config.name == "tiny-random"
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
     failed = CliRunner().invoke(app, ["export", "random:", str(tmp_path / "other")])
     assert failed.exit_code == 1

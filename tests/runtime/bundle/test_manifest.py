@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from fastblt.models.config import BltConfig, ConfigError
 from fastblt.runtime.blt_runtime import BltRuntime
+from fastblt.runtime.bundle.bundle import Bundle
 from fastblt.runtime.bundle.manifest import (
     CONFIG_FILE,
     EMBEDDINGS_FILE,
@@ -22,9 +23,6 @@ from fastblt.runtime.bundle.manifest import (
     GRAPH_FILES,
     MANIFEST_FILE,
     BundleError,
-    Manifest,
-    check_files,
-    load_config,
     load_manifest,
     sha256_of,
 )
@@ -59,13 +57,6 @@ def sign(bundle: Path) -> None:
     rewrite_manifest(bundle, update)
 
 
-def open_bundle(bundle: Path) -> Manifest:
-    """What every backend does first."""
-    manifest = load_manifest(bundle)
-    check_files(bundle, manifest)
-    return manifest
-
-
 def opens(backend: str) -> Callable[[Path], object]:
     return lambda bundle: BltRuntime.from_pretrained(bundle, provider="cpu", backend=backend, max_bytes=99, threads=1)
 
@@ -73,7 +64,7 @@ def opens(backend: str) -> Callable[[Path], object]:
 @pytest.fixture(params=["files", "onnxruntime", "eager"])
 def opener(request: pytest.FixtureRequest) -> Callable[[Path], object]:
     """Each way of opening a bundle."""
-    return open_bundle if request.param == "files" else opens(request.param)
+    return Bundle.open if request.param == "files" else opens(request.param)
 
 
 def assert_refused(opener: Callable[[Path], object], bundle: Path, *parts: str) -> None:
@@ -140,13 +131,13 @@ def test_error_names_the_manifest_when_it_is_no_json(
 def test_error_tells_found_and_expected_format_when_it_is_another(bundle: Path, edit: Edit, found: str) -> None:
     rewrite_manifest(bundle, edit)
     expected = f"expected ('fastblt-bundle', {FORMAT_VERSION})"
-    assert_refused(open_bundle, bundle, f"/{MANIFEST_FILE}: found format {found}", expected)
+    assert_refused(Bundle.open, bundle, f"/{MANIFEST_FILE}: found format {found}", expected)
 
 
 @pytest.mark.parametrize("key", ["model", "dtype", "opset", "hash_tables", "graphs", "files", "verification"])
 def test_error_names_the_entry_when_the_manifest_lacks_it(bundle: Path, key: str) -> None:
     rewrite_manifest(bundle, lambda data: data.pop(key) and None)
-    assert_refused(open_bundle, bundle, f"/{MANIFEST_FILE}: ", key, "expected ")
+    assert_refused(Bundle.open, bundle, f"/{MANIFEST_FILE}: ", key, "expected ")
 
 
 @pytest.mark.parametrize("part", GRAPH_FILES)
@@ -158,13 +149,13 @@ def test_error_names_the_part_when_the_manifest_lacks_its_graph(bundle: Path, pa
 @pytest.mark.parametrize("key", ["name", "dtype", "shape", "role"])
 def test_error_names_the_key_when_a_tensor_lacks_it(bundle: Path, key: str) -> None:
     rewrite_manifest(bundle, lambda data: data["graphs"]["decoder"]["inputs"][0].pop(key) and None)
-    assert_refused(open_bundle, bundle, f"/{MANIFEST_FILE}: ", key)
+    assert_refused(Bundle.open, bundle, f"/{MANIFEST_FILE}: ", key)
 
 
 @pytest.mark.parametrize("key", ["bytes", "sha256"])
 def test_error_names_the_manifest_when_a_file_entry_lacks_a_key(bundle: Path, key: str) -> None:
     rewrite_manifest(bundle, lambda data: data["files"][CONFIG_FILE].pop(key) and None)
-    assert_refused(open_bundle, bundle, key)
+    assert_refused(Bundle.open, bundle, key)
 
 
 JSON = st.recursive(
@@ -194,7 +185,7 @@ def test_error_is_a_bundle_error_when_any_part_of_the_manifest_is_something_else
     (folder / MANIFEST_FILE).write_text(json.dumps(manifest))
     refusal = None
     try:
-        found = open_bundle(folder)
+        found = Bundle.open(folder).manifest
     except BundleError as error:
         refusal = str(error)
     assert refusal.startswith(str(folder)) if refusal is not None else set(found.files) == set(FILES)
@@ -244,14 +235,37 @@ def test_files_are_not_read_when_only_the_manifest_is_wanted(bundle: Path) -> No
     assert load_manifest(bundle).model == "tiny"
 
 
+def test_graphs_are_not_read_when_files_are_not_checked(bundle: Path, tiny_config: BltConfig) -> None:
+    for name in FILES:
+        if name != CONFIG_FILE:
+            (bundle / name).write_bytes(b"damaged")
+    opened = Bundle.open(str(bundle), check=False)
+    assert opened.config == tiny_config
+    assert {part: opened.graph(part) for part in GRAPH_FILES} == {p: bundle / f for p, f in GRAPH_FILES.items()}
+    assert opened.embeddings == bundle / EMBEDDINGS_FILE
+    with pytest.raises(BundleError, match=r"found 7 bytes, expected"):
+        opened.check_files()
+
+
+def test_no_embeddings_are_named_when_the_tables_are_in_the_graph(bundle: Path) -> None:
+    rewrite_manifest(bundle, lambda data: data.update(hash_tables="graph"))
+    assert Bundle.open(bundle, check=False).embeddings is None
+
+
+def test_error_names_both_when_manifest_and_config_have_other_graphs(
+    bundle: Path, opener: Callable[[Path], object]
+) -> None:
+    rewrite_manifest(bundle, lambda data: data["graphs"].pop("patcher") and None)
+    found, expected = "found graphs decoder, encoder, global", "expected decoder, encoder, global, patcher"
+    assert_refused(opener, bundle, f"{MANIFEST_FILE}: {found}, {expected} ({CONFIG_FILE})")
+
+
 @pytest.mark.parametrize("content", [b"", b"{}", b"[]", b'{"name": "x"}', b"\xff"])
 def test_error_names_config_when_it_is_wrong_but_listed(
     bundle: Path, content: bytes, opener: Callable[[Path], object]
 ) -> None:
     (bundle / CONFIG_FILE).write_bytes(content)
     sign(bundle)
-    if opener is open_bundle:
-        opener = load_config
     with pytest.raises(ConfigError, match=re.escape(str(bundle / CONFIG_FILE))):
         opener(bundle)
 

@@ -16,7 +16,8 @@ from fastblt.models.tokens import BOS_ID, BYTE_OFFSET, EOS_ID, VOCAB_SIZE, encod
 from fastblt.runtime.backends.protocol import Backend
 from fastblt.runtime.backends.providers import ProviderError
 from fastblt.runtime.blt_runtime import BltRuntime
-from fastblt.runtime.bundle.manifest import MANIFEST_FILE, BundleError, check_files, load_manifest
+from fastblt.runtime.bundle.bundle import Bundle
+from fastblt.runtime.bundle.manifest import MANIFEST_FILE, BundleError, load_manifest
 from fastblt.runtime.huggingface.causal_lm import ORTBltForCausalLM
 from fastblt.runtime.huggingface.generate_settings import DEFAULT_NEW_TOKENS, UnsupportedArgumentError
 from fastblt.runtime.methods import MethodError
@@ -313,7 +314,7 @@ def test_saved_bundle_is_the_same(tiny_causal_lm: ORTBltForCausalLM, tiny_bundle
     folder = tmp_path / "a" / "saved"
     for _ in range(2):  # the second time over the first
         tiny_causal_lm.save_pretrained(folder)
-        check_files(folder, load_manifest(folder))
+        Bundle.open(folder)
         saved = {path.name: path.read_bytes() for path in folder.iterdir()}
         assert saved == {path.name: path.read_bytes() for path in tiny_bundle.iterdir()}
     again = ORTBltForCausalLM.from_pretrained(folder, max_bytes=100)
@@ -390,7 +391,7 @@ def test_example_of_the_documentation_runs(tiny_bundle: Path, tmp_path: Path) ->
     (tmp_path / "bundle").symlink_to(tiny_bundle)
     done = run(text.partition("```python\n")[2].partition("```")[0], cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    check_files(tmp_path / "copy", load_manifest(tmp_path / "copy"))
+    Bundle.open(tmp_path / "copy")
 
 
 @pytest.mark.parametrize("package", ["onnx_ir", "torch"])
