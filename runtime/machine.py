@@ -1,4 +1,7 @@
-"""What a measurement depends on: the machine, its memory bandwidth, the versions of packages."""
+"""Describes the machine: processor, cores, memory bandwidth, GPUs, package versions, and the user's cache folder.
+
+Importing it is cheap: numpy and platformdirs are imported by the functions that need them.
+"""
 
 from __future__ import annotations
 
@@ -6,19 +9,18 @@ import os
 import platform
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 
 def device_info(threads: int | None = None) -> dict[str, Any]:
-    """The machine and the versions that a measurement depends on; plain JSON types.
+    """Describe the machine and the package versions that a measurement depends on, in plain JSON types.
+
+    Measures the memory bandwidth, which takes about a second.
 
     Args:
-        threads: what the runtimes were asked for; None: their own choice.
+        threads: number that the runtimes were asked to use; None: their own choice.
     """
     gpu_packages = ("cuda-bindings", "tensorrt", "tensorrt-rtx-cu13")
     packages = ("fastblt", "numpy", "onnxruntime-gpu", "onnxruntime", "torch", *gpu_packages)
@@ -36,12 +38,21 @@ def device_info(threads: int | None = None) -> dict[str, Any]:
 
 
 def usable_cores() -> int:
-    """Cores that this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def memory_bandwidth(megabytes: int = 256, threads: int = 1) -> float:
-    """GB/s at which threads together read main memory: the best of twenty sums over an array larger than the caches."""
+    """Measure how fast main memory is read, in GB/s: the best of twenty sums over an array larger than the caches.
+
+    Args:
+        megabytes: size of the array, MiB.
+        threads: number of threads that read at the same time.
+    """
+    from concurrent.futures import ThreadPoolExecutor
+
+    import numpy as np
+
     array = np.ones(megabytes * 2**18, dtype=np.float32)
     pieces = np.array_split(array, threads)
     seconds = []
@@ -54,7 +65,7 @@ def memory_bandwidth(megabytes: int = 256, threads: int = 1) -> float:
 
 
 def cpu_model() -> str:
-    """Name of the processor, as far as the system tells."""
+    """Return the name of the processor, as far as the system reports it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -64,6 +75,7 @@ def cpu_model() -> str:
 
 
 def _gpus() -> list[str]:
+    """Return the names of the NVIDIA GPUs that Linux's driver lists."""
     names = []
     for path in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
         for line in path.read_text(encoding="utf-8").splitlines():
@@ -73,7 +85,7 @@ def _gpus() -> list[str]:
 
 
 def package_version(package: str) -> str | None:
-    """Version of an installed package; None where it is not installed."""
+    """Return the version of an installed package; None where it is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -81,10 +93,20 @@ def package_version(package: str) -> str | None:
 
 
 def peak_rss_mb() -> float | None:
-    """Largest resident memory of this process so far, MiB; None where the system does not tell."""
+    """Return the largest resident memory of this process so far, in MiB; None where the system does not report it."""
     try:
         import resource
     except ImportError:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (1 << 20 if sys.platform == "darwin" else 1 << 10)
+
+
+def cache_folder() -> Path:
+    """Return the folder for what can be made or fetched again; it need not exist.
+
+    On Linux that is ``$XDG_CACHE_HOME/fastblt``, by default ``~/.cache/fastblt``; elsewhere the system's own place.
+    """
+    from platformdirs import user_cache_path
+
+    return user_cache_path("fastblt", appauthor=False)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from fastblt.runtime.cache_folder import cache_folder
+from fastblt.runtime.machine import cache_folder
 
 logger = logging.getLogger(__name__)
 PROVIDERS = {

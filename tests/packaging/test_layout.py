@@ -92,7 +92,7 @@ def requirements() -> list[Requirement]:
 def test_core_is_small_and_has_one_onnxruntime(platform: str, machine: str, expected: str) -> None:
     there = {"sys_platform": platform, "platform_machine": machine, "extra": ""}
     core = {r.name.replace("_", "-") for r in requirements() if r.marker is None or r.marker.evaluate(there)}
-    assert core == {"ml-dtypes", "numpy", "rich", "safetensors", "typer", expected}
+    assert core == {"ml-dtypes", "numpy", "platformdirs", "rich", "safetensors", "typer", expected}
 
 
 def test_constraints_pin_every_direct_dependency() -> None:

@@ -12,7 +12,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from fastblt.runtime.cache_folder import cache_folder
+from fastblt.runtime.machine import cache_folder
 
 logger = logging.getLogger(__name__)
 

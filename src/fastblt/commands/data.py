@@ -8,11 +8,11 @@ from rich.console import Console
 from rich.table import Table
 
 from fastblt.models.training.corpus import Corpus, build_corpus, load_corpus
-from fastblt.runtime.cache_folder import cache_folder
+from fastblt.runtime.machine import cache_folder
 
 
 def default_cache() -> Path:
-    """Where fetched packages are kept: a folder below ``$XDG_CACHE_HOME``, by default ``~/.cache``."""
+    """Return the folder that keeps fetched packages, below the user's cache folder."""
     return cache_folder() / "corpus"
 
 
