@@ -117,12 +117,14 @@ class BltRuntime:
             ValueError: negative ``max_new_bytes``, an empty stop string, or ids that are no prompt.
         """
         stream = self.stream(prompt, max_new_bytes, request=request, **options)
-        pieces = []
+        pieces: list[bytes] = []
+        logprobs: list[float] = []
         for chunk in stream:
             pieces.append(chunk.data)
+            logprobs += chunk.logprobs
             if on_chunk:
                 on_chunk(chunk)
-        return Generation(b"".join(pieces), stream.finish, stream.stats, tuple(stream.tokens))
+        return Generation(b"".join(pieces), stream.finish, stream.stats, tuple(stream.tokens), tuple(logprobs))
 
 
 def _request(

@@ -1,24 +1,26 @@
-"""Generation as a Python generator: rounds of a method become chunks of bytes, until something stops them."""
+"""Generates as a Python iterator: rounds of a method become chunks of bytes, until a rule ends them."""
 
 from __future__ import annotations
 
 import time
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
+from types import TracebackType
 from typing import NamedTuple
 
 import numpy as np
 
 from fastblt.models.tokens import BOS_ID, BYTE_OFFSET, EOS_ID, VOCAB_SIZE, decode, encode
 from fastblt.runtime.backends.protocol import Ids
-from fastblt.runtime.methods import Method, Origin, Round
+from fastblt.runtime.methods import Method, MethodError, Origin, Round
 from fastblt.runtime.request import StopRules
 from fastblt.runtime.sequence.sampling import Sampler
 from fastblt.runtime.sequence.session import Session
 from fastblt.runtime.sequence.stats import RunStats
+from fastblt.runtime.text import TextDecoder
 
-#: What to go on from: bytes, text (UTF-8), or token ids, int64 [n], BOS first.
+#: What a generation continues: bytes, text (UTF-8), or token ids, int64 [n], BOS first.
 Prompt = bytes | str | Ids
 
 
@@ -30,15 +32,20 @@ class Chunk(NamedTuple):
     origins: tuple[Origin, ...]
     """How each of them came about."""
     rejected: bytes
-    """Drafted bytes that verification threw away; they stood where the corrected byte and what follows it stand."""
+    """Drafted bytes that verification threw away; they were where the corrected byte and what follows it are now."""
     boundaries: tuple[int, ...]
     """Offsets into the new text (0 = first new byte) of bytes now known to be the last of their patch; negative
-    ones lie in the prompt. The last byte of a chunk is judged with the next chunk."""
+    ones are in the prompt. Whether the last byte of a chunk ends a patch is reported with the next chunk."""
+    logprobs: tuple[float, ...] = ()
+    """Natural logarithm of the probability of each byte given everything before it, by the model's own distribution:
+    before bias, temperature and truncation. Empty unless the request asks for it. Exact for lossless methods; for
+    ``d``, it is the probability in the row that decided the byte, when other bytes of its block, on either side, may
+    have been undecided."""
 
 
 @dataclass(frozen=True)
 class Generation:
-    """A finished generation."""
+    """Holds a finished generation; ``bytes(generation)`` is its data, ``str(generation)`` its text."""
 
     data: bytes
     """New bytes; a stop string is not part of them."""
@@ -47,17 +54,26 @@ class Generation:
     stats: RunStats
     tokens: tuple[int, ...]
     """New token ids, those without a byte too: EOS is the last where it ended the generation."""
+    logprobs: tuple[float, ...] = ()
+    """Log-probability of each byte of ``data``, see `Chunk.logprobs`; empty unless the request asks for it."""
 
     @property
     def text(self) -> str:
-        """The new bytes as UTF-8, invalid ones replaced."""
+        """The new bytes as UTF-8, invalid ones replaced by U+FFFD."""
         return self.data.decode("utf-8", errors="replace")
+
+    def __bytes__(self) -> bytes:
+        return self.data
+
+    def __str__(self) -> str:
+        return self.text
 
 
 class ByteStream(Iterator[Chunk]):
-    """Runs a method over a session and yields chunks; afterwards `finish` tells why it ended.
+    """Runs a method over a session and yields chunks; afterwards `finish` reports why it ended.
 
-    Bytes that may be the beginning of a stop string are held back until that is decided.
+    Bytes that may be the beginning of a stop string are held back until that is decided. A stream is a context manager
+    that closes itself.
     """
 
     def __init__(self, session: Session, method: Method, sampler: Sampler, rules: StopRules, started: float) -> None:
@@ -66,17 +82,20 @@ class ByteStream(Iterator[Chunk]):
         self.sampler = sampler
         self.rules = rules
         self.finish = "length"
-        self._started = started
+        """Why the generation ended: ``length``, ``stop``, ``eos``, or ``closed`` if it was closed before its end."""
         self.tokens: list[int] = []
         """New token ids that are decided, those of bytes held back too; see `Generation.tokens`."""
+        self._started = started
         self._data = bytearray()
         self._origins: list[Origin] = []
+        self._logprobs: list[float] = []
         self._emitted = 0
         self._boundaries_seen = 0
         self._boundaries: list[int] = []
         # New byte offset of each token position; a token without a byte shares the offset of the byte before it.
         self._offsets: list[int] = []
         self._first_position = session.length
+        self._ended = False
         self._chunks = self._generate()
 
     @property
@@ -88,28 +107,63 @@ class ByteStream(Iterator[Chunk]):
         return self
 
     def __next__(self) -> Chunk:
+        if self.finish == "closed":
+            raise ValueError("stream: closed before its end, expected an open one; call stream() again")
         return next(self._chunks)
 
-    def _generate(self) -> Iterator[Chunk]:
+    def __enter__(self) -> ByteStream:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the generation and let go of the backend's caches.
+
+        Afterwards, asking for a chunk raises ValueError if the generation had not ended. Closing again does nothing.
+        """
+        self._chunks.close()
+        if not self._ended:
+            self.finish = "closed"
+        if self.session.backend.owner is self.session:
+            self.session.backend.owner = None
+
+    def text(self) -> Iterator[str]:
+        """Yield the text in pieces of whole characters; bytes that are not UTF-8 are replaced by U+FFFD.
+
+        It consumes the stream's chunks: joined, the pieces are the `Generation.text` of the same request.
+        """
+        decoder = TextDecoder()
+        for chunk in self:
+            if piece := decoder.decode(chunk.data):
+                yield piece
+        if piece := decoder.finish():
+            yield piece
+
+    def _generate(self) -> Generator[Chunk, None, None]:
         if self.rules.max_new_bytes == 0:
+            self._ended = True
             return
         self._boundaries_seen = len(self.session.patch_ends)
         before = time.perf_counter()
         for step in self.method.rounds(self.session, self.sampler):
             now = time.perf_counter()
             known = len(self._offsets)
-            done = self._take(step)
+            self._ended = self._take(step)
             self._count(step, now - before, known)
             before = now
-            chunk = self._emit(step, done)
+            chunk = self._emit(step)
             if chunk.data or chunk.boundaries or chunk.rejected:
                 yield chunk
                 before = time.perf_counter()
-            if done:
+            if self._ended:
                 return
+        self._ended = True
 
     def _count(self, step: Round, seconds: float, known: int) -> None:
-        """Book a round; ``known`` tokens had been taken before it."""
+        """Add a round to the counters; ``known`` tokens had been taken before it."""
         stats = self.stats
         stats.rounds += 1
         stats.drafted += step.drafted
@@ -121,8 +175,14 @@ class ByteStream(Iterator[Chunk]):
             stats.byte_seconds += [seconds / len(step.tokens)] * (len(self._offsets) - known)
 
     def _take(self, step: Round) -> bool:
-        """Append a round's bytes; whether the generation is done."""
-        for token, origin in zip(step.tokens, step.origins, strict=True):
+        """Append a round's bytes, and return whether the generation has ended."""
+        with_logprobs = self.sampler.logprobs
+        if with_logprobs and len(step.logprobs) != len(step.tokens):
+            raise MethodError(
+                f"method {self.method.name!r}: found {len(step.logprobs)} log-probabilities of {len(step.tokens)} "
+                "tokens, expected one per token; the method does not report them"
+            )
+        for index, (token, origin) in enumerate(zip(step.tokens, step.origins, strict=True)):
             self.tokens.append(token)
             if token == EOS_ID and self.rules.at_eos:
                 self.finish = "eos"
@@ -130,29 +190,32 @@ class ByteStream(Iterator[Chunk]):
             if token >= BYTE_OFFSET:
                 self._data.append(token - BYTE_OFFSET)
                 self._origins.append(origin)
+                if with_logprobs:
+                    self._logprobs.append(step.logprobs[index])
             self._offsets.append(len(self._data) - 1)
             stop = self._stop_at()
             if stop is not None:
-                del self._data[stop:], self._origins[stop:]
+                del self._data[stop:], self._origins[stop:], self._logprobs[stop:]
                 del self.tokens[bisect_left(self._offsets, stop) :]
                 self.finish = "stop"
                 return True
-            # Tokens, not bytes: a model that gives special tokens for ever ends too.
+            # Tokens, not bytes: a model that yields special tokens without end ends too.
             if len(self._offsets) == self.rules.max_new_bytes:
                 return True
         return False
 
     def _stop_at(self) -> int | None:
-        """Where a stop string that the last byte completes begins."""
+        """Return where a stop string that the last byte completes begins; None if it completes none."""
         ends = [len(s) for s in self.rules.strings if self._data.endswith(s)]
         return len(self._data) - max(ends) if ends else None
 
     def _held_back(self) -> int:
-        """Bytes at the end that may be the beginning of a stop string."""
+        """Return the number of bytes at the end that may be the beginning of a stop string."""
         return max((n for s in self.rules.strings for n in range(1, len(s)) if self._data.endswith(s[:n])), default=0)
 
-    def _emit(self, step: Round, done: bool) -> Chunk:
-        end = len(self._data) - (0 if done else self._held_back())
+    def _emit(self, step: Round) -> Chunk:
+        """Return the chunk of a round that has been taken."""
+        end = len(self._data) - (0 if self._ended else self._held_back())
         begin, self._emitted = self._emitted, max(end, self._emitted)
         self.stats.new_bytes = self._emitted
         return Chunk(
@@ -160,10 +223,11 @@ class ByteStream(Iterator[Chunk]):
             tuple(self._origins[begin:end]),
             decode(list(step.rejected)) if step.rejected else b"",
             self._new_boundaries(),
+            tuple(self._logprobs[begin:end]),
         )
 
     def _new_boundaries(self) -> tuple[int, ...]:
-        """Boundaries that became known, of bytes that have been emitted; those of bytes held back wait."""
+        """Return boundaries that became known, of bytes that have been emitted; those of bytes held back wait."""
         for end in self.session.patch_ends[self._boundaries_seen :]:
             index = end - 1 - self._first_position
             if index < len(self._offsets):
@@ -177,16 +241,16 @@ class ByteStream(Iterator[Chunk]):
 
 
 def prompt_ids(prompt: Prompt) -> Ids:
-    """Token ids of a prompt after its BOS, which a session begins with.
+    """Return the token ids of a prompt after its BOS, which a session begins with.
 
     Args:
-        prompt: bytes, text, or token ids; special ids may stand anywhere among them.
+        prompt: bytes, text, or token ids; special ids may be anywhere among them.
 
     Returns:
         int64 [n].
 
     Raises:
-        ValueError: the ids are no integers [n], do not begin with BOS, or one of them is no id of the vocabulary.
+        ValueError: the ids are not integers [n], do not begin with BOS, or one of them is outside the vocabulary.
     """
     if isinstance(prompt, str | bytes):
         return encode(prompt, bos=False)

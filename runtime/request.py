@@ -10,7 +10,7 @@ from typing import TypedDict
 import numpy as np
 
 from fastblt.models.tokens import BYTE_OFFSET, VOCAB_SIZE
-from fastblt.runtime.methods import Method, MethodError, parse_method
+from fastblt.runtime.methods import Method, parse_method
 from fastblt.runtime.sequence.sampling import Distribution, Sampler, SamplingError
 
 #: New bytes of a generation unless the request specifies otherwise.
@@ -30,6 +30,7 @@ class GenerationOptions(TypedDict, total=False):
     seed: int | None
     stop: bytes | str | Sequence[bytes | str]
     stop_at_eos: bool
+    logprobs: bool
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,8 @@ class GenerationRequest:
     """The text ends before this string, or before the first of these; kept as a tuple of bytes."""
     stop_at_eos: bool = True
     """End at the end-of-document token; otherwise it is a token without a byte."""
+    logprobs: bool = False
+    """Report the log-probability of each new byte, see `Chunk.logprobs`."""
 
     def __post_init__(self) -> None:
         count = self.max_new_bytes
@@ -82,11 +85,7 @@ class GenerationRequest:
         """Return the method to decode with; the default is chosen here."""
         if self.method is None:
             return parse_method("auto" if self.seed is None else "s:8")
-        if isinstance(self.method, str):
-            return parse_method(self.method)
-        if not hasattr(self.method, "rounds"):
-            raise MethodError(f"method: found {self.method!r}, expected a name such as 's:8', or a Method")
-        return self.method
+        return parse_method(self.method)
 
     def sampler(self) -> Sampler:
         """Return a new sampler, in the state that the seed determines."""
@@ -97,6 +96,7 @@ class GenerationRequest:
             top_k=self.top_k,
             min_p=self.min_p,
             bias=self._token_bias(),
+            logprobs=self.logprobs,
         )
 
     def stop_rules(self) -> StopRules:

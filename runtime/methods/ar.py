@@ -42,9 +42,11 @@ class Autoregressive:
 
 def sample_next(session: Session, sampler: Sampler) -> Round:
     """Score what is not scored and append the next token."""
-    token = sampler.choose(session.score(), -1)
+    rows = session.score()
+    token = sampler.choose(rows, -1)
+    logprobs = sampler.log_probabilities(rows.logits[-1:], [token])
     session.append([token])
-    return Round((token,), ("sampled",))
+    return Round((token,), ("sampled",), logprobs=logprobs)
 
 
 ENTRY = MethodEntry(

@@ -43,9 +43,9 @@ class BlockDiffusion(BlockMethod):
             return session.score_with_block(block, argument.latent)
 
         while True:
-            tokens = argument.denoise(session, sampler, first_pass).tokens
-            session.append(tokens)
-            yield Round(tuple(tokens), (origin,) * argument.size)
+            block = argument.denoise(session, sampler, first_pass)
+            session.append(block.tokens)
+            yield Round(tuple(block.tokens), (origin,) * argument.size, logprobs=block.logprobs)
 
 
 ENTRY = MethodEntry(

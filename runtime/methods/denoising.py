@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from fastblt.models.tokens import MASK_ID
 from fastblt.runtime.backends.protocol import DecoderRows, Floats, Ids
 from fastblt.runtime.methods.method import MethodError
-from fastblt.runtime.sequence.sampling import Distribution, Draft, Sampler
+from fastblt.runtime.sequence.sampling import Distribution, Draft, Sampler, log_probabilities
 from fastblt.runtime.sequence.session import Session
 
 Indices = NDArray[np.intp]
@@ -108,22 +108,32 @@ def denoise(
         first_pass: the first step's decoder call; the others are `Session.denoise`.
         clean_first: take the first byte from the row of the byte before the block, which predicts it causally and
             is part of the first call anyway; False: from the block, as the paper does.
+
+    Returns:
+        The block as a draft; its log-probabilities, where wanted, are those of the rows that decided each byte.
     """
     block = np.full(size, MASK_ID, dtype=np.int64)
     decided = np.full(size, -1)  # step of each byte
     proposals: list[Distribution | None] = [None] * size
+    logprobs = np.zeros(size)
     before, rows = first_pass(block)
     if clean_first:
         block[0], proposals[0] = sampler.draw(before, -1)
         decided[0] = 0
+        if sampler.logprobs:
+            logprobs[:1] = log_probabilities(before.logits[-1:], block[:1])
     step = 0
     while len(masked := np.flatnonzero(decided < 0)):
         if step:
             rows = session.denoise(block)
-        for index in masked[rule(rows.probability[masked], rows.entropy[masked])].tolist():
+        chosen = masked[rule(rows.probability[masked], rows.entropy[masked])]
+        for index in chosen.tolist():
             block[index], proposals[index] = sampler.draw(rows, index)
-            decided[index] = step
+        decided[chosen] = step
+        if sampler.logprobs:
+            logprobs[chosen] = log_probabilities(rows.logits[chosen], block[chosen])
         step += 1
     # A byte whose predecessors were decided later was not drawn given them.
     late = np.maximum.accumulate(decided) > decided
-    return Draft(block.tolist(), [None if late[i] else q for i, q in enumerate(proposals)])
+    known = [None if late[i] else q for i, q in enumerate(proposals)]
+    return Draft(block.tolist(), known, tuple(logprobs.tolist()) if sampler.logprobs else ())

@@ -27,6 +27,8 @@ class Round(NamedTuple):
     """Drafted tokens that verification threw away."""
     drafted: int = 0
     """Tokens drafted for verification in this round."""
+    logprobs: tuple[float, ...] = ()
+    """Natural logarithm of the model's probability of each of ``tokens``; empty where `Sampler.logprobs` is off."""
 
     @property
     def accepted(self) -> int:

@@ -37,8 +37,12 @@ def verify(
     """
     start = session.length
     kept, next_token = 0, None
+    logprobs: tuple[float, ...] = ()
     for rows in _model_rows(session, draft, in_parts, before):
+        first = kept
         kept, next_token = sampler.verify(draft, kept, rows)
+        decided = [*draft.tokens[first:kept], *([] if next_token is None else [next_token])]
+        logprobs += sampler.log_probabilities(rows.logits[: len(decided)], decided)
         if next_token is not None:
             break
     assert next_token is not None, "the row after the draft decides"
@@ -47,7 +51,7 @@ def verify(
     origins: list[Origin] = ["accepted"] * kept
     origins.append("free" if kept == len(draft.tokens) else "corrected")
     tokens = tuple(draft.tokens)
-    return Round((*tokens[:kept], next_token), tuple(origins), tokens[kept:], len(tokens))
+    return Round((*tokens[:kept], next_token), tuple(origins), tokens[kept:], len(tokens), logprobs)
 
 
 def _model_rows(session: Session, draft: Draft, in_parts: bool, before: DecoderRows | None) -> Iterator[DecoderRows]:

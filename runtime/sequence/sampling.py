@@ -32,7 +32,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fastblt.runtime.backends.protocol import DecoderRows
+from fastblt.runtime.backends.protocol import DecoderRows, Floats, Ids
 
 Distribution = NDArray[np.float64]
 
@@ -47,6 +47,8 @@ class Draft(NamedTuple):
     tokens: Sequence[int]
     proposals: Sequence[Distribution | None] = ()
     """What each token was drawn from, *given the drafted tokens before it*; None or missing where that is unknown."""
+    logprobs: tuple[float, ...] = ()
+    """Log-probability of each token in the row that decided it; empty where it is not wanted or not known."""
 
     def proposal(self, index: int) -> Distribution | None:
         """Return what a token was drawn from, float64 [vocab], or None where that is unknown."""
@@ -64,6 +66,7 @@ class Sampler:
             are kept.
         min_p: least probability relative to the most likely token's, in [0, 1]; 0 keeps every token.
         bias: float64 [vocab], added to the logits of every row; None: nothing.
+        logprobs: whether methods are to report log-probabilities of what they choose.
 
     Raises:
         SamplingError: a parameter is out of range.
@@ -78,6 +81,7 @@ class Sampler:
         top_k: int = 0,
         min_p: float = 0.0,
         bias: Distribution | None = None,
+        logprobs: bool = False,
     ) -> None:
         if not 0.0 <= temperature < math.inf:
             raise SamplingError(f"temperature: found {temperature}, expected a number >= 0 (0 is greedy)")
@@ -93,6 +97,7 @@ class Sampler:
         self.top_p = top_p
         self.top_k = top_k
         self.min_p = min_p
+        self.logprobs = logprobs
         self.greedy = temperature == 0.0
         self._bias = bias if bias is not None and bias.any() else None
         self._rng = np.random.default_rng(seed)
@@ -108,6 +113,10 @@ class Sampler:
         if self._bias is not None:
             logits = logits + self._bias
         return probabilities(logits, self.temperature, self.top_p, self.top_k, self.min_p)
+
+    def log_probabilities(self, logits: Floats, tokens: Sequence[int]) -> tuple[float, ...]:
+        """Return the log-probabilities of tokens, as the function of this name does; () where they are not wanted."""
+        return tuple(log_probabilities(logits, tokens).tolist()) if self.logprobs else ()
 
     def choose(self, rows: DecoderRows, index: int) -> int:
         """Choose a row's token: the most likely one (without a bias the graph has found it already), or a sample."""
@@ -161,6 +170,24 @@ class Sampler:
         total = np.cumsum(weights)
         at = min(self._rng.random() * total[-1], np.nextafter(total[-1], 0.0))
         return int(np.searchsorted(total, at, side="right"))
+
+
+def log_probabilities(logits: Floats, tokens: Sequence[int] | Ids) -> NDArray[np.float64]:
+    """Return the natural logarithm of tokens' probabilities under the model's own distribution.
+
+    That is the softmax of the logits, before bias, temperature and truncation.
+
+    Args:
+        logits: float32 [n, vocab], the decoder's rows.
+        tokens: n, one per row.
+
+    Returns:
+        float64 [n].
+    """
+    wide = logits.astype(np.float64)
+    wide -= wide.max(axis=1, keepdims=True)
+    found: NDArray[np.float64] = wide[np.arange(len(tokens)), tokens] - np.log(np.exp(wide).sum(axis=1))
+    return found
 
 
 def probabilities(

@@ -67,7 +67,7 @@ BAD: list[tuple[dict[str, Any], type[ValueError], str]] = [
     ({"max_new_bytes": 2.5}, ValueError, r"max_new_bytes: found 2\.5, expected an integer"),
     ({"max_new_bytes": True}, ValueError, "max_new_bytes: found True, expected an integer"),
     ({"method": "b:8"}, MethodError, "method 'b:8': unknown"),
-    ({"method": 8}, MethodError, "method: found 8, expected a name such as 's:8', or a Method"),
+    ({"method": 8}, MethodError, "method: found int, expected a name or an object"),
     ({"temperature": -1.0}, SamplingError, r"temperature: found -1\.0, expected a number >= 0"),
     ({"temperature": math.inf}, SamplingError, "temperature: found inf"),
     ({"top_p": 0.0}, SamplingError, r"top_p: found 0\.0, expected a number in \(0, 1\]"),
