@@ -83,6 +83,20 @@ class DecoderRows(NamedTuple):
         return DecoderRows(self.best.copy(), self.probability.copy(), self.entropy.copy(), self.logits.copy())
 
 
+class Drafted(NamedTuple):
+    """Holds what a draft of n bytes returned and what part of its time the encoder took."""
+
+    tokens: Ids
+    """int64 [n]."""
+    probabilities: Floats
+    """float32 [n]: of the rows' most likely tokens."""
+    encoder_seconds: float = 0.0
+    """Time spent in the encoder, where drafted rows read its byte states; the rest of the call is the decoder's.
+
+    As for `Backend.run_encoder`, it ends when the encoder's call returns. On a GPU that call only queues the work, and
+    the wait for both graphs counts as the decoder's time, since nothing waits between the two."""
+
+
 #: Given the one row of a draft's step: the next token, and whether another row is wanted after it.
 Pick = Callable[[DecoderRows], tuple[int, bool]]
 
@@ -144,7 +158,7 @@ class Backend(Protocol):
 
     def draft(
         self, position: int, ids: Ids, latent: int, count: int, pick: Pick | None = None, visible_from: int = 0
-    ) -> tuple[Ids, Floats]:
+    ) -> Drafted:
         """Bytes after a token by up to ``count`` decoder rows that all read one latent, one after the other.
 
         Args:
@@ -156,7 +170,7 @@ class Backend(Protocol):
             visible_from: of every row.
 
         Returns:
-            Tokens int64 [n] and the probabilities float32 [n] of the rows' most likely tokens, n <= count.
+            n <= count tokens, their rows' probabilities, and the encoder's part of the time.
         """
         ...
 

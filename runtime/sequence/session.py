@@ -208,12 +208,12 @@ class Session:
         context = self._ids[position : self._history + self.length]
         began = perf_counter()
         seen = 0 if self._documents is None else int(self._documents.first_byte[position])
-        tokens, probabilities = self.backend.draft(position, context, self._latents_ready - 1, count, pick, seen)
-        self._count("decoder", position, 1, began, calls=len(tokens))
+        drafted = self.backend.draft(position, context, self._latents_ready - 1, count, pick, seen)
+        calls, seconds = len(drafted.tokens), perf_counter() - began
+        self._count("decoder", position, 1, seconds - drafted.encoder_seconds, calls)
         if self.config.decoder_input == "encoder":
-            # The time of both parts is in the decoder's.
-            self._count("encoder", position, 1, perf_counter(), calls=len(tokens))
-        return tokens, probabilities
+            self._count("encoder", position, 1, drafted.encoder_seconds, calls)
+        return drafted.tokens, drafted.probabilities
 
     def _check_draft(self, count: int) -> int:
         """The position of the last token, if a draft of ``count`` bytes can follow it."""
@@ -271,7 +271,7 @@ class Session:
         if rule.mode == "entropy":
             began = perf_counter()
             entropies = self.backend.run_patcher(first, tokens, self._visible_from(first, end))
-            self._count("patcher", first, end - first, began)
+            self._count("patcher", first, end - first, perf_counter() - began)
             ends = (entropies > rule.threshold).tolist()
         elif rule.mode == "space":
             ends = space_ends(self._ids[self._history + first - 1 : self._history + end] if first else tokens)
@@ -304,7 +304,7 @@ class Session:
         began = perf_counter()
         seen = self._visible_from(position, position + len(ids) - block, block)
         rows = self.backend.run_decoder(position, ids, latents, block, seen)
-        self._count("decoder", position, len(ids), began)
+        self._count("decoder", position, len(ids), perf_counter() - began)
         return rows
 
     def _close_patches(self, first: int, ends: Sequence[bool]) -> None:
@@ -328,7 +328,7 @@ class Session:
             began = perf_counter()
             seen = None if self._documents is None else self._documents.patches_seen(self._latents_ready, count)
             self.backend.run_global(self._latents_ready, count, seen)
-            self._count("global", self._latents_ready, count, began)
+            self._count("global", self._latents_ready, count, perf_counter() - began)
             self._latents_ready = len(self.patch_ends)
 
     def _encode(self, first: int, end: int, *, partial: bool) -> None:
@@ -342,10 +342,11 @@ class Session:
         began = perf_counter()
         seen = self._visible_from(first, end)
         self.backend.run_encoder(first, self._ids[first : self._history + end], starts, ends, seen)
-        self._count("encoder", first, end - first, began)
+        self._count("encoder", first, end - first, perf_counter() - began)
 
-    def _count(self, part: str, position: int, rows: int, began: float, calls: int = 1) -> None:
-        self.stats.part_seconds[part] += perf_counter() - began
+    def _count(self, part: str, position: int, rows: int, seconds: float, calls: int = 1) -> None:
+        """Book calls of a part, each of ``rows`` rows."""
+        self.stats.part_seconds[part] += seconds
         self.stats.nfe[part] += calls
         self.stats.moved_bytes += calls * self.backend.moved_bytes(part, position, rows)
 

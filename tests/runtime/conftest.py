@@ -26,7 +26,7 @@ from fastblt.runtime.backends.cpu.backend import OnnxRuntimeBackend
 from fastblt.runtime.backends.eager.backend import EagerBackend
 from fastblt.runtime.backends.gpu import loading
 from fastblt.runtime.backends.gpu.backend import DeviceBackend
-from fastblt.runtime.backends.protocol import ROW_CAPACITY, Backend, DecoderRows, Floats, Ids, Pick
+from fastblt.runtime.backends.protocol import ROW_CAPACITY, Backend, DecoderRows, Drafted, Floats, Ids, Pick
 from fastblt.runtime.bundle.tensorrt_library import TensorRtLibrary, load_library
 
 #: Longest prompt plus new bytes of the shared backends.
@@ -235,7 +235,7 @@ class ScriptedBackend:
 
     def draft(
         self, position: int, ids: Ids, latent: int, count: int, pick: Pick | None = None, visible_from: int = 0
-    ) -> tuple[Ids, Floats]:
+    ) -> Drafted:
         self._note("draft", position, count)
         assert len(ids) == self.config.hash.context
         assert 0 <= latent < len(self.latents)
@@ -250,7 +250,7 @@ class ScriptedBackend:
                 tokens[-1], more = pick(self._rows([tokens[-1]]))
                 if not more:
                     break
-        return np.array(tokens), np.ones(len(tokens), dtype=np.float32)
+        return Drafted(np.array(tokens), np.ones(len(tokens), dtype=np.float32))
 
     def can_resume_from(self, position: int, open_patch: int) -> bool:
         return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from fastblt.runtime.backends.protocol import (
     POOL_STEP,
     ROW_CAPACITY,
     DecoderRows,
+    Drafted,
     Floats,
     Ids,
     Pick,
@@ -241,8 +243,8 @@ class OnnxRuntimeBackend:
 
     def draft(
         self, position: int, ids: Ids, latent: int, count: int, pick: Pick | None = None, visible_from: int = 0
-    ) -> tuple[Ids, Floats]:
-        """See `Backend.draft`."""
+    ) -> Drafted:
+        """Implement `Backend.draft`."""
         tokens = np.empty(count, dtype=np.int64)
         probabilities = np.empty(count, dtype=np.float32)
         context = ids.copy()
@@ -250,12 +252,14 @@ class OnnxRuntimeBackend:
         rows = self._least_rows["decoder"]
         self._latent_index.values[:rows] = 0
         token, row, more = int(ids[-1]), self._rows(1), True
-        seen = visible_from or None
+        seen, encoder_seconds = visible_from or None, 0.0
         for step in range(count):
             if self._reads_states:
+                began = perf_counter()
                 at = np.array([position + step], dtype=np.int64)
                 self.run_encoder(position + step, context, at, at + 1, seen)
                 context[:-1] = context[1:]
+                encoder_seconds += perf_counter() - began
             binding = self._decoder_binding(position + step, rows, latent, 1, visible_from=seen)
             current[:rows] = token
             self._decoder.run(binding)
@@ -265,8 +269,8 @@ class OnnxRuntimeBackend:
             context[-1] = tokens[step] = token
             probabilities[step] = probability[0]
             if not more:
-                return tokens[: step + 1], probabilities[: step + 1]
-        return tokens, probabilities
+                return Drafted(tokens[: step + 1], probabilities[: step + 1], encoder_seconds)
+        return Drafted(tokens, probabilities, encoder_seconds)
 
     def _buffer(self, name: str) -> Buffer:
         """A buffer that passes from graph to graph, or a cache, by the name that `tensor` takes."""

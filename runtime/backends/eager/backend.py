@@ -7,6 +7,7 @@ growing tensors, one call a part, the same as a compiled backend does.
 from __future__ import annotations
 
 from pathlib import Path
+from time import perf_counter
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from fastblt.models.checkpoint import load_checkpoint
 from fastblt.models.config import BltConfig, StackConfig
 from fastblt.models.formats.registry import WEIGHT_FILES
 from fastblt.models.patcher import entropy
-from fastblt.runtime.backends.protocol import DRAFT_SLACK, DecoderRows, Floats, Ids, Pick, default_threads
+from fastblt.runtime.backends.protocol import DRAFT_SLACK, DecoderRows, Drafted, Floats, Ids, Pick, default_threads
 from fastblt.runtime.backends.providers import ProviderError
 
 
@@ -135,17 +136,20 @@ class EagerBackend:
     @torch.inference_mode()
     def draft(
         self, position: int, ids: Ids, latent: int, count: int, pick: Pick | None = None, visible_from: int = 0
-    ) -> tuple[Ids, Floats]:
-        """See `Backend.draft`."""
+    ) -> Drafted:
+        """Implement `Backend.draft`."""
         known = self._latent_kv[:, latent : latent + 1]
         index = torch.zeros(1, 1, dtype=torch.int64, device=self._device)
         context = self._ids(ids).clone()  # the array is the caller's
         best, tokens, probabilities = context[:, -1:], [], []
         seen = torch.tensor([visible_from], device=self._device) if visible_from else None
+        encoder_seconds = 0.0
         for step in range(count):
             if self.config.decoder_input == "encoder":
+                began = perf_counter()
                 self._encode(position + step, context, seen)
                 context = context.roll(-1, dims=1)
+                encoder_seconds += perf_counter() - began
             logits = self._decode(position + step, best, known, index, seen)[0].float()
             probability, best = logits.softmax(-1).max(-1, keepdim=True)
             more = True
@@ -157,7 +161,8 @@ class EagerBackend:
             probabilities.append(probability)
             if not more:
                 break
-        return torch.cat(tokens).flatten().cpu().numpy(), torch.cat(probabilities).flatten().cpu().numpy()
+        chosen, sure = (torch.cat(rows).flatten().cpu().numpy() for rows in (tokens, probabilities))
+        return Drafted(chosen, sure, encoder_seconds)
 
     def can_resume_from(self, position: int, open_patch: int) -> bool:
         """See `Backend.can_resume_from`: the caches hold every position."""

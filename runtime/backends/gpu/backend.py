@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from fastblt.runtime.backends.protocol import (
     DRAFT_SLACK,
     ROW_CAPACITY,
     DecoderRows,
+    Drafted,
     Floats,
     Ids,
     Pick,
@@ -295,15 +297,18 @@ class DeviceBackend:
 
     def draft(
         self, position: int, ids: Ids, latent: int, count: int, pick: Pick | None = None, visible_from: int = 0
-    ) -> tuple[Ids, Floats]:
-        """See `Backend.draft`."""
+    ) -> Drafted:
+        """Implement `Backend.draft`; the encoder's time is that of queuing it, the wait is the decoder's."""
         if pick is None and not self._reads_states and count <= DRAFT_SLACK:
             return self._draft_on_device(position, int(ids[-1]), latent, count, visible_from or None)
         tokens, probabilities, context = [], [], ids.copy()
         none, index, more = np.empty(0, dtype=np.int64), np.array([latent], dtype=np.int64), True
+        encoder_seconds = 0.0
         for step in range(count):
             if self._reads_states:
+                began = perf_counter()
                 self._encode(position + step, context, none, none, visible_from or None)
+                encoder_seconds += perf_counter() - began
             self._queue_decoder(position + step, context[-1:], index, visible_from=visible_from or None)
             results = self._decoder.fetch()
             self.stream.synchronize()
@@ -317,11 +322,10 @@ class DeviceBackend:
             context[-1] = token
             if not more:
                 break
-        return np.array(tokens, dtype=np.int64), np.array(probabilities, dtype=np.float32)
+        found = np.array(tokens, dtype=np.int64)
+        return Drafted(found, np.array(probabilities, dtype=np.float32), encoder_seconds)
 
-    def _draft_on_device(
-        self, position: int, token: int, latent: int, count: int, visible_from: int | None
-    ) -> tuple[Ids, Floats]:
+    def _draft_on_device(self, position: int, token: int, latent: int, count: int, visible_from: int | None) -> Drafted:
         """Greedy steps that follow one another on the device: each reads the byte that the one before chose."""
         part, stream = self._decoder, self.stream
         self._ahead = None
@@ -349,7 +353,7 @@ class DeviceBackend:
         if entropies is not None:
             read = np.concatenate([np.array([token], dtype=np.int64), tokens])
             self._ahead = (position, read, entropies[0, : count + 1].copy())
-        return tokens, np.array([row.probability[0] for row in rows], dtype=np.float32)
+        return Drafted(tokens, np.array([row.probability[0] for row in rows], dtype=np.float32))
 
     def _look_at_draft(self, position: int, count: int, visible_from: int | None) -> Floats | None:
         """Queue the patcher on the token before a draft and on the draft; entropies after a wait."""

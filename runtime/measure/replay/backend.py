@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from fastblt.models.config import BltConfig
 from fastblt.models.tokens import BYTE_OFFSET, MASK_ID, VOCAB_SIZE
-from fastblt.runtime.backends.protocol import DRAFT_SLACK, Backend, DecoderRows, Floats, Ids, Pick
+from fastblt.runtime.backends.protocol import DRAFT_SLACK, Backend, DecoderRows, Drafted, Floats, Ids, Pick
 from fastblt.runtime.methods.replay_profile import ReplayProfile
 
 _DRAFT_TURN = (math.sqrt(5) - 1) / 2
@@ -124,14 +124,14 @@ class ReplayBackend:
 
     def draft(
         self, position: int, ids: Ids, latent: int, count: int, pick: Pick | None = None, visible_from: int = 0
-    ) -> tuple[Ids, Floats]:
+    ) -> Drafted:
         """See `Backend.draft`."""
         agreeing = self._begin_draft(self.profile.draft_rate)
         tokens = self._drafted(position + 1, count, agreeing)
         probabilities = np.ones(count, dtype=np.float32)
         if pick is None:
-            self.real.draft(position, ids, latent, count, None, visible_from)
-            return tokens, probabilities
+            real = self.real.draft(position, ids, latent, count, None, visible_from)
+            return Drafted(tokens, probabilities, real.encoder_seconds)
         step = 0
 
         def replaced(row: DecoderRows) -> tuple[int, bool]:
@@ -140,8 +140,8 @@ class ReplayBackend:
             step += 1
             return pick(said)
 
-        picked, _ = self.real.draft(position, ids, latent, count, replaced, visible_from)
-        return picked, probabilities[: len(picked)]
+        picked = self.real.draft(position, ids, latent, count, replaced, visible_from)
+        return picked._replace(probabilities=probabilities[: len(picked.tokens)])
 
     def can_resume_from(self, position: int, open_patch: int) -> bool:
         """See `Backend.can_resume_from`."""

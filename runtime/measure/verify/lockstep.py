@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastblt.models.config import BltConfig
-from fastblt.runtime.backends.protocol import Backend, DecoderRows, Floats, Ids, Pick
+from fastblt.runtime.backends.protocol import Backend, DecoderRows, Drafted, Floats, Ids, Pick
 from fastblt.runtime.measure.agreement import common_prefix
 
 
@@ -136,7 +136,7 @@ class LockstepBackend:
 
     def draft(
         self, position: int, ids: Ids, latent: int, count: int, pick: Pick | None = None, visible_from: int = 0
-    ) -> tuple[Ids, Floats]:
+    ) -> Drafted:
         """See `Backend.draft`. Both draft by themselves; then the candidate once more, with the reference's bytes."""
         rows: list[DecoderRows] = []
         decided: list[tuple[int, bool]] = []
@@ -146,11 +146,11 @@ class LockstepBackend:
             decided.append(pick(row) if pick is not None else (int(row.best[0]), True))
             return decided[-1]
 
-        tokens, probabilities = self.reference.draft(position, ids, latent, count, noted, visible_from)
-        tokens, probabilities = tokens.copy(), probabilities.copy()
+        drafted = self.reference.draft(position, ids, latent, count, noted, visible_from)
+        tokens, probabilities = drafted.tokens.copy(), drafted.probabilities.copy()
         if pick is None:
-            free, _ = self.candidate.draft(position, ids, latent, count, None, visible_from)
-            self._compare_draft(free, tokens, rows)
+            free = self.candidate.draft(position, ids, latent, count, None, visible_from)
+            self._compare_draft(free.tokens, tokens, rows)
         expected = iter(zip(rows, decided, strict=True))
 
         def forced(row: DecoderRows) -> tuple[int, bool]:
@@ -159,7 +159,7 @@ class LockstepBackend:
             return decision
 
         self.candidate.draft(position, ids, latent, count, forced, visible_from)
-        return tokens, probabilities
+        return Drafted(tokens, probabilities, drafted.encoder_seconds)
 
     def _compare_draft(self, found: Ids, expected: Ids, rows: list[DecoderRows]) -> None:
         """Compare drafted bytes up to the first difference, by the reference's logits of both."""

@@ -9,7 +9,7 @@ import pytest
 
 from fastblt.models.config import BltConfig
 from fastblt.models.tokens import MASK_ID, decode
-from fastblt.runtime.backends.protocol import PARTS, Backend, DecoderRows, Floats, Ids, Pick
+from fastblt.runtime.backends.protocol import PARTS, Backend, DecoderRows, Drafted, Floats, Ids, Pick
 from fastblt.runtime.blt_runtime import BltRuntime
 from fastblt.runtime.generation import Generation
 from fastblt.runtime.measure.replay.backend import ReplayBackend, ReplayCounts, replay_text
@@ -56,14 +56,14 @@ class CountingBackend:
 
     def draft(
         self, position: int, ids: Ids, latent: int, count: int, pick: Pick | None = None, visible_from: int = 0
-    ) -> tuple[Ids, Floats]:
+    ) -> Drafted:
         tokens = []
         more = True
         while more and len(tokens) < count:
             token, more = pick(self._rows(1)) if pick else (7, True)
             tokens.append(token)
         self.calls["decoder"] += len(tokens)
-        return np.array(tokens), np.full(len(tokens), 0.5, dtype=np.float32)
+        return Drafted(np.array(tokens), np.full(len(tokens), 0.5, dtype=np.float32), 0.25)
 
     def can_resume_from(self, position: int, open_patch: int) -> bool:
         return True
@@ -161,6 +161,15 @@ def test_adaptive_method_learns_the_rate(config: BltConfig) -> None:
     high, _ = replayed(config, "auto", "acceptance=0.95")
     low, _ = replayed(config, "auto", "acceptance=0.1")
     assert high.stats.accepted / high.stats.rounds > 4 > 1 > low.stats.accepted / low.stats.rounds
+
+
+@pytest.mark.parametrize("pick", [None, lambda row: (int(row.best[0]), True)])
+def test_time_of_the_encoder_is_that_of_the_real_backend(config: BltConfig, pick: Pick | None) -> None:
+    _, backend = replayed(config, "s:4", "acceptance=1", 4)
+    ids = np.zeros(config.hash.context, dtype=np.int64)
+    drafted = backend.draft(5, ids, 0, 4, pick)
+    assert drafted.tokens.tolist() == backend.text[6:10].tolist()
+    assert drafted.encoder_seconds == 0.25
 
 
 def test_counts_are_those_since_the_last_call(config: BltConfig) -> None:

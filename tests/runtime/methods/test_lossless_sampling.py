@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 from fastblt.models.blt import Blt
 from fastblt.models.config import BltConfig
 from fastblt.models.tokens import BOS_ID, MASK_ID, encode
-from fastblt.runtime.backends.protocol import Backend, DecoderRows, Floats, Ids, Pick
+from fastblt.runtime.backends.protocol import Backend, DecoderRows, Drafted, Floats, Ids, Pick
 from fastblt.runtime.methods import denoising, parse_method
 from fastblt.runtime.sequence.sampling import Distribution, Draft, Sampler
 from fastblt.runtime.sequence.session import Session
@@ -121,7 +121,7 @@ class TableBackend:
 
     def draft(
         self, position: int, ids: Ids, latent: int, count: int, pick: Pick | None = None, visible_from: int = 0
-    ) -> tuple[Ids, Floats]:
+    ) -> Drafted:
         assert pick is not None, "greedy drafts are not what these tests are about"
         token, tokens = int(ids[-1]), []
         for step in range(count):
@@ -130,7 +130,7 @@ class TableBackend:
             tokens.append(token)
             if not more:
                 break
-        return np.array(tokens), np.ones(len(tokens), dtype=np.float32)
+        return Drafted(np.array(tokens), np.ones(len(tokens), dtype=np.float32))
 
     def can_resume_from(self, position: int, open_patch: int) -> bool:
         return True
@@ -286,7 +286,7 @@ def compare_with_greatest(self: Sampler, token: int, q: Distribution | None, row
 
 @pytest.mark.parametrize("method", ["s:4", "dv:4@one", "dv:4@0.4+partial"])
 @pytest.mark.parametrize("wrong", [accept_always, resample_from_model, compare_with_greatest])
-def test_wrong_judge_is_found_out(
+def test_wrong_verification_is_found_out(
     table: TableBackend,
     expected: Distributions,
     method: str,
@@ -435,7 +435,7 @@ def test_byte_drawn_from_the_model_itself_is_always_kept(p: list[int], data: st.
     assert sampler.verify(Draft([token], [q]), 0, rows) == (1, None)
 
 
-def test_judge_goes_on_where_it_stopped_and_ends_with_a_free_byte() -> None:
+def test_verification_continues_where_it_stopped_and_ends_with_a_free_byte() -> None:
     """The same bytes whether the rows come at once or in parts."""
     random = np.random.default_rng(0)
     rows = rows_of(random.normal(size=(4, 5)).astype(np.float32))

@@ -1,4 +1,6 @@
+import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -200,6 +202,32 @@ def test_draft_commits_nothing_and_reads_the_newest_latent(backend: Backend, mod
         assert token == int(row.argmax())
         assert probability == pytest.approx(float(row.max()), abs=1e-5)
         ids.append(token)
+
+
+def test_draft_books_each_part_its_own_time(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here every encoder call lasts at least 5 ms, every decoder call does not."""
+    session, _ = fresh(backend, encode(random_text(30, 3)).tolist())
+    session.append([99])
+    stats, reads_states = session.stats, backend.config.decoder_input == "encoder"
+    encode_rows = backend._encode  # type: ignore[attr-defined]
+
+    def slow(*args: Any) -> None:
+        time.sleep(0.005)
+        encode_rows(*args)
+
+    monkeypatch.setattr(backend, "_encode", slow)
+    for pick in (None, lambda row: (int(row.best[0]), True)):
+        seconds, calls = dict(stats.part_seconds), dict(stats.nfe)
+        began = time.perf_counter()
+        session.draft(6, pick)
+        whole = time.perf_counter() - began
+        spent = {part: stats.part_seconds[part] - seconds[part] for part in ("encoder", "decoder")}
+        assert stats.nfe["decoder"] - calls["decoder"] == 6
+        assert stats.nfe["encoder"] - calls["encoder"] == (6 if reads_states else 0)
+        assert spent["decoder"] > 0
+        assert spent["decoder"] + spent["encoder"] <= whole
+        assert spent["decoder"] <= whole - (0.03 if reads_states else 0.0)
+        assert spent["encoder"] >= 0.03 if reads_states else spent["encoder"] == 0
 
 
 def test_score_is_refused_when_everything_is_scored(backend: Backend) -> None:
