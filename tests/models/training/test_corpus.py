@@ -11,7 +11,6 @@ import pytest
 from fastblt.models.training import corpus_sources
 from fastblt.models.training.corpus import build_corpus, is_heldout, load_corpus
 from fastblt.models.training.corpus_sources import SOURCES, CorpusError, Document, Source, fetch, text_digest
-from fastblt.models.training.heldout_selection import write_heldout_selection
 
 DOCUMENTS: list[Document] = [(f"doc{i:03d}", f"text {i}\n".encode() * (i % 5 + 1)) for i in range(120)]
 SOURCE = Source("toy", "CC0-1.0", "made up", "1", 4, text_digest(DOCUMENTS), client="pip")
@@ -183,24 +182,3 @@ def test_gutenberg_notices_are_cut() -> None:
     text = b"Licence\n*** START OF THIS PROJECT GUTENBERG EBOOK X ***\n\nPlay\n\n*** END OF THIS ...\nmore\n"
     assert corpus_sources._without_gutenberg_notices(text) == b"Play\n"
     assert corpus_sources._without_gutenberg_notices(b"Play\n") == b"Play\n"
-
-
-def test_selection_is_deterministic_and_needs_enough_text(built: Path, tmp_path: Path) -> None:
-    with pytest.raises(CorpusError, match="toy: held-out documents are too short, expected one of 73728 bytes"):
-        write_heldout_selection(load_corpus(built), tmp_path / "none")
-    line = "one “line” of held-out text, number {}\n"
-    documents = [(f"d{i}", "".join(line.format(n * 1000 + i) for n in range(900)).encode()) for i in range(100)]
-    source = replace(SOURCE, text_sha256=text_digest(documents))
-    big = build_corpus(tmp_path / "big", tmp_path, sources=[source], reader=lambda _source, _cache: documents)
-    for folder in ("a", "b"):
-        write_heldout_selection(load_corpus(big), tmp_path / folder)
-    for name in ("toy.txt", "pieces.json", "prompts.json"):
-        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
-    prompts = json.loads((tmp_path / "a" / "prompts.json").read_text(encoding="utf-8"))
-    texts = dict(documents)
-    for prompt in prompts:
-        start = prompt["offset"]
-        raw = prompt["text"].encode()
-        assert 64 <= len(raw) <= 160
-        assert texts[prompt["document"]][start : start + len(raw)] == raw
-        assert is_heldout(source, prompt["document"])

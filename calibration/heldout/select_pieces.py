@@ -1,6 +1,9 @@
-"""Selects the small held-out text and the prompts that ship with the package, the same each time.
+"""Selects the held-out text and the prompts in this folder from a built corpus, the same ones each time.
 
-Texts and prompts never overlap, so that a model calibrated on the texts can be measured on the prompts.
+Usage: python calibration/heldout/select_pieces.py CORPUS OUT (CORPUS: folder written by `fastblt data`).
+
+Texts and prompts never overlap, so that a model calibrated on the texts can be measured on the prompts. This script is
+not part of the package.
 """
 
 from __future__ import annotations
@@ -8,12 +11,13 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastblt.models.training.corpus import Corpus
+from fastblt.models.training.corpus import Corpus, load_corpus
 from fastblt.models.training.corpus_sources import CorpusError
 
 PIECES_PER_CORPUS = 6
@@ -23,7 +27,7 @@ PROMPT_BYTES = (64, 160)
 """Shortest and longest prompt."""
 
 _ROOM_BYTES = PIECE_BYTES + PIECE_BYTES // 2
-"""Text that a document must have for each piece taken from it."""
+"""Bytes that a document must have for each piece taken from it."""
 
 _PROMPT_DOCUMENT = 4096
 _LINE_BYTES = 36
@@ -33,29 +37,30 @@ _REPEATED_SHARE = 0.2
 
 @dataclass
 class _Document:
-    """A held-out document and the spans of it that are already given away."""
+    """Holds a held-out document and the spans of it that are already taken."""
 
     name: str
     text: bytes
     taken: list[tuple[int, int]]
 
     def line_at(self, fraction: float) -> int:
-        """Start of the first line at or after a fraction of the document."""
+        """Return the start of the first line at or after a fraction of the document."""
         return self.text.find(b"\n", int(fraction * len(self.text))) + 1
 
     def is_free(self, start: int, end: int) -> bool:
+        """Decide whether no span that is taken overlaps this one."""
         return all(end <= taken_start or start >= taken_end for taken_start, taken_end in self.taken)
 
 
 def write_heldout_selection(corpus: Corpus, out: Path) -> None:
-    """Writes ``<corpus>.txt``, ``pieces.json`` and ``prompts.json`` into a folder, replacing older ones.
+    """Write ``<corpus>.txt``, ``pieces.json`` and ``prompts.json`` into a folder, replacing older ones.
 
     Args:
-        corpus: A built corpus; only its held-out split is read.
-        out: Folder; made when missing, other files in it stay.
+        corpus: built corpus; the pieces come from its held-out split.
+        out: folder; created if missing, other files in it stay.
 
     Raises:
-        CorpusError: A corpus holds too little held-out text for the selection.
+        CorpusError: a corpus has too little held-out text for the selection.
     """
     pieces: list[dict[str, Any]] = []
     prompts: list[dict[str, Any]] = []
@@ -79,25 +84,25 @@ def write_heldout_selection(corpus: Corpus, out: Path) -> None:
 
 
 def _heldout_documents(corpus: Corpus, corpus_id: int) -> list[_Document]:
-    """Held-out documents of one corpus, in the corpus's order."""
+    """Return the held-out documents of one corpus, in its order."""
     split = corpus.heldout
     rows = [row for row, owner in enumerate(split.corpus_ids.tolist()) if owner == corpus_id]
     return [_Document(str(split.names[row]), split.document(row).tobytes(), []) for row in rows]
 
 
 def _lines(text: bytes) -> set[bytes]:
-    """The lines long enough to be somebody's own, without indentation."""
+    """Return the lines that are long enough to be original, without indentation."""
     return {line for line in map(bytes.strip, text.split(b"\n")) if len(line) >= _LINE_BYTES}
 
 
 def _repeats(text: bytes, known: set[bytes]) -> bool:
-    """Whether a held-out document was in good part copied from, or into, a training document."""
+    """Decide whether much of a held-out document was copied from, or into, a training document."""
     lines = _lines(text)
     return len(lines & known) > _REPEATED_SHARE * len(lines)
 
 
 def _take_pieces(name: str, documents: list[_Document], table: list[dict[str, Any]]) -> bytes:
-    """Takes whole lines, about ``PIECE_BYTES`` at a time, from the longest documents in turn."""
+    """Take whole lines, about ``PIECE_BYTES`` at a time, from the longest documents in turn."""
     rounds, long = _long_documents(name, documents)
     parts = []
     for number in range(PIECES_PER_CORPUS):
@@ -111,7 +116,7 @@ def _take_pieces(name: str, documents: list[_Document], table: list[dict[str, An
 
 
 def _long_documents(name: str, documents: list[_Document]) -> tuple[int, list[_Document]]:
-    """The fewest pieces per document that suffice, and the documents with room for so many, longest first."""
+    """Return the fewest pieces per document that suffice, and the documents with room for so many, longest first."""
     for rounds in range(1, PIECES_PER_CORPUS + 1):
         long = [document for document in documents if len(document.text) >= rounds * _ROOM_BYTES]
         if len(long) * rounds >= PIECES_PER_CORPUS:
@@ -121,7 +126,7 @@ def _long_documents(name: str, documents: list[_Document]) -> tuple[int, list[_D
 
 
 def _take_prompts(name: str, documents: list[_Document], table: list[dict[str, Any]]) -> None:
-    """Takes prompts from all documents that are not tiny, in turn, spread over each document."""
+    """Take prompts from all documents that are not tiny, in turn, spread over each document."""
     usable = [document for document in documents if len(document.text) >= _PROMPT_DOCUMENT]
     rounds = -(-PROMPTS_PER_CORPUS // max(1, len(usable)))
     for number in range(PROMPTS_PER_CORPUS):
@@ -136,7 +141,7 @@ def _take_prompts(name: str, documents: list[_Document], table: list[dict[str, A
 
 
 def _prompt_span(identifier: str, document: _Document, fraction: float) -> tuple[int, int]:
-    """First free span from a line start at or after a fraction of the document that reads like text."""
+    """Return the first free span of prose that starts a line at or after a fraction of the document."""
     shortest, longest = PROMPT_BYTES
     wanted = shortest + hashlib.sha256(identifier.encode()).digest()[0] * (longest - shortest) // 255
     start = document.line_at(fraction)
@@ -152,7 +157,7 @@ def _prompt_span(identifier: str, document: _Document, fraction: float) -> tuple
 
 
 def _cut(text: bytes, start: int, end: int) -> int:
-    """Largest cut at or before ``end`` where a word starts, or else one at a character boundary."""
+    """Return the last position up to ``end`` where a word starts, or else one at a character boundary."""
     for cut in range(end, start + PROMPT_BYTES[0] - 1, -1):
         if text[cut - 1 : cut].isspace() and not text[cut : cut + 1].isspace():
             return cut
@@ -160,3 +165,7 @@ def _cut(text: bytes, start: int, end: int) -> int:
     while end > start and text[end] & 0xC0 == 0x80:
         end -= 1
     return end
+
+
+if __name__ == "__main__":
+    write_heldout_selection(load_corpus(Path(sys.argv[1])), Path(sys.argv[2]))
