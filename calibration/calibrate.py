@@ -33,7 +33,7 @@ from fastblt.runtime.bundle.manifest import (
     is_bundle,
     write_manifest,
 )
-from fastblt.runtime.measure.audit import audit
+from fastblt.runtime.measure.audit.comparison import audit
 
 AUTO = "auto"
 #: Parts that are quantised; the patcher only if asked for, because patches would end elsewhere.

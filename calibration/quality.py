@@ -13,10 +13,11 @@ from fastblt.calibration.precision import CalibrationError
 from fastblt.models.config import BltConfig
 from fastblt.runtime.backends.protocol import Ids
 from fastblt.runtime.blt_runtime import BltRuntime
-from fastblt.runtime.measure.scoring.figures import OVERALL, sum_up
+from fastblt.runtime.measure.scoring.figures import sum_up
 from fastblt.runtime.measure.scoring.plan import ScoringPlan, ScoringRequest, make_scoring_plan
 from fastblt.runtime.measure.scoring.scores import score
 from fastblt.runtime.measure.scoring.teacher_forced import score_text
+from fastblt.runtime.measure.scoring.windows import OVERALL
 from fastblt.runtime.sequence.session import Session
 
 #: What a budget can limit: bits per byte by how much they grow, relatively; shares of outcomes by how much they shrink.

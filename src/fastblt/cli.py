@@ -434,26 +434,21 @@ def bench(
     They run alternately in one process on held-out prompts, greedily, and their output is compared. Figures of a
     --replay are about speed and cost only.
     """
-    from fastblt.commands.bench import BenchRequest, run
+    from fastblt.commands.bench import run, split_names
+    from fastblt.runtime.measure.bench.run import BenchRequest
 
-    run(
-        bundle,
-        BenchRequest(
-            methods=methods,
-            against=against,
-            backend=backend,
-            provider=provider.value,
-            threads=threads,
-            max_bytes=max_bytes,
-            prompts=prompts,
-            prompt_bytes=prompt_bytes,
-            corpora=corpora,
-            max_new_bytes=max_new_bytes,
-            repeats=repeats,
-            replay=replay,
-        ),
-        json,
+    request = BenchRequest(
+        methods=tuple(split_names(methods)),
+        against=tuple(split_names(against)),
+        backend=backend,
+        provider=provider.value,
+        threads=threads,
+        max_bytes=max_bytes,
+        max_new_bytes=max_new_bytes,
+        repeats=repeats,
+        replay=replay,
     )
+    run(bundle, request, json, prompts=prompts, prompt_bytes=prompt_bytes, corpora=corpora)
 
 
 @app.command()
@@ -484,8 +479,9 @@ def audit(
     backend. A difference at which one of the reference's choices was within rounding is a float tie; any other is a
     fault, and the command fails.
     """
-    from fastblt.commands.audit import AuditRequest, run
+    from fastblt.commands.audit import run
     from fastblt.commands.bench import split_names
+    from fastblt.runtime.measure.audit.run import AuditRequest
 
     chosen = None if methods is None else tuple(split_names(methods))
     run(bundle, AuditRequest(chosen, backend, reference, provider.value, prompts, max_new_bytes, bytes), json)
@@ -514,7 +510,8 @@ def verify(
     compared. Then texts are, byte for byte. Exit status 0 means that all differences are rounding.
     """
     from fastblt.commands.bench import split_names
-    from fastblt.commands.verify import VerifyRequest, run
+    from fastblt.commands.verify import run
+    from fastblt.runtime.measure.verify.run import VerifyRequest
 
     chosen = None if methods is None else tuple(split_names(methods))
     run(bundle, VerifyRequest(backend, provider.value, chosen, prompts, max_new_bytes), json)
@@ -565,10 +562,11 @@ def evaluate(
     second backend has to give the same. An empty list leaves its figures out.
     """
     from fastblt.commands.bench import split_names
-    from fastblt.commands.eval import EvalRequest, numbers, run
+    from fastblt.commands.eval import numbers, run
     from fastblt.runtime.measure.scoring.plan import ScoringRequest
+    from fastblt.runtime.measure.scoring.run import EvalRequest
 
-    request = ScoringRequest(
+    scoring = ScoringRequest(
         k=numbers("k", k, int),
         blocks=None if blocks is None else numbers("blocks", blocks, int),
         draft_rules=split_names(draft_rules),
@@ -580,20 +578,23 @@ def evaluate(
         new_bytes=max_new_bytes,
         seed=seed,
     )
-    setting = EvalRequest(
+    run(
+        bundle,
+        EvalRequest(
+            backend=backend,
+            against=against,
+            provider=provider.value,
+            threads=threads,
+            windows=windows,
+            window_bytes=window_bytes,
+            scoring=scoring,
+        ),
+        out,
         data=tuple(data or ()),
-        backend=backend,
-        against=against,
-        provider=provider.value,
-        threads=threads,
-        windows=windows,
-        window_bytes=window_bytes,
         prompts=prompts,
         prompt_bytes=prompt_bytes,
         plots=plots,
-        request=request,
     )
-    run(bundle, setting, out)
 
 
 @app.command()

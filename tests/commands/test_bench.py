@@ -13,8 +13,10 @@ from fastblt.runtime.blt_runtime import BltRuntime
 from fastblt.runtime.machine import device_info, memory_bandwidth, peak_rss_mb
 from fastblt.runtime.measure.bench.plan import BenchPlan, Contender, make_bench_plan
 from fastblt.runtime.measure.bench.rows import BenchRow, Measurement, Run, agreement, decode_rate, identical
-from fastblt.runtime.measure.bench.runner import measure, rotated, write_report
+from fastblt.runtime.measure.bench.run import BenchReport, BenchRequest
+from fastblt.runtime.measure.bench.timing import measure, rotated
 from fastblt.runtime.measure.replay.backend import ReplayCounts
+from fastblt.runtime.measure.report import write_json
 from fastblt.runtime.methods import MethodError
 from fastblt.runtime.methods.replay_profile import ReplayProfile
 from fastblt.runtime.sequence.stats import RunStats
@@ -215,10 +217,14 @@ def test_rate_is_zero_when_nothing_follows_first_byte() -> None:
     assert decode_rate([]) == 0.0
 
 
+def report_of(rows: list[BenchRow]) -> BenchReport:
+    return BenchReport(BenchRequest(), measurement().plan, "tiny", "fp32", device_info(1), rows)
+
+
 def test_report_is_whole_and_replaces_earlier_one(tmp_path: Path) -> None:
     path = tmp_path / "new" / "bench.json"
     for _ in range(2):
-        write_report(path, device_info(1), measurement().rows())
+        write_json(path, report_of(measurement().rows()).to_dict())
     report = json.loads(path.read_text(encoding="utf-8"))
     assert list(report) == ["device", "replay", "rows"]
     assert report["replay"] is None
@@ -231,7 +237,7 @@ def test_report_leaves_earlier_one_when_it_cannot_be_written(tmp_path: Path) -> 
     path.write_text("earlier", encoding="utf-8")
     bad = dataclasses.replace(measurement().rows()[0], bytes_per_s=float("nan"))
     with pytest.raises(ValueError, match="JSON"):
-        write_report(path, {}, [bad])
+        write_json(path, report_of([bad]).to_dict())
     assert path.read_text(encoding="utf-8") == "earlier"
 
 
@@ -259,10 +265,16 @@ def runtimes(tiny_bundle: Path) -> dict[str, BltRuntime]:
 
 def test_measure_runs_all_alternately_and_outputs_agree(runtimes: dict[str, BltRuntime]) -> None:
     plan = make_bench_plan(ORT, ["s:2", "s:8"], [EAGER, "eager/s:4"])
-    seen: list[Contender] = []
-    found = measure(runtimes, plan, [b"In the", b"\xff", b""], 40, repeats=2, on_run=seen.append)
-    assert seen[: len(plan.contenders)] == list(plan.contenders)
-    assert Counter(seen) == dict.fromkeys(plan.contenders, 7)
+    told: list[tuple[int, int, str]] = []
+    found = measure(
+        runtimes, plan, [b"In the", b"\xff", b""], 40, repeats=2, on_progress=lambda *each: told.append(each)
+    )
+    names = list(map(str, plan.contenders))
+    total = 7 * len(names)
+    assert [(done, of) for done, of, _ in told] == [(done, total) for done in range(total + 1)]
+    seen = [what for _, _, what in told[1:]]
+    assert seen[: len(names)] == names
+    assert Counter(seen) == dict.fromkeys(names, 7)
     for row in found.rows():
         assert row.identical_to_ar, f"{row.backend}/{row.method}"
         assert row.bytes == 6 * 40
@@ -288,10 +300,11 @@ def bench(bundle: Path, *options: str) -> str:
 def test_methods_that_model_cannot_run_are_refused_before_anything_is_measured(
     open_backend_runtime: BltRuntime,
 ) -> None:
-    seen: list[Contender] = []
+    told: list[object] = []
+    plan = make_bench_plan(ORT, ["s:2", "d:4@0.7"])
     with pytest.raises(MethodError, match=r"'d:4@0.7': tiny-encoder has no \[MASK\] row"):
-        measure({ORT: open_backend_runtime}, make_bench_plan(ORT, ["s:2", "d:4@0.7"]), [b""], 8, on_run=seen.append)
-    assert seen == []
+        measure({ORT: open_backend_runtime}, plan, [b""], 8, on_progress=lambda *each: told.append(each))
+    assert told == []
 
 
 @pytest.fixture

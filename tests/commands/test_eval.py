@@ -144,7 +144,7 @@ def test_missing_matplotlib_is_said_before_the_work(
     ("options", "message"),
     [
         (("--data", "nowhere.txt"), "nowhere.txt: No such file"),
-        (("--data", "{empty}"), "found 0 bytes, expected at least one window of 64"),
+        (("--data", "{empty}"), "found 0 bytes, expected at least one window of 16"),
         (("--data", "{short}"), "found 40 bytes, expected at least one window of 64"),
         (("--data", "{text}", "--data", "{text}"), "found '{text}' 2 times"),
         (("--k", "4,x"), "--k: found 'x', expected whole numbers greater than 0"),
@@ -158,7 +158,7 @@ def test_missing_matplotlib_is_said_before_the_work(
         (("--mask-rates", "1.1"), "mask rate: found 1.1"),
         (("--window-bytes", "6"), "found 6 bytes, expected at least"),
         (("--prompts", "999"), "prompts: found 999"),
-        (("--against", "onnxruntime"), "--against: found 'onnxruntime', expected another backend"),
+        (("--against", "onnxruntime"), "against: found 'onnxruntime', expected another backend"),
         (("--against", "torch"), "backend: found 'torch', expected one of onnxruntime, eager"),
         (("--out", "{text}"), "found a file, expected a folder"),
     ],

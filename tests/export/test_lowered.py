@@ -16,7 +16,8 @@ from fastblt.runtime.backends.eager.backend import EagerBackend
 from fastblt.runtime.blt_runtime import BltRuntime
 from fastblt.runtime.bundle.engines import EngineFolder
 from fastblt.runtime.bundle.manifest import GRAPH_FILES, BundleError, load_manifest
-from fastblt.runtime.measure.audit import TIE_BOUND, audit
+from fastblt.runtime.measure.audit.comparison import audit
+from fastblt.runtime.measure.audit.ties import TIE_BOUND
 from fastblt.runtime.sequence.session import Session
 
 #: Operators that TensorRT 10.3's parser lists, of those that could be needed here.

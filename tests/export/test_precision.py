@@ -11,10 +11,10 @@ from fastblt.export.bundle_writer import export_bundle
 from fastblt.export.emulation import emulate_bf16
 from fastblt.runtime.blt_runtime import BltRuntime
 from fastblt.runtime.bundle.manifest import load_manifest
-from fastblt.runtime.measure.scoring.figures import OVERALL, Figures, sum_up
+from fastblt.runtime.measure.scoring.figures import Figures, sum_up
 from fastblt.runtime.measure.scoring.plan import ScoringRequest, make_scoring_plan
 from fastblt.runtime.measure.scoring.scores import score
-from fastblt.runtime.measure.scoring.windows import Text, cut_windows
+from fastblt.runtime.measure.scoring.windows import OVERALL, Text, cut_windows
 
 REQUEST = ScoringRequest(
     k=(4, 8), draft_rules=("one",), rules=(), mask_rates=(), top_p=(1.0,), gamma=(), anchors=32, new_bytes=2

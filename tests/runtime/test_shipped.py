@@ -16,7 +16,8 @@ from fastblt.models.tokens import encode
 from fastblt.runtime.backends.eager.backend import EagerBackend
 from fastblt.runtime.blt_runtime import BltRuntime
 from fastblt.runtime.bundle.manifest import load_manifest
-from fastblt.runtime.measure.audit import TIE_BOUND, audit
+from fastblt.runtime.measure.audit.comparison import audit
+from fastblt.runtime.measure.audit.ties import TIE_BOUND
 from fastblt.runtime.sequence.session import Session
 
 NEW_BYTES = 96

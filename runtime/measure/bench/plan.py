@@ -32,6 +32,16 @@ class BenchPlan:
     baseline: str | None
     """The first other backend."""
 
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Return the methods of all contenders, each once."""
+        return tuple(dict.fromkeys(contender.method for contender in self.contenders))
+
+    @property
+    def backends(self) -> tuple[str, ...]:
+        """Return the backends and peers of all contenders, each once."""
+        return tuple(dict.fromkeys(contender.backend for contender in self.contenders))
+
     def reference(self, contender: Contender) -> Contender:
         """Whose output a contender's has to equal, byte for byte.
 

@@ -11,10 +11,8 @@ from fastblt.runtime.measure.agreement import common_prefix
 from fastblt.runtime.measure.scoring.free_running import Generated, equal_bytes, type_token_ratio
 from fastblt.runtime.measure.scoring.scores import AR, Scores
 from fastblt.runtime.measure.scoring.teacher_forced import WindowScore
+from fastblt.runtime.measure.scoring.windows import OVERALL
 from fastblt.runtime.sequence.session import Latent
-
-#: The name under which all texts together stand.
-OVERALL = "overall"
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
-from fastblt.models.tokens import encode
+from fastblt.models.tokens import decode, encode
 from fastblt.runtime.backends.protocol import Ids
+
+#: The name under which the figures of all texts together are reported.
+OVERALL = "overall"
 
 
 class Text(NamedTuple):
@@ -36,6 +41,31 @@ def cut_windows(text: Text, count: int, size: int) -> list[Ids]:
     fitting = min(count, length // size)
     starts = [i * length // fitting for i in range(fitting)]
     return [encode(text.data[start : start + size]) for start in starts]
+
+
+def read_texts(paths: Sequence[Path]) -> list[Text]:
+    """Read files to score.
+
+    Raises:
+        OSError: a file cannot be read.
+        ValueError: a file is given twice, or has the name under which all texts are summed up.
+    """
+    names = [str(path) for path in paths]
+    for name in names:
+        if names.count(name) > 1 or name == OVERALL:
+            raise ValueError(f"data: found {name!r} {names.count(name)} times, expected different files")
+    return [Text(name, path.read_bytes()) for name, path in zip(names, paths, strict=True)]
+
+
+def cut_prompts(texts: Sequence[Text], count: int, size: int) -> list[bytes]:
+    """Cut prompts from texts in turn; the same ones at every call, and fewer where the texts have no room.
+
+    Raises:
+        ValueError: a text is shorter than a prompt.
+    """
+    cuts = [cut_windows(text, -(-count // len(texts)), size) for text in texts]
+    found = [decode(cut[i]) for i in range(max(map(len, cuts))) for cut in cuts if i < len(cut)]
+    return found[:count]
 
 
 def anchors(size: int, count: int, reserve: int) -> list[int]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fastblt.models.tokens import encode
 from fastblt.runtime.measure.verify.lockstep import Comparison, Inspectable, LockstepBackend
 from fastblt.runtime.methods import Method
+from fastblt.runtime.progress import OnProgress, no_progress
 from fastblt.runtime.sequence.sampling import Sampler
 from fastblt.runtime.sequence.session import Session
 
@@ -45,7 +46,7 @@ def compare_rounds(
     methods: Sequence[Method],
     prompts: Sequence[bytes],
     new_bytes: int,
-    on_text: Callable[[], None] | None = None,
+    on_progress: OnProgress = no_progress,
 ) -> list[Comparison]:
     """Run real rounds of every method on both backends, the candidate with the reference's inputs, and compare.
 
@@ -55,12 +56,14 @@ def compare_rounds(
         methods: ways of decoding; each writes after every prompt.
         prompts: bytes, of several lengths: the graphs see calls of as many rows.
         new_bytes: to generate, at least, after each.
-        on_text: called when a text is done.
+        on_progress: called after every text.
 
     Returns:
         One entry for each graph and output, caches included.
     """
     both = LockstepBackend(reference, candidate)
+    done, total = 0, len(methods) * len(prompts)
+    on_progress(done, total, "")
     for method in methods:
         for prompt in prompts:
             session = Session(both)
@@ -70,7 +73,7 @@ def compare_rounds(
                 if session.length >= end:
                     break
             both.compare_caches()
-            if on_text is not None:
-                on_text()
+            done += 1
+            on_progress(done, total, method.name)
     order = list(reference.config.stacks)
     return sorted(both.comparisons.values(), key=lambda found: (order.index(found.graph), found.output))

@@ -3,90 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich import box
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-from fastblt.commands.console import table_console
+from fastblt.commands.console import progress_bar, table_console
 from fastblt.commands.prompts import heldout_prompts
-from fastblt.runtime.backends.registry import default_capacity
-from fastblt.runtime.blt_runtime import BltRuntime
-from fastblt.runtime.bundle.bundle import Bundle
-from fastblt.runtime.bundle.manifest import MANIFEST_FILE
-from fastblt.runtime.machine import device_info
-from fastblt.runtime.measure.bench.plan import BenchPlan, Contender, make_bench_plan
+from fastblt.runtime.measure.bench.plan import BenchPlan
 from fastblt.runtime.measure.bench.rows import BenchRow
-from fastblt.runtime.measure.bench.runner import measure, write_report
-from fastblt.runtime.measure.peers import PEERS, Generator, load_peer
-from fastblt.runtime.measure.replay.rates import ReplayRates
-from fastblt.runtime.methods.replay_profile import ReplayProfile
+from fastblt.runtime.measure.bench.run import BenchRequest, run_bench
+from fastblt.runtime.measure.report import write_json
 
 
-@dataclass(frozen=True)
-class BenchRequest:
-    """What to measure, as the command line gives it."""
-
-    methods: str = "ar"
-    against: str = ""
-    backend: str = "onnxruntime"
-    provider: str = "auto"
-    threads: int | None = None
-    max_bytes: int | None = None
-    prompts: int = 8
-    prompt_bytes: int = 64
-    corpora: str = ""
-    max_new_bytes: int = 128
-    repeats: int = 1
-    replay: str | None = None
-    """See `fastblt.runtime.measure.replay.rates`."""
-
-
-def run(bundle: Path, setting: BenchRequest, json_file: Path | None) -> None:
-    """Measure and report.
-
-    Raises:
-        MethodError: a method does not exist, or the model cannot run it.
-        ValueError: there is no such corpus, or it has too few prompts.
-        ReplayError: ``replay`` is malformed or does not fit the methods.
-        CapacityError: prompts and new bytes do not fit ``max_bytes``.
-        BundleError: the bundle cannot be used.
-    """
-    layout = make_bench_plan(setting.backend, split_names(setting.methods), split_names(setting.against))
-    replay = parse_replay(setting.replay, layout)
-    corpora = split_names(setting.corpora)
-    prompts = heldout_prompts(setting.prompts, setting.prompt_bytes, corpora)
+def run(
+    bundle: Path, request: BenchRequest, json_file: Path | None, *, prompts: int, prompt_bytes: int, corpora: str
+) -> None:
+    """Measure and report; errors as in `run_bench` and `heldout_prompts`."""
+    sources = split_names(corpora)
+    texts = heldout_prompts(prompts, prompt_bytes, sources)
     if json_file is not None and json_file.is_dir():
         raise ValueError(f"{json_file}: found a folder, expected the name of a file to write")
-    needed = setting.prompt_bytes + setting.max_new_bytes
-    max_bytes = setting.max_bytes or default_capacity(setting.backend, needed)
-    names = dict.fromkeys(contender.backend for contender in layout.contenders)
-    runtimes = {name: _load(bundle, name, setting, max_bytes) for name in names}
-    rows = _measure(runtimes, layout, prompts, setting, replay)
-    device = device_info(setting.threads)
+    with progress_bar("measuring") as on_progress:
+        report = run_bench(bundle, request, texts, on_progress)
     if json_file is not None:
-        write_report(json_file, device, rows, setting.replay)
+        write_json(json_file, report.to_dict())
     console = table_console()
-    if setting.replay is not None:
-        console.print(f"REPLAY ({setting.replay}): {_REPLAY_NOTE}\n", soft_wrap=True)
-    for table in bench_tables(rows, layout):
+    if request.replay is not None:
+        console.print(f"REPLAY ({request.replay}): {_REPLAY_NOTE}\n", soft_wrap=True)
+    for table in bench_tables(report.rows, report.plan):
         console.print(table)
         console.print()
-    line = compared(rows, layout, device, runtimes[setting.backend].config.name, bundle_dtype(bundle), corpora)
+    line = compared(report.rows, report.plan, report.device, report.model, report.dtype, sources)
     console.print(line, soft_wrap=True)
-
-
-def _load(bundle: Path, name: str, setting: BenchRequest, max_bytes: int) -> Generator:
-    """A backend of ours, or a peer."""
-    if name in PEERS:
-        return load_peer(bundle, name, setting.provider, setting.threads)
-    return BltRuntime.from_pretrained(
-        bundle, provider=setting.provider, backend=name, max_bytes=max_bytes, threads=setting.threads
-    )
 
 
 #: What a replay's figures are, in front of its tables.
@@ -95,56 +45,9 @@ _REPLAY_NOTE = (
 )
 
 
-def parse_replay(text: str | None, layout: BenchPlan) -> ReplayRates | None:
-    """What the plan is driven by; None: nothing, the model's own output is measured.
-
-    Raises:
-        ReplayError: it is malformed, or about a method that is not in the plan.
-    """
-    if text is None:
-        return None
-    return ReplayRates.parse(text, list(dict.fromkeys(contender.method for contender in layout.contenders)))
-
-
 def split_names(text: str) -> list[str]:
     """The names in a list with commas between them."""
     return [name.strip() for name in text.split(",") if name.strip()]
-
-
-def _measure(
-    runtimes: dict[str, Generator],
-    layout: BenchPlan,
-    prompts: list[bytes],
-    setting: BenchRequest,
-    replay: ReplayRates | None,
-) -> list[BenchRow]:
-    config = runtimes[setting.backend].config
-    profiles: dict[Contender, ReplayProfile] | None = None
-    if replay is not None:
-        profiles = {contender: replay.profile(contender.method, config) for contender in layout.contenders}
-    runs = len(layout.contenders) * (1 + setting.repeats * len(prompts))
-    columns = (TextColumn("measuring"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
-    # Drawn only between runs: a thread that redraws would disturb what is measured.
-    console = Console(stderr=True)
-    with Progress(
-        *columns, console=console, transient=True, auto_refresh=False, disable=not console.is_terminal
-    ) as bar:
-        task = bar.add_task("", total=runs)
-
-        def on_run(contender: Contender) -> None:
-            bar.update(task, advance=1, description=str(contender))
-            bar.refresh()
-
-        return measure(
-            runtimes,
-            layout,
-            prompts,
-            setting.max_new_bytes,
-            setting.repeats,
-            on_run,
-            profiles=profiles,
-            threads=setting.threads,
-        ).rows()
 
 
 def bench_tables(rows: Sequence[BenchRow], layout: BenchPlan) -> list[Table]:
@@ -232,11 +135,6 @@ def _percent(value: float | None, digits: int = 1) -> str:
 
 def _number(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
-
-
-def bundle_dtype(bundle: Path) -> str:
-    """Type that a bundle computes in; a bare checkpoint, which only eager runs, is computed in fp32."""
-    return Bundle.open(bundle, check=False).manifest.dtype if (bundle / MANIFEST_FILE).is_file() else "fp32"
 
 
 def compared(

@@ -15,7 +15,7 @@ from fastblt.runtime.bundle.engines import engine_folders, load_engine_folder
 from fastblt.runtime.doctor.facts import MachineFacts, probe
 from fastblt.runtime.doctor.memory import device_buffers
 from fastblt.runtime.doctor.verdicts import Verdict, assess
-from fastblt.runtime.measure.bench.runner import write_json
+from fastblt.runtime.measure.report import write_json
 
 _MAX_BYTES = 4096
 

@@ -10,7 +10,8 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fastblt.runtime.measure.scoring.figures import OVERALL, DiversityRow, DraftRow, Figures
+from fastblt.runtime.measure.scoring.figures import DiversityRow, DraftRow, Figures
+from fastblt.runtime.measure.scoring.windows import OVERALL
 from fastblt.runtime.methods.block_argument import BlockArgument
 
 ACCEPTANCE_FILE = "acceptance.png"

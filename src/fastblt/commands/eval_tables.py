@@ -8,7 +8,8 @@ from rich import box
 from rich.table import Table
 
 from fastblt.runtime.measure.scoring.comparison import Check
-from fastblt.runtime.measure.scoring.figures import OVERALL, Figures
+from fastblt.runtime.measure.scoring.figures import Figures
+from fastblt.runtime.measure.scoring.windows import OVERALL
 
 
 def tables(figures: Figures) -> Iterator[Table]:

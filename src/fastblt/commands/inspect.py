@@ -13,7 +13,7 @@ from fastblt.commands.graphs import graph_table, tensor_table
 from fastblt.commands.inspect_facts import BYTES_PER_PATCH, ESTIMATE_BYTES, PARTS, Memory, ModelFacts, read_facts
 from fastblt.models.config import BltConfig
 from fastblt.runtime.bundle.manifest import EMBEDDINGS_FILE
-from fastblt.runtime.measure.bench.runner import write_json
+from fastblt.runtime.measure.report import write_json
 
 _EMBEDDINGS = ("byte embeddings", "hash embeddings")
 

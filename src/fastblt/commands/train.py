@@ -21,7 +21,7 @@ from fastblt.models.training.recipe import TrainConfig
 from fastblt.models.training.report import CURVES_FILE, REPORT_FILE, heldout_report, plot_curves
 from fastblt.models.training.state import STATE_FILE
 from fastblt.models.training.state import Progress as TrainProgress
-from fastblt.runtime.measure.bench.runner import write_json
+from fastblt.runtime.measure.report import write_json
 
 
 class RunError(ValueError):

@@ -16,13 +16,20 @@ from fastblt.commands import audit as command
 from fastblt.runtime.backends.protocol import Backend, DecoderRows, Ids
 from fastblt.runtime.blt_runtime import BltRuntime
 from fastblt.runtime.measure.agreement import common_prefix
-from fastblt.runtime.measure.audit import audit, explain, unmasking_gap, watch
-from fastblt.runtime.methods import parse_method, self_speculation
+from fastblt.runtime.measure.audit.comparison import audit
+from fastblt.runtime.measure.audit.ties import explain, unmasking_gap, watch
+from fastblt.runtime.methods import parse_method, registry, self_speculation
 from fastblt.runtime.methods.method import Round
+from fastblt.runtime.progress import OnProgress
 from fastblt.runtime.sequence.sampling import Draft, Sampler
 from fastblt.runtime.sequence.session import Session
 
 PROMPTS = [("one", b"The quick brown fox"), ("two", "gr\u00fc\u00df".encode()), ("three", b"")]
+
+
+def recorder(told: list[tuple[int, int, str]]) -> OnProgress:
+    """A callback that records what it is told."""
+    return lambda done, total, what: told.append((done, total, what))
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +43,9 @@ def runtimes(tiny_bundle: Path) -> tuple[BltRuntime, BltRuntime]:
 
 def test_audit_finds_no_fault_when_methods_are_exact(runtimes: tuple[BltRuntime, BltRuntime]) -> None:
     eager, onnx = runtimes
-    done: list[int] = []
-    rows = audit(eager, [(onnx, "ar"), (onnx, "s:3"), (eager, "s:8")], PROMPTS, 40, 1e-4, done.append)
+    told: list[tuple[int, int, str]] = []
+    candidates = [(onnx, "ar"), (onnx, "s:3"), (eager, "s:8")]
+    rows = audit(eager, candidates, PROMPTS, 40, 1e-4, recorder(told))
     assert [(row.backend, row.method) for row in rows] == [
         ("onnxruntime", "ar"),
         ("onnxruntime", "s:3"),
@@ -45,7 +53,7 @@ def test_audit_finds_no_fault_when_methods_are_exact(runtimes: tuple[BltRuntime,
     ]
     assert all(row.prompts == 3 and not row.faults for row in rows)
     assert all(row.identical + len(row.ties) == 3 for row in rows)
-    assert done == [1, 2, 3]
+    assert told == [(0, 9, ""), *((i + 1, 9, candidates[i % 3][1]) for i in range(9))]
 
 
 def test_audit_reports_a_fault_when_the_models_differ(runtimes: tuple[BltRuntime, BltRuntime]) -> None:
@@ -196,8 +204,10 @@ def test_unmasking_gap_is_what_would_have_changed_the_step(
 def test_audit_goes_on_until_every_method_has_written_enough(runtimes: tuple[BltRuntime, BltRuntime]) -> None:
     eager, onnx = runtimes
     for wanted, prompts in ((1, 1), (20, 1), (21, 2), (60, 3), (1000, 3)):
-        (row,) = audit(eager, [(onnx, "ar")], iter(PROMPTS), 20, 1e-4, wanted_bytes=wanted)
+        told: list[tuple[int, int, str]] = []
+        (row,) = audit(eager, [(onnx, "ar")], PROMPTS, 20, 1e-4, recorder(told), wanted_bytes=wanted)
         assert row.prompts == prompts
+        assert told == [(min(20 * i, wanted), wanted, "ar" if i else "") for i in range(prompts + 1)]
 
 
 def test_explain_measures_the_gap_of_the_two_bytes(runtimes: tuple[BltRuntime, BltRuntime]) -> None:
@@ -244,7 +254,7 @@ def invoke(bundle: Path, *options: str) -> Any:
 def test_command_audits_every_kind_of_method_by_default_and_names_what_is_left_out(
     tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(command, "DEFAULT_METHODS", ("ar", "s:4", "dv:4@one", "dv:8@one", "d:4@0.7", "d:8@0.7"))
+    monkeypatch.setattr(registry, "audit_defaults", lambda: ("ar", "s:4", "dv:4@one", "dv:8@one", "d:4@0.7", "d:8@0.7"))
     result = invoke(tiny_bundle, "--prompts", "1", "--max-new-bytes", "8")
     assert result.exit_code == 0, result.stderr
     assert "left out, tiny cannot run them: dv:8@one, d:8@0.7" in result.stdout
@@ -253,7 +263,7 @@ def test_command_audits_every_kind_of_method_by_default_and_names_what_is_left_o
 
 
 def test_default_methods_are_of_every_kind() -> None:
-    kinds = {parse_method(name).name.partition(":")[0] for name in command.DEFAULT_METHODS}
+    kinds = {parse_method(name).name.partition(":")[0] for name in registry.audit_defaults()}
     assert kinds >= {"ar", "s", "d", "dv"}
 
 

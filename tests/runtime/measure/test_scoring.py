@@ -22,10 +22,10 @@ from fastblt.runtime.backends.protocol import Backend, Ids
 from fastblt.runtime.blt_runtime import BltRuntime
 from fastblt.runtime.measure.agreement import common_prefix
 from fastblt.runtime.measure.scoring.comparison import BOUNDS, Bounds, compare
-from fastblt.runtime.measure.scoring.figures import OVERALL, sum_up
+from fastblt.runtime.measure.scoring.figures import sum_up
 from fastblt.runtime.measure.scoring.free_running import Generated, generate_all, type_token_ratio
 from fastblt.runtime.measure.scoring.plan import SamplingPoint, ScoringPlan, ScoringRequest, make_scoring_plan
-from fastblt.runtime.measure.scoring.scores import Scores, score, steps
+from fastblt.runtime.measure.scoring.scores import Scores, count_steps, score
 from fastblt.runtime.measure.scoring.teacher_forced import (
     BlockOutcome,
     DraftOutcome,
@@ -34,7 +34,7 @@ from fastblt.runtime.measure.scoring.teacher_forced import (
     code_length,
     score_window,
 )
-from fastblt.runtime.measure.scoring.windows import Text, anchors, cut_windows
+from fastblt.runtime.measure.scoring.windows import OVERALL, Text, anchors, cut_windows
 from fastblt.runtime.methods import MethodError, parse_method
 from fastblt.runtime.sequence.sampling import SamplingError
 from fastblt.runtime.sequence.session import Latent
@@ -434,10 +434,11 @@ def test_graphs_agree_with_eager_and_another_model_does_not(
     texts = {name: [encode(np.random.default_rng(seed).bytes(64))] for name, seed in (("a", 0), ("b", 1))}
     told: list[int] = []
     found = {
-        name: score(runtime, texts, [b"In the", b"def "], small, lambda: told.append(1))
+        name: score(runtime, texts, [b"In the", b"def "], small, lambda *each: told.append(each))
         for name, runtime in runtimes.items()
     }
-    assert len(told) == 3 * steps(texts, small)
+    steps = count_steps(texts, small)
+    assert [each[:2] for each in told] == 3 * [(done, steps) for done in range(steps + 1)]
     checks = compare(found["onnxruntime"], found["eager"], BOUNDS["fp32"])
     assert all(check.agree for check in checks), checks
     assert {check.figure: check.compared for check in checks} == {

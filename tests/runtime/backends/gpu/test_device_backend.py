@@ -31,7 +31,8 @@ from fastblt.runtime.backends.gpu.tensor_table import binding_of
 from fastblt.runtime.backends.providers import ProviderError, cuda_works
 from fastblt.runtime.blt_runtime import BltRuntime
 from fastblt.runtime.bundle.manifest import BundleError, load_manifest
-from fastblt.runtime.measure.audit import TIE_BOUND, audit
+from fastblt.runtime.measure.audit.comparison import audit
+from fastblt.runtime.measure.audit.ties import TIE_BOUND
 from fastblt.runtime.sequence.session import Session
 
 TEXT = b"In the beginning God created the heaven and the earth. " * 12

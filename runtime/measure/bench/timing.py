@@ -9,21 +9,17 @@ What the figures mean: `fastblt.runtime.measure.bench.rows`.
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import os
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 from fastblt.runtime.blt_runtime import BltRuntime
 from fastblt.runtime.machine import memory_bandwidth, peak_rss_mb, usable_cores
 from fastblt.runtime.measure.bench.plan import BenchPlan, Contender
-from fastblt.runtime.measure.bench.rows import BenchRow, Measurement, Run
+from fastblt.runtime.measure.bench.rows import Measurement, Run
 from fastblt.runtime.measure.peers import Generator
 from fastblt.runtime.measure.replay.backend import ReplayBackend
 from fastblt.runtime.methods import parse_method
 from fastblt.runtime.methods.replay_profile import ReplayError, ReplayProfile
+from fastblt.runtime.progress import OnProgress, no_progress
 
 #: New bytes of the unmeasured first run of a contender: enough rounds to settle buffers and caches.
 WARM_UP_BYTES = 48
@@ -35,7 +31,7 @@ def measure(
     prompts: Sequence[bytes],
     max_new_bytes: int,
     repeats: int = 1,
-    on_run: Callable[[Contender], None] | None = None,
+    on_progress: OnProgress = no_progress,
     profiles: Mapping[Contender, ReplayProfile] | None = None,
     threads: int | None = None,
 ) -> Measurement:
@@ -43,11 +39,11 @@ def measure(
 
     Args:
         runtimes: loaded, by name of backend or peer.
-        plan: from `make_plan`.
+        plan: from `make_bench_plan`.
         prompts: at least one.
         max_new_bytes: bytes to generate after each prompt; at least 2, or nothing is left of the decode rate.
         repeats: how often each prompt is measured.
-        on_run: called after each run, unmeasured ones included.
+        on_progress: called after each run, unmeasured ones included.
         profiles: replay the contenders so, instead of measuring the model's own output.
         threads: what the runtimes were asked for, for the memory's bandwidth; None: all cores.
 
@@ -66,11 +62,15 @@ def measure(
         parse_method(contender.method).check(runtimes[contender.backend].config)
     runtime_of = {c: _runtime(runtimes[c.backend], profiles[c] if profiles else None) for c in plan.contenders}
 
+    done, total = 0, len(plan.contenders) * (1 + repeats * len(prompts))
+    on_progress(done, total, "")
+
     def run(contender: Contender, index: int, count: int) -> Run:
         runtime = runtime_of[contender]
         generation = runtime.generate(prompts[index], count, method=contender.method)
-        if on_run:
-            on_run(contender)
+        nonlocal done
+        done += 1
+        on_progress(done, total, str(contender))
         replayed = runtime.backend if isinstance(runtime, BltRuntime) else None
         counts = replayed.take_counts() if isinstance(replayed, ReplayBackend) else None
         return Run(index, generation.data, generation.stats, counts)
@@ -108,28 +108,3 @@ def rotated(contenders: Sequence[Contender], turn: int) -> list[Contender]:
     """The contenders in the order of one turn; over as many turns as contenders each is first once."""
     shift = turn % len(contenders)
     return [*contenders[shift:], *contenders[:shift]]
-
-
-def write_report(path: Path, device: Mapping[str, Any], rows: Sequence[BenchRow], replay: str | None = None) -> None:
-    """Write ``{"device": {...}, "replay": TEXT, "rows": [...]}``, the whole file or none of it.
-
-    Args:
-        path: of the file.
-        device: from `device_info`.
-        rows: of the measurement.
-        replay: what a replay was asked for; None: the model's own output was measured.
-    """
-    rows_as_json = [dataclasses.asdict(row) for row in rows]
-    write_json(path, {"device": dict(device), "replay": replay, "rows": rows_as_json})
-
-
-def write_json(path: Path, report: Mapping[str, Any]) -> None:
-    """Write a report as JSON, the whole file or none of it."""
-    text = json.dumps(report, indent=1, allow_nan=False) + "\n"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

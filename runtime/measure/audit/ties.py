@@ -1,19 +1,16 @@
-"""Does a method write what it should, byte for byte? And if not, is it a float tie?
-
-A lossless method has to write the reference backend's autoregressive text; any other one the text of the same method
-on the reference backend. All of it is greedy.
+"""Tells a float tie from a fault where two texts differ.
 
 Rows that are computed in chunks and rows that are computed one by one are rounded differently, by a few 1e-6. Where
-the two best bytes of a row are closer than that, either may come out. Such a tie is told from a fault by what the
-*reference* computes at the first difference: one of its choices there must have been that narrow. A choice is that of
-a byte (two logits) or, in a block that is denoised, of the bytes to decide next (`TieProbe`).
+the two best bytes of a row are closer than that, either may come out. What the *reference* computes at the first
+difference decides: in a tie, one of its choices there was that narrow. A choice is that of a byte (two logits) or, in
+a block that is denoised, of the bytes to decide next (`TieProbe`).
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -21,7 +18,7 @@ from fastblt.models.tokens import BYTE_OFFSET, EOS_ID, encode
 from fastblt.runtime.backends.protocol import DecoderRows, Floats
 from fastblt.runtime.blt_runtime import BltRuntime
 from fastblt.runtime.measure.agreement import common_prefix
-from fastblt.runtime.methods import Method, parse_method
+from fastblt.runtime.methods import Method
 from fastblt.runtime.methods.block_diffusion import BlockDiffusion
 from fastblt.runtime.methods.denoising import Confidence, EntropyBounded, Indices, Rule
 from fastblt.runtime.sequence.sampling import Distribution, Sampler
@@ -60,83 +57,6 @@ class Difference:
     def is_tie(self, bound: float) -> bool:
         """Whether rounding explains it. A narrow patch end does not count: among many bytes one is always narrow."""
         return self.gap <= bound
-
-
-@dataclass
-class AuditRow:
-    """What was found for one backend and method."""
-
-    backend: str
-    method: str
-    reference: str = ""
-    """Backend and method that it is compared with."""
-    prompts: int = 0
-    bytes: int = 0
-    """Bytes generated."""
-    identical: int = 0
-    """Prompts whose output is the reference's."""
-    bytes_as_ar: int = 0
-    """Bytes before the first difference from the reference's ``ar``; a figure, not a fault, where the method is not
-    lossless."""
-    ar_bytes: int = 0
-    """Bytes of the reference's ``ar``."""
-    ties: list[Difference] = field(default_factory=list)
-    """Differences within the bound."""
-    faults: list[Difference] = field(default_factory=list)
-    """Differences beyond it."""
-
-
-def audit(
-    reference: BltRuntime,
-    candidates: Sequence[tuple[BltRuntime, str]],
-    prompts: Iterable[tuple[str, bytes]],
-    max_new_bytes: int,
-    bound: float,
-    on_prompt: Callable[[int], None] | None = None,
-    *,
-    wanted_bytes: int | None = None,
-) -> list[AuditRow]:
-    """Generate greedily with every candidate and compare with the reference.
-
-    Args:
-        reference: its outputs are the truth: ``ar`` for lossless methods, the same method for the others.
-        candidates: runtimes and methods.
-        prompts: identifiers and bytes.
-        max_new_bytes: of each generation.
-        bound: largest gap of a tie.
-        on_prompt: told the number of prompts done.
-        wanted_bytes: stop when every candidate has written so many; None: use all prompts.
-    """
-    methods = [parse_method(name) for _, name in candidates]
-    rows = [
-        AuditRow(runtime.backend.name, name, f"{reference.backend.name} {'ar' if method.lossless else name}")
-        for (runtime, name), method in zip(candidates, methods, strict=True)
-    ]
-    for done, (name, prompt) in enumerate(prompts, 1):
-        expected = {"ar": reference.generate(prompt, max_new_bytes, method="ar").data}
-        for row, (runtime, text), method in zip(rows, candidates, methods, strict=True):
-            truth = "ar" if method.lossless else text
-            if truth not in expected:
-                expected[truth] = reference.generate(prompt, max_new_bytes, method=truth).data
-            found = runtime.generate(prompt, max_new_bytes, method=text).data
-            _count(row, found, expected["ar"])
-            if found == expected[truth]:
-                row.identical += 1
-                continue
-            difference = explain(reference, name, prompt, expected[truth], found, parse_method(truth))
-            (row.ties if difference.is_tie(bound) else row.faults).append(difference)
-        if on_prompt:
-            on_prompt(done)
-        if wanted_bytes is not None and min(row.bytes for row in rows) >= wanted_bytes:
-            break
-    return rows
-
-
-def _count(row: AuditRow, found: bytes, ar: bytes) -> None:
-    row.prompts += 1
-    row.bytes += len(found)
-    row.bytes_as_ar += common_prefix(ar, found)
-    row.ar_bytes += len(ar)
 
 
 def explain(

@@ -1,0 +1,100 @@
+"""Compares what methods write with the reference's text, byte for byte.
+
+A lossless method has to write the reference backend's autoregressive text; any other one the text of the same method
+on the reference backend. All generation is greedy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from fastblt.runtime.blt_runtime import BltRuntime
+from fastblt.runtime.measure.agreement import common_prefix
+from fastblt.runtime.measure.audit.ties import Difference, explain
+from fastblt.runtime.methods import parse_method
+from fastblt.runtime.progress import OnProgress, no_progress
+
+
+@dataclass
+class AuditRow:
+    """What was found for one backend and method."""
+
+    backend: str
+    method: str
+    reference: str = ""
+    """Backend and method that it is compared with."""
+    prompts: int = 0
+    bytes: int = 0
+    """Bytes generated."""
+    identical: int = 0
+    """Prompts whose output is the reference's."""
+    bytes_as_ar: int = 0
+    """Bytes before the first difference from the reference's ``ar``; a figure, not a fault, where the method is not
+    lossless."""
+    ar_bytes: int = 0
+    """Bytes of the reference's ``ar``."""
+    ties: list[Difference] = field(default_factory=list)
+    """Differences within the bound."""
+    faults: list[Difference] = field(default_factory=list)
+    """Differences beyond it."""
+
+
+def audit(
+    reference: BltRuntime,
+    candidates: Sequence[tuple[BltRuntime, str]],
+    prompts: Sequence[tuple[str, bytes]],
+    max_new_bytes: int,
+    bound: float,
+    on_progress: OnProgress = no_progress,
+    *,
+    wanted_bytes: int | None = None,
+) -> list[AuditRow]:
+    """Generate greedily with every candidate and compare with the reference.
+
+    Args:
+        reference: decides what is right: its ``ar`` for lossless methods, the same method for the others.
+        candidates: runtimes and methods.
+        prompts: identifiers and bytes.
+        max_new_bytes: bytes to generate after each prompt.
+        bound: largest gap of a tie.
+        on_progress: called after every text of a candidate; counts texts, or, with ``wanted_bytes``, bytes.
+        wanted_bytes: stop when every candidate has written so many; None: use all prompts.
+    """
+    methods = [parse_method(name) for _, name in candidates]
+    rows = [
+        AuditRow(runtime.backend.name, name, f"{reference.backend.name} {'ar' if method.lossless else name}")
+        for (runtime, name), method in zip(candidates, methods, strict=True)
+    ]
+
+    def report(method: str) -> None:
+        if wanted_bytes is None:
+            on_progress(sum(row.prompts for row in rows), len(rows) * len(prompts), method)
+        else:
+            on_progress(sum(min(row.bytes, wanted_bytes) for row in rows), len(rows) * wanted_bytes, method)
+
+    report("")
+    for name, prompt in prompts:
+        expected = {"ar": reference.generate(prompt, max_new_bytes, method="ar").data}
+        for row, (runtime, text), method in zip(rows, candidates, methods, strict=True):
+            truth = "ar" if method.lossless else text
+            if truth not in expected:
+                expected[truth] = reference.generate(prompt, max_new_bytes, method=truth).data
+            found = runtime.generate(prompt, max_new_bytes, method=text).data
+            _count(row, found, expected["ar"])
+            if found == expected[truth]:
+                row.identical += 1
+            else:
+                difference = explain(reference, name, prompt, expected[truth], found, parse_method(truth))
+                (row.ties if difference.is_tie(bound) else row.faults).append(difference)
+            report(text)
+        if wanted_bytes is not None and min(row.bytes for row in rows) >= wanted_bytes:
+            break
+    return rows
+
+
+def _count(row: AuditRow, found: bytes, ar: bytes) -> None:
+    row.prompts += 1
+    row.bytes += len(found)
+    row.bytes_as_ar += common_prefix(ar, found)
+    row.ar_bytes += len(ar)

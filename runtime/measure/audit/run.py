@@ -1,0 +1,151 @@
+"""Audits a bundle from start to end: prompts, loading, comparison, report."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastblt.runtime.blt_runtime import BltRuntime
+from fastblt.runtime.bundle.bundle import Bundle
+from fastblt.runtime.measure.audit.comparison import AuditRow, audit
+from fastblt.runtime.measure.audit.methods import choose_methods
+from fastblt.runtime.measure.audit.ties import TIE_BOUND
+from fastblt.runtime.measure.requests import require_at_least
+from fastblt.runtime.progress import OnProgress, no_progress
+
+#: Prompts where neither their number nor that of the bytes is given.
+DEFAULT_PROMPTS = 64
+
+
+class AuditError(ValueError):
+    """An output differs from the reference by more than rounding, or less was written than was asked for."""
+
+
+@dataclass(frozen=True)
+class AuditRequest:
+    """Specifies what an audit compares.
+
+    Raises:
+        ValueError: a number is out of range, or both prompts and bytes are given.
+    """
+
+    methods: tuple[str, ...] | None = None
+    """None: those that the registry lists for audits, without those that the model cannot run."""
+    backend: str = "onnxruntime"
+    reference: str | None = None
+    """Backend that decides what is right. None: eager; for a quantized bundle, whose inputs eager does not round, the
+    backend itself."""
+    provider: str = "auto"
+    prompts: int | None = None
+    """Number of prompts; None: 64, or as many as ``bytes`` need."""
+    max_new_bytes: int = 256
+    """Bytes to generate after each prompt."""
+    bytes: int | None = None
+    """Continue until every method has written this many new bytes, instead of a number of prompts."""
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        require_at_least(1, prompts=self.prompts, max_new_bytes=self.max_new_bytes, bytes=self.bytes)
+        if self.bytes is not None and self.prompts is not None:
+            raise ValueError("audit: found both prompts and bytes, expected one of them")
+
+
+@dataclass(frozen=True)
+class AuditReport:
+    """Holds what an audit found."""
+
+    bundle: Path
+    request: AuditRequest
+    reference: str
+    """Name of the reference backend."""
+    bound: float
+    """Largest gap of a tie."""
+    rows: list[AuditRow]
+    """One for each method."""
+    left_out: tuple[str, ...]
+    """Default methods that the model cannot run."""
+    model: str
+
+    @property
+    def faults(self) -> int:
+        """Return the number of outputs that differ by more than rounding."""
+        return sum(len(row.faults) for row in self.rows)
+
+    def check(self) -> None:
+        """Raise `AuditError` where there are faults, or the texts ended before enough bytes were compared."""
+        if self.faults:
+            raise AuditError(
+                f"{self.bundle}: found {self.faults} outputs that differ by more than rounding, expected none"
+            )
+        least, wanted = min(row.bytes for row in self.rows), self.request.bytes
+        if wanted is not None and least < wanted:
+            raise AuditError(f"{self.bundle}: found {least} bytes after all held-out prompts, expected {wanted}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as plain JSON types."""
+        return {
+            "reference": f"{self.reference} ar",
+            "tie_bound": self.bound,
+            "max_new_bytes": self.request.max_new_bytes,
+            "bytes_compared": sum(row.bytes for row in self.rows),
+            "rows": [dataclasses.asdict(row) for row in self.rows],
+        }
+
+
+def run_audit(
+    bundle: Path,
+    request: AuditRequest,
+    prompts: Sequence[tuple[str, bytes]],
+    on_progress: OnProgress = no_progress,
+) -> AuditReport:
+    """Load a bundle's backends and compare the text of every method with the reference's.
+
+    Differences are part of the report; `AuditReport.check` raises.
+
+    Args:
+        bundle: folder of the bundle.
+        request: what to compare.
+        prompts: identifiers and bytes of all prompts there are; the request specifies how many are used.
+        on_progress: called after every text.
+
+    Raises:
+        BundleError: the bundle cannot be used.
+        MethodError: the model cannot run a method that was asked for.
+        ValueError: there are fewer prompts than the request needs.
+    """
+    chosen = _choose_prompts(request, prompts)
+    opened = Bundle.open(bundle, check=False)
+    methods, left_out = choose_methods(request.methods, opened.config)
+    capacity = request.max_new_bytes + max(len(data) for _, data in chosen)
+    runtime = _load(bundle, request.backend, request, capacity)
+    truth = request.reference or (request.backend if opened.manifest.quantization else "eager")
+    reference = runtime if truth == request.backend else _load(bundle, truth, request, capacity)
+    bound = TIE_BOUND[opened.manifest.dtype]
+    candidates = [(runtime, method) for method in methods]
+    rows = audit(
+        reference, candidates, chosen, request.max_new_bytes, bound, on_progress, wanted_bytes=request.bytes
+    )  # fmt: skip
+    return AuditReport(bundle, request, reference.backend.name, bound, rows, left_out, opened.config.name)
+
+
+def _load(bundle: Path, backend: str, request: AuditRequest, capacity: int) -> BltRuntime:
+    return BltRuntime.from_pretrained(bundle, provider=request.provider, backend=backend, max_bytes=capacity)
+
+
+def _choose_prompts(request: AuditRequest, prompts: Sequence[tuple[str, bytes]]) -> Sequence[tuple[str, bytes]]:
+    """Return as many prompts as asked for; all of them where a number of bytes is to be reached."""
+    if request.bytes is None:
+        count = DEFAULT_PROMPTS if request.prompts is None else request.prompts
+        if count > len(prompts):
+            raise ValueError(f"prompts: found {count}, expected at most {len(prompts)}")
+        return prompts[:count]
+    most = len(prompts) * request.max_new_bytes
+    if request.bytes > most:
+        raise ValueError(
+            f"bytes: found {request.bytes}, expected at most {most}: {len(prompts)} held-out prompts, "
+            f"{request.max_new_bytes} new bytes each"
+        )
+    return prompts
