@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Unpack
 
 from fastblt.models.config import BltConfig
+from fastblt.runtime.backends.entry import LoadRequest
 from fastblt.runtime.backends.protocol import Backend
 from fastblt.runtime.backends.registry import load_backend
 from fastblt.runtime.generation import ByteStream, Chunk, Generation, Prompt, prompt_ids
@@ -52,7 +53,7 @@ class BltRuntime:
         """
         if max_bytes < 1:
             raise ValueError(f"max_bytes: found {max_bytes}, expected a positive integer")
-        return cls(load_backend(Path(bundle), backend, provider, max_bytes, threads))
+        return cls(load_backend(backend, LoadRequest(Path(bundle), provider, max_bytes, threads)))
 
     @property
     def device(self) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
+from fastblt.runtime.backends.entry import ProviderError
 from fastblt.runtime.machine import cache_folder
 
 logger = logging.getLogger(__name__)
@@ -35,10 +36,6 @@ _IDENTITY = bytes.fromhex(
     "08083a370a100a017812017922084964656e746974791201675a0f0a0178120a0a08080112040a02"
     "0801620f0a0179120a0a08080112040a02080142040a00100d"
 )
-
-
-class ProviderError(ValueError):
-    """A provider that cannot be used on this machine."""
 
 
 @functools.cache

@@ -20,9 +20,9 @@ import onnxruntime as ort
 from fastblt.models.atomic_folder import replacing_folder
 from fastblt.models.config import BltConfig
 from fastblt.models.tokens import EOS_ID, decode, encode
+from fastblt.runtime.backends.onnxruntime import load_onnxruntime
 from fastblt.runtime.backends.protocol import Ids
 from fastblt.runtime.backends.providers import PROVIDERS, choose_provider
-from fastblt.runtime.backends.registry import load_onnxruntime
 from fastblt.runtime.blt_runtime import BltRuntime
 from fastblt.runtime.bundle.bundle import Bundle
 from fastblt.runtime.bundle.manifest import (
@@ -46,7 +46,7 @@ from fastblt.runtime.huggingface.generate_settings import (
 from fastblt.runtime.methods import parse_method
 
 if TYPE_CHECKING:
-    from fastblt.runtime.backends.registry import OnnxRuntime
+    from fastblt.runtime.backends.onnxruntime import OnnxRuntime
 
 
 _DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fastblt.runtime.backends.cpu.backend import OnnxRuntimeBackend, session_options
+from fastblt.runtime.backends.entry import LoadRequest
 from fastblt.runtime.backends.gpu.backend import DeviceBackend
 from fastblt.runtime.backends.registry import load_backend
 from fastblt.runtime.blt_runtime import BltRuntime
@@ -177,7 +178,7 @@ def run_verify(
     backend = request.backend or _backend_of(bundle)
     methods, left_out = choose_methods(request.methods, opened.config)
     capacity = max(*PROMPT_BYTES, AUDIT_PROMPT_BYTES) + request.max_new_bytes
-    candidate = load_backend(bundle, backend, request.provider, capacity, None)
+    candidate = load_backend(backend, LoadRequest(bundle, request.provider, capacity))
     if not isinstance(candidate, DeviceBackend):
         raise DeviceError(f"backend: found {backend} on the CPU, which is the reference; expected one on a GPU")
     beginnings = [texts[i % len(texts)][:size] for i, size in enumerate(PROMPT_BYTES)]

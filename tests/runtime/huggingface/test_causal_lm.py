@@ -13,8 +13,8 @@ from transformers import GenerationConfig
 
 from fastblt.models.blt import Blt
 from fastblt.models.tokens import BOS_ID, BYTE_OFFSET, EOS_ID, VOCAB_SIZE, encode
+from fastblt.runtime.backends.entry import ProviderError
 from fastblt.runtime.backends.protocol import Backend
-from fastblt.runtime.backends.providers import ProviderError
 from fastblt.runtime.blt_runtime import BltRuntime
 from fastblt.runtime.bundle.bundle import Bundle
 from fastblt.runtime.bundle.manifest import MANIFEST_FILE, BundleError, load_manifest

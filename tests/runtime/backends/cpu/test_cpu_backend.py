@@ -26,8 +26,9 @@ from fastblt.runtime.backends.cpu.backend import OnnxRuntimeBackend, session_opt
 from fastblt.runtime.backends.cpu.bound_graph import Binding, BoundGraph
 from fastblt.runtime.backends.cpu.buffers import VIEW_SLOTS, Buffer, KvBuffers
 from fastblt.runtime.backends.eager.backend import EagerBackend
+from fastblt.runtime.backends.entry import ProviderError
 from fastblt.runtime.backends.protocol import ROW_CAPACITY, Backend, Ids
-from fastblt.runtime.backends.providers import ProviderError, choose_provider, cuda_works
+from fastblt.runtime.backends.providers import choose_provider, cuda_works
 from fastblt.runtime.blt_runtime import BltRuntime
 from fastblt.runtime.bundle.manifest import BundleError, load_manifest
 from fastblt.runtime.sequence.session import Session

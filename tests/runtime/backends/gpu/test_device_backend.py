@@ -22,13 +22,14 @@ from fastblt.models.checkpoint import save_checkpoint
 from fastblt.models.config import BltConfig
 from fastblt.models.tokens import EOS_ID, encode
 from fastblt.runtime.backends.cpu.backend import OnnxRuntimeBackend, session_options
+from fastblt.runtime.backends.entry import ProviderError
 from fastblt.runtime.backends.gpu import loading
 from fastblt.runtime.backends.gpu.backend import DeviceBackend
 from fastblt.runtime.backends.gpu.cuda import Cuda, Stream
 from fastblt.runtime.backends.gpu.onnxruntime_executor import OnnxRuntimeExecutor
 from fastblt.runtime.backends.gpu.sliding import CALL_ROWS, CapacityError, cache_slots
 from fastblt.runtime.backends.gpu.tensor_table import binding_of
-from fastblt.runtime.backends.providers import ProviderError, cuda_works
+from fastblt.runtime.backends.providers import cuda_works
 from fastblt.runtime.blt_runtime import BltRuntime
 from fastblt.runtime.bundle.manifest import BundleError, load_manifest
 from fastblt.runtime.measure.audit.comparison import audit

@@ -7,8 +7,9 @@ from fakes.cuda import FakeCuda
 from fakes.onnxruntime_cuda import FakeOnnxRuntime
 
 from fastblt.runtime.backends import providers
+from fastblt.runtime.backends.entry import ProviderError
 from fastblt.runtime.backends.gpu import loading
-from fastblt.runtime.backends.providers import ProviderError, choose_provider, provider_options
+from fastblt.runtime.backends.providers import choose_provider, provider_options
 from fastblt.runtime.blt_runtime import BltRuntime
 
 

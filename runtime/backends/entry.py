@@ -1,0 +1,71 @@
+"""Describes a backend to everything that offers backends to a user: help, errors, defaults and tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fastblt.runtime.backends.protocol import Backend
+
+#: Capacity, in bytes of text, that costs nothing on a CPU: its memory is only reserved until a text reaches it.
+ROOMY = 4096
+
+
+class BackendError(ValueError):
+    """Reports a backend that is unknown, cannot be loaded, or does not run where it should."""
+
+
+class ProviderError(ValueError):
+    """Reports a provider that is unknown, that a backend does not take, or that does not work on this machine."""
+
+
+@dataclass(frozen=True)
+class LoadRequest:
+    """Says what to load and for what; every backend reads the fields that mean something to it."""
+
+    folder: Path
+    """A bundle; a checkpoint, for backends that read them (`BackendEntry.reads_checkpoints`)."""
+    provider: str = "auto"
+    """One of `BackendEntry.providers`."""
+    max_bytes: int = ROOMY
+    """Longest prompt plus new bytes, > 0."""
+    threads: int | None = None
+    """Threads of one operator on the CPU; None: as many as suit the model."""
+
+
+def roomy_capacity(needed: int) -> int:
+    """Return a capacity with room for more text, for backends whose unused memory costs nothing."""
+    return max(ROOMY, needed)
+
+
+def exact_capacity(needed: int) -> int:
+    """Return the capacity that is needed, for backends that pay for what they reserve."""
+    return needed
+
+
+@dataclass(frozen=True)
+class BackendEntry:
+    """Holds what is known of a backend before it is loaded; see `fastblt.runtime.backends.registry`."""
+
+    name: str
+    """What a user writes: ``onnxruntime``."""
+    summary: str
+    """What runs the model, in a few plain words and without a full stop."""
+    load: Callable[[LoadRequest], Backend]
+    """Loads a bundle; imports what it needs only then. Raises `ValueError` where the bundle cannot be used."""
+    devices: tuple[str, ...] = ("cpu",)
+    """Values that `Backend.device` may have: ``cpu``, ``cuda``."""
+    providers: tuple[str, ...] = ("auto",)
+    """Values of ``--provider`` that it accepts."""
+    default_capacity: Callable[[int], int] = roomy_capacity
+    """Returns the capacity in bytes for a text of so many bytes, where the user asks for none."""
+    reads_checkpoints: bool = False
+    """Whether it loads checkpoints, besides bundles."""
+
+    @property
+    def runs_on_gpu(self) -> bool:
+        """Return whether it can run on a GPU."""
+        return "cuda" in self.devices
