@@ -25,6 +25,7 @@ from fastblt.models.formats.errors import CheckpointError
 from fastblt.models.formats.open import open_checkpoint
 from fastblt.models.formats.safetensors_writer import Table, write_tables
 from fastblt.models.formats.stores import DTYPE_NAMES
+from fastblt.runtime.bundle.dtypes import BUNDLE_TYPES
 from fastblt.runtime.bundle.manifest import (
     CONFIG_FILE,
     EMBEDDINGS_FILE,
@@ -38,7 +39,6 @@ from fastblt.runtime.bundle.manifest import (
 
 #: Vocabulary of a bundle's graphs, by the manifest's ``operators``.
 GRAPH_KINDS = {"standard": BltGraph, "lowered": LoweredGraph}
-DTYPES = {"fp32": ir.DataType.FLOAT, "fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 
 
 class ExportError(ValueError):
@@ -75,8 +75,8 @@ def export_bundle(
         VerificationError: a graph differs from the eager model.
         OSError: the disk is full or the folder cannot be written; nothing is left behind.
     """
-    if dtype not in DTYPES:
-        raise ExportError(f"dtype: found {dtype!r}, expected one of {', '.join(DTYPES)}")
+    if dtype not in BUNDLE_TYPES:
+        raise ExportError(f"dtype: found {dtype!r}, expected one of {', '.join(BUNDLE_TYPES)}")
     if hash_tables not in ("host", "graph"):
         raise ExportError(f"hash_tables: found {hash_tables!r}, expected host or graph")
     if bundle.exists() and not is_bundle(bundle) and (not bundle.is_dir() or any(bundle.iterdir())):
@@ -108,7 +108,7 @@ def _build_graphs(
     weights: CheckpointWeights, dtype: str, kind: type[BltGraph], tables_inside: bool
 ) -> Iterator[tuple[str, BltGraph]]:
     config: BltConfig = weights.config
-    precision = DTYPES[dtype]
+    precision = ir.DataType(BUNDLE_TYPES[dtype].onnx)
     if config.patcher is not None:
         yield "patcher", build_entropy_graph(config, weights, kind)
     yield "encoder", build_encoder_graph(config, weights, precision, kind, tables_inside=tables_inside)
@@ -150,7 +150,7 @@ def _spec(value: ir.Value, roles: dict[str, str]) -> TensorSpec:
 def _write_embeddings(weights: CheckpointWeights, path: Path, dtype: str) -> None:
     tables = {}
     for name in ("encoder.tok_embeddings.weight", HASH_TABLE):
-        kind = weights.table_dtype(name, DTYPES[dtype])
+        kind = weights.table_dtype(name, ir.DataType(BUNDLE_TYPES[dtype].onnx))
         shape = list(weights.checkpoint.shape(name))
         tables[name] = Table(DTYPE_NAMES[kind], kind.itemsize, shape, partial(weights.chunks, name, kind))
     write_tables(path, tables)

@@ -29,8 +29,8 @@ from fastblt.models.config import BltConfig, StackConfig
 from fastblt.models.formats.checkpoint import HASH_TABLE
 from fastblt.models.hashing import hash_rows
 from fastblt.models.tokens import BOS_ID
-from fastblt.runtime.backends.cpu.buffers import numpy_dtype
 from fastblt.runtime.backends.host_embeddings import HostEmbeddings
+from fastblt.runtime.bundle.dtypes import BUNDLE_TYPES, numpy_dtype
 from fastblt.runtime.bundle.manifest import EMBEDDINGS_FILE, GraphSpec, load_manifest
 
 #: Largest accepted difference, relative to the largest magnitude of the reference (at least 1). bf16 graphs are
@@ -186,7 +186,7 @@ class _EagerPart:
         self.tables = tables
         self.config: BltConfig = weights.config
         self._weights = weights
-        self._kind = {"fp32": ir.DataType.FLOAT, "fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}[dtype]
+        self._kind = ir.DataType(BUNDLE_TYPES[dtype].onnx)
         with torch.device("meta"):
             self._model = Blt(self.config)
 

@@ -10,11 +10,11 @@ from typing import Unpack
 
 from fastblt.models.config import BltConfig
 from fastblt.runtime.backends.entry import LoadRequest
-from fastblt.runtime.backends.protocol import Backend
+from fastblt.runtime.backends.protocol import Backend, CapacityError
 from fastblt.runtime.backends.registry import load_backend
 from fastblt.runtime.generation import ByteStream, Chunk, Generation, Prompt, prompt_ids
 from fastblt.runtime.request import GenerationOptions, GenerationRequest
-from fastblt.runtime.sequence.session import CapacityError, Session
+from fastblt.runtime.sequence.session import Session
 
 
 class BltRuntime:

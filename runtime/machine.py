@@ -13,6 +13,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+#: Models with fewer weight bytes than this fit a processor's caches, where one thread beats several.
+_SMALL_MODEL_BYTES = 64 * 2**20
+
 
 def device_info(threads: int | None = None) -> dict[str, Any]:
     """Describe the machine and the package versions that a measurement depends on, in plain JSON types.
@@ -40,6 +43,11 @@ def device_info(threads: int | None = None) -> dict[str, Any]:
 def usable_cores() -> int:
     """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def default_threads(weight_bytes: int) -> int:
+    """Return the threads of one operator for a model of this size: one for small models, else every usable core."""
+    return 1 if weight_bytes < _SMALL_MODEL_BYTES else usable_cores()
 
 
 def memory_bandwidth(megabytes: int = 256, threads: int = 1) -> float:

@@ -10,7 +10,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
@@ -18,9 +17,8 @@ from fastblt.models.config import HashConfig
 from fastblt.models.hashing import hash_powers
 from fastblt.models.tokens import VOCAB_SIZE
 from fastblt.runtime.backends.protocol import ROW_CAPACITY, Ids
+from fastblt.runtime.bundle.dtypes import SAFETENSORS_TYPES
 from fastblt.runtime.bundle.manifest import BundleError
-
-_DTYPES: dict[str, Any] = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 
 
 def map_tables(path: Path) -> dict[str, NDArray[Any]]:
@@ -40,10 +38,12 @@ def map_tables(path: Path) -> dict[str, NDArray[Any]]:
             if name == "__metadata__":
                 continue
             begin, end = entry["data_offsets"]
-            dtype = np.dtype(_DTYPES[entry["dtype"]])
+            kind = SAFETENSORS_TYPES[entry["dtype"]]
+            if kind.dtype is None:
+                raise ValueError(f"tensor {name}: found type {entry['dtype']}, expected a floating-point type")
             raw = np.memmap(path, np.uint8, "r", offset=8 + size + begin, shape=(end - begin,))
             # Plain arrays over the same pages: indexing a numpy.memmap costs microseconds more.
-            tables[name] = np.asarray(raw).view(dtype).reshape(entry["shape"])
+            tables[name] = np.asarray(raw).view(kind.numpy).reshape(entry["shape"])
     except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise BundleError(f"{path}: not a readable safetensors file ({error})") from error
     return tables

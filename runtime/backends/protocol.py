@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastblt.models.config import BltConfig
-from fastblt.runtime.machine import usable_cores
 
 Ids = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -26,24 +25,14 @@ MAX_ROWS = 256
 WHOLE_PATCH_LIMIT = 64
 #: Rows that a backend must be able to take in one call.
 ROW_CAPACITY = MAX_ROWS + WHOLE_PATCH_LIMIT
-#: Bound views of caches begin and end at multiples of this, so that a view serves many steps.
-VIEW_SLOTS = 64
-#: Views of the encoder's pool end at multiples of this many slots, which bounds the number of shapes.
-POOL_STEP = 8
 #: Positions past ``max_bytes`` that a draft may use before it is cut.
 DRAFT_SLACK = 64
-
-#: Models with fewer weight bytes than this live in a processor's caches, where one thread beats several.
-SMALL_MODEL_BYTES = 64 * 2**20
 
 PARTS = ("patcher", "encoder", "global", "decoder")
 
 
-def default_threads(weight_bytes: int) -> int:
-    """Threads of one operator for a model of this size: one for small models, else every usable core."""
-    if weight_bytes < SMALL_MODEL_BYTES:
-        return 1
-    return usable_cores()
+class CapacityError(ValueError):
+    """Reports a text, or an open patch, that is longer than what the memory of a backend is made for."""
 
 
 def encodes_whole_patches(config: BltConfig) -> bool:

@@ -21,16 +21,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from fastblt.runtime.bundle.dtypes import DTYPES, TENSOR_TYPES
+
 FORMAT = "fastblt-bundle"
 FORMAT_VERSION = 1
 MANIFEST_FILE = "manifest.json"
 CONFIG_FILE = "config.json"
 EMBEDDINGS_FILE = "embeddings.safetensors"
-#: Types of a bundle, places of its hash tables, vocabularies of its graphs, types of its tensors.
-DTYPES = ("fp32", "fp16", "bf16")
+#: Places of a bundle's hash tables, and the sets of operators that its graphs are made of.
 HASH_TABLES = ("host", "graph")
 OPERATORS = ("standard", "lowered")
-TENSOR_DTYPES = ("float32", "float16", "bfloat16", "int64")
 #: Graph of each part.
 GRAPH_FILES = {
     "patcher": "entropy.onnx",
@@ -229,7 +229,7 @@ class _ManifestReader:
         sizes = all(isinstance(size, int | str) for size in shape)
         self._expect(sizes, "shape", shape, "a list of integers and names")
         kind = self._get(data, "dtype", str)
-        self._expect(kind in TENSOR_DTYPES, "dtype", kind, f"one of {', '.join(TENSOR_DTYPES)}")
+        self._expect(kind in TENSOR_TYPES, "dtype", kind, f"one of {', '.join(TENSOR_TYPES)}")
         return TensorSpec(self._get(data, "name", str), kind, tuple(shape), self._get(data, "role", str))
 
     def _one_of(self, name: str, values: tuple[str, ...]) -> str:

@@ -9,9 +9,8 @@ from __future__ import annotations
 from fastblt.models.config import BltConfig, StackConfig
 from fastblt.runtime.backends.gpu.sliding import CALL_ROWS, cache_slots, pool_slots
 from fastblt.runtime.backends.protocol import DRAFT_SLACK
+from fastblt.runtime.bundle.dtypes import BUNDLE_TYPES
 
-#: Bytes of an element, by the name of a bundle's type.
-ITEM_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 #: Parts of the decoder that the global graph holds: they make a latent's keys and values.
 _LATENT_WEIGHTS = ("decoder.patch_projection.", ".norm_kv.", ".wkv.")
 
@@ -26,7 +25,7 @@ def device_buffers(config: BltConfig, dtype: str, max_bytes: int) -> dict[str, i
         dtype: of the bundle; the patcher's caches are fp32.
         max_bytes: longest prompt plus new bytes.
     """
-    item, positions = ITEM_BYTES[dtype], max_bytes + 1 + DRAFT_SLACK + CALL_ROWS
+    item, positions = BUNDLE_TYPES[dtype].item_bytes, max_bytes + 1 + DRAFT_SLACK + CALL_ROWS
 
     def caches(stack: StackConfig, size: int) -> int:
         slots = cache_slots(stack, max_bytes)
@@ -55,4 +54,4 @@ def weight_bytes(tensor: str, shape: tuple[int, ...], dtype: str) -> int:
     count = 1
     for size in shape:
         count *= size
-    return count * (4 if len(shape) == 1 or graph_of(tensor) == "patcher" else ITEM_BYTES[dtype])
+    return count * (4 if len(shape) == 1 or graph_of(tensor) == "patcher" else BUNDLE_TYPES[dtype].item_bytes)

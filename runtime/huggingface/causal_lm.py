@@ -25,6 +25,7 @@ from fastblt.runtime.backends.protocol import Ids
 from fastblt.runtime.backends.providers import PROVIDERS, choose_provider
 from fastblt.runtime.blt_runtime import BltRuntime
 from fastblt.runtime.bundle.bundle import Bundle
+from fastblt.runtime.bundle.dtypes import BUNDLE_TYPES
 from fastblt.runtime.bundle.manifest import (
     CONFIG_FILE,
     MANIFEST_FILE,
@@ -47,9 +48,6 @@ from fastblt.runtime.methods import parse_method
 
 if TYPE_CHECKING:
     from fastblt.runtime.backends.onnxruntime import OnnxRuntime
-
-
-_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
 class ORTBltForCausalLM:
@@ -175,7 +173,7 @@ class ORTBltForCausalLM:
     @property
     def dtype(self) -> str:
         """Type of weights and caches: ``float32``, ``float16`` or ``bfloat16``; no torch.dtype, as above."""
-        return _DTYPES[self._backend.manifest.dtype]
+        return BUNDLE_TYPES[self._backend.manifest.dtype].name
 
     @property
     def provider(self) -> str:
@@ -326,11 +324,12 @@ def _provider_name(providers: Sequence[str]) -> str:
 def _dtype_name(dtype: object) -> str | None:
     """fp32, fp16 or bf16; None: not said."""
     name = str(dtype).removeprefix("torch.")
-    for short, long in _DTYPES.items():
-        if name in (short, long):
+    for short, kind in BUNDLE_TYPES.items():
+        if name in (short, kind.name):
             return short
     if name not in ("None", "auto"):
-        raise UnsupportedArgumentError(f"dtype: found {name}, expected one of {', '.join(_DTYPES.values())}")
+        known = ", ".join(kind.name for kind in BUNDLE_TYPES.values())
+        raise UnsupportedArgumentError(f"dtype: found {name}, expected one of {known}")
     return None
 
 

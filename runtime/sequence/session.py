@@ -18,6 +18,7 @@ from fastblt.runtime.backends.protocol import (
     DRAFT_SLACK,
     MAX_ROWS,
     Backend,
+    CapacityError,
     DecoderRows,
     Floats,
     Ids,
@@ -30,10 +31,6 @@ from fastblt.runtime.sequence.stats import RunStats
 #: Which latent the rows of a block read: ``closed``, the newest of a closed patch; or ``partial``, that of the open
 #: patch as far as it has come (the paper's o_M).
 Latent = Literal["closed", "partial"]
-
-
-class CapacityError(ValueError):
-    """More positions are needed than the runtime was created for."""
 
 
 _NO_BLOCK: Ids = np.empty(0, dtype=np.int64)

@@ -15,8 +15,8 @@ from fastblt.export.bundle_writer import export_bundle
 from fastblt.models.blt import Blt
 from fastblt.models.checkpoint import save_checkpoint
 from fastblt.models.config import BltConfig
-from fastblt.runtime.backends.cpu.buffers import numpy_dtype
 from fastblt.runtime.blt_runtime import BltRuntime
+from fastblt.runtime.bundle.dtypes import numpy_dtype
 from fastblt.runtime.bundle.manifest import EMBEDDINGS_FILE, GRAPH_FILES, GraphSpec, TensorSpec, load_manifest
 
 PARTS = list(GRAPH_FILES)

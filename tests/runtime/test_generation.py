@@ -9,11 +9,10 @@ from hypothesis import strategies as st
 from fastblt.models.blt import Blt
 from fastblt.models.presets import preset
 from fastblt.models.tokens import BOS_ID, EOS_ID, decode, encode
-from fastblt.runtime.backends.protocol import Backend
+from fastblt.runtime.backends.protocol import Backend, CapacityError
 from fastblt.runtime.blt_runtime import BltRuntime
 from fastblt.runtime.generation import Chunk, Generation
 from fastblt.runtime.sequence.sampling import SamplingError
-from fastblt.runtime.sequence.session import CapacityError
 from fastblt.runtime.sequence.stats import RunStats
 
 Scripted = Callable[..., Backend]

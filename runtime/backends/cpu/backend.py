@@ -12,21 +12,21 @@ from numpy.typing import NDArray
 
 from fastblt.models.config import BltConfig
 from fastblt.runtime.backends.cpu.bound_graph import Binding, BoundGraph, ControlInput
-from fastblt.runtime.backends.cpu.buffers import Buffer, numpy_dtype
+from fastblt.runtime.backends.cpu.buffers import POOL_STEP, Buffer
 from fastblt.runtime.backends.host_embeddings import HostEmbeddings
 from fastblt.runtime.backends.protocol import (
     DRAFT_SLACK,
-    POOL_STEP,
     ROW_CAPACITY,
     DecoderRows,
     Drafted,
     Floats,
     Ids,
     Pick,
-    default_threads,
 )
 from fastblt.runtime.bundle.bundle import Bundle
+from fastblt.runtime.bundle.dtypes import numpy_dtype
 from fastblt.runtime.bundle.manifest import BundleError, Manifest
+from fastblt.runtime.machine import default_threads
 
 #: Rows of a call of a quantised graph, at least. One row alone is multiplied by another kernel (in attention a product
 #: of a vector and a matrix), whose last bit differs; inputs that are rounded to 8 bits make some 1e-2 of that. With a

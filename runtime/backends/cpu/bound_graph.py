@@ -16,19 +16,12 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from fastblt.models.config import StackConfig
-from fastblt.runtime.backends.cpu.buffers import Buffer, KvBuffers, View, numpy_dtype
+from fastblt.runtime.backends.cpu.buffers import Buffer, KvBuffers, View
 from fastblt.runtime.backends.protocol import ROW_CAPACITY, Ids
 from fastblt.runtime.backends.providers import PROVIDERS
+from fastblt.runtime.bundle.dtypes import ONNXRUNTIME_TYPES, TENSOR_TYPES, numpy_dtype
 from fastblt.runtime.bundle.manifest import BundleError, GraphSpec
 
-#: ONNX's numbers of the types of tensors.
-ONNX_TYPES = {"float32": 1, "int64": 7, "float16": 10, "bfloat16": 16}
-_ORT_TYPES = {
-    "tensor(float)": "float32",
-    "tensor(float16)": "float16",
-    "tensor(bfloat16)": "bfloat16",
-    "tensor(int64)": "int64",
-}
 _INT64 = np.dtype(np.int64)
 #: Enough for every number of rows and patches that a method uses, while the view has one size.
 _BINDINGS_KEPT = 4096
@@ -39,7 +32,7 @@ class Binding:
 
     def __init__(self, session: Any, spec: GraphSpec) -> None:
         self.io = session.io_binding()
-        self._types = {t.name: ONNX_TYPES[t.dtype] for t in (*spec.inputs, *spec.outputs)}
+        self._types = {t.name: TENSOR_TYPES[t.dtype].onnx for t in (*spec.inputs, *spec.outputs)}
         self._inputs = {t.name for t in spec.inputs}
         self._bound: dict[str, tuple[tuple[int, ...], Buffer, int]] = {}
         self.fresh = True
@@ -68,13 +61,19 @@ class Binding:
         return found
 
 
+def _type_name(text: str) -> str:
+    """Return the name of ONNX Runtime's ``tensor(float)`` and the like; what we do not know keeps its own."""
+    known = ONNXRUNTIME_TYPES.get(text)
+    return text if known is None else known.name
+
+
 def _compare(path: Path, session: Any, spec: GraphSpec, stack: StackConfig) -> None:
     """Raise `BundleError` where the graph, the manifest and the configuration disagree."""
     for kind, values, specs in (
         ("inputs", session.get_inputs(), spec.inputs),
         ("outputs", session.get_outputs(), spec.outputs),
     ):
-        found = [(v.name, _ORT_TYPES.get(v.type, v.type), tuple(v.shape)) for v in values]
+        found = [(v.name, _type_name(v.type), tuple(v.shape)) for v in values]
         expected = [(t.name, t.dtype, t.shape) for t in specs]
         if found != expected:
             wrong = [item for item in found if item not in expected] or found

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from fastblt.runtime.backends.protocol import VIEW_SLOTS
-
-
-def numpy_dtype(name: str) -> np.dtype[Any]:
-    """The numpy type that a manifest's name means; bfloat16 comes from ml_dtypes."""
-    return np.dtype(ml_dtypes.bfloat16) if name == "bfloat16" else np.dtype(name)
+#: Bound views of caches begin and end at multiples of this many slots, so that a view serves many steps.
+VIEW_SLOTS = 64
+#: Views of the encoder's pool end at multiples of this many slots, which bounds the number of shapes.
+POOL_STEP = 8
 
 
 class Buffer:

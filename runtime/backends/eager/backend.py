@@ -19,7 +19,8 @@ from fastblt.models.config import BltConfig, StackConfig
 from fastblt.models.formats.registry import WEIGHT_FILES
 from fastblt.models.patcher import entropy
 from fastblt.runtime.backends.entry import ProviderError
-from fastblt.runtime.backends.protocol import DRAFT_SLACK, DecoderRows, Drafted, Floats, Ids, Pick, default_threads
+from fastblt.runtime.backends.protocol import DRAFT_SLACK, DecoderRows, Drafted, Floats, Ids, Pick
+from fastblt.runtime.machine import default_threads
 
 
 class EagerBackend:

@@ -16,16 +16,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastblt.models.config import BltConfig
-from fastblt.runtime.backends.cpu.buffers import numpy_dtype
 from fastblt.runtime.backends.gpu.cuda import DeviceMemory, PinnedMemory, Stream, aligned
 from fastblt.runtime.backends.gpu.executor import Executor
 from fastblt.runtime.backends.gpu.graph import DeviceGraph, padded, write_controls
-from fastblt.runtime.backends.gpu.sliding import CALL_ROWS, CapacityError, RewindError
+from fastblt.runtime.backends.gpu.sliding import CALL_ROWS, RewindError
 from fastblt.runtime.backends.gpu.tensor_table import Binding, tensors_bound_as
 from fastblt.runtime.backends.host_embeddings import HostEmbeddings
 from fastblt.runtime.backends.protocol import (
     DRAFT_SLACK,
     ROW_CAPACITY,
+    CapacityError,
     DecoderRows,
     Drafted,
     Floats,
@@ -34,6 +34,7 @@ from fastblt.runtime.backends.protocol import (
     encodes_whole_patches,
 )
 from fastblt.runtime.bundle.bundle import Bundle
+from fastblt.runtime.bundle.dtypes import numpy_dtype
 from fastblt.runtime.bundle.manifest import BundleError, TensorSpec
 
 _ID_BYTES = 8

@@ -13,12 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastblt.models.config import StackConfig
-from fastblt.runtime.backends.cpu.buffers import numpy_dtype
 from fastblt.runtime.backends.gpu.cuda import DeviceMemory, PinnedMemory, Stream, UploadBlocks, Views, aligned
 from fastblt.runtime.backends.gpu.executor import Bound, Executor, Launch
 from fastblt.runtime.backends.gpu.sliding import CALL_ROWS, REWIND, SlidingBuffer
 from fastblt.runtime.backends.gpu.tensor_table import Binding, Block, shape_of, size_names, tensors_bound_as
 from fastblt.runtime.backends.protocol import Ids
+from fastblt.runtime.bundle.dtypes import numpy_dtype
 
 
 def padded(rows: int) -> int:

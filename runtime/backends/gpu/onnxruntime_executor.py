@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fastblt.runtime.backends.cpu.bound_graph import ONNX_TYPES
 from fastblt.runtime.backends.gpu.cuda import Stream
 from fastblt.runtime.backends.gpu.executor import Bound
 from fastblt.runtime.backends.providers import PROVIDERS, check_session
+from fastblt.runtime.bundle.dtypes import TENSOR_TYPES
 from fastblt.runtime.bundle.manifest import BundleError, GraphSpec
 
 logger = logging.getLogger(__name__)
@@ -103,7 +103,7 @@ class OnnxRuntimeExecutor:
         for bind, specs in ((io.bind_input, self.spec.inputs), (io.bind_output, self.spec.outputs)):
             for tensor in specs:
                 shape, address = tensors[tensor.name]
-                bind(tensor.name, "cuda", 0, ONNX_TYPES[tensor.dtype], shape, address)
+                bind(tensor.name, "cuda", 0, TENSOR_TYPES[tensor.dtype].onnx, shape, address)
         return io
 
     def run(self, binding: Any, number: int) -> None:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from fastblt.models.config import BltConfig, StackConfig
 from fastblt.runtime.backends.gpu.cuda import DeviceMemory, Stream
-from fastblt.runtime.backends.protocol import DRAFT_SLACK, VIEW_SLOTS, WHOLE_PATCH_LIMIT
+from fastblt.runtime.backends.protocol import DRAFT_SLACK, WHOLE_PATCH_LIMIT, CapacityError
 
+#: Caches and pools have a multiple of this many slots; engines that are compiled already do.
+SLOT_STEP = 64
 #: Rows of one call, at most; longer runs are cut. More is padding: classes are powers of two.
 CALL_ROWS = 64
 #: Positions before those that a call needs that are kept as well: a rewind of so many is exact.
@@ -22,20 +24,16 @@ class RewindError(ValueError):
     """Positions are needed again that a cache holds no longer."""
 
 
-class CapacityError(ValueError):
-    """More rows than a buffer holds: a text or an open patch is longer than what the graphs were compiled for."""
-
-
-def _whole_views(slots: int) -> int:
-    return -(-slots // VIEW_SLOTS) * VIEW_SLOTS
+def _whole_steps(slots: int) -> int:
+    return -(-slots // SLOT_STEP) * SLOT_STEP
 
 
 def cache_slots(stack: StackConfig, max_bytes: int) -> int:
     """Slots of each cache of a stack: all positions, or, for a window, what one call may see and a rewind may need."""
-    everything = _whole_views(max_bytes + 1 + DRAFT_SLACK + CALL_ROWS)
+    everything = _whole_steps(max_bytes + 1 + DRAFT_SLACK + CALL_ROWS)
     if stack.window is None:
         return everything
-    return min(everything, _whole_views(stack.window + CALL_ROWS + REWIND))
+    return min(everything, _whole_steps(stack.window + CALL_ROWS + REWIND))
 
 
 def longest_patch(config: BltConfig, max_patch_bytes: int | None = None) -> int:
@@ -45,8 +43,8 @@ def longest_patch(config: BltConfig, max_patch_bytes: int | None = None) -> int:
 
 def pool_slots(config: BltConfig, max_bytes: int, max_patch_bytes: int | None = None) -> int:
     """Slots of the encoder's pool: the open patch, a draft after it, and the rows of one call."""
-    everything = _whole_views(max_bytes + 1 + DRAFT_SLACK + CALL_ROWS)
-    return min(everything, _whole_views(longest_patch(config, max_patch_bytes) + DRAFT_SLACK + CALL_ROWS))
+    everything = _whole_steps(max_bytes + 1 + DRAFT_SLACK + CALL_ROWS)
+    return min(everything, _whole_steps(longest_patch(config, max_patch_bytes) + DRAFT_SLACK + CALL_ROWS))
 
 
 class SlidingBuffer:

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastblt.runtime.backends.cpu.buffers import numpy_dtype
 from fastblt.runtime.backends.gpu.cuda import aligned
+from fastblt.runtime.bundle.dtypes import numpy_dtype
 from fastblt.runtime.bundle.manifest import BundleError, GraphSpec, TensorSpec
 
 

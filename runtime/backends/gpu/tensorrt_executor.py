@@ -13,6 +13,7 @@ from typing import Any
 from fastblt.runtime.backends.gpu.cuda import CapturedGraph, DeviceMemory, Stream
 from fastblt.runtime.backends.gpu.executor import Bound
 from fastblt.runtime.backends.gpu.kernel_cache import KernelCache, cache_file
+from fastblt.runtime.bundle.dtypes import TENSOR_TYPES
 from fastblt.runtime.bundle.engines import EngineSpec
 from fastblt.runtime.bundle.manifest import BundleError, GraphSpec
 from fastblt.runtime.bundle.tensorrt_library import TensorRtLibrary
@@ -71,7 +72,7 @@ class TensorRtExecutor:
         expected = [tensor.name for tensor in (*self.spec.inputs, *self.spec.outputs)]
         if sorted(names) != sorted(expected):
             raise BundleError(f"{self.path}: found tensors {sorted(names)}, expected {sorted(expected)}")
-        kinds = {trt.float32: "float32", trt.float16: "float16", trt.bfloat16: "bfloat16", trt.int64: "int64"}
+        kinds = {getattr(trt, name): name for name in TENSOR_TYPES}
         for tensor in (*self.spec.inputs, *self.spec.outputs):
             found = kinds.get(engine.get_tensor_dtype(tensor.name))
             if found != tensor.dtype:

@@ -23,8 +23,8 @@ from fastblt.models.formats.names import translate
 from fastblt.models.parameters import count_parameters
 from fastblt.models.tokens import EOS_ID, decode, encode
 from fastblt.runtime.backends.eager.backend import load_eager
-from fastblt.runtime.backends.protocol import default_threads
 from fastblt.runtime.generation import Generation
+from fastblt.runtime.machine import default_threads
 from fastblt.runtime.methods import MethodError
 from fastblt.runtime.sequence.stats import RunStats
 

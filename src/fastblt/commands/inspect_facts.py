@@ -12,8 +12,8 @@ from fastblt.commands.graphs import files_of
 from fastblt.models.config import BltConfig
 from fastblt.models.parameters import ParameterCounts, count_parameters
 from fastblt.runtime.bundle.bundle import Bundle
+from fastblt.runtime.bundle.dtypes import DTYPES, SAFETENSORS_TYPES, TENSOR_TYPES
 from fastblt.runtime.bundle.manifest import (
-    DTYPES,
     EMBEDDINGS_FILE,
     BundleError,
     Manifest,
@@ -36,7 +36,6 @@ PARTS = {
     "byte embeddings": "byte_embeddings",
     "hash embeddings": "hash_embeddings",
 }
-_ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 
 
 @dataclass(frozen=True)
@@ -132,9 +131,8 @@ def _types(manifest: Manifest, part: str) -> str:
 def _table_type(folder: Path) -> str:
     from fastblt.runtime.backends.host_embeddings import map_tables
 
-    kinds = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
     table = map_tables(folder / EMBEDDINGS_FILE).get("encoder.hash_embeddings.weight")
-    return "-" if table is None else kinds[table.dtype.name]
+    return "-" if table is None else str(TENSOR_TYPES[table.dtype.name].dtype)
 
 
 def checkpoint_facts(path: str, max_bytes: int, patcher: str | None) -> ModelFacts:
@@ -148,7 +146,7 @@ def checkpoint_facts(path: str, max_bytes: int, patcher: str | None) -> ModelFac
     stored = {}
     for part in PARTS:
         names = [name for name in shapes if part_of(name) == part]
-        size = sum(math.prod(shapes[name]) * _ITEM_BYTES[kinds[name]] for name in names)
+        size = sum(math.prod(shapes[name]) * SAFETENSORS_TYPES[kinds[name]].item_bytes for name in names)
         if size:
             stored[part] = Stored(size, "/".join(sorted({kinds[name] for name in names})))
     memory = tuple(_checkpoint_memory(config, shapes, kinds, dtype, max_bytes) for dtype in DTYPES)

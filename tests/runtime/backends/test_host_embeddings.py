@@ -180,6 +180,12 @@ def test_error_names_the_file_when_it_is_missing(tmp_path: Path) -> None:
         map_tables(tmp_path / "nothing")
 
 
+def test_tables_of_integers_are_refused(tmp_path: Path) -> None:
+    save_file({TOKENS: torch.zeros(260, 4, dtype=torch.int64)}, tmp_path / EMBEDDINGS_FILE)
+    with pytest.raises(BundleError, match=f"tensor {TOKENS}: found type I64, expected a floating-point type"):
+        map_tables(tmp_path / EMBEDDINGS_FILE)
+
+
 @pytest.mark.parametrize("left", [TOKENS, HASHES])
 def test_error_names_the_table_when_it_is_missing(tiny_bundle: Path, tmp_path: Path, left: str) -> None:
     path = tmp_path / EMBEDDINGS_FILE

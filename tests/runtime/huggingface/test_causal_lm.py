@@ -14,14 +14,13 @@ from transformers import GenerationConfig
 from fastblt.models.blt import Blt
 from fastblt.models.tokens import BOS_ID, BYTE_OFFSET, EOS_ID, VOCAB_SIZE, encode
 from fastblt.runtime.backends.entry import ProviderError
-from fastblt.runtime.backends.protocol import Backend
+from fastblt.runtime.backends.protocol import Backend, CapacityError
 from fastblt.runtime.blt_runtime import BltRuntime
 from fastblt.runtime.bundle.bundle import Bundle
 from fastblt.runtime.bundle.manifest import MANIFEST_FILE, BundleError, load_manifest
 from fastblt.runtime.huggingface.causal_lm import ORTBltForCausalLM
 from fastblt.runtime.huggingface.generate_settings import DEFAULT_NEW_TOKENS, UnsupportedArgumentError
 from fastblt.runtime.methods import MethodError
-from fastblt.runtime.sequence.session import CapacityError
 
 TEXT = b"my name is"
 IDS = [1, 113, 125, 36, 114, 101, 113, 105, 36, 109, 119]

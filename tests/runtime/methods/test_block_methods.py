@@ -16,11 +16,11 @@ from fastblt.models.blt import Blt
 from fastblt.models.decoder import BlockRows
 from fastblt.models.patcher import entropy
 from fastblt.models.tokens import EOS_ID, MASK_ID, encode
-from fastblt.runtime.backends.protocol import DRAFT_SLACK, MAX_ROWS, Backend
+from fastblt.runtime.backends.protocol import DRAFT_SLACK, MAX_ROWS, Backend, CapacityError
 from fastblt.runtime.blt_runtime import BltRuntime
 from fastblt.runtime.methods import MethodError, Round, parse_method
 from fastblt.runtime.sequence.sampling import Sampler
-from fastblt.runtime.sequence.session import CapacityError, Latent, Session
+from fastblt.runtime.sequence.session import Latent, Session
 
 OpenBackend = Callable[[str, str, int], Backend]
 Logits = NDArray[np.float32]

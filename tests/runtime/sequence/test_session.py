@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from fastblt.models.blt import Blt
 from fastblt.models.patcher import entropy
 from fastblt.models.tokens import BOS_ID, encode
-from fastblt.runtime.backends.protocol import DRAFT_SLACK, MAX_ROWS, Backend
+from fastblt.runtime.backends.protocol import DRAFT_SLACK, MAX_ROWS, Backend, CapacityError
 from fastblt.runtime.methods import parse_method
 from fastblt.runtime.sequence.sampling import Sampler
-from fastblt.runtime.sequence.session import CapacityError, Session
+from fastblt.runtime.sequence.session import Session
 
 ModelOf = Callable[[Backend], Blt]
 LatentsOf = Callable[[Backend, int], NDArray[np.float32]]

@@ -27,8 +27,9 @@ from fastblt.runtime.backends.gpu import loading
 from fastblt.runtime.backends.gpu.backend import DeviceBackend
 from fastblt.runtime.backends.gpu.cuda import Cuda, Stream
 from fastblt.runtime.backends.gpu.onnxruntime_executor import OnnxRuntimeExecutor
-from fastblt.runtime.backends.gpu.sliding import CALL_ROWS, CapacityError, cache_slots
+from fastblt.runtime.backends.gpu.sliding import CALL_ROWS, cache_slots
 from fastblt.runtime.backends.gpu.tensor_table import binding_of
+from fastblt.runtime.backends.protocol import CapacityError
 from fastblt.runtime.backends.providers import cuda_works
 from fastblt.runtime.blt_runtime import BltRuntime
 from fastblt.runtime.bundle.manifest import BundleError, load_manifest

@@ -9,7 +9,8 @@ from fakes.cuda import FakeCuda
 from hypothesis import given, settings
 
 from fastblt.runtime.backends.gpu.cuda import Cuda, Stream
-from fastblt.runtime.backends.gpu.sliding import CapacityError, RewindError, SlidingBuffer
+from fastblt.runtime.backends.gpu.sliding import RewindError, SlidingBuffer
+from fastblt.runtime.backends.protocol import CapacityError
 
 SLOTS, KEEP, LANES, WIDTH = 64, 16, 3, 8
 
