@@ -1,15 +1,19 @@
-"""Models, checkpoints and bundles that several tests share; all of them are read only."""
+"""Provides the models, checkpoints and bundles that several rooms share; tests read them and change copies."""
 
 from __future__ import annotations
 
 import dataclasses
+import inspect
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, settings
+from properties import load_profile
+from shared_files import SharedFiles, shared_root
 
 from fastblt.models.blt import Blt
 from fastblt.models.checkpoint import save_checkpoint
@@ -23,19 +27,13 @@ ROOT = Path(__file__).resolve().parents[1]
 #: Entropies of the random patcher lie between 4.7 and 5.2 nats: about a third of them are greater.
 THRESHOLD = 5.1
 
-# The suite tells the same thing at every run, and a crowded machine is no failure.
-settings.register_profile(
-    "fastblt",
-    derandomize=True,
-    deadline=None,
-    database=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
-)
-settings.load_profile("fastblt")
+load_profile()
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # Workers share the cores: neither they nor the programs that they start use more than one each.
     torch.set_num_threads(1)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -45,6 +43,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu") is not None:  # not `keywords`: they hold the names of folders too
             item.add_marker(no_gpu)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Report what was compiled: engine sizes and build seconds, which tests record as a property."""
+    reports = [report for name in ("passed", "failed") for report in terminalreporter.getreports(name)]
+    lines = [value for report in reports for name, value in report.user_properties if name == "engine"]
+    if lines:
+        terminalreporter.section("engines compiled with TensorRT-RTX")
+        for line in lines:
+            terminalreporter.write_line(str(line))
 
 
 def random_model(config: BltConfig, seed: int = 0) -> Blt:
@@ -102,11 +110,23 @@ def either_model(request: pytest.FixtureRequest, tiny_model: Blt, tiny_encoder_m
 
 
 @pytest.fixture(scope="session")
-def tiny_checkpoint(tiny_model: Blt, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shared_files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedFiles]:
+    """What is made once per test run; fails in the end if a test has changed any of it."""
+    files = SharedFiles(shared_root(tmp_path_factory))
+    yield files
+    assert files.changed() == [], "tests that change shared files must copy them"
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tiny_model: Blt, shared_files: SharedFiles) -> Path:
     """Folder of `tiny_model`, fp32."""
-    folder = tmp_path_factory.mktemp("checkpoints") / "tiny"
-    save_checkpoint(folder, tiny_model)
-    return folder
+    return shared_files.make("tiny", lambda folder: save_checkpoint(folder, tiny_model))
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder_checkpoint(tiny_encoder_model: Blt, shared_files: SharedFiles) -> Path:
+    """Folder of `tiny_encoder_model`, fp32."""
+    return shared_files.make("tiny-encoder", lambda folder: save_checkpoint(folder, tiny_encoder_model))
 
 
 @pytest.fixture(scope="session")
@@ -119,30 +139,48 @@ def shipped_checkpoint() -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`tiny_checkpoint`, exported to fp32 ONNX."""
-    return _export(tiny_checkpoint, tmp_path_factory.mktemp("bundles") / "tiny")
+def exported(shared_files: SharedFiles) -> Callable[..., Path]:
+    """``exported(checkpoint, **options)``: the bundle of a shared checkpoint, not verified unless asked for.
+
+    Options are those of `export_bundle`; the checkpoint's name must be its own.
+    """
+
+    def make(checkpoint: Path, *, verify: bool = False, **options: Any) -> Path:
+        from fastblt.export.bundle_writer import export_bundle  # tests that need no bundle need no onnx
+
+        defaults = inspect.signature(export_bundle).parameters
+        changed = [f"{name}={value}" for name, value in sorted(options.items()) if value != defaults[name].default]
+        name = "-".join(["bundle", checkpoint.name, *changed, *["verified"] * verify])
+        return shared_files.make(name, lambda bundle: export_bundle(checkpoint, bundle, verify=verify, **options))
+
+    return make
 
 
 @pytest.fixture(scope="session")
-def tiny_encoder_bundle(tiny_encoder_model: Blt, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`tiny_encoder_model`, exported to fp32 ONNX."""
-    folder = tmp_path_factory.mktemp("bundles")
-    save_checkpoint(folder / "checkpoint", tiny_encoder_model)
-    return _export(folder / "checkpoint", folder / "tiny-encoder")
+def tiny_bundle(tiny_checkpoint: Path, exported: Callable[..., Path]) -> Path:
+    """`tiny_checkpoint`, exported to fp32 ONNX and verified."""
+    return exported(tiny_checkpoint, verify=True)
 
 
 @pytest.fixture(scope="session")
-def demo_bundle(shipped_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`shipped_checkpoint`, exported to fp32 ONNX."""
-    return _export(shipped_checkpoint, tmp_path_factory.mktemp("bundles") / "demo")
+def tiny_encoder_bundle(tiny_encoder_checkpoint: Path, exported: Callable[..., Path]) -> Path:
+    """`tiny_encoder_checkpoint`, exported to fp32 ONNX and verified."""
+    return exported(tiny_encoder_checkpoint, verify=True)
 
 
-def _export(checkpoint: Path, bundle: Path) -> Path:
-    from fastblt.export.bundle_writer import export_bundle  # tests that need no bundle need no onnx
+@pytest.fixture(scope="session")
+def demo_bundle(shipped_checkpoint: Path, exported: Callable[..., Path]) -> Path:
+    """`shipped_checkpoint`, exported to fp32 ONNX and verified."""
+    return exported(shipped_checkpoint, verify=True)
 
-    export_bundle(checkpoint, bundle)
-    return bundle
+
+@pytest.fixture(scope="session")
+def bf16_twin(shipped_checkpoint: Path, exported: Callable[..., Path], shared_files: SharedFiles) -> Path:
+    """`shipped_checkpoint` in bf16, emulated so that it runs on a CPU."""
+    from fastblt.export.emulation import emulate_bf16
+
+    bundle = exported(shipped_checkpoint, dtype="bf16")
+    return shared_files.make("bf16-twin", lambda twin: emulate_bf16(bundle, twin))
 
 
 @pytest.fixture(scope="session")

@@ -11,9 +11,6 @@ import onnxruntime as ort
 import pytest
 from numpy.typing import NDArray
 
-from fastblt.export.bundle_writer import export_bundle
-from fastblt.models.blt import Blt
-from fastblt.models.checkpoint import save_checkpoint
 from fastblt.models.config import BltConfig
 from fastblt.runtime.blt_runtime import BltRuntime
 from fastblt.runtime.bundle.dtypes import numpy_dtype
@@ -29,19 +26,12 @@ GetBundle = Callable[[str, str, str], Path]
 
 
 @pytest.fixture(scope="module")
-def get_bundle(tiny_model: Blt, tiny_encoder_model: Blt, tmp_path_factory: pytest.TempPathFactory) -> GetBundle:
+def get_bundle(tiny_checkpoint: Path, tiny_encoder_checkpoint: Path, exported: Callable[..., Path]) -> GetBundle:
     """``get_bundle(decoder_input, dtype, hash_tables)``; none of them was compared with the eager model."""
-    folder = tmp_path_factory.mktemp("graphs")
-    for model in (tiny_model, tiny_encoder_model):
-        save_checkpoint(folder / model.config.decoder_input, model)
-
-    def get(decoder_input: str, dtype: str, hash_tables: str) -> Path:
-        bundle = folder / f"{decoder_input}-{dtype}-{hash_tables}"
-        if not bundle.is_dir():
-            export_bundle(folder / decoder_input, bundle, dtype=dtype, hash_tables=hash_tables, verify=False)
-        return bundle
-
-    return get
+    checkpoints = {"embedding": tiny_checkpoint, "encoder": tiny_encoder_checkpoint}
+    return lambda decoder_input, dtype, hash_tables: exported(
+        checkpoints[decoder_input], dtype=dtype, hash_tables=hash_tables
+    )
 
 
 @pytest.fixture(scope="module", params=VARIANTS, ids=["-".join(variant) for variant in VARIANTS])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,8 +9,6 @@ import numpy as np
 import onnx
 import pytest
 
-from fastblt.export.bundle_writer import export_bundle
-from fastblt.models.checkpoint import save_checkpoint
 from fastblt.models.tokens import encode
 from fastblt.runtime.backends.cpu.backend import OnnxRuntimeBackend
 from fastblt.runtime.backends.eager.backend import EagerBackend
@@ -30,13 +29,10 @@ ALLOWED = {
 
 
 @pytest.fixture(scope="module", params=["embedding", "encoder"])
-def lowered(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def lowered(request: pytest.FixtureRequest, exported: Callable[..., Path]) -> Path:
     """Bundles of both tiny models; export has compared them with the eager model."""
-    name = {"embedding": "tiny_model", "encoder": "tiny_encoder_model"}[request.param]
-    folder = tmp_path_factory.mktemp("lowered")
-    save_checkpoint(folder / "checkpoint", request.getfixturevalue(name))
-    export_bundle(folder / "checkpoint", folder / "bundle", lowered=True)
-    return folder / "bundle"
+    name = {"embedding": "tiny_checkpoint", "encoder": "tiny_encoder_checkpoint"}[request.param]
+    return exported(request.getfixturevalue(name), lowered=True, verify=True)
 
 
 def test_graphs_hold_nothing_newer_than_opset_18_when_lowered(lowered: Path) -> None:
@@ -86,13 +82,17 @@ def test_old_slots_do_not_matter_when_they_will_be_overwritten(lowered: Path) ->
 
 @pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16"])
 def test_lowered_graphs_compile_with_tensorrt_rtx_in_every_type(
-    shipped_checkpoint: Path, tmp_path: Path, dtype: str, report_engines: Callable[[str, EngineFolder], None]
+    shipped_checkpoint: Path,
+    exported: Callable[..., Path],
+    tmp_path: Path,
+    dtype: str,
+    report_engines: Callable[[str, EngineFolder], None],
 ) -> None:
     pytest.importorskip("tensorrt_rtx")
     from fastblt.export.engine_compiler import CompileRequest, compile_bundle
     from fastblt.runtime.bundle.tensorrt_library import load_library
 
-    export_bundle(shipped_checkpoint, tmp_path / "bundle", dtype=dtype, lowered=True, verify=False)
+    shutil.copytree(exported(shipped_checkpoint, dtype=dtype, lowered=True), tmp_path / "bundle")
     folder = compile_bundle(tmp_path / "bundle", load_library("tensorrt-rtx"), CompileRequest((86,), (512,)))
     report_engines("blt-d-8m", folder)
     assert folder.operators == "lowered"

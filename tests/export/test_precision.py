@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,6 @@ import onnx
 import pytest
 
 from fastblt.calibration.heldout import CORPORA, load_text
-from fastblt.export.bundle_writer import export_bundle
 from fastblt.export.emulation import emulate_bf16
 from fastblt.runtime.blt_runtime import BltRuntime
 from fastblt.runtime.bundle.manifest import load_manifest
@@ -41,18 +41,19 @@ def exact(demo_bundle: Path) -> Figures:
     return figures(demo_bundle)
 
 
+@pytest.fixture(scope="module")
+def half(exported: Callable[..., Path], bf16_twin: Path, shipped_checkpoint: Path) -> dict[str, Path]:
+    """What runs on a CPU of each half precision."""
+    return {"fp16": exported(shipped_checkpoint, dtype="fp16"), "bf16": bf16_twin}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["fp16", "bf16"])
 def test_quality_is_that_of_fp32_when_exported_in_half_precision(
-    dtype: str, exact: Figures, shipped_checkpoint: Path, tmp_path: Path
+    dtype: str, exact: Figures, half: dict[str, Path]
 ) -> None:
     """Bits per byte within 0.5 %, acceptance within one point, over the same 768 drafts of each method."""
-    bundle = tmp_path / "bundle"
-    export_bundle(shipped_checkpoint, bundle, dtype=dtype, verify=False)
-    if dtype == "bf16":
-        emulate_bf16(bundle, tmp_path / "twin")
-        bundle = tmp_path / "twin"
-    found = figures(bundle)
+    found = figures(half[dtype])
     assert bits(found) == pytest.approx(bits(exact), rel=0.005)
     expected = acceptance(exact)
     assert set(expected) >= {"s:4", "s:8"}
@@ -60,9 +61,10 @@ def test_quality_is_that_of_fp32_when_exported_in_half_precision(
         assert rate == pytest.approx(expected[method], abs=0.01), method
 
 
-def test_values_are_rounded_as_bf16_when_emulated(demo_bundle: Path, shipped_checkpoint: Path, tmp_path: Path) -> None:
-    export_bundle(shipped_checkpoint, tmp_path / "bf16", dtype="bf16", verify=False)
-    manifest = emulate_bf16(tmp_path / "bf16", tmp_path / "twin")
+def test_values_are_rounded_as_bf16_when_emulated(
+    exported: Callable[..., Path], shipped_checkpoint: Path, tmp_path: Path
+) -> None:
+    manifest = emulate_bf16(exported(shipped_checkpoint, dtype="bf16"), tmp_path / "twin")
     assert load_manifest(tmp_path / "twin") == manifest
     assert manifest.dtype == "bf16"
     backend = BltRuntime.from_pretrained(tmp_path / "twin", max_bytes=100)

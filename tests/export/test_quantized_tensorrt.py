@@ -28,13 +28,14 @@ PARTS = ("encoder", "global", "decoder")
 
 
 @pytest.fixture(scope="module")
-def source(shipped_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, TraceStore]:
+def source(
+    shipped_checkpoint: Path, exported: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, TraceStore]:
     """The shipped checkpoint in fp16, and traces of it."""
-    folder = tmp_path_factory.mktemp("quantized-tensorrt")
-    export_bundle(shipped_checkpoint, folder / "fp16", dtype="fp16", verify=False)
+    bundle = exported(shipped_checkpoint, dtype="fp16")
     prompts = tuple(prompt.data[:48] for prompt in load_prompts("web")[:2])
-    model = model_digest(load_manifest(folder / "fp16"))
-    return folder / "fp16", record(folder / "fp16", folder / "traces", model, RecordingSetting(prompts, 32, 24))
+    traces = tmp_path_factory.mktemp("quantized-tensorrt") / "traces"
+    return bundle, record(bundle, traces, model_digest(load_manifest(bundle)), RecordingSetting(prompts, 32, 24))
 
 
 def quantize(bundle: Path, store: TraceStore | None, out: Path, scheme_name: str, block: int | None = None) -> Path:

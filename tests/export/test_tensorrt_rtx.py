@@ -33,11 +33,9 @@ LIBRARY = load_library("tensorrt-rtx")
 
 
 @pytest.fixture(scope="module", params=["fp16", "bf16"])
-def bundle(request: pytest.FixtureRequest, shipped_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bundle(request: pytest.FixtureRequest, shipped_checkpoint: Path, exported: Callable[..., Path]) -> Path:
     """The shipped checkpoint in each type that TensorRT has attention kernels for; the patcher is fp32 in both."""
-    folder = tmp_path_factory.mktemp("tensorrt") / request.param
-    export_bundle(shipped_checkpoint, folder, dtype=request.param, verify=False)
-    return folder
+    return exported(shipped_checkpoint, dtype=request.param)
 
 
 def parse(bundle: Path, part: str) -> tuple[TensorRtGraph, GraphSpec]:
@@ -73,8 +71,11 @@ def check_folder(bundle: Path, folder: EngineFolder, capacities: tuple[int, ...]
         assert engine.build_seconds > 0
 
 
-def test_every_graph_compiles_for_all_targets_without_a_gpu(bundle: Path, report_engines: Report) -> None:
-    folder = compile_bundle(bundle, LIBRARY, CompileRequest(SMS, (512, 2048)))
+def test_every_graph_compiles_for_all_targets_without_a_gpu(
+    bundle: Path, tmp_path: Path, report_engines: Report
+) -> None:
+    shutil.copytree(bundle, tmp_path / "bundle")
+    folder = compile_bundle(tmp_path / "bundle", LIBRARY, CompileRequest(SMS, (512, 2048)))
     report_engines("blt-d-8m", folder)
     check_folder(bundle, folder, (512, 2048))
     slots = {engine.file: (engine.slots, engine.pool_slots) for engine in folder.engines}
@@ -116,9 +117,11 @@ def test_a_cut_of_blt_1b_compiles_for_all_targets_without_a_gpu(
     check_folder(bundle, folder, (2048,))
 
 
-def test_engine_builds_when_hash_tables_are_in_the_graph(shipped_checkpoint: Path, tmp_path: Path) -> None:
+def test_engine_builds_when_hash_tables_are_in_the_graph(
+    shipped_checkpoint: Path, exported: Callable[..., Path], tmp_path: Path
+) -> None:
     bundle = tmp_path / "bundle"
-    export_bundle(shipped_checkpoint, bundle, dtype="fp16", hash_tables="graph", verify=False)
+    shutil.copytree(exported(shipped_checkpoint, dtype="fp16", hash_tables="graph"), bundle)
     check_folder(bundle, compile_bundle(bundle, LIBRARY, CompileRequest(SMS, (512,))), (512,))
 
 
@@ -148,9 +151,11 @@ def test_nothing_is_left_when_a_request_cannot_be_met(bundle: Path, request_: Co
     assert sorted(bundle.rglob("*")) == before
 
 
-def test_nothing_is_left_when_a_later_graph_cannot_be_compiled(shipped_checkpoint: Path, tmp_path: Path) -> None:
+def test_nothing_is_left_when_a_later_graph_cannot_be_compiled(
+    shipped_checkpoint: Path, exported: Callable[..., Path], tmp_path: Path
+) -> None:
     bundle = tmp_path / "bundle"
-    export_bundle(shipped_checkpoint, bundle, dtype="fp16", verify=False)
+    shutil.copytree(exported(shipped_checkpoint, dtype="fp16"), bundle)
     break_operator(bundle / GRAPH_FILES["decoder"], bundle / GRAPH_FILES["decoder"])
     manifest = json.loads((bundle / "manifest.json").read_text())
     file = bundle / GRAPH_FILES["decoder"]

@@ -12,8 +12,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from shared_files import SharedFiles
 
-from fastblt.export.bundle_writer import export_bundle
 from fastblt.models.blt import Blt
 from fastblt.models.checkpoint import save_checkpoint
 from fastblt.models.config import BltConfig, PatchingConfig
@@ -60,15 +60,15 @@ def variant(
     request: pytest.FixtureRequest,
     base: BltConfig,
     make_model: Callable[..., Blt],
-    tmp_path_factory: pytest.TempPathFactory,
+    shared_files: SharedFiles,
+    exported: Callable[..., Path],
 ) -> Variant:
     model = make_model(variant_of(base, request.param))
-    folder: Path = tmp_path_factory.mktemp("variants")
-    save_checkpoint(folder / "checkpoint", model)
-    export_bundle(folder / "checkpoint", folder / "bundle")
-    parts = set(load_manifest(folder / "bundle").graphs)
-    assert ("patcher" in parts) == (model.patcher is not None) == (folder / "bundle" / "entropy.onnx").exists()
-    onnx = OnnxRuntimeBackend.load(folder / "bundle", MAX_BYTES, 1)
+    checkpoint = shared_files.make(f"{base.name}-{request.param}", lambda folder: save_checkpoint(folder, model))
+    bundle = exported(checkpoint, verify=True)
+    parts = set(load_manifest(bundle).graphs)
+    assert ("patcher" in parts) == (model.patcher is not None) == (bundle / "entropy.onnx").exists()
+    onnx = OnnxRuntimeBackend.load(bundle, MAX_BYTES, 1)
     return Variant(model, EagerBackend(model, MAX_BYTES), onnx)
 
 

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from fastblt.export.bundle_writer import export_bundle
 from fastblt.models.blt import Blt
 from fastblt.models.config import HASH_PRIMES, BltConfig, HashConfig
 from fastblt.runtime.backends.host_embeddings import HostEmbeddings, map_tables
@@ -108,10 +107,9 @@ def test_rows_are_those_of_the_published_hash(tmp_path: Path, ids: list[int]) ->
 
 @pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16"])
 def test_exported_file_is_safetensors_and_aligned(
-    tiny_checkpoint: Path, tiny_model: Blt, tmp_path: Path, dtype: str
+    tiny_checkpoint: Path, tiny_model: Blt, exported: Callable[..., Path], dtype: str
 ) -> None:
-    export_bundle(tiny_checkpoint, tmp_path / "bundle", dtype=dtype, verify=False)
-    path = tmp_path / "bundle" / EMBEDDINGS_FILE
+    path = exported(tiny_checkpoint, dtype=dtype, hash_tables="host") / EMBEDDINGS_FILE
     found, weights = load_file(path), tiny_model.state_dict()
     assert set(found) == {TOKENS, HASHES}
     mapped = map_tables(path)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from shared_files import SharedFiles
 from typer.testing import CliRunner
 
 from fastblt.cli import app
@@ -32,12 +33,14 @@ def comparable(tiny_encoder_config: BltConfig, make_model: Callable[..., Blt]) -
 
 
 @pytest.fixture(scope="module")
-def folder(comparable: Blt, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(comparable: Blt, shared_files: SharedFiles) -> Path:
     """Its checkpoint and its bundle."""
-    path: Path = tmp_path_factory.mktemp("peers")
-    save_checkpoint(path / "checkpoint", comparable)
-    export_bundle(path / "checkpoint", path / "bundle")
-    return path
+
+    def write(path: Path) -> None:
+        save_checkpoint(path / "checkpoint", comparable)
+        export_bundle(path / "checkpoint", path / "bundle")
+
+    return shared_files.make("comparable", write)
 
 
 @pytest.mark.parametrize("source", ["checkpoint", "bundle"])

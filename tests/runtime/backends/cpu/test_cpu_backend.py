@@ -17,7 +17,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from fastblt.export.bundle_writer import export_bundle
 from fastblt.models.config import BltConfig
 from fastblt.models.tokens import BYTE_OFFSET, encode
 from fastblt.runtime.backends import providers
@@ -133,10 +132,9 @@ def test_bytes_equal_eager_autoregression(
 
 @pytest.mark.parametrize("hash_tables", ["host", "graph"])
 def test_fp16_bundle_equals_its_eager_weights_but_for_rounding(
-    tiny_checkpoint: Path, tmp_path: Path, hash_tables: str
+    tiny_checkpoint: Path, exported: Callable[..., Path], hash_tables: str
 ) -> None:
-    bundle = tmp_path / "bundle"
-    export_bundle(tiny_checkpoint, bundle, dtype="fp16", hash_tables=hash_tables, verify=False)
+    bundle = exported(tiny_checkpoint, dtype="fp16", hash_tables=hash_tables)
     sizes, ids = [1, 40, 1, 1, 60], encode(random_text(103, 3))
     found, expected = OnnxRuntimeBackend.load(bundle, 200, 1), EagerBackend.load(bundle, "cpu", 200, 1)
     assert {str(b.array.dtype) for b in found.graphs["decoder"].caches.buffers.values()} == {"float16"}
@@ -149,11 +147,11 @@ def test_fp16_bundle_equals_its_eager_weights_but_for_rounding(
 
 
 def test_error_names_the_graph_when_the_provider_has_no_kernels_for_its_type(
-    tiny_checkpoint: Path, tmp_path: Path
+    tiny_checkpoint: Path, exported: Callable[..., Path]
 ) -> None:
-    export_bundle(tiny_checkpoint, tmp_path / "bundle", dtype="bf16", verify=False)
+    bundle = exported(tiny_checkpoint, dtype="bf16", hash_tables="host")
     with pytest.raises(BundleError, match=r"encoder\.onnx: ONNX Runtime cannot load it"):
-        OnnxRuntimeBackend.load(tmp_path / "bundle", 50, 1)
+        OnnxRuntimeBackend.load(bundle, 50, 1)
 
 
 WITHOUT_TORCH = """

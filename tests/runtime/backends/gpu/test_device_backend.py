@@ -15,8 +15,8 @@ import onnxruntime
 import pytest
 from fakes.cuda import FakeCuda
 from fakes.onnxruntime_cuda import FakeOnnxRuntime
+from shared_files import SharedFiles
 
-from fastblt.export.emulation import emulate_bf16
 from fastblt.models.blt import Blt
 from fastblt.models.checkpoint import save_checkpoint
 from fastblt.models.config import BltConfig
@@ -57,22 +57,20 @@ def shipped(compiled: Callable[..., Path], shipped_checkpoint: Path) -> dict[str
     return {name: compiled(shipped_checkpoint, **options) for name, options in forms.items()}
 
 
-def reference_of(bundle: Path, twin: Path) -> BltRuntime:
+def reference_of(bundle: Path, bf16_twin: Path) -> BltRuntime:
     """The bundle on the CPU."""
-    if load_manifest(bundle).dtype == "bf16":
-        emulate_bf16(bundle, twin)
-        bundle = twin
-    return BltRuntime(OnnxRuntimeBackend.load(bundle, 1000, 1))
+    on_cpu = bf16_twin if load_manifest(bundle).dtype == "bf16" else bundle
+    return BltRuntime(OnnxRuntimeBackend.load(on_cpu, 1000, 1))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("form", ["fp32", "fp16", "bf16", "lowered", "tables inside"])
 def test_audit_passes_with_every_method_when_engines_run(
-    shipped: dict[str, Path], form: str, gpu: FakeCuda, tmp_path: Path
+    shipped: dict[str, Path], form: str, gpu: FakeCuda, bf16_twin: Path
 ) -> None:
     bundle = shipped[form]
     found = BltRuntime(loading.load_tensorrt(bundle, "tensorrt-rtx", 1000))
-    reference = reference_of(bundle, tmp_path / "twin")
+    reference = reference_of(bundle, bf16_twin)
     prompts = [("empty", b""), ("short", TEXT[:30]), ("long", TEXT)]
     methods = METHODS if form == "fp32" else FEW_METHODS
     rows = audit(reference, [(found, m) for m in methods], prompts, BYTES, TIE_BOUND[load_manifest(bundle).dtype])
@@ -243,13 +241,13 @@ def test_documents_are_masked_as_on_the_cpu(
     request: pytest.FixtureRequest,
     compiled: Callable[..., Path],
     make_model: Callable[..., Blt],
-    tmp_path: Path,
+    shared_files: SharedFiles,
     gpu: FakeCuda,
     decoder_input: str,
 ) -> None:
     config = request.getfixturevalue("tiny_config" if decoder_input == "embedding" else "tiny_encoder_config")
-    save_checkpoint(tmp_path / "checkpoint", make_model(dataclasses.replace(config, document_masks=True)))
-    bundle = compiled(tmp_path / "checkpoint")
+    model = make_model(dataclasses.replace(config, document_masks=True))
+    bundle = compiled(shared_files.make(f"documents-{decoder_input}", lambda folder: save_checkpoint(folder, model)))
     ids = encode(np.random.default_rng(3).bytes(300), bos=False)
     ids[[5, 6, 40, 41, 130, 299]] = EOS_ID
     logits, drafts = [], []
