@@ -10,15 +10,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from fastblt.runtime.blt_runtime import BltRuntime
+from fastblt.runtime.generation import Prompt
 from fastblt.runtime.measure.agreement import common_prefix
 from fastblt.runtime.measure.audit.ties import Difference, explain
-from fastblt.runtime.methods import parse_method
+from fastblt.runtime.methods import Method, parse_method
 from fastblt.runtime.progress import OnProgress, no_progress
 
 
 @dataclass
 class AuditRow:
-    """What was found for one backend and method."""
+    """Counts what was found for one backend and method."""
 
     backend: str
     method: str
@@ -42,8 +43,8 @@ class AuditRow:
 
 def audit(
     reference: BltRuntime,
-    candidates: Sequence[tuple[BltRuntime, str]],
-    prompts: Sequence[tuple[str, bytes]],
+    candidates: Sequence[tuple[BltRuntime, str | Method]],
+    prompts: Sequence[tuple[str, Prompt]],
     max_new_bytes: int,
     bound: float,
     on_progress: OnProgress = no_progress,
@@ -55,16 +56,17 @@ def audit(
     Args:
         reference: decides what is right: its ``ar`` for lossless methods, the same method for the others.
         candidates: runtimes and methods.
-        prompts: identifiers and bytes.
+        prompts: identifiers, and bytes, text or token ids.
         max_new_bytes: bytes to generate after each prompt.
         bound: largest gap of a tie.
         on_progress: called after every text of a candidate; counts texts, or, with ``wanted_bytes``, bytes.
         wanted_bytes: stop when every candidate has written so many; None: use all prompts.
     """
-    methods = [parse_method(name) for _, name in candidates]
+    methods = [parse_method(method) for _, method in candidates]
+    names = [_name(method) for _, method in candidates]
     rows = [
         AuditRow(runtime.backend.name, name, f"{reference.backend.name} {'ar' if method.lossless else name}")
-        for (runtime, name), method in zip(candidates, methods, strict=True)
+        for (runtime, _), name, method in zip(candidates, names, methods, strict=True)
     ]
 
     def report(method: str) -> None:
@@ -74,23 +76,27 @@ def audit(
             on_progress(sum(min(row.bytes, wanted_bytes) for row in rows), len(rows) * wanted_bytes, method)
 
     report("")
-    for name, prompt in prompts:
+    for identifier, prompt in prompts:
         expected = {"ar": reference.generate(prompt, max_new_bytes, method="ar").data}
-        for row, (runtime, text), method in zip(rows, candidates, methods, strict=True):
-            truth = "ar" if method.lossless else text
+        for row, (runtime, _), method in zip(rows, candidates, methods, strict=True):
+            truth = "ar" if method.lossless else row.method
             if truth not in expected:
-                expected[truth] = reference.generate(prompt, max_new_bytes, method=truth).data
-            found = runtime.generate(prompt, max_new_bytes, method=text).data
+                expected[truth] = reference.generate(prompt, max_new_bytes, method=method).data
+            found = runtime.generate(prompt, max_new_bytes, method=method).data
             _count(row, found, expected["ar"])
             if found == expected[truth]:
                 row.identical += 1
             else:
-                difference = explain(reference, name, prompt, expected[truth], found, parse_method(truth))
+                difference = explain(reference, identifier, prompt, expected[truth], found, method)
                 (row.ties if difference.is_tie(bound) else row.faults).append(difference)
-            report(text)
+            report(row.method)
         if wanted_bytes is not None and min(row.bytes for row in rows) >= wanted_bytes:
             break
     return rows
+
+
+def _name(method: str | Method) -> str:
+    return method if isinstance(method, str) else method.name
 
 
 def _count(row: AuditRow, found: bytes, ar: bytes) -> None:

@@ -59,7 +59,7 @@ def print_audit(console: Console, rows: list[AuditRow], reference: str, bound: f
 
 def _describe(d: Difference) -> str:
     order = "" if d.order_gap is None else f"other bytes of the block would be next by {d.order_gap:.2e}, "
-    return (
-        f"prompt {d.prompt}, new byte {d.offset}: logits {d.logit_gap:.2e} apart, {order}"
-        f"nearest entropy {d.boundary_gap:.2e} nats from the threshold"
+    patches = (
+        "no entropies" if d.boundary_gap is None else f"nearest entropy {d.boundary_gap:.2e} nats from the threshold"
     )
+    return f"prompt {d.prompt}, new byte {d.offset}: logits {d.logit_gap:.2e} apart, {order}{patches}"

@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,17 @@ from typer.testing import CliRunner
 from fastblt.calibration.heldout import CORPORA, load_prompts, load_text
 from fastblt.cli import app
 from fastblt.commands import audit as command
-from fastblt.runtime.backends.protocol import Backend, DecoderRows, Ids
+from fastblt.models.blt import Blt
+from fastblt.models.config import BltConfig, PatchingConfig
+from fastblt.models.tokens import BOS_ID, BYTE_OFFSET, EOS_ID, encode
+from fastblt.runtime.backends.eager.backend import EagerBackend
+from fastblt.runtime.backends.protocol import Backend, DecoderRows, Floats, Ids
 from fastblt.runtime.blt_runtime import BltRuntime
 from fastblt.runtime.measure.agreement import common_prefix
 from fastblt.runtime.measure.audit.comparison import audit
-from fastblt.runtime.measure.audit.ties import explain, unmasking_gap, watch
+from fastblt.runtime.measure.audit.tie_probe import probe_round, unmasking_gap
+from fastblt.runtime.measure.audit.ties import explain
+from fastblt.runtime.measure.report import write_json
 from fastblt.runtime.methods import parse_method, registry, self_speculation
 from fastblt.runtime.methods.method import Round
 from fastblt.runtime.progress import OnProgress
@@ -153,7 +160,7 @@ def test_fault_in_a_block_is_found_and_is_a_tie_when_the_choice_was_narrow(
     assert (fault.offset, fault.order_gap) == (11, None)
     # The narrowest of the block's four choices; no narrower than the one that was changed.
     prompt = PROMPTS[0][1]
-    watched = watch(eager, prompt, fault.offset, parse_method("d:4@one"))  # type: ignore[arg-type]
+    watched = probe_round(eager, prompt, fault.offset, parse_method("d:4@one"))
     assert fault.logit_gap == pytest.approx(watched.logit_gap)
     assert fault.gap > 1e-4
     assert fault.boundary_gap > 0
@@ -164,7 +171,7 @@ def test_fault_in_a_block_is_found_and_is_a_tie_when_the_choice_was_narrow(
 def test_watched_choices_are_those_of_the_block_with_the_byte(runtimes: tuple[BltRuntime, BltRuntime]) -> None:
     eager, _ = runtimes
     method: Any = parse_method("d:4@0.03+partial")
-    found = [watch(eager, b"abc", offset, method) for offset in range(12)]
+    found = [probe_round(eager, b"abc", offset, method) for offset in range(12)]
     gaps = [(watched.logit_gap, watched.order_gap) for watched in found]
     assert len(set(gaps)) == 3
     assert gaps == [gaps[offset - offset % 4] for offset in range(12)]
@@ -224,6 +231,105 @@ def test_explain_reads_the_end_of_text_when_an_output_stops_early(runtimes: tupl
     eager, _ = runtimes
     expected = eager.generate(b"abc", 12, method="ar").data
     assert explain(eager, "abc", b"abc", expected, expected[:7]).offset == 7
+
+
+VARIANTS = {
+    "documents": {"document_masks": True},
+    "space": {"patcher": None, "patching": PatchingConfig(mode="space")},
+    "static": {"patcher": None, "patching": PatchingConfig(mode="static", max_patch_length=3)},
+}
+
+
+@pytest.fixture(scope="module")
+def variants(tiny_config: BltConfig, make_model: Callable[..., Blt]) -> dict[str, BltRuntime]:
+    """Models whose patches need no entropy model, and one whose documents are masked."""
+    configs = {name: dataclasses.replace(tiny_config, **changes) for name, changes in VARIANTS.items()}
+    return {name: BltRuntime(EagerBackend(make_model(config), 700)) for name, config in configs.items()}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("method", ["s:4", "d:4@one"])
+def test_audit_explains_faults_of_every_kind_of_model(
+    variants: dict[str, BltRuntime], variant: str, method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reference = variants[variant]
+    wrong: Any = BltRuntime(SecondBest(reference.backend, 1))  # type: ignore[arg-type]
+    if method == "s:4":
+        monkeypatch.setattr(self_speculation, "verify", accept_always)
+        wrong = reference
+    (row,) = audit(reference, [(wrong, method)], PROMPTS[:1], 40, 1e-9)
+    (fault,) = row.faults
+    assert (fault.boundary_gap is not None) == (variant == "documents")
+    assert fault.logit_gap > 0
+    write_json(tmp_path / "audit.json", dataclasses.asdict(row))
+
+
+def test_entropies_near_the_threshold_are_those_of_masked_documents(
+    variants: dict[str, BltRuntime], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime = variants["documents"]
+    backend, threshold = runtime.backend, runtime.config.patching.threshold
+    rng = np.random.default_rng(7)
+    ids = np.concatenate([[BOS_ID], rng.integers(4, 260, 400)]).astype(np.int64)
+    ids[[3, 290]] = EOS_ID
+    expected = runtime.generate(ids, 20, method="ar", stop_at_eos=False).data
+    seen: list[float] = []
+    run_patcher = backend.run_patcher
+
+    def spy(position: int, tokens: Ids, visible_from: Ids | None = None) -> Floats:
+        entropies = run_patcher(position, tokens, visible_from)
+        seen.extend(np.abs(entropies - threshold).tolist())
+        return entropies
+
+    with monkeypatch.context() as patch:
+        patch.setattr(backend, "run_patcher", spy)
+        session = Session(backend)
+        session.append(np.concatenate([ids[1:], encode(expected[:9], bos=False)]))
+        logits = session.score().logits[-1].copy()
+    found = expected[:9] + bytes([expected[9] ^ 1])
+    difference = explain(runtime, "ids", ids, expected[:10], found)
+    assert (difference.offset, difference.boundary_gap) == (9, pytest.approx(min(seen), abs=1e-6))
+    whole = [run_patcher(first, session.tokens[first : first + 256]).copy() for first in (0, 256)]
+    assert float(np.abs(np.concatenate(whole) - threshold).min()) != pytest.approx(min(seen), abs=1e-6)
+    ours, other = (float(logits[byte + BYTE_OFFSET]) for byte in (expected[9], found[9]))
+    assert difference.logit_gap == pytest.approx(abs(ours - other), abs=1e-5)
+
+
+class OneByOne:
+    """A method that the package does not know; autoregressive, whatever it says of itself."""
+
+    def __init__(self, name: str, *, lossless: bool) -> None:
+        self.name, self.lossless = name, lossless
+
+    def check(self, config: BltConfig) -> None:
+        """Runs on every model."""
+
+    def rounds(self, session: Session, sampler: Sampler) -> Iterator[Round]:
+        while True:
+            token = sampler.choose(session.score(), -1)
+            session.append([token])
+            yield Round((token,), ("sampled",))
+
+
+@pytest.mark.parametrize("lossless", [True, False])
+def test_foreign_methods_are_audited_by_name_and_as_objects(
+    runtimes: tuple[BltRuntime, BltRuntime], lossless: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    eager, onnx = runtimes
+    monkeypatch.setattr(registry, "_entries", dict(registry._entries))
+    method = OneByOne("mine", lossless=lossless)
+    registry.register_method(registry.MethodEntry("mine", "mine", ("mine",), "for a test", lambda _: method))
+    rows = audit(eager, [(onnx, "mine"), (onnx, method)], PROMPTS, 20, 1e-4)
+    for row in rows:
+        assert (row.method, row.reference) == ("mine", "eager ar" if lossless else "eager mine")
+        assert (row.identical, row.faults, row.bytes_as_ar) == (3, [], row.ar_bytes)
+    expected = eager.generate(b"abc", 12, method="ar").data
+    found = expected[:5] + bytes([expected[5] ^ 1]) + expected[6:]
+    difference = explain(eager, "abc", b"abc", expected, found, method)
+    probe = probe_round(eager, b"abc", 5, method)
+    # Another byte than the second best differs by more.
+    assert 0 < probe.logit_gap <= difference.logit_gap
+    assert lossless or difference.logit_gap == probe.logit_gap
 
 
 def test_command_prints_a_table_and_writes_json(tiny_bundle: Path, tmp_path: Path) -> None:
