@@ -13,7 +13,7 @@ from fakes.tensorrt import FakeTensorRt
 from typer.testing import CliRunner, Result
 
 from fastblt.cli import app
-from fastblt.runtime.backends.gpu import backend as device_backend
+from fastblt.runtime.backends.gpu.graph import DeviceGraph
 
 
 def run(*arguments: object) -> Result:
@@ -106,15 +106,15 @@ def test_verify_names_the_graph_that_computes_something_else(
 ) -> None:
     """A run of one graph is skipped now and then: what it should have computed is what was there before."""
     assert run("compile", bundle, "--max-bytes", "1024").exit_code == 0
-    original, calls = device_backend.DeviceGraph.launch, [0]
+    original, calls = DeviceGraph.launch, [0]
 
-    def skip(self: device_backend.DeviceGraph) -> None:
+    def skip(self: DeviceGraph) -> None:
         calls[0] += 1
         if self.spec.file.startswith({"patcher": "entropy"}.get(part, part)) and calls[0] > 200 and calls[0] % 3 == 0:
             return
         original(self)
 
-    monkeypatch.setattr(device_backend.DeviceGraph, "launch", skip)
+    monkeypatch.setattr(DeviceGraph, "launch", skip)
     result = run("verify", bundle, "--methods", "ar", "--prompts", "1")
     assert result.exit_code == 1
     assert f": {part}, output " in result.stderr

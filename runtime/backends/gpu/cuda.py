@@ -1,7 +1,7 @@
-"""The few calls of the CUDA runtime that are needed, through cuda-python (``cuda.bindings.runtime``).
+"""Wraps the few calls of the CUDA runtime that are needed, through cuda-python (``cuda.bindings.runtime``).
 
 One stream carries everything: uploads, graphs, copies, downloads. The host writes to page-locked memory, which an
-upload reads some time later, so each upload gets memory of its own until the stream has been waited for.
+upload reads some time later, so each upload has memory of its own until the host has waited for the stream.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ Views = dict[str, NDArray[Any]]
 
 logger = logging.getLogger(__name__)
 
-#: Blocks of one `UploadBlocks` that may be under way; more make the host wait.
+#: Blocks of one `UploadBlocks` that may be on their way to the device; more make the host wait.
 _MOST_BLOCKS = 64
 #: Addresses that graphs are bound to are multiples of this, as device allocations are.
 ALIGNMENT = 256
 
 
 class CudaError(RuntimeError):
-    """A call of the CUDA runtime that failed, or no usable GPU."""
+    """Reports a call of the CUDA runtime that failed, or a machine without a usable GPU."""
 
 
 def aligned(size: int) -> int:
-    """``size`` rounded up to `ALIGNMENT`."""
+    """Return ``size`` rounded up to a multiple of `ALIGNMENT`."""
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
 def load_api() -> Any:
-    """The module ``cuda.bindings.runtime``.
+    """Import the module ``cuda.bindings.runtime``.
 
     Raises:
         CudaError: it is not installed.
@@ -51,10 +51,10 @@ def load_api() -> Any:
 
 
 class Cuda:
-    """The runtime's calls on one device; errors become `CudaError`.
+    """Makes the runtime's calls on one device and turns their errors into `CudaError`.
 
     Args:
-        api: ``cuda.bindings.runtime``, or what stands in for it.
+        api: ``cuda.bindings.runtime``, or a stand-in.
         device: ordinal of the GPU.
 
     Raises:
@@ -78,7 +78,11 @@ class Cuda:
         """Compute capability, e.g. 89."""
 
     def __call__(self, name: str, *arguments: Any) -> Any:
-        """Call a function of the runtime; what it returns besides its status."""
+        """Call a function of the runtime and return what it returns besides its status.
+
+        Raises:
+            CudaError: the status is not success.
+        """
         status, *values = getattr(self.api, name)(*arguments)
         if int(status) != 0:
             raise CudaError(f"{name}: {self._describe(status)}")
@@ -90,7 +94,7 @@ class Cuda:
 
 
 class DeviceMemory:
-    """Zeroed memory on the device; freed with the object.
+    """Holds zeroed memory on the device, which is freed with the object.
 
     Zeros matter: a slot that a mask hides still meets a softmax weight of 0, and 0 * NaN would be NaN.
     """
@@ -100,12 +104,12 @@ class DeviceMemory:
         self.address = int(cuda("cudaMalloc", self.size))
         weakref.finalize(self, cuda.api.cudaFree, self.address)
         cuda("cudaMemset", self.address, 0, self.size)
-        # It goes to the default stream, which ours does not wait for.
+        # The zeros go to the default stream, which ours does not wait for.
         cuda("cudaDeviceSynchronize")
 
 
 class PinnedMemory:
-    """Page-locked memory of the host; freed with the object."""
+    """Holds page-locked memory of the host, which is freed with the object."""
 
     def __init__(self, cuda: Cuda, size: int) -> None:
         self.size = size
@@ -113,16 +117,16 @@ class PinnedMemory:
         weakref.finalize(self, cuda.api.cudaFreeHost, self.address)
         raw = (ctypes.c_uint8 * size).from_address(self.address)
         self.bytes: NDArray[np.uint8] = np.ctypeslib.as_array(raw)
-        """uint8 [size], a view."""
+        """The memory as uint8 [size]."""
 
 
 class UploadBlocks:
-    """Page-locked blocks of one size for uploads, each its own until the host has waited for the stream.
+    """Lends page-locked blocks of one size for uploads; none is lent again before the host has waited for the stream.
 
     Args:
         stream: carries the uploads.
-        size: bytes of a block.
-        views: what the host writes to, of a block's memory uint8 [size]; asked for once for each block.
+        size: of a block, in bytes.
+        views: makes the arrays that the host writes to from a block's memory, uint8 [size]; called once per block.
     """
 
     def __init__(self, stream: Stream, size: int, views: Callable[[NDArray[np.uint8]], Views]) -> None:
@@ -132,11 +136,11 @@ class UploadBlocks:
         self._waits = -1
 
     def take(self) -> tuple[int, Views]:
-        """A block that nothing reads any more: its address, and its views."""
+        """Return the address and the views of a block that no upload reads any more."""
         if self._next == _MOST_BLOCKS:
             self._stream.synchronize()
-        if self._waits != self._stream.synchronisations:
-            self._waits, self._next = self._stream.synchronisations, 0
+        if self._waits != self._stream.synchronizations:
+            self._waits, self._next = self._stream.synchronizations, 0
         if self._next == len(self._blocks):
             memory = PinnedMemory(self._stream.cuda, self._size)
             self._blocks.append((memory, self._views(memory.bytes)))
@@ -146,7 +150,7 @@ class UploadBlocks:
 
 
 class CapturedGraph:
-    """A recorded run that can be launched again; destroyed with the object."""
+    """Holds recorded work that can be launched again; it is destroyed with the object."""
 
     def __init__(self, cuda: Cuda, graph: Any) -> None:
         self.executable = cuda("cudaGraphInstantiate", graph, 0)
@@ -154,15 +158,15 @@ class CapturedGraph:
 
 
 class Stream:
-    """The one stream: work is queued in order, and nothing waits but `synchronize`."""
+    """Queues work in order; only `synchronize`, `read` and `write` make the host wait."""
 
     def __init__(self, cuda: Cuda) -> None:
         self.cuda = cuda
         self._stream = cuda("cudaStreamCreateWithFlags", cuda.api.cudaStreamNonBlocking)
         weakref.finalize(self, cuda.api.cudaStreamDestroy, self._stream)
         self.handle = int(self._stream)
-        self.synchronisations = 0
-        """Times that the host has waited."""
+        self.synchronizations = 0
+        """Number of times that the host has waited."""
         kinds = cuda.api.cudaMemcpyKind
         self._to_device, self._to_host = kinds.cudaMemcpyHostToDevice, kinds.cudaMemcpyDeviceToHost
         self._on_device = kinds.cudaMemcpyDeviceToDevice
@@ -176,28 +180,45 @@ class Stream:
         self.cuda("cudaMemcpyAsync", target, source, size, self._to_host, self._stream)
 
     def copy(self, target: int, source: int, size: int) -> None:
-        """Queue a copy on the device; the two do not overlap."""
+        """Queue a copy on the device; source and target must not overlap."""
         self.cuda("cudaMemcpyAsync", target, source, size, self._on_device, self._stream)
 
     def copy_rows(self, target: int, target_pitch: int, source: int, source_pitch: int, width: int, rows: int) -> None:
-        """Queue a copy on the device of ``rows`` runs of ``width`` bytes that lie ``pitch`` bytes apart."""
+        """Queue a copy on the device of ``rows`` rows of ``width`` bytes each.
+
+        Rows begin ``target_pitch`` bytes apart at the target and ``source_pitch`` bytes apart at the source.
+        """
         self.cuda(
             "cudaMemcpy2DAsync", target, target_pitch, source, source_pitch, width, rows, self._on_device, self._stream
         )
 
     def synchronize(self) -> None:
-        """Wait for all that is queued."""
+        """Wait for everything that is queued."""
         self.cuda("cudaStreamSynchronize", self._stream)
-        self.synchronisations += 1
+        self.synchronizations += 1
+
+    def read(self, address: int, size: int) -> NDArray[np.uint8]:
+        """Wait, and return a copy of device memory, uint8 [size]."""
+        pinned = PinnedMemory(self.cuda, size)
+        self.download(pinned.address, address, size)
+        self.synchronize()
+        return pinned.bytes.copy()
+
+    def write(self, address: int, data: NDArray[np.uint8]) -> None:
+        """Copy uint8 [n] to device memory and wait."""
+        pinned = PinnedMemory(self.cuda, data.size)
+        pinned.bytes[:] = data
+        self.upload(address, pinned.address, data.size)
+        self.synchronize()
 
     def capture(self, work: Callable[[], None]) -> CapturedGraph | None:
-        """Record what ``work`` queues instead of running it; None where it cannot be recorded."""
+        """Record what ``work`` queues instead of running it; return None where it cannot be recorded."""
         mode = self.cuda.api.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self.cuda("cudaStreamBeginCapture", self._stream, mode)
         failure: Exception | None = None
         try:
             work()
-        except Exception as error:  # whatever the library raises, the stream must leave the capture
+        except Exception as error:  # whatever the library raises, the capture must end
             failure = error
         try:
             graph = self.cuda("cudaStreamEndCapture", self._stream)
@@ -212,5 +233,5 @@ class Stream:
         return captured
 
     def launch(self, graph: CapturedGraph) -> None:
-        """Queue a recorded run."""
+        """Queue recorded work."""
         self.cuda("cudaGraphLaunch", graph.executable, self._stream)

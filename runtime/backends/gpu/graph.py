@@ -1,13 +1,14 @@
-"""One graph with its memory: caches, blocks that cross the bus, and what other graphs read. All addresses are fixed.
+"""Binds one graph to its memory: caches, blocks that cross the bus, and what other graphs read, at fixed addresses.
 
 The number of rows of a call is rounded up to a power of two, so that few *shape classes* occur; for each, everything
-is bound once, and an executor may record its run as a CUDA graph. Rows that pad a call stand behind the others: their
-keys and values land in slots that the next call overwrites, and nobody reads what comes out of them.
+is bound once, and an executor may record its run as a CUDA graph. Rows that pad a call come after the others: their
+keys and values land in slots that the next call overwrites, and nobody reads their results.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,26 +16,26 @@ from numpy.typing import NDArray
 from fastblt.models.config import StackConfig
 from fastblt.runtime.backends.gpu.cuda import DeviceMemory, PinnedMemory, Stream, UploadBlocks, Views, aligned
 from fastblt.runtime.backends.gpu.executor import Bound, Executor, Launch
-from fastblt.runtime.backends.gpu.sliding import CALL_ROWS, REWIND, SlidingBuffer
+from fastblt.runtime.backends.gpu.sliding import CALL_ROWS, REWIND, RewindError, SlidingBuffer
 from fastblt.runtime.backends.gpu.tensor_table import Binding, Block, shape_of, size_names, tensors_bound_as
 from fastblt.runtime.backends.protocol import Ids
 from fastblt.runtime.bundle.dtypes import numpy_dtype
 
 
 def padded(rows: int) -> int:
-    """Rows of the shape class that a call of ``rows`` belongs to: the next power of two."""
+    """Return the rows of the shape class that a call of ``rows`` belongs to: the next power of two."""
     return 1 << (rows - 1).bit_length()
 
 
 class ShapeClass:
-    """What is fixed for one choice of sizes: where tensors lie in the blocks, and the bound graph.
+    """Holds what is fixed for one choice of sizes: the layout of the blocks, and the bound graph.
 
     Args:
         stream: carries uploads.
-        upload: what the host sends.
-        download: what it reads.
-        launch: the graph.
-        pinned: where results arrive, uint8.
+        upload: layout of what the host sends.
+        download: layout of what the host reads.
+        launch: runs the graph on the memory bound to it.
+        pinned: where results arrive on the host, uint8.
     """
 
     def __init__(
@@ -48,14 +49,14 @@ class ShapeClass:
 
 
 class DeviceGraph:
-    """A graph, its memory and its shape classes.
+    """Holds a graph, its memory and its shape classes.
 
     Args:
-        executor: runs it.
+        executor: runs the graph.
         stack: geometry of its transformer stack.
         stream: carries the work.
         history: tokens before the rows, where the graph reads ids with history.
-        slides: whether its caches hold less than all positions.
+        slides: whether the caches hold fewer than all positions.
     """
 
     def __init__(self, executor: Executor, stack: StackConfig, stream: Stream, history: int, *, slides: bool) -> None:
@@ -68,7 +69,7 @@ class DeviceGraph:
         self.caches = SlidingBuffer(stream, len(caches), executor.slots, self.row_bytes, REWIND, slides=slides)
         self.pool = self._make_pool()
         largest = self._sizes(CALL_ROWS, CALL_ROWS, CALL_ROWS, executor.slots)
-        upload, download = (self._block(place, largest) for place in (Binding.UPLOAD, Binding.DOWNLOAD))
+        upload, download = (self._block(binding, largest) for binding in (Binding.UPLOAD, Binding.DOWNLOAD))
         self._upload, self._download = (DeviceMemory(stream.cuda, b.bytes) for b in (upload, download))
         self._pinned = PinnedMemory(stream.cuda, max(download.bytes, 1))
         self.links = self._make_links(largest)
@@ -78,6 +79,7 @@ class DeviceGraph:
         self._source = 0
 
     def _make_pool(self) -> SlidingBuffer | None:
+        """Allocate the pool of the encoder's states; None for the other graphs."""
         pool = next((t for t in self.spec.inputs if t.role == "pool"), None)
         if pool is None:
             return None
@@ -85,19 +87,20 @@ class DeviceGraph:
         return SlidingBuffer(self._stream, 1, self._executor.pool_slots, row_bytes, REWIND, slides=True)
 
     def _make_links(self, largest: dict[str, int]) -> dict[str, DeviceMemory]:
-        """Memory of tensors that pass from graph to graph, and of those that nobody reads."""
+        """Allocate tensors that pass from graph to graph, and those that nobody reads."""
         return {
             spec.name: DeviceMemory(self._stream.cuda, _bytes(shape_of(spec, largest), spec.dtype))
             for spec in tensors_bound_as(self.spec, Binding.LINK, Binding.UNREAD)
         }
 
     def _make_rows_area(self, largest: dict[str, int]) -> DeviceMemory | None:
-        """Memory of the caches' new rows, cache after cache, and of the pool's behind them."""
+        """Allocate the caches' new rows, cache after cache, and the pool's after them; None without such outputs."""
         specs = tensors_bound_as(self.spec, Binding.APPENDED)
         size = sum(aligned(_bytes(shape_of(spec, largest), spec.dtype)) for spec in specs)
         return DeviceMemory(self._stream.cuda, size) if specs else None
 
     def _sizes(self, rows: int, patches: int, latents: int, slots: int) -> dict[str, int]:
+        """Return the sizes that the graph's tensors name."""
         named = {
             "rows": rows,
             "context_rows": rows + self._history,
@@ -109,15 +112,15 @@ class DeviceGraph:
         used = size_names((*self.spec.inputs, *self.spec.outputs))
         return {name: size for name, size in named.items() if name in used}
 
-    def _block(self, place: Binding, sizes: dict[str, int]) -> Block:
-        return Block(tensors_bound_as(self.spec, place), sizes)
+    def _block(self, binding: Binding, sizes: dict[str, int]) -> Block:
+        return Block(tensors_bound_as(self.spec, binding), sizes)
 
     def begin(self, rows: int, live: int, patches: int = 1, latents: int = 1) -> Views:
-        """Choose the shape class of a call: arrays for the host to write, by tensor. `run` sends them.
+        """Choose the shape class of a call and return arrays for the host to write, by tensor; `send` sends them.
 
         Args:
-            rows: of the class, as `padded` gives it.
-            live: slots that rows may see, and are written to.
+            rows: of the class, from `padded`.
+            live: number of slots, from the first on, that rows may see or are written to.
             patches: of the class.
             latents: of the class.
         """
@@ -131,6 +134,7 @@ class DeviceGraph:
         return arrays
 
     def _bind(self, sizes: dict[str, int]) -> ShapeClass:
+        """Bind every tensor for a choice of sizes."""
         upload, download = self._block(Binding.UPLOAD, sizes), self._block(Binding.DOWNLOAD, sizes)
         tensors: dict[str, Bound] = {}
         for block, memory in ((upload, self._upload), (download, self._download)):
@@ -145,26 +149,22 @@ class DeviceGraph:
         return ShapeClass(self._stream, upload, download, self._executor.bind(tensors), self._pinned.bytes)
 
     def _cache_address(self, name: str) -> int:
+        """Return the address of a cache, or of the pool."""
         if name == "pool":
             assert self.pool is not None
             return self.pool.address(0)
         return self.caches.address(self.cache_names.index(name))
 
     def _rows_address(self, name: str, sizes: dict[str, int]) -> int:
-        """Of a cache's new rows; the pool's stand behind all others."""
+        """Return the address of a cache's new rows; the pool's come after all others."""
         assert self._rows_area is not None
         rows = sizes.get("rows", sizes.get("patches", 0))
         caches = [f"{cache}_rows" for cache in self.cache_names]
         lane = caches.index(name) if name in caches else len(caches)
         return self._rows_area.address + lane * aligned(rows * self.row_bytes)
 
-    def run(self) -> None:
-        """Send what the host wrote and queue the graph."""
-        self.send()
-        self.launch()
-
     def send(self) -> None:
-        """Queue the copy of what the host wrote; some of it may be overwritten on the device before `launch`."""
+        """Queue the copy of what the host wrote since `begin`."""
         assert self._current is not None
         self._stream.upload(self._upload.address, self._source, self._current.upload.bytes)
 
@@ -174,7 +174,13 @@ class DeviceGraph:
         self._current.launch.run()
 
     def append_rows(self, rows: int, slot: int, pool_slot: int = 0) -> None:
-        """Copy a class's new rows into the caches, where the graph does not write them there itself."""
+        """Queue the copy of new rows into the caches, where the graph does not write them there itself.
+
+        Args:
+            rows: of the shape class.
+            slot: of the first row in the caches.
+            pool_slot: of the first row in the pool.
+        """
         if self._rows_area is None:
             return
         width, lane = rows * self.row_bytes, self.caches.lane_bytes
@@ -185,52 +191,73 @@ class DeviceGraph:
             self._stream.copy(self.pool.address(0, pool_slot), source, rows * self.pool.row_bytes)
 
     def result_address(self, name: str) -> int:
-        """Where a result of the current class is on the device."""
+        """Return the device address of a result of the current class."""
         assert self._current is not None
         return self._download.address + self._current.download.fields[name].offset
 
     def upload_address(self, name: str) -> int:
-        """Where the device reads an input of the current class."""
+        """Return the device address of an uploaded input of the current class."""
         assert self._current is not None
         return self._upload.address + self._current.upload.fields[name].offset
 
     def moved_bytes(self, position: int, rows: int) -> int:
-        """Weight and cache bytes that a call of a class reads."""
-        live = min(position + rows, self.caches.slots)
+        """Return the weight and cache bytes that a call of ``rows`` at ``position`` reads; padding counts as rows."""
+        live = min(position + padded(rows), self.caches.slots)
         return self.spec.weight_bytes + self.caches.lanes * self._executor.visible_slots(live) * self.row_bytes
 
     @property
     def result_bytes(self) -> int:
-        """Size of the current class's results."""
+        """Return the size of the current class's results, in bytes."""
         assert self._current is not None
         return self._current.download.bytes
 
     @property
     def results(self) -> int:
-        """Address of the results on the device."""
+        """Return the device address of the results."""
         return self._download.address
 
     def fetch(self) -> Views:
-        """Queue the copy of the results to the host; read them after a wait, and before the next call."""
+        """Queue the copy of the results to the host; they may be read after a wait and before the next call."""
         assert self._current is not None
         self._stream.download(self._pinned.address, self._download.address, self._current.download.bytes)
         return self._current.results
 
     def result_views(self, memory: NDArray[np.uint8]) -> Views:
-        """Results of the current class that were copied elsewhere."""
+        """Return views of results of the current class that were copied to other host memory, uint8."""
         assert self._current is not None
         return self._current.download.views(memory)
+
+    def read_cache(self, name: str, position: int, count: int) -> NDArray[Any]:
+        """Return a copy of a cache's rows, [count, dim], after waiting for the stream.
+
+        Args:
+            name: of the cache's input, e.g. ``key_0``.
+            position: of the first row.
+            count: number of rows.
+
+        Raises:
+            RewindError: the cache no longer holds the first position.
+        """
+        spec = self.spec.input(name)
+        assert spec is not None, f"{self.spec.file} has no {name}"
+        slot = position - self.caches.base
+        if slot < 0:
+            raise RewindError(
+                f"{self.spec.file}: {name}: found position {position}, expected at least {self.caches.base}"
+            )
+        raw = self._stream.read(self.caches.address(self.cache_names.index(name), slot), count * self.row_bytes)
+        return raw.view(numpy_dtype(spec.dtype)).reshape(count, -1)
 
 
 def write_controls(
     arrays: Views, position: int, rows: int, slot: int, window: int | None, block: int, visible_from: Ids | int | None
 ) -> None:
-    """Write what places rows: positions, the slot of the first one, and the slots that each may see.
+    """Write the inputs that place rows: positions, the slot of the first one, and the slots that each may see.
 
     Args:
         arrays: of `DeviceGraph.begin`; positions int64 [1, padded rows].
         position: of the first row.
-        rows: that are meant; the others pad, and see themselves at least.
+        rows: number of rows; the others pad, and see at least themselves.
         slot: of the first row.
         window: of the stack.
         block: the last ``block`` rows see each other; the others are causal.

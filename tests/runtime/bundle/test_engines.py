@@ -42,7 +42,7 @@ def change(bundle: Path, **entries: Any) -> None:
 
 
 def test_smallest_capacity_that_holds_the_text_is_taken(bundle: Path, gpu: FakeCuda) -> None:
-    slots = {size: load(bundle, size).backend.parts["global"].caches.slots for size in (200, 256, 257, 1000)}  # type: ignore[attr-defined]
+    slots = {size: load(bundle, size).backend.graphs["global"].caches.slots for size in (200, 256, 257, 1000)}  # type: ignore[attr-defined]
     assert slots[200] == slots[256] < slots[257] == slots[1000]
 
 

@@ -88,7 +88,7 @@ def test_blocks_are_used_again_after_the_host_has_waited_and_are_few() -> None:
     assert [blocks.take()[0] for _ in range(3)] == first
     addresses = {blocks.take()[0] for _ in range(200)}
     assert len(addresses) == 64
-    assert stream.synchronisations == 1 + (3 + 200) // 64
+    assert stream.synchronizations == 1 + (3 + 200) // 64
 
 
 def test_recorded_work_runs_when_launched_and_not_before() -> None:

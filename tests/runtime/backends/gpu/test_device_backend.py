@@ -163,7 +163,7 @@ def test_nothing_is_allocated_and_no_class_bound_when_text_goes_on(shipped: dict
     assert gpu.allocations.keys() == allocations.keys()
     assert gpu.executables.keys() == graphs.keys()
     # Powers of two, and few of them.
-    assert sum(len(part._classes) for part in backend.parts.values()) <= 40
+    assert sum(len(graph._classes) for graph in backend.graphs.values()) <= 40
 
 
 def test_memory_does_not_grow_with_the_capacity_where_windows_end(tiny_config: BltConfig) -> None:

@@ -1,0 +1,81 @@
+"""Prepares one call of a graph: room in the caches, inputs that place its rows, the launch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from fastblt.runtime.backends.gpu.graph import DeviceGraph, padded, write_controls
+from fastblt.runtime.backends.gpu.sliding import CALL_ROWS
+from fastblt.runtime.backends.protocol import Ids
+
+
+class Call:
+    """Begins a call of a graph: makes room in its caches and writes the inputs that place the rows.
+
+    The caller writes the other inputs to `arrays`, then runs the call, or sends it, overwrites inputs on the device,
+    and launches it.
+
+    Args:
+        graph: the graph.
+        position: of the first row.
+        rows: number of rows, without padding.
+        patches: of the shape class (see `padded`).
+        latents: of the shape class.
+        block: the last ``block`` rows see each other; the others are causal.
+        visible_from: first position that each row, or every row, may see; None: 0.
+        pool_slot: of the first row in the encoder's pool.
+
+    Raises:
+        RewindError: the caches no longer hold what the rows see.
+        CapacityError: the rows do not fit the caches.
+    """
+
+    __slots__ = ("_graph", "_padding", "_pool_slot", "_slot", "arrays")
+
+    def __init__(
+        self,
+        graph: DeviceGraph,
+        position: int,
+        rows: int,
+        *,
+        patches: int = 1,
+        latents: int = 1,
+        block: int = 0,
+        visible_from: int | Ids | None = None,
+        pool_slot: int = 0,
+    ) -> None:
+        padding = padded(rows)
+        slot = graph.caches.place(first_visible(position, graph.window), position, padding)
+        self.arrays = graph.begin(padding, slot + padding, patches=patches, latents=latents)
+        """Inputs that the host writes, by tensor."""
+        write_controls(self.arrays, position, rows, slot, graph.window, block, visible_from)
+        self._graph, self._padding, self._slot, self._pool_slot = graph, padding, slot, pool_slot
+
+    def run(self) -> None:
+        """Send the inputs and launch the graph."""
+        self._graph.send()
+        self.launch()
+
+    def send(self) -> None:
+        """Queue the copy of the inputs to the device; some may be overwritten there before `launch`."""
+        self._graph.send()
+
+    def launch(self) -> None:
+        """Queue the graph and the copy of its new rows into the caches."""
+        self._graph.launch()
+        self._graph.append_rows(self._padding, self._slot, self._pool_slot)
+
+
+def first_visible(position: int, window: int | None) -> int:
+    """Return the first position that a row at ``position`` sees."""
+    return 0 if window is None else max(0, position - window + 1)
+
+
+def pieces(rows: int, block: int = 0) -> Iterator[tuple[int, int]]:
+    """Cut rows into pieces of at most `CALL_ROWS`, as pairs of first and end; the last ``block`` rows stay together."""
+    first = 0
+    while rows - first > CALL_ROWS:
+        end = min(first + CALL_ROWS, rows - block)
+        yield first, end
+        first = end
+    yield first, rows

@@ -1,0 +1,109 @@
+"""Runs the decoder: bytes and latents become distributions over the next byte."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from fastblt.runtime.backends.gpu.call import Call, pieces
+from fastblt.runtime.backends.gpu.cuda import Stream
+from fastblt.runtime.backends.gpu.device_rows import DeviceRows
+from fastblt.runtime.backends.gpu.graph import DeviceGraph, padded
+from fastblt.runtime.backends.gpu.patcher_calls import LookAhead
+from fastblt.runtime.backends.protocol import DecoderRows, Ids
+
+
+class DecoderCalls:
+    """Runs the decoder's graph, and the patcher ahead behind a row that is decoded alone.
+
+    Args:
+        graph: the decoder's.
+        stream: carries the work.
+        latents: that rows read, as keys and values.
+        states: of bytes, where the decoder reads the encoder's; None where it has an embedding of its own.
+        look_ahead: asks the patcher.
+    """
+
+    def __init__(
+        self, graph: DeviceGraph, stream: Stream, latents: DeviceRows, states: DeviceRows | None, look_ahead: LookAhead
+    ) -> None:
+        self.graph = graph
+        self.reads_states = states is not None
+        """Whether the encoder has to read a byte before the decoder can."""
+        self._stream = stream
+        self._latents = latents
+        self._states = states
+        self._look_ahead = look_ahead
+
+    def run(
+        self, position: int, ids: Ids, latents: Ids, block: int = 0, visible_from: Ids | None = None
+    ) -> DecoderRows:
+        """Implement `Backend.run_decoder`."""
+        if len(ids) == 1 and block == 0 and visible_from is None:
+            return self._run_row(position, ids, latents)
+        cuts, found = list(pieces(len(ids), block)), []
+        for first, end in cuts:
+            seen = None if visible_from is None else visible_from[first:end]
+            inside = block if end == len(ids) else 0
+            self.queue(position + first, ids[first:end], latents[first:end], inside, seen)
+            results = self.graph.fetch()
+            self._stream.synchronize()
+            rows = decoder_rows(results, end - first)
+            # The next piece overwrites the results of this one.
+            found.append(rows if len(cuts) == 1 else rows.copy())
+        return found[0] if len(found) == 1 else _joined(found)
+
+    def _run_row(self, position: int, ids: Ids, latents: Ids) -> DecoderRows:
+        """Decode one row, and ask the patcher about the byte that the row finds most likely."""
+        self.queue(position, ids, latents)
+        results = self.graph.fetch()
+        entropies = self._look_ahead.queue(position + 1, self.graph.result_address("best"), 1)
+        self._stream.synchronize()
+        row = decoder_rows(results, 1)
+        if entropies is not None:
+            self._look_ahead.keep(position + 1, row.best, entropies)
+        return row
+
+    def queue(
+        self, position: int, ids: Ids, latents: Ids, block: int = 0, visible_from: int | Ids | None = None
+    ) -> None:
+        """Queue the decoder on tokens of the host; the arguments are those of `run`."""
+        call = self.begin(position, len(ids), int(latents[0]), int(latents[-1]), block, visible_from)
+        call.arrays["latent_index"][:] = 0
+        call.arrays["latent_index"][0, : len(ids)] = latents - latents[0]
+        if not self.reads_states:
+            call.arrays["ids"][:] = 0
+            call.arrays["ids"][0, : len(ids)] = ids
+        call.run()
+
+    def begin(
+        self,
+        position: int,
+        rows: int,
+        first_latent: int,
+        last_latent: int,
+        block: int = 0,
+        visible_from: int | Ids | None = None,
+    ) -> Call:
+        """Begin a call that reads the latents from ``first_latent`` to ``last_latent``, both included.
+
+        The caller writes ``latent_index``, which counts from ``first_latent``, and ``ids`` where there are any.
+        """
+        count = last_latent + 1 - first_latent
+        call = Call(self.graph, position, rows, latents=padded(count), block=block, visible_from=visible_from)
+        self._latents.copy_to(self.graph, first_latent, count)
+        if self._states is not None:
+            self._states.copy_to(self.graph, position, rows)
+        return call
+
+
+def decoder_rows(results: Mapping[str, np.ndarray], count: int) -> DecoderRows:
+    """Return views of the first ``count`` rows of a call's results."""
+    best, probability, entropy, logits = (results[name][0, :count] for name in DecoderRows._fields)
+    return DecoderRows(best, probability, entropy, logits)
+
+
+def _joined(parts: list[DecoderRows]) -> DecoderRows:
+    """Return the rows of several calls as those of one."""
+    return DecoderRows(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))

@@ -1,0 +1,58 @@
+"""Keeps what passes from graph to graph, for a whole sequence, on the device."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastblt.runtime.backends.gpu.cuda import DeviceMemory, Stream
+from fastblt.runtime.backends.gpu.graph import DeviceGraph
+from fastblt.runtime.bundle.dtypes import numpy_dtype
+from fastblt.runtime.bundle.manifest import TensorSpec
+
+
+class DeviceRows:
+    """Holds every row of one tensor that passes from graph to graph: patch embeddings, byte states or latents.
+
+    A graph writes and reads such a tensor at one fixed address that has room for the rows of one call. They are copied
+    from there to here, and from here to the graph that reads them.
+
+    Args:
+        stream: carries the copies.
+        rows: most rows of a sequence.
+        spec: the tensor; its last dimensions are those of a row.
+    """
+
+    def __init__(self, stream: Stream, rows: int, spec: TensorSpec) -> None:
+        self.name = spec.name
+        # The batch of one and the sizes that calls choose come before those of a row.
+        self.row_shape = tuple(size for size in spec.shape[1:] if isinstance(size, int))
+        self.dtype = numpy_dtype(spec.dtype)
+        self.row_bytes = math.prod(self.row_shape) * self.dtype.itemsize
+        self._stream = stream
+        self._memory = DeviceMemory(stream.cuda, rows * self.row_bytes)
+
+    def address(self, row: int) -> int:
+        """Return the device address of a row."""
+        return self._memory.address + row * self.row_bytes
+
+    def copy_from(self, graph: DeviceGraph, row: int, count: int) -> None:
+        """Queue the copy of the first ``count`` rows that a graph has just made; the first one becomes ``row``."""
+        self._stream.copy(self.address(row), graph.links[self.name].address, count * self.row_bytes)
+
+    def copy_to(self, graph: DeviceGraph, row: int, count: int) -> None:
+        """Queue the copy of ``count`` rows from ``row`` on to where a graph reads them."""
+        self._stream.copy(graph.links[self.name].address, self.address(row), count * self.row_bytes)
+
+    def read(self, row: int, count: int) -> NDArray[Any]:
+        """Return a copy of rows, [count, *row_shape], after waiting for the stream."""
+        raw = self._stream.read(self.address(row), count * self.row_bytes)
+        return raw.view(self.dtype).reshape(count, *self.row_shape)
+
+    def write(self, row: int, values: NDArray[Any]) -> None:
+        """Overwrite rows from ``row`` on with ``values``, [count, *row_shape], and wait for the stream."""
+        data = np.ascontiguousarray(values, dtype=self.dtype)
+        self._stream.write(self.address(row), data.reshape(-1).view(np.uint8))
