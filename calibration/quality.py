@@ -16,8 +16,8 @@ from fastblt.runtime.blt_runtime import BltRuntime
 from fastblt.runtime.measure.scoring.figures import sum_up
 from fastblt.runtime.measure.scoring.plan import ScoringPlan, ScoringRequest, make_scoring_plan
 from fastblt.runtime.measure.scoring.scores import score
-from fastblt.runtime.measure.scoring.teacher_forced import score_text
 from fastblt.runtime.measure.scoring.windows import OVERALL
+from fastblt.runtime.sequence.likelihood import score_tokens
 from fastblt.runtime.sequence.session import Session
 
 #: What a budget can limit: bits per byte by how much they grow, relatively; shares of outcomes by how much they shrink.
@@ -90,7 +90,8 @@ def measure(bundle: Path, windows: Sequence[Ids], plan: ScoringPlan | None = Non
     for ids in windows:
         session = Session(runtime.backend)
         found: list[Ids] = []
-        nats += score_text(session, ids, lambda rows, found=found: found.append(rows.best.copy()))  # type: ignore[misc]
+        logprobs = score_tokens(session, ids, on_rows=lambda rows, found=found: found.append(rows.best.copy()))  # type: ignore[misc]
+        nats -= float(logprobs.sum())
         best.append(np.concatenate(found))
         ends.append(tuple(int(position) for position in session.patch_ends))
     if not math.isfinite(nats):

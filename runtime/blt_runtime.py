@@ -8,12 +8,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Unpack
 
+import numpy as np
+
 from fastblt.models.config import BltConfig
+from fastblt.models.tokens import BOS_ID, decode, encode
 from fastblt.runtime.backends.entry import LoadRequest
 from fastblt.runtime.backends.protocol import Backend, CapacityError
 from fastblt.runtime.backends.registry import load_backend
 from fastblt.runtime.generation import ByteStream, Chunk, Generation, Prompt, prompt_ids
 from fastblt.runtime.request import GenerationOptions, GenerationRequest
+from fastblt.runtime.sequence.likelihood import Score, score_tokens
 from fastblt.runtime.sequence.session import Session
 
 
@@ -126,6 +130,29 @@ class BltRuntime:
             if on_chunk:
                 on_chunk(chunk)
         return Generation(b"".join(pieces), stream.finish, stream.stats, tuple(stream.tokens), tuple(logprobs))
+
+    def score(self, prompt: Prompt, continuation: bytes | str) -> Score:
+        """Return the log-probability of each byte of a continuation, given the prompt and the bytes before it.
+
+        The model reads the given text; nothing is drafted, so the figures are the model's own. A stream that is open
+        cannot go on afterwards: it has lost its caches.
+
+        Args:
+            prompt: any bytes, or text (UTF-8); may be empty. Or token ids, int64 [n], BOS first.
+            continuation: any bytes, or text (UTF-8); may be empty.
+
+        Raises:
+            CapacityError: prompt and continuation exceed ``max_bytes``.
+            ValueError: ids that are no prompt.
+        """
+        before, after = prompt_ids(prompt), encode(continuation, bos=False)
+        if len(before) + len(after) > self.backend.max_bytes:
+            raise CapacityError(
+                f"prompt: found {len(before)} bytes and a continuation of {len(after)}, "
+                f"expected at most max_bytes={self.backend.max_bytes} in all"
+            )
+        ids = np.concatenate([np.array([BOS_ID]), before, after])
+        return Score(decode(after), score_tokens(Session(self.backend), ids, 1 + len(before)))
 
 
 def _request(

@@ -6,7 +6,6 @@ those of the methods themselves: what is scored is what generation runs.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -14,11 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastblt.models.tokens import MASK_ID
-from fastblt.runtime.backends.protocol import MAX_ROWS, Backend, DecoderRows, Floats, Ids
+from fastblt.runtime.backends.protocol import Backend, Ids
 from fastblt.runtime.measure.agreement import common_prefix
 from fastblt.runtime.measure.scoring.plan import ScoringPlan
 from fastblt.runtime.measure.scoring.windows import anchors
 from fastblt.runtime.methods import Method, Round, parse_method
+from fastblt.runtime.sequence.likelihood import score_tokens
 from fastblt.runtime.sequence.sampling import Sampler
 from fastblt.runtime.sequence.session import Latent, Session
 
@@ -79,7 +79,7 @@ def score_window(backend: Backend, ids: Ids, plan: ScoringPlan, index: int = 0) 
         index: of the window; seeds which bytes are hidden, together with the plan's seed.
     """
     session = Session(backend)
-    nats = score_text(session, ids)
+    nats = -float(score_tokens(session, ids).sum())
     ends = session.patch_ends
     score = WindowScore(len(ids) - 1, nats, ends[-1] - 1, len(ends) - 1)
     random = np.random.default_rng([plan.seed, index])
@@ -89,30 +89,6 @@ def score_window(backend: Backend, ids: Ids, plan: ScoringPlan, index: int = 0) 
         _try_masks(score, session, ids[: anchor + plan.mask_size], draws, plan)
         _try_blocks(score, session, ids[:anchor], plan)
     return score
-
-
-def score_text(session: Session, ids: Ids, on_rows: Callable[[DecoderRows], None] = lambda rows: None) -> float:
-    """Code length in nats of every token of ``ids`` after the first, BOS; the last one is not read.
-
-    ``on_rows`` is given the decoder's rows of each call, which the next one overwrites.
-    """
-    nats = 0.0
-    while session.scored < len(ids) - 1:
-        start = session.scored
-        end = min(start + MAX_ROWS, len(ids) - 1)
-        session.append(ids[session.length : end])
-        rows = session.score()
-        nats += code_length(rows.logits, ids[start + 1 : end + 1])
-        on_rows(rows)
-    return nats
-
-
-def code_length(logits: Floats, targets: Ids) -> float:
-    """Cross-entropy, summed, in nats; logits float32 [n, vocab], targets int64 [n]."""
-    wide = logits.astype(np.float64)
-    wide -= wide.max(axis=1, keepdims=True)
-    log_total = np.log(np.exp(wide).sum(axis=1))
-    return float((log_total - wide[np.arange(len(targets)), targets]).sum())
 
 
 def _go_to(session: Session, prefix: Ids) -> None:

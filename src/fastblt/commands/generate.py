@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import os
 import sys
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from fastblt.runtime.backends.registry import default_capacity
 from fastblt.runtime.blt_runtime import BltRuntime
 from fastblt.runtime.generation import Chunk, Generation
 from fastblt.runtime.methods import parse_method
+from fastblt.runtime.text import TextDecoder
 
 # A terminal must not obey control characters that a model came up with.
 _CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
@@ -128,8 +128,7 @@ class Plain:
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self._terminal = stream.isatty()
-        # Characters may be split over chunks.
-        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._decoder = TextDecoder()  # characters may be split over chunks
 
     def write(self, chunk: Chunk) -> None:
         """Print one chunk."""
@@ -143,7 +142,7 @@ class Plain:
     def finish(self) -> None:
         """Print the bytes of an unfinished character, and end the line on a terminal."""
         if self._terminal:
-            self._stream.write(self._decoder.decode(b"", final=True) + "\n")
+            self._stream.write(self._decoder.finish() + "\n")
             self._stream.flush()
 
 

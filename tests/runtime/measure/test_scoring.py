@@ -31,7 +31,6 @@ from fastblt.runtime.measure.scoring.teacher_forced import (
     DraftOutcome,
     MaskedOutcome,
     WindowScore,
-    code_length,
     score_window,
 )
 from fastblt.runtime.measure.scoring.windows import OVERALL, Text, anchors, cut_windows
@@ -116,11 +115,6 @@ def test_bits_and_patches_equal_whole_sequence_model(backend: Backend, model_of:
     assert ends[0] == 0, "BOS is a patch by itself, and no byte"
     assert (found.patches, found.patched_bytes) == (len(ends) - 1, ends[-1])
     assert found.patches > 10
-
-
-def test_code_length_is_exact_where_float32_overflows() -> None:
-    logits = np.array([[1000.0, 0.0], [3.0, 3.0]], dtype=np.float32)
-    assert code_length(logits, np.array([1, 0])) == pytest.approx(1000 + math.log(2))
 
 
 def test_self_speculation_equals_training_evaluation(backend: Backend, model_of: ModelOf) -> None:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from fastblt.runtime.backends.protocol import DecoderRows
-from fastblt.runtime.sequence.sampling import Sampler, SamplingError, probabilities
+from fastblt.runtime.sequence.sampling import Sampler, SamplingError, log_probabilities, probabilities
 
 LOGITS = st.lists(st.floats(-20, 20, width=32), min_size=1, max_size=12)
 
@@ -97,6 +97,13 @@ def test_greedy_takes_the_best_of_the_row_that_is_asked_for() -> None:
 def test_parameters_out_of_range_are_refused(temperature: float, top_p: float, message: str) -> None:
     with pytest.raises(SamplingError, match=message):
         Sampler(temperature, top_p, 0)
+
+
+def test_log_probabilities_are_exact_where_float32_overflows() -> None:
+    logits = np.array([[1000.0, 0.0], [3.0, 3.0]], dtype=np.float32)
+    found = log_probabilities(logits, np.array([1, 0]))
+    assert found.dtype == np.float64
+    assert found.tolist() == pytest.approx([-1000.0, -math.log(2)], rel=1e-12)
 
 
 def draw(seed: int | None, count: int, temperature: float = 1.0, top_p: float = 1.0) -> list[int]:
