@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from fastblt.calibration.linear_layers import LinearLayer, linear_layers
 from fastblt.calibration.precision import CalibrationError
 from fastblt.calibration.trace_store import TraceStore
+from fastblt.runtime.machine import default_threads
 
 Floats = NDArray[np.float32]
 #: Second moments that are held at a time.
@@ -97,7 +98,7 @@ class CallReplay:
         with tempfile.TemporaryDirectory() as folder:
             values = _expose(self.path, names, Path(folder) / "exposed.onnx")
             session = ort.InferenceSession(
-                Path(folder) / "exposed.onnx", _options(), providers=["CPUExecutionProvider"]
+                Path(folder) / "exposed.onnx", _options(self.path), providers=["CPUExecutionProvider"]
             )
             outputs = sorted(set(values.values()))
             for _, arrays in self.store.read(self.part):
@@ -122,10 +123,17 @@ def _add_shape(inputs: LayerInputs, rows: Floats, moments: bool) -> None:
         inputs.moments = product if inputs.moments is None else inputs.moments + product
 
 
-def _options() -> ort.SessionOptions:
+def _options(path: Path) -> ort.SessionOptions:
+    """Return quiet options with one thread for small graphs: more would only wait for one another."""
     options = ort.SessionOptions()
     options.log_severity_level = 3
+    options.intra_op_num_threads = default_threads(_size(path))
     return options
+
+
+def _size(path: Path) -> int:
+    """Return the bytes of a graph and of the weights beside it."""
+    return sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*"))
 
 
 def _expose(path: Path, names: Sequence[str], target: Path) -> dict[str, str]:

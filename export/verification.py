@@ -32,6 +32,7 @@ from fastblt.models.tokens import BOS_ID
 from fastblt.runtime.backends.host_embeddings import HostEmbeddings
 from fastblt.runtime.bundle.dtypes import BUNDLE_TYPES, numpy_dtype
 from fastblt.runtime.bundle.manifest import EMBEDDINGS_FILE, GraphSpec, load_manifest
+from fastblt.runtime.machine import default_threads
 
 #: Largest accepted difference, relative to the largest magnitude of the reference (at least 1). bf16 graphs are
 #: checked with their rounded weights but in fp32 arithmetic, see `fastblt.export.widening`.
@@ -136,6 +137,7 @@ class GraphRunner:
     def __init__(self, path: Path, spec: GraphSpec) -> None:
         options = ort.SessionOptions()
         options.log_severity_level = 3
+        options.intra_op_num_threads = default_threads(spec.weight_bytes)
         # Packed weights would be a second copy of the model.
         options.add_session_config_entry("session.disable_prepacking", "1")
         self.session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

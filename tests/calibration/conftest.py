@@ -1,4 +1,4 @@
-"""Traces of the tiny model, and requests that are quick."""
+"""Provides traces of the tiny model, and requests that are quick to meet."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from shared_files import SharedFiles
 
 from fastblt.calibration.calibrate import CalibrationRequest
 from fastblt.calibration.heldout import load_prompts, load_text
@@ -24,9 +25,11 @@ def setting() -> RecordingSetting:
 
 
 @pytest.fixture(scope="session")
-def traces(tiny_bundle: Path, setting: RecordingSetting, tmp_path_factory: pytest.TempPathFactory) -> TraceStore:
+def traces(tiny_bundle: Path, setting: RecordingSetting, shared_files: SharedFiles) -> TraceStore:
+    """What `request_for` asks for, recorded once."""
     model = model_digest(load_manifest(tiny_bundle))
-    return record(tiny_bundle, tmp_path_factory.mktemp("traces") / "tiny", model, setting)
+    folder = shared_files.make("traces-tiny", lambda new: record(tiny_bundle, new, model, setting))
+    return record(tiny_bundle, folder, model, setting)
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,9 @@
-"""Whole calibrations of the tiny models."""
+"""Quantizes the tiny models from traces to finished bundles."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,11 +11,12 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from shared_files import SharedFiles
 
 from fastblt.calibration.calibrate import CalibrationRequest, calibrate
 from fastblt.calibration.precision import CalibrationError
 from fastblt.calibration.report import JSON_FILE, MARKDOWN_FILE, PICTURE_FILE
-from fastblt.export.bundle_writer import export_bundle
+from fastblt.calibration.trace_store import TraceStore
 from fastblt.models.tokens import encode
 from fastblt.runtime.backends.cpu.backend import OnnxRuntimeBackend, session_options
 from fastblt.runtime.backends.eager.backend import EagerBackend
@@ -29,13 +31,25 @@ SCHEMES = ("w8", "w4", "int8", "fp8")
 TEXT = b"In the beginning God created the heaven and the earth. And the earth was waste and void;"
 
 
+@pytest.fixture(scope="module")
+def quantize(
+    tiny_bundle: Path, traces: TraceStore, request_for: Make, shared_files: SharedFiles
+) -> Callable[[str], Path]:
+    """``quantize(scheme)``: the tiny bundle in a scheme, in a folder of that name."""
+
+    def make(scheme: str) -> Path:
+        def write(folder: Path) -> None:
+            calibrate(tiny_bundle, folder / scheme, request_for(scheme), traces=traces.folder)
+
+        return shared_files.make(f"quantized-{scheme}", write) / scheme
+
+    return make
+
+
 @pytest.fixture(scope="module", params=SCHEMES)
-def quantized(
-    request: pytest.FixtureRequest, tiny_bundle: Path, request_for: Make, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    out = tmp_path_factory.mktemp("quantized") / request.param
-    calibrate(tiny_bundle, out, request_for(request.param))
-    return out
+def quantized(request: pytest.FixtureRequest, quantize: Callable[[str], Path]) -> Path:
+    """The tiny bundle in each scheme."""
+    return quantize(request.param)
 
 
 def operators(bundle: Path, part: str, folder: Path) -> list[str]:
@@ -125,10 +139,14 @@ def test_model_that_reads_byte_states_is_quantised_too(
 
 @pytest.mark.parametrize(("dtype", "lowered"), [("bf16", False), ("fp16", False), ("fp32", True), ("bf16", True)])
 def test_other_types_and_lowered_graphs_are_quantised(
-    dtype: str, lowered: bool, tiny_checkpoint: Path, request_for: Make, tmp_path: Path
+    dtype: str,
+    lowered: bool,
+    tiny_checkpoint: Path,
+    exported: Callable[..., Path],
+    request_for: Make,
+    tmp_path: Path,
 ) -> None:
-    export_bundle(tiny_checkpoint, tmp_path / "source", dtype=dtype, lowered=lowered, verify=False)
-    result = calibrate(tmp_path / "source", tmp_path / "out", request_for("w4"))
+    result = calibrate(exported(tiny_checkpoint, dtype=dtype, lowered=lowered), tmp_path / "out", request_for("w4"))
     assert result.after.bits_per_byte == pytest.approx(result.before.bits_per_byte, rel=0.2)
     manifest = load_manifest(tmp_path / "out")
     assert (manifest.dtype, manifest.operators) == (dtype, "lowered" if lowered else "standard")
@@ -140,32 +158,38 @@ def test_other_types_and_lowered_graphs_are_quantised(
 
 
 def test_some_layers_stay_more_exact_when_the_budget_is_small(
-    tiny_bundle: Path, request_for: Make, tmp_path: Path
+    tiny_bundle: Path, quantize: Callable[[str], Path], traces: TraceStore, request_for: Make, tmp_path: Path
 ) -> None:
-    uniform = calibrate(tiny_bundle, tmp_path / "uniform", request_for("w4"))
-    assert uniform.losses["agreement"] > 0
-    budget = {"agreement": uniform.losses["agreement"] / 2}
-    mixed = calibrate(tiny_bundle, tmp_path / "mixed", request_for("w4", budget=budget))
+    uniform = load_manifest(quantize("w4")).quantization
+    assert uniform is not None
+    assert uniform["quality"]["losses"]["agreement"] > 0
+    budget = {"agreement": uniform["quality"]["losses"]["agreement"] / 2}
+    mixed = calibrate(tiny_bundle, tmp_path / "mixed", request_for("w4", budget=budget), traces=traces.folder)
     assert mixed.losses["agreement"] <= budget["agreement"]
     labels = {label for layers in mixed.precisions.values() for label in layers.values()}
     assert labels & {"w4/32", "w4/16"}
-    assert mixed.precisions != uniform.precisions
+    assert mixed.precisions != uniform["graphs"]
     assert {row.group for row in mixed.sensitivities} >= {"*", "decoder.layers.0", "global_transformer.layers.1"}
     assert "quantised alone" in (tmp_path / "mixed" / MARKDOWN_FILE).read_text()
 
 
-def test_nothing_is_left_when_too_much_is_lost(tiny_bundle: Path, request_for: Make, tmp_path: Path) -> None:
+def test_nothing_is_left_when_too_much_is_lost(
+    tiny_bundle: Path, traces: TraceStore, request_for: Make, tmp_path: Path
+) -> None:
     request = request_for("w4", budget={"agreement": 0.0}, uniform=True)
     with pytest.raises(CalibrationError, match=r"w4, uniform: found a loss of agreement .*, allowed: agreement 0"):
-        calibrate(tiny_bundle, tmp_path / "out", request)
+        calibrate(tiny_bundle, tmp_path / "out", request, traces=traces.folder)
     assert not any(tmp_path.iterdir())
 
 
-def test_earlier_bundle_stays_when_too_much_is_lost(tiny_bundle: Path, request_for: Make, tmp_path: Path) -> None:
-    calibrate(tiny_bundle, tmp_path / "out", request_for("w8"))
+def test_earlier_bundle_stays_when_too_much_is_lost(
+    tiny_bundle: Path, quantize: Callable[[str], Path], traces: TraceStore, request_for: Make, tmp_path: Path
+) -> None:
+    shutil.copytree(quantize("w8"), tmp_path / "out")
     before = load_manifest(tmp_path / "out")
+    request = request_for("w4", budget={"agreement": 0.0}, uniform=True)
     with pytest.raises(CalibrationError, match="found a loss"):
-        calibrate(tiny_bundle, tmp_path / "out", request_for("w4", budget={"agreement": 0.0}, uniform=True))
+        calibrate(tiny_bundle, tmp_path / "out", request, traces=traces.folder)
     assert load_manifest(tmp_path / "out") == before
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
@@ -206,10 +230,11 @@ def test_requests_that_cannot_be_met_are_named(
     assert not any(tmp_path.iterdir())
 
 
-def test_bundles_that_cannot_be_quantised_are_named(tiny_bundle: Path, request_for: Make, tmp_path: Path) -> None:
-    calibrate(tiny_bundle, tmp_path / "w8", request_for("w8", rounding="rtn"))
+def test_bundles_that_cannot_be_quantised_are_named(
+    tiny_bundle: Path, quantize: Callable[[str], Path], request_for: Make, tmp_path: Path
+) -> None:
     with pytest.raises(CalibrationError, match=r"w8: found a bundle that is quantised \(w8\)"):
-        calibrate(tmp_path / "w8", tmp_path / "again", request_for("w4"))
+        calibrate(quantize("w8"), tmp_path / "again", request_for("w4"))
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.txt").write_text("years of work")
     with pytest.raises(CalibrationError, match="exists and is not a bundle"):
