@@ -128,6 +128,7 @@ def _options(path: Path) -> ort.SessionOptions:
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = default_threads(_size(path))
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return options
 
 

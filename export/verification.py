@@ -138,6 +138,7 @@ class GraphRunner:
         options = ort.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = default_threads(spec.weight_bytes)
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         # Packed weights would be a second copy of the model.
         options.add_session_config_entry("session.disable_prepacking", "1")
         self.session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

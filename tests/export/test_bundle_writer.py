@@ -563,7 +563,7 @@ import sys
 from pathlib import Path
 from fastblt.export.bundle_writer import export_bundle
 
-export_bundle(Path(sys.argv[1]), Path(sys.argv[2]), verify=sys.argv[3] == "True")
+export_bundle(Path(sys.argv[1]), Path(sys.argv[2]))
 print(next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")))
 """
 
@@ -605,14 +605,11 @@ def large_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
-@pytest.mark.parametrize("verify", [True, False], ids=["verified", "unverified"])
-def test_peak_memory_is_1_3_times_the_checkpoint_and_1_gb_at_most(
-    large_checkpoint: Path, tmp_path: Path, verify: bool
-) -> None:
+def test_peak_memory_is_1_3_times_the_checkpoint_and_1_gb_at_most(large_checkpoint: Path, tmp_path: Path) -> None:
     size = (large_checkpoint / WEIGHTS_FILE).stat().st_size
     assert 0.9e9 < size < 1.2e9
     bundle = tmp_path / "bundle"
-    command = [sys.executable, "-c", MEASURED, str(large_checkpoint), str(bundle), str(verify)]
+    command = [sys.executable, "-c", MEASURED, str(large_checkpoint), str(bundle)]
     started = time.perf_counter()
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
