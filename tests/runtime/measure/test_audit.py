@@ -269,9 +269,9 @@ def test_entropies_near_the_threshold_are_those_of_masked_documents(
 ) -> None:
     runtime = variants["documents"]
     backend, threshold = runtime.backend, runtime.config.patching.threshold
-    rng = np.random.default_rng(7)
-    ids = np.concatenate([[BOS_ID], rng.integers(4, 260, 400)]).astype(np.int64)
-    ids[[3, 290]] = EOS_ID
+    rng = np.random.default_rng(9)
+    ids = np.concatenate([[BOS_ID], rng.integers(4, 260, 40)]).astype(np.int64)
+    ids[[3, 20, 31]] = EOS_ID
     expected = runtime.generate(ids, 20, method="ar", stop_at_eos=False).data
     seen: list[float] = []
     run_patcher = backend.run_patcher
@@ -289,8 +289,8 @@ def test_entropies_near_the_threshold_are_those_of_masked_documents(
     found = expected[:9] + bytes([expected[9] ^ 1])
     difference = explain(runtime, "ids", ids, expected[:10], found)
     assert (difference.offset, difference.boundary_gap) == (9, pytest.approx(min(seen), abs=1e-6))
-    whole = [run_patcher(first, session.tokens[first : first + 256]).copy() for first in (0, 256)]
-    assert float(np.abs(np.concatenate(whole) - threshold).min()) != pytest.approx(min(seen), abs=1e-6)
+    unmasked = run_patcher(0, session.tokens)
+    assert float(np.abs(unmasked - threshold).min()) != pytest.approx(min(seen), abs=1e-4)
     ours, other = (float(logits[byte + BYTE_OFFSET]) for byte in (expected[9], found[9]))
     assert difference.logit_gap == pytest.approx(abs(ours - other), abs=1e-5)
 
