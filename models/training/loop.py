@@ -28,8 +28,8 @@ from fastblt.models.training.evaluation import evaluate
 from fastblt.models.training.objective import clean_loss, masked_loss
 from fastblt.models.training.optimizer import build_optimizers, schedule
 from fastblt.models.training.recipe import TrainConfig
+from fastblt.models.training.run_files import CHECKPOINT_FOLDER, LOG_FILE, RECIPE_FILE, STATE_FILE
 from fastblt.models.training.state import (
-    STATE_FILE,
     Progress,
     load_state,
     optimizer_tensors,
@@ -37,9 +37,6 @@ from fastblt.models.training.state import (
     save_state,
 )
 
-LOG_FILE = "log.jsonl"
-RECIPE_FILE = "recipe.json"
-CHECKPOINT_FOLDER = "checkpoint"
 logger = logging.getLogger(__name__)
 
 #: Called after each step with the progress of the phase in [0, 1] and the step's losses.

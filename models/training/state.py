@@ -14,8 +14,6 @@ from torch import Tensor, nn
 
 from fastblt.models.formats.errors import CheckpointError
 
-STATE_FILE = "state.safetensors"
-
 
 @dataclass
 class Progress:

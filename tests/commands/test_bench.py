@@ -7,6 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fastblt.cli import app
+from fastblt.commands.bench_tables import bench_tables
 from fastblt.models.parameters import count_parameters
 from fastblt.models.presets import preset
 from fastblt.runtime.blt_runtime import BltRuntime
@@ -340,15 +341,16 @@ def test_command_prints_tables_and_writes_json(tiny_bundle: Path, tmp_path: Path
     assert f"{rows[1]['bytes_per_s']:.1f}" in speed[1]
     assert ["yes" in line for line in speed] == [True, True, False, True]
     assert "NO" not in text
-    assert f"{rows[2]['nfe_decoder_per_512']:.0f}" == cost[2][1]
-    assert cost[1][5:9] == [
+    assert f"{rows[2]['nfe_decoder_per_512'] / 512:.2f}" == cost[2][1]
+    assert cost[1][4:8] == [
         f"{100 * rows[1]['estimated_saving']:.0f}",
         "%",
         f"{100 * rows[1]['measured_saving']:.0f}",
         "%",
     ]
-    assert "held-out prompts: 2 of 64 bytes; 48 new bytes a row" in text.splitlines()[-1]
-    assert "tiny (fp32) on cpu: " in text.splitlines()[-1]
+    (described,) = [line for line in text.splitlines() if line.startswith("tiny (fp32) on cpu: ")]
+    assert "held-out prompts: 2 of 64 bytes; 48 new bytes per row" in described
+    assert "memory" not in text
     assert "replay" not in text.lower()
 
 
@@ -387,3 +389,16 @@ def test_command_refuses_replay_that_lacks_a_figure(tiny_bundle: Path) -> None:
 def test_command_takes_prompts_longer_than_default_capacity(tiny_bundle: Path) -> None:
     text = bench(tiny_bundle, "--methods", "ar", "--prompts", "1", "--prompt-bytes", "5000", "--max-new-bytes", "2")
     assert "held-out prompts: 1 of 5000 bytes" in text
+
+
+def test_longest_names_and_largest_figures_fit() -> None:
+    base = measurement()
+    rows = [
+        dataclasses.replace(
+            row, backend="tensorrt-rtx", method="dv:16@eb1.5+partial", bytes_per_s=123456.7, ratio_to_ar=12.34,
+            acceptance=1.0, replay=dict.fromkeys(("wanted_acceptance", "acceptance", "wanted_steps", "steps"), 1.0),
+        )
+        for row in base.rows()
+    ]  # fmt: skip
+    report = BenchReport(BenchRequest(), base.plan, "tiny", "fp32", device_info(1), rows)
+    assert len(list(bench_tables(report))) == 3  # the tables are measured at the end of the test

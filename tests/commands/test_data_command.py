@@ -25,4 +25,4 @@ def test_table_has_bytes_and_documents_of_each_corpus(tmp_path: Path) -> None:
     Console(file=out, width=100).print(corpus_table(corpus))
     held = len(corpus.heldout.names)
     expected = ["toy", f"{(100 - held) / 100:.2f}", str(100 - held), f"{held / 100:.2f}", str(held)]
-    assert out.getvalue().splitlines()[1].split() == expected
+    assert out.getvalue().splitlines()[-1].split() == expected

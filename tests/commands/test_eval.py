@@ -71,7 +71,7 @@ def test_held_out_text_is_scored_on_two_backends(tiny_bundle: Path, tmp_path: Pa
     lines = [line.split() for line in shown.splitlines()]
     assert ["overall", "8", "512", f"{one['text'][0]['bits_per_byte']:.4f}"] in [line[:4] for line in lines]
     assert shown.splitlines()[-1] == "verdict: onnxruntime and eager agree"
-    assert "tiny (fp32), onnxruntime on cpu; held-out text: 8 windows of 64 bytes" in shown.splitlines()[0]
+    assert "tiny (fp32), onnxruntime on cpu; held-out text: 8 pieces of 64 bytes" in shown.splitlines()[0]
 
 
 def test_files_of_the_user_are_scored_by_name(tiny_bundle: Path, text: Path, tmp_path: Path) -> None:
@@ -129,11 +129,22 @@ def test_command_fails_when_backends_differ(
     assert report["agreement"]["agree"] is False
 
 
-def test_missing_matplotlib_is_said_before_the_work(
+def test_plots_are_left_out_where_matplotlib_is_missing(
+    tiny_bundle: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    out = tmp_path / "out"
+    status, shown, errors = evaluate(tiny_bundle, "--data", str(text), "--against", "none", "--out", str(out))
+    assert status == 0, errors
+    assert [path.name for path in out.iterdir()] == ["eval.json"]
+    assert "no plots: matplotlib is not installed (pip install matplotlib)" in shown
+
+
+def test_missing_matplotlib_is_reported_before_the_work_where_plots_are_asked_for(
     tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    status, shown, errors = evaluate(tiny_bundle, "--out", str(tmp_path / "out"))
+    status, shown, errors = evaluate(tiny_bundle, "--out", str(tmp_path / "out"), "--plots")
     assert status == 1
     assert errors.startswith("error: this command needs the package matplotlib, install it with: pip install")
     assert not (tmp_path / "out").exists()

@@ -1,12 +1,14 @@
 import io
+import json
 import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from fastblt.cli import app
-from fastblt.commands.generate import Plain, read_prompt
+from fastblt.commands.generate import Plain, parse_bias, read_prompt
 from fastblt.runtime.blt_runtime import BltRuntime
 from fastblt.runtime.generation import Chunk
 
@@ -76,6 +78,58 @@ def test_show_marks_text_and_prints_statistics(tiny_bundle: Path) -> None:
 def test_sampling_drafts_by_itself_and_repeats_with_seed(tiny_bundle: Path) -> None:
     options = ("--max-new-bytes", "40", "--temperature", "1.5", "--seed", "3")
     assert generate(tiny_bundle, *options) == generate(tiny_bundle, *options, "--method", "s:8")
+
+
+def test_default_method_is_auto_and_with_a_seed_s8(tiny_bundle: Path) -> None:
+    for options, method in (((), "auto"), (("--seed", "1", "--temperature", "1"), "s:8")):
+        statistics = generate(tiny_bundle, "--max-new-bytes", "8", "--stats", *options)[1]
+        assert next(line.split()[1] for line in statistics.splitlines() if line.startswith("method")) == method
+
+
+def test_banned_and_unlikely_bytes_are_not_written(tiny_bundle: Path, expected: bytes) -> None:
+    common = bytes([Counter(byte for byte in expected if 32 < byte < 127).most_common(1)[0][0]])
+    rare = [byte for byte in range(256) if byte not in b"abc"]
+    assert common in expected
+    for options in (("--ban", common.decode()), ("--logit-bias", f"{common[0]}=-inf")):
+        assert common not in generate(tiny_bundle, "--max-new-bytes", "60", *options)[0]
+    bias = [word for byte in rare for word in ("--logit-bias", f"{byte}=-inf")]
+    assert set(generate(tiny_bundle, "--max-new-bytes", "20", *bias)[0]) <= set(b"abc")
+
+
+def test_one_likeliest_byte_is_greedy(tiny_bundle: Path, expected: bytes) -> None:
+    for option in (("--top-k", "1"), ("--min-p", "1")):
+        assert generate(tiny_bundle, "--max-new-bytes", "60", "--temperature", "2", *option)[0] == expected
+
+
+def test_log_probabilities_are_written(tiny_bundle: Path, expected: bytes, tmp_path: Path) -> None:
+    file = tmp_path / "logprobs.json"
+    generate(tiny_bundle, "--max-new-bytes", "60", "--logprobs", str(file))
+    found = json.loads(file.read_text())
+    assert bytes(found["bytes"]) == expected
+    assert len(found["logprobs"]) == len(expected)
+    assert all(value <= 0 for value in found["logprobs"])
+
+
+@pytest.mark.parametrize("item", ["10", "x=1", "10=y", "=1"])
+def test_malformed_bias_is_refused(item: str) -> None:
+    with pytest.raises(ValueError, match=r"--logit-bias: found .*, expected BYTE=VALUE"):
+        parse_bias([item])
+
+
+def test_bias_is_parsed() -> None:
+    assert parse_bias(["10=-2.5", "0x41=1", "7=-inf"]) == {10: -2.5, 0x41: 1.0, 7: float("-inf")}
+
+
+def test_checkpoint_is_refused_with_the_command_that_exports_it(tiny_checkpoint: Path) -> None:
+    result = CliRunner().invoke(app, ["generate", str(tiny_checkpoint), "x"])
+    assert result.exit_code == 1
+    found = f"{tiny_checkpoint}: found a checkpoint, expected a bundle; export it first: fastblt export"
+    assert result.stderr == f"error: {found} {tiny_checkpoint} tiny-bundle\n"
+
+
+def test_eager_backend_runs_a_checkpoint(tiny_checkpoint: Path, expected: bytes) -> None:
+    found = generate(tiny_checkpoint, "--max-new-bytes", "60", "--method", "s:8", "--backend", "eager")
+    assert found == (expected, "")
 
 
 def test_heldout_prompt_is_told_when_none_is_given(tiny_bundle: Path) -> None:

@@ -14,7 +14,8 @@ from fastblt.commands.train import Display, RunError, evaluation_line, load_reci
 from fastblt.models.training.corpus import build_corpus
 from fastblt.models.training.corpus_sources import Document, Source, text_digest
 from fastblt.models.training.recipe import TrainConfig
-from fastblt.models.training.state import STATE_FILE, Progress
+from fastblt.models.training.run_files import STATE_FILE
+from fastblt.models.training.state import Progress
 
 DOCUMENTS: list[Document] = [(f"doc{i:03d}", f"{i} bottles of beer on the wall\n".encode() * 40) for i in range(60)]
 SOURCE = Source("toy", "CC0-1.0", "made up", "1", 4, text_digest(DOCUMENTS), client="pip")
@@ -63,7 +64,7 @@ def test_run_stops_in_time_resumes_and_ends_with_checkpoint(corpus: Path, recipe
     assert "expected a new folder or --resume" in refused.stderr
     resumed = CliRunner().invoke(app, [*arguments, "--resume"])
     assert resumed.exit_code == 0, resumed.stderr or resumed.exception
-    assert f"{run}: goes on at step 0 of phase patcher" in resumed.stdout
+    assert f"{run}: continues at step 0 of phase patcher" in resumed.stdout
     evaluations = [line for line in resumed.stdout.splitlines() if "bits_per_byte" in line]
     assert evaluations
     assert evaluations[0].startswith("model step ")
@@ -81,7 +82,7 @@ def test_run_starts_from_the_checkpoint_it_is_given(
     # What is saved counts from then on, not the checkpoint.
     resumed = CliRunner().invoke(app, [*arguments, "--init", str(tmp_path / "gone"), "--resume", "--max-seconds", "0"])
     assert resumed.exit_code == 0, resumed.stderr or resumed.exception
-    assert f"{run}: goes on at step 0 of phase model" in resumed.stdout
+    assert f"{run}: continues at step 0 of phase model" in resumed.stdout
     state = load_file(run / STATE_FILE)
     name = "decoder.output.weight"
     expected = load_file(tiny_checkpoint / "model.safetensors")[name]

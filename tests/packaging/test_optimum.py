@@ -10,7 +10,7 @@ from typing import Any, get_type_hints
 import pytest
 from typer.main import get_command
 
-import fastblt.cli
+import fastblt.commands.export
 from fastblt.cli import app
 from fastblt.runtime.bundle.bundle import Bundle
 from fastblt.runtime.bundle.manifest import load_manifest
@@ -28,8 +28,9 @@ def test_arguments_are_those_of_fastblt_export() -> None:
     parser = ArgumentParser()
     FastbltExportCommand.parse_args(parser)
     found = [(a.dest, [*a.option_strings], [*(a.choices or ())], a.default) for a in parser._actions[1:]]
-    command: Any = get_command(app).commands["export"]  # type: ignore[attr-defined]
-    types = get_type_hints(fastblt.cli.export)
+    group: Any = get_command(app)
+    command = group.get_command(None, "export")
+    types = get_type_hints(fastblt.commands.export.command)
     expected = []
     for p in command.params:
         names = [*p.opts, *p.secondary_opts] if p.param_type_name == "option" else []

@@ -1,4 +1,5 @@
-"""What the subcommands of ``fastblt`` do, one module each; `fastblt.cli` declares their arguments.
+"""The commands of ``fastblt``, one module each: a function ``command`` that declares the options and does the work.
 
-A module here is imported when its command runs, so it may import at its top whatever that command needs.
+A module is imported when its command is used (see `fastblt.cli`). It imports what is slow to import (PyTorch, ONNX,
+ONNX Runtime) inside its functions, after the arguments have been checked.
 """

@@ -1,56 +1,98 @@
-"""``fastblt compile``: engines of a bundle, and a table of them."""
+"""``fastblt compile``: compiles a bundle's graphs to TensorRT engines and prints a table of them."""
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-from rich import box
-from rich.console import Console
+import typer
 from rich.table import Table
 
-from fastblt.commands.console import table_console
-from fastblt.export.engine_compiler import CompileRequest, compile_bundle
-from fastblt.runtime.backends.gpu.cuda import Cuda, CudaError, load_api
-from fastblt.runtime.bundle.engines import EngineFolder
-from fastblt.runtime.bundle.tensorrt_library import TensorRtError, load_library
+from fastblt.commands.checks import check_bundle
+from fastblt.commands.options import BundleArgument, Dtype, numbers
+from fastblt.commands.output import add_row, left, make_table, print_table, right, stderr, stdout, words
 
-#: What TensorRT-RTX compiles for where neither SM nor GPU says so: Ampere, Ada and Blackwell GPUs.
+if TYPE_CHECKING:
+    from fastblt.runtime.bundle.engines import EngineFolder
+
+#: What TensorRT-RTX compiles for where neither --sm nor a GPU decides: Ampere, Ada and Blackwell GPUs.
 DEFAULT_SMS = (86, 89, 120)
 
 
-def run(
-    bundle: Path,
-    target: str,
-    sms: tuple[int, ...] | None,
-    capacities: tuple[int, ...],
-    *,
-    dtype: str | None,
-    max_patch_bytes: int | None,
-    timing_cache: Path | None,
+class EngineTarget(StrEnum):
+    """Compilers of engines."""
+
+    TENSORRT_RTX = "tensorrt-rtx"
+    TENSORRT = "tensorrt"
+
+
+def command(
+    bundle: BundleArgument,
+    target: Annotated[
+        EngineTarget,
+        typer.Option(
+            help="tensorrt-rtx: for GeForce RTX GPUs, compiles on any machine; tensorrt: for the GPU of this machine."
+        ),
+    ] = EngineTarget.TENSORRT_RTX,
+    sm: Annotated[
+        str | None,
+        typer.Option(
+            help="Comma-separated compute capabilities of the GPUs to compile for, such as 89 for Ada  [default: this "
+            "machine's GPU; without one 86,89,120]"
+        ),
+    ] = None,
+    max_bytes: Annotated[
+        str,
+        typer.Option(
+            help="Comma-separated lengths of text, prompt included, to compile for; a runtime uses the shortest that "
+            "suffices."
+        ),
+    ] = "512,2048,8192",
+    dtype: Annotated[
+        Dtype | None, typer.Option(help="Fail if the bundle has another type; engines have the bundle's type.")
+    ] = None,
+    max_patch_bytes: Annotated[
+        int | None, typer.Option(min=1, help="Longest patch, if the model does not limit it  [default: 512]")
+    ] = None,
+    timing_cache: Annotated[
+        Path | None, typer.Option(help="File where TensorRT keeps its kernel timings, to compile faster next time.")
+    ] = None,
 ) -> None:
-    """Compile, and print what was made.
+    """Compile a bundle to TensorRT engines.
 
-    Raises:
-        ValueError: bundle, target or request cannot be used, or a graph cannot be compiled.
-        CudaError: TensorRT needs the GPU that it compiles for, and there is none.
+    Engines are written to the folder engines/ of the bundle, beside those that are there.
     """
-    library = load_library(target)
-    request = CompileRequest(_sms(target, sms), tuple(sorted(set(capacities))), dtype, max_patch_bytes, timing_cache)
-    progress = Console(stderr=True, highlight=False)
-    with progress.status(f"compiling with {library.label}") as status:
+    sms = None if sm is None else tuple(numbers("sm", sm, int))
+    capacities = tuple(sorted(set(numbers("max-bytes", max_bytes, int))))
+    check_bundle(bundle)
+    from fastblt.export.engine_compiler import CompileRequest, compile_bundle
+    from fastblt.runtime.bundle.tensorrt_library import load_library
+
+    library = load_library(target.value)
+    request = CompileRequest(
+        _targets(target, sms), capacities, None if dtype is None else dtype.value, max_patch_bytes, timing_cache
+    )
+    with stderr().status(f"compiling with {library.label}") as status:
         folder = compile_bundle(bundle, library, request, status.update)
-    console = table_console()
-    targets = ", ".join(str(sm) for sm in folder.sms)
+    console = stdout()
+    targets = ", ".join(str(number) for number in folder.sms)
     console.print(f"{folder.path}: {library.label}, SM {targets}, {folder.dtype}", soft_wrap=True)
-    console.print(_table(folder))
+    print_table(console, _table(folder))
 
 
-def _sms(target: str, asked: tuple[int, ...] | None) -> tuple[int, ...]:
-    """Compute capabilities to compile for: those asked for, else this machine's GPU, else (TensorRT-RTX) the usual."""
-    if target == "tensorrt":
+def _targets(target: EngineTarget, asked: tuple[int, ...] | None) -> tuple[int, ...]:
+    """Return the compute capabilities to compile for.
+
+    Those asked for, else that of this machine's GPU, else (TensorRT-RTX) `DEFAULT_SMS`.
+    """
+    from fastblt.runtime.backends.gpu.cuda import Cuda, CudaError, load_api
+    from fastblt.runtime.bundle.tensorrt_library import TensorRtError
+
+    if target == EngineTarget.TENSORRT:
         here = Cuda(load_api()).sm
         if asked not in (None, (here,)):
-            found = ", ".join(str(sm) for sm in asked or ())
+            found = ", ".join(str(number) for number in asked or ())
             raise TensorRtError(
                 f"sm: found {found}, expected {here}: TensorRT compiles on the GPU that it compiles for"
             )
@@ -64,14 +106,12 @@ def _sms(target: str, asked: tuple[int, ...] | None) -> tuple[int, ...]:
 
 
 def _table(folder: EngineFolder) -> Table:
-    table = Table(box=box.SIMPLE)
-    for title in ("engine", "for max bytes"):
-        table.add_column(title)
-    for title in ("MB", "seconds", "cache slots", "in place"):
-        table.add_column(title, justify="right")
+    numeric = ("MB", "seconds", "cache\nslots", "updated\nin place")
+    table = make_table(left("engine"), words("bytes of text\nup to"), *(right(heading) for heading in numeric))
     for index, engine in enumerate(folder.engines):
         capacities = [str(size) for size, parts in folder.capacities.items() if index in parts.values()]
-        table.add_row(
+        add_row(
+            table,
             engine.file,
             ", ".join(capacities),
             f"{engine.bytes / 1e6:.1f}",

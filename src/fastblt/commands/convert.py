@@ -1,35 +1,47 @@
-"""``fastblt convert``: write a checkpoint in another layout."""
+"""``fastblt convert``: writes a checkpoint in another layout."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
-import torch
-from rich.console import Console
+import typer
 
-from fastblt.models.formats.convert import convert
-from fastblt.models.formats.open import open_checkpoint
-from fastblt.models.formats.registry import writable_layout
-
-_TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+from fastblt.commands.checks import check_checkpoint, check_new_folder
+from fastblt.commands.options import CheckpointArgument, DocumentMasksOption, Dtype, PatcherOption, one_of
+from fastblt.commands.output import megabytes, stderr, stdout
+from fastblt.models.formats.registry import WRITABLE, writable_layout
 
 
-def run(
-    checkpoint: str, out: Path, to: str, *, dtype: str | None, patcher: str | None, document_masks: bool | None
+def command(
+    checkpoint: CheckpointArgument,
+    out: Annotated[Path, typer.Argument(help="Folder to write; new or empty.")],
+    to: Annotated[str, typer.Option(callback=one_of(*WRITABLE), help=f"Layout to write: {' or '.join(WRITABLE)}.")],
+    dtype: Annotated[Dtype | None, typer.Option(help="Type of the weights  [default: unchanged]")] = None,
+    patcher: PatcherOption = None,
+    document_masks: DocumentMasksOption = None,
 ) -> None:
-    """Convert, say what was found and written, and where the other software computes something else.
+    """Write a checkpoint in another layout.
 
-    Raises:
-        ValueError: the checkpoint cannot be used, or the target layout has no such model.
-        OSError: the folder cannot be written.
+    Converting back restores every bit, unless --dtype rounds.
     """
     target = writable_layout(to)
-    progress = Console(stderr=True, highlight=False)
-    with progress.status("reading the checkpoint") as status:
+    check_checkpoint(checkpoint)
+    check_checkpoint(patcher)
+    check_new_folder(out)
+    import torch
+
+    from fastblt.models.formats.convert import convert
+    from fastblt.models.formats.open import open_checkpoint
+
+    types = {Dtype.FP32: torch.float32, Dtype.FP16: torch.float16, Dtype.BF16: torch.bfloat16}
+    console = stderr()
+    with console.status("reading the checkpoint") as status:
         source = open_checkpoint(checkpoint, patcher=patcher, document_masks=document_masks)
-        progress.print(f"{checkpoint}: found {source.layout.description}", soft_wrap=True)
-        convert(source, out, to, _TYPES[dtype] if dtype else None, lambda name: status.update(f"writing {name}"))
+        console.print(f"{checkpoint}: found {source.layout.description}", soft_wrap=True)
+        kind = None if dtype is None else types[dtype]
+        convert(source, out, to, kind, lambda name: status.update(f"writing {name}"))
     for line in target.differences(source.config):
-        progress.print(f"note: {line}", soft_wrap=True)
+        console.print(f"note: {line}", soft_wrap=True)
     size = sum(path.stat().st_size for path in out.iterdir())
-    Console(highlight=False).print(f"{out}: {target.description}, {size / 1e6:.2f} MB", soft_wrap=True)
+    stdout().print(f"{out}: {target.description}, {megabytes(size)} MB", soft_wrap=True)

@@ -1,15 +1,17 @@
-"""``fastblt doctor``: what this machine has, what will work, and what to install."""
+"""``fastblt doctor``: reports what this machine has, what works on it, and what to install."""
 
 from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from rich import box
+import typer
 from rich.table import Table
 
-from fastblt.commands.console import table_console
+from fastblt.commands.checks import check_bundle, check_file_target
+from fastblt.commands.options import JsonOption
+from fastblt.commands.output import add_row, left, make_table, print_table, stderr, stdout, words
 from fastblt.runtime.bundle.bundle import Bundle
 from fastblt.runtime.bundle.engines import engine_folders, load_engine_folder
 from fastblt.runtime.doctor.facts import MachineFacts, probe
@@ -17,36 +19,45 @@ from fastblt.runtime.doctor.memory import device_buffers
 from fastblt.runtime.doctor.verdicts import Verdict, assess
 from fastblt.runtime.measure.report import write_json
 
+#: Longest text, prompt included, that memory is reported for.
 _MAX_BYTES = 4096
 
 
-def run(bundle: Path | None, json_file: Path | None) -> None:
-    """Print facts, verdicts, and what they mean for a bundle.
+def command(
+    bundle: Annotated[Path | None, typer.Argument(help="Bundle to check for this machine.")] = None,
+    json: JsonOption = None,
+) -> None:
+    """Report what works on this machine, and what to install.
 
-    Raises:
-        BundleError: the bundle cannot be used.
+    Looks for GPU drivers, GPUs, CUDA, TensorRT, ONNX Runtime and PyTorch. None of them has to be there.
     """
-    console = table_console()
-    with console.status("looking"):
+    check_file_target(json)
+    if bundle is not None:
+        check_bundle(bundle)
+    with stderr().status("looking"):
         facts = probe()
     verdicts = assess(facts)
+    console = stdout()
     for line in describe(facts):
-        console.print(line, soft_wrap=True, markup=False)
-    console.print(_table(verdicts))
+        console.print(line, soft_wrap=True)
+    console.print()
+    print_table(console, _table(verdicts))
     notes = bundle_notes(bundle, facts) if bundle is not None else []
+    if notes:
+        console.print()
     for note in notes:
-        console.print(note, soft_wrap=True, markup=False)
-    if json_file is not None:
+        console.print(note, soft_wrap=True)
+    if json is not None:
         report: dict[str, Any] = {
             "facts": dataclasses.asdict(facts),
             "verdicts": [dataclasses.asdict(verdict) for verdict in verdicts],
             "bundle": notes,
         }
-        write_json(json_file, report)
+        write_json(json, report)
 
 
 def describe(facts: MachineFacts) -> list[str]:
-    """The facts in words, one a line."""
+    """Return the facts in words, one per line."""
     memory = f", {facts.memory_bytes / 2**30:.0f} GiB" if facts.memory_bytes else ""
     lines = [f"machine: {facts.system}, {facts.cpu}, {facts.cores} cores{memory}, Python {facts.python}"]
     if facts.jetson:
@@ -63,10 +74,14 @@ def describe(facts: MachineFacts) -> list[str]:
 
 
 def bundle_notes(bundle: Path, facts: MachineFacts) -> list[str]:
-    """What the facts mean for a bundle: files, types, memory, engines."""
+    """Return what the facts mean for a bundle: its files, type, memory and engines.
+
+    Raises:
+        BundleError: the bundle cannot be used.
+    """
     opened = Bundle.open(bundle)
     manifest, config = opened.manifest, opened.config
-    notes = [f"{bundle}: {manifest.model}, {manifest.dtype}, {manifest.operators} graphs; every file is whole"]
+    notes = [f"{bundle}: {manifest.model}, {manifest.dtype}, {manifest.operators} graphs; no file is damaged"]
     if manifest.dtype == "bf16":
         notes.append("bf16 graphs do not run on the CPU")
     weights = sum(spec.weight_bytes for spec in manifest.graphs.values())
@@ -89,9 +104,7 @@ def bundle_notes(bundle: Path, facts: MachineFacts) -> list[str]:
 
 
 def _table(verdicts: list[Verdict]) -> Table:
-    table = Table(box=box.SIMPLE)
-    for title in ("way", "works", "why", "what to do"):
-        table.add_column(title, overflow="fold")
+    table = make_table(words("to run a bundle"), left("works"), words("why"), words("what to do"))
     for verdict in verdicts:
-        table.add_row(verdict.way, "yes" if verdict.works else "no", verdict.reason, verdict.remedy)
+        add_row(table, verdict.way, "yes" if verdict.works else "no", verdict.reason, verdict.remedy)
     return table

@@ -1,124 +1,171 @@
-"""``fastblt eval``: score a bundle, compare with a second backend, print tables, write JSON and plots."""
+"""``fastblt eval``: scores a bundle, compares it with a second backend, prints tables, writes JSON and plots."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated
 
+import typer
 from rich.console import Console
 
 from fastblt.calibration.heldout import CORPORA, load_text
-from fastblt.commands.bench import split_names
-from fastblt.commands.console import progress_bar, table_console
+from fastblt.commands.checks import check_backend, check_bundle, check_output_folder
 from fastblt.commands.eval_tables import agreement_table, tables
+from fastblt.commands.options import (
+    BackendOption,
+    BundleArgument,
+    ProviderOption,
+    ThreadsOption,
+    joined,
+    numbers,
+    split_names,
+)
+from fastblt.commands.output import note, print_table, progress, stdout
 from fastblt.commands.prompts import heldout_prompts
 from fastblt.runtime.measure.report import write_json
-from fastblt.runtime.measure.scoring.run import EvalReport, EvalRequest, run_eval
+from fastblt.runtime.measure.scoring.plan import ScoringRequest
+from fastblt.runtime.measure.scoring.run import AUTO, NONE, EvalReport, EvalRequest, run_eval
 from fastblt.runtime.measure.scoring.windows import Text, cut_prompts, read_texts
 
 JSON_FILE = "eval.json"
-N = TypeVar("N", int, float)
 
 
-def run(
-    bundle: Path,
-    request: EvalRequest,
-    out: Path | None,
-    *,
-    data: tuple[Path, ...] = (),
-    prompts: int,
-    prompt_bytes: int,
-    plots: bool,
+def command(
+    bundle: BundleArgument,
+    data: Annotated[
+        list[Path] | None,
+        typer.Option(help="Text file to measure on; may be repeated  [default: the shipped held-out text]"),
+    ] = None,
+    backend: BackendOption = EvalRequest.backend,
+    against: Annotated[
+        str,
+        typer.Option(help="Backend to compare with; auto: eager where PyTorch is installed; none: do not compare."),
+    ] = EvalRequest.against,
+    windows: Annotated[int, typer.Option(min=1, help="Pieces to score of each text, at most.")] = EvalRequest.windows,
+    window_bytes: Annotated[int, typer.Option(min=1, help="Bytes of a piece.")] = EvalRequest.window_bytes,
+    anchors: Annotated[
+        int, typer.Option(min=1, help="Places in each piece where drafts and blocks are tried.")
+    ] = ScoringRequest.anchors,
+    k: Annotated[str, typer.Option(help="Comma-separated draft lengths of s:K.")] = joined(ScoringRequest.k),
+    blocks: Annotated[
+        str | None,
+        typer.Option(help="Comma-separated block sizes of d:B and dv:B  [default: the trained size, and half of it]"),
+    ] = None,
+    draft_rules: Annotated[str, typer.Option(help="Comma-separated RULEs of dv:B@RULE.")] = joined(
+        ScoringRequest.draft_rules
+    ),
+    rules: Annotated[str, typer.Option(help="Comma-separated RULEs of d:B@RULE.")] = joined(ScoringRequest.rules),
+    mask_rates: Annotated[
+        str, typer.Option(help="Comma-separated shares of a block's bytes to hide and restore.")
+    ] = joined(ScoringRequest.mask_rates),
+    prompts: Annotated[int, typer.Option(min=1, help="Number of prompts to generate text after.")] = 8,
+    prompt_bytes: Annotated[int, typer.Option(min=1, help="Bytes of each prompt.")] = 64,
+    max_new_bytes: Annotated[
+        int, typer.Option(min=1, help="Bytes to generate after each prompt.")
+    ] = ScoringRequest.new_bytes,
+    top_p: Annotated[str, typer.Option(help="Comma-separated values of top-p for sampled text.")] = joined(
+        ScoringRequest.top_p
+    ),
+    gamma: Annotated[
+        str, typer.Option(help="Comma-separated entropy bounds (nats) for sampled text of d:B@ebGAMMA.")
+    ] = joined(ScoringRequest.gamma),
+    seed: Annotated[int, typer.Option(min=0, help="Seed of hidden bytes and of sampling.")] = ScoringRequest.seed,
+    out: Annotated[Path | None, typer.Option(help="Folder to write eval.json and plots to.")] = None,
+    plots: Annotated[
+        bool | None,
+        typer.Option("--plots/--no-plots", help="Draw plots  [default: where matplotlib is installed]"),
+    ] = None,
+    provider: ProviderOption = EvalRequest.provider,
+    threads: ThreadsOption = None,
 ) -> None:
-    """Score and report; ``data``: files of the user, none: the held-out text that ships with the package.
+    """Measure how well a bundle predicts text, and what it generates.
 
-    Raises:
-        AgreementError: the second backend's figures differ by more than rounding.
-        BundleError: the bundle cannot be used.
-        MethodError: a method does not exist, or the model cannot run it.
-        ValueError: the text is too short, or a setting is out of range.
+    Reports bits per byte, restored bytes of masked blocks, accepted drafts, how block diffusion differs from text
+    written byte by byte, and diversity against cost; a second backend has to give the same figures. An empty list
+    leaves out the figures it is about.
     """
-    if out is not None and out.exists() and not out.is_dir():
-        raise ValueError(f"{out}: found a file, expected a folder to write to")
-    if out is not None and plots:
-        import matplotlib  # noqa: F401  # where it is missing, say so before the work is done
+    scoring = ScoringRequest(
+        k=numbers("k", k, int),
+        blocks=None if blocks is None else numbers("blocks", blocks, int),
+        draft_rules=split_names(draft_rules),
+        rules=split_names(rules),
+        mask_rates=numbers("mask-rates", mask_rates, float),
+        top_p=numbers("top-p", top_p, float),
+        gamma=split_names(gamma),
+        anchors=anchors,
+        new_bytes=max_new_bytes,
+        seed=seed,
+    )
+    request = EvalRequest(backend, against, provider, threads, windows, window_bytes, scoring)
+    check_backend(backend)
+    check_backend(None if against in (AUTO, NONE) else against)
+    check_output_folder(out)
+    if plots:
+        import matplotlib  # noqa: F401  # where it is missing, report that before the work is done
+    check_bundle(bundle)
     texts = read_texts(data) if data else [Text(corpus, load_text(corpus)) for corpus in CORPORA]
     chosen = cut_prompts(texts, prompts, prompt_bytes) if data else heldout_prompts(prompts, prompt_bytes)
-    with progress_bar("scoring") as on_progress:
+    with progress("scoring") as on_progress:
         report = run_eval(bundle, request, texts, chosen, on_progress, heldout=not data)
-    console = table_console()
+    console = stdout()
     _print(console, report)
     if out is not None:
-        for path in _write(out, report, plots=plots):
-            console.print(f"wrote {path}", soft_wrap=True)
-    _judge(report, console)
-
-
-def numbers(option: str, text: str, kind: Callable[[str], N]) -> list[N]:
-    """The numbers in a list with commas between them, each once.
-
-    Args:
-        option: its name, for errors.
-        text: as the user gave it; may be empty.
-        kind: ``int`` or ``float``.
-
-    Raises:
-        ValueError: one of them is no finite number, or not greater than 0.
-    """
-    found: dict[N, None] = {}
-    for name in split_names(text):
-        try:
-            value = kind(name)
-        except ValueError:
-            value = kind("-1")
-        if not 0 < value < float("inf"):
-            expected = "whole numbers" if kind is int else "numbers"
-            raise ValueError(f"--{option}: found {name!r}, expected {expected} greater than 0, with commas between")
-        found[value] = None
-    return list(found)
+        _write(out, report, console, plots=plots)
+    _print_verdict(report, console)
 
 
 def _print(console: Console, result: EvalReport) -> None:
-    console.print(_headline(result), soft_wrap=True)
+    note(console, _headline(result))
     for table in tables(result.figures[0]):
         console.print()
-        console.print(table)
+        print_table(console, table)
     for line in result.plan.left_out:
-        console.print(f"\n{line}", soft_wrap=True)
+        console.print()
+        note(console, line)
     if result.checks:
         console.print()
-        console.print(agreement_table(result.checks, *(scores.backend for scores in result.scores)))
+        print_table(console, agreement_table(result.checks, *(scores.backend for scores in result.scores)))
     seconds = ", ".join(f"{scores.backend} {scores.seconds:.1f} s" for scores in result.scores)
     console.print(f"\nscored in: {seconds}", soft_wrap=True)
 
 
 def _headline(result: EvalReport) -> str:
-    """One line that says what the tables are about."""
+    """Return one line about what the tables are about."""
     plan, first = result.plan, result.scores[0]
     source = "held-out text" if result.heldout else "the user's files"
     windows = sum(map(len, result.windows.values()))
     return (
-        f"{result.model} ({result.dtype}), {first.backend} on {first.device}; {source}: {windows} windows of "
-        f"{result.request.window_bytes} bytes, {plan.anchors} anchors in each; {result.prompts} prompts of "
+        f"{result.model} ({result.dtype}), {first.backend} on {first.device}; {source}: {windows} pieces of "
+        f"{result.request.window_bytes} bytes, {plan.anchors} places in each; {result.prompts} prompts of "
         f"{result.prompt_bytes} bytes, up to {plan.new_bytes} new bytes after each; seed {plan.seed}"
     )
 
 
-def _write(out: Path, result: EvalReport, *, plots: bool) -> list[Path]:
-    """Write JSON and plots, each file whole or not at all."""
+def _write(out: Path, result: EvalReport, console: Console, *, plots: bool | None) -> None:
+    """Write JSON and plots, each file atomically, and name them.
+
+    Args:
+        out: folder, made if it is missing.
+        result: what to write.
+        console: where the files are named.
+        plots: whether to draw them; None: where matplotlib is installed.
+    """
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / JSON_FILE, result.to_dict())
     written = [out / JSON_FILE]
-    if plots:
+    if plots or (plots is None and find_spec("matplotlib") is not None):
         from fastblt.commands.eval_plots import write_plots
 
         written += write_plots(out, result.figures[0], result.model)
-    return written
+    elif plots is None:
+        console.print("no plots: matplotlib is not installed (pip install matplotlib)", soft_wrap=True)
+    for path in written:
+        console.print(f"wrote {path}", soft_wrap=True)
 
 
-def _judge(result: EvalReport, console: Console) -> None:
-    """Say whether the backends agree."""
+def _print_verdict(result: EvalReport, console: Console) -> None:
+    """Report whether the backends agree; raise `AgreementError` where they do not."""
     if not result.checks:
         console.print(f"verdict: only {result.names} was scored, nothing to compare with", soft_wrap=True)
         return

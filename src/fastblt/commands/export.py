@@ -1,45 +1,77 @@
-"""``fastblt export``: write a bundle and print what is in it."""
+"""``fastblt export``: writes a bundle, compares it with PyTorch, and prints what is in it."""
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
+from typing import Annotated
 
-from rich.console import Console
+import typer
 
+from fastblt.commands.checks import check_bundle_target, check_checkpoint
 from fastblt.commands.graphs import graph_table
-from fastblt.export.bundle_writer import export_bundle
-from fastblt.models.formats.open import open_checkpoint
+from fastblt.commands.options import CheckpointArgument, DocumentMasksOption, Dtype, ForceOption, PatcherOption
+from fastblt.commands.output import print_table, stderr, stdout
 from fastblt.runtime.bundle.bundle import Bundle
 
 
-def run(
-    checkpoint: str,
-    bundle: Path,
-    *,
-    dtype: str,
-    hash_tables: str,
-    lowered: bool = False,
-    patcher: str | None = None,
-    document_masks: bool | None = None,
-) -> None:
-    """Say what the checkpoint is, export, verify, and print a table of the bundle's files.
+class HashTables(StrEnum):
+    """Where a bundle keeps its hash n-gram tables."""
 
-    Raises:
-        ValueError: the checkpoint, an option or the target folder cannot be used, or a graph differs from the eager
-            model.
-        OSError: the bundle cannot be written.
+    HOST = "host"
+    GRAPH = "graph"
+
+
+def command(
+    checkpoint: CheckpointArgument,
+    bundle: Annotated[Path, typer.Argument(help="Folder to write the bundle to.")],
+    dtype: Annotated[
+        Dtype, typer.Option(help="Type of weights, activations and caches. CPUs run fp32 and fp16.")
+    ] = Dtype.FP32,
+    hash_tables: Annotated[
+        HashTables,
+        typer.Option(
+            help="Where the tables of byte n-grams are: host: in a file that is mapped into memory, beside the graphs; "
+            "graph: inside the encoder's graph."
+        ),
+    ] = HashTables.HOST,
+    lowered: Annotated[
+        bool, typer.Option("--lowered", help="Use only operators that TensorRT before version 10.15 knows.")
+    ] = False,
+    force: ForceOption = False,
+    patcher: PatcherOption = None,
+    document_masks: DocumentMasksOption = None,
+) -> None:
+    """Export a checkpoint to a bundle of ONNX graphs.
+
+    Every graph is compared with the PyTorch model before the bundle appears; if something fails, nothing is left
+    behind. The checkpoint's layout is recognized by its content.
     """
-    progress = Console(stderr=True, highlight=False)
-    with progress.status("reading the checkpoint") as status:
+    check_checkpoint(checkpoint)
+    check_checkpoint(patcher)
+    check_bundle_target(bundle, force=force)
+    from fastblt.export.bundle_writer import export_bundle
+    from fastblt.models.formats.open import open_checkpoint
+
+    console = stderr()
+    with console.status("reading the checkpoint") as status:
         source = open_checkpoint(checkpoint, patcher=patcher, document_masks=document_masks)
-        progress.print(f"{checkpoint}: found {source.layout.description}", soft_wrap=True)
-        export_bundle(source, bundle, dtype=dtype, hash_tables=hash_tables, lowered=lowered, report=status.update)
+        console.print(f"{checkpoint}: found {source.layout.description}", soft_wrap=True)
+        export_bundle(
+            source,
+            bundle,
+            dtype=dtype.value,
+            hash_tables=hash_tables.value,
+            lowered=lowered,
+            report=status.update,
+        )
+    _print_bundle(bundle)
+
+
+def _print_bundle(bundle: Path) -> None:
     manifest = Bundle.open(bundle, check=False).manifest
-    console = Console(highlight=False)
+    console = stdout()
     place = "on the host" if manifest.hash_tables == "host" else "in the graph"
     kind = f"{manifest.dtype}, opset {manifest.opset} ({manifest.operators})"
-    console.print(
-        f"{bundle}: {manifest.model}, {kind}, hash tables {place}",
-        soft_wrap=True,
-    )
-    console.print(graph_table(bundle, manifest))
+    console.print(f"{bundle}: {manifest.model}, {kind}, hash tables {place}", soft_wrap=True)
+    print_table(console, graph_table(bundle, manifest))

@@ -1,23 +1,34 @@
-"""``fastblt generate``: a prompt goes in, bytes come out as they are decided."""
+"""``fastblt generate``: continues a prompt, and prints bytes as they are decided."""
 
 from __future__ import annotations
 
 import os
 import sys
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol, TextIO
+from typing import Annotated, Protocol, TextIO
 
+import typer
 from rich.console import Console
 from rich.table import Table
 
+from fastblt.commands.checks import check_backend, check_bundle, check_file_target
+from fastblt.commands.options import (
+    BackendOption,
+    BundleArgument,
+    MaxBytesOption,
+    MethodOption,
+    ProviderOption,
+)
+from fastblt.commands.output import add_row, left, make_table, print_table, stderr, stdout, words
 from fastblt.commands.prompts import default_prompt
 from fastblt.commands.show import Show, escaped
 from fastblt.models.config import BltConfig
-from fastblt.runtime.backends.registry import default_capacity
+from fastblt.runtime.backends.registry import DEFAULT_BACKEND, default_capacity
 from fastblt.runtime.blt_runtime import BltRuntime
 from fastblt.runtime.generation import Chunk, Generation
-from fastblt.runtime.methods import parse_method
+from fastblt.runtime.measure.report import write_json
+from fastblt.runtime.request import GenerationRequest
 from fastblt.runtime.text import TextDecoder
 
 # A terminal must not obey control characters that a model came up with.
@@ -25,11 +36,11 @@ _CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) i
 
 
 class PromptError(ValueError):
-    """No usable prompt."""
+    """Reports that there is no usable prompt."""
 
 
 class Writer(Protocol):
-    """Takes the chunks of a generation."""
+    """Prints the chunks of a generation."""
 
     def write(self, chunk: Chunk) -> None:
         """Print one chunk."""
@@ -40,73 +51,122 @@ class Writer(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class GenerateRequest:
-    """How to generate; the fields are `BltRuntime.generate`'s."""
-
-    max_new_bytes: int = 256
-    method: str = "s:8"
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int | None = None
-    stop: tuple[str, ...] = ()
-
-
-def run(
-    bundle: Path,
-    request: GenerateRequest,
-    *,
-    prompt: str | None,
-    prompt_file: Path | None,
-    backend: str,
-    provider: str,
-    max_bytes: int | None,
-    show: bool,
-    stats: bool,
+def command(
+    bundle: BundleArgument,
+    prompt: Annotated[str | None, typer.Argument(help="Text to continue  [default: a held-out text]")] = None,
+    prompt_file: Annotated[
+        Path | None, typer.Option(help="File with the prompt, any bytes; - is standard input.")
+    ] = None,
+    max_new_bytes: Annotated[
+        int, typer.Option(min=0, help="Bytes to generate, at most.")
+    ] = GenerationRequest.max_new_bytes,
+    method: MethodOption = None,
+    temperature: Annotated[
+        float, typer.Option(help="Randomness of sampling; 0: always the likeliest byte.")
+    ] = GenerationRequest.temperature,
+    top_p: Annotated[
+        float, typer.Option(help="Sample from the fewest likeliest bytes with this probability together, in (0, 1].")
+    ] = GenerationRequest.top_p,
+    top_k: Annotated[
+        int, typer.Option(min=0, help="Sample from this many likeliest bytes; 0: from all.")
+    ] = GenerationRequest.top_k,
+    min_p: Annotated[
+        float,
+        typer.Option(help="Sample from bytes at least this many times as likely as the likeliest; 0: from all."),
+    ] = GenerationRequest.min_p,
+    logit_bias: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="BYTE=VALUE",
+            help="Make a byte (0 to 255) likelier or less likely: add VALUE to its logit; may be repeated.",
+        ),
+    ] = None,
+    ban: Annotated[list[str] | None, typer.Option(help="Never write the bytes of this text; may be repeated.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of sampling  [default: a random one]")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be repeated.")] = None,
+    backend: BackendOption = DEFAULT_BACKEND,
+    provider: ProviderOption = "auto",
+    max_bytes: MaxBytesOption = None,
+    show: Annotated[
+        bool, typer.Option("--show", help="Mark patch boundaries and where each byte came from, in color.")
+    ] = False,
+    stats: Annotated[bool, typer.Option("--stats", help="Print statistics to standard error.")] = False,
+    logprobs: Annotated[
+        Path | None,
+        typer.Option(help="Write each new byte and the natural logarithm of its probability to this JSON file."),
+    ] = None,
 ) -> None:
-    """Generate after a prompt and print; statistics go to stderr, after ``--show`` to stdout."""
-    parse_method(request.method)  # a wrong name is told before a large bundle is read
+    """Generate text from a bundle.
+
+    New bytes are printed as soon as they are decided: as text to a terminal, unchanged to a file or a pipe.
+    """
+    request = GenerationRequest(
+        max_new_bytes=max_new_bytes,
+        method=method,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        min_p=min_p,
+        logit_bias=parse_bias(logit_bias or ()),
+        banned_bytes=b"".join(map(os.fsencode, ban or ())),
+        seed=seed,
+        stop=tuple(map(os.fsencode, stop or ())),
+        logprobs=logprobs is not None,
+    )
+    check_backend(backend)
+    check_file_target(logprobs)
     data, origin = read_prompt(prompt, prompt_file)
-    capacity = max_bytes or default_capacity(backend, max(1, len(data) + request.max_new_bytes))
+    check_bundle(bundle, backend=backend)
+    capacity = max_bytes or default_capacity(backend, max(1, len(data) + max_new_bytes))
     runtime = BltRuntime.from_pretrained(bundle, provider=provider, backend=backend, max_bytes=capacity)
+    console, writer = _open_output(data, origin, show=show)
+    generation = runtime.generate(data, request=request, on_chunk=writer.write)
+    writer.finish()
+    if show or stats:
+        print_table(console, statistics(generation, runtime.config, request.decoding_method().name))
+    if logprobs is not None:
+        write_json(logprobs, {"bytes": list(generation.data), "logprobs": list(generation.logprobs)})
+
+
+def _open_output(prompt: bytes, origin: str, *, show: bool) -> tuple[Console, Writer]:
+    """Return the console for statistics and what prints the text; name a prompt that the user did not choose."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # what the locale cannot encode is no reason to stop
             stream.reconfigure(errors="backslashreplace")
-    writer: Writer
     if show:
-        console = Console(highlight=False)
-        writer = Show(console, data)
-        writer.legend()
-    else:
-        console = Console(stderr=True, highlight=False)
-        writer = Plain(sys.stdout)
-        if origin:
-            console.out(f"{origin}: {escaped(data)}", highlight=False)
-    generation = generate(runtime, data, request, writer)
-    if show or stats:
-        console.print(statistics(generation, runtime.config, request.method))
+        console = stdout()
+        view = Show(console, prompt)
+        view.legend()
+        return console, view
+    console = stderr()
+    if origin:
+        console.out(f"{origin}: {escaped(prompt)}", highlight=False)
+    return console, Plain(sys.stdout)
 
 
-def generate(runtime: BltRuntime, prompt: bytes, request: GenerateRequest, writer: Writer) -> Generation:
-    """Generate, handing every chunk to ``writer`` as it comes."""
-    generation = runtime.generate(
-        prompt,
-        request.max_new_bytes,
-        method=request.method,
-        temperature=request.temperature,
-        top_p=request.top_p,
-        seed=request.seed,
-        stop=tuple(os.fsencode(text) for text in request.stop),
-        on_chunk=writer.write,
-    )
-    writer.finish()
-    return generation
+def parse_bias(items: Sequence[str]) -> dict[int, float]:
+    """Return what to add to the logits of bytes, by byte value.
+
+    Args:
+        items: such as ``10=-2.5``.
+
+    Raises:
+        ValueError: one is malformed. `GenerationRequest` checks the range of its numbers.
+    """
+    found: dict[int, float] = {}
+    for item in items:
+        byte, _, value = item.partition("=")
+        try:
+            found[int(byte, 0)] = float(value)
+        except ValueError:
+            raise ValueError(f"--logit-bias: found {item!r}, expected BYTE=VALUE, such as 10=-2.5") from None
+    return found
 
 
 def read_prompt(prompt: str | None, prompt_file: Path | None) -> tuple[bytes, str]:
-    """The prompt's bytes, and where they come from if the user did not say.
+    """Return the prompt's bytes, and where they come from if the user did not choose them.
 
-    Arguments of a command are bytes too: those that are no UTF-8 arrive unchanged.
+    Arguments of a command are bytes too: those that are not UTF-8 arrive unchanged.
 
     Raises:
         PromptError: both are given.
@@ -123,7 +183,7 @@ def read_prompt(prompt: str | None, prompt_file: Path | None) -> tuple[bytes, st
 
 
 class Plain:
-    """New bytes as they are: text on a terminal, raw bytes into a file or a pipe."""
+    """Prints new bytes: as text on a terminal, unchanged into a file or a pipe."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -147,20 +207,24 @@ class Plain:
 
 
 def statistics(generation: Generation, config: BltConfig, method: str) -> Table:
-    """What the generation did and what it cost."""
+    """Return a table of what a generation did and what it cost."""
     stats = generation.stats
-    table = Table(box=None, show_header=False, pad_edge=False)
-    accepted = "nothing drafted"
+    accepted = "no drafts"
     if stats.acceptance is not None:
-        accepted = f"{stats.accepted} of {stats.drafted} ({100 * stats.acceptance:.1f} %)"
-    table.add_row("method", method)
-    table.add_row("prompt, new bytes", f"{stats.prompt_bytes}, {stats.new_bytes} (ended by {generation.finish})")
-    table.add_row("time", f"{stats.total_seconds:.3f} s, first byte after {1e3 * stats.first_byte_seconds:.1f} ms")
-    table.add_row("speed", f"{stats.bytes_per_second:.1f} bytes/s, prompt included")
+        accepted = f"{stats.accepted} of {stats.drafted} bytes ({100 * stats.acceptance:.1f} %)"
     calls = ", ".join(f"{part} {stats.nfe[part]}" for part in ("patcher", "encoder", "global", "decoder"))
-    table.add_row("NFE", calls)
-    table.add_row("rounds", str(stats.rounds))
-    table.add_row("accepted drafts", accepted)
-    table.add_row("traffic", f"{stats.estimated_gb(config):.4g} GB by the paper's formula (16-bit weights),")
-    table.add_row("", f"{stats.moved_bytes / 1e9:.4g} GB of weights and caches read")
+    rows = {
+        "method": method,
+        "prompt, new bytes": f"{stats.prompt_bytes}, {stats.new_bytes} (ended by {generation.finish})",
+        "time": f"{stats.total_seconds:.3f} s, first byte after {1e3 * stats.first_byte_seconds:.1f} ms",
+        "speed": f"{stats.bytes_per_second:.1f} bytes/s, prompt included",
+        "model calls (NFE)": calls,
+        "rounds": str(stats.rounds),
+        "accepted drafts": accepted,
+        "estimated traffic": f"{stats.estimated_gb(config):.4g} GB of 16-bit weights (formula of arXiv 2605.08044)",
+        "memory read": f"{stats.moved_bytes / 1e9:.4g} GB of weights and caches",
+    }
+    table = make_table(left(""), words(""), header=False)
+    for name, value in rows.items():
+        add_row(table, name, value)
     return table

@@ -7,48 +7,48 @@ from pathlib import Path
 
 from rich.table import Table
 
+from fastblt.commands.output import add_row, left, make_table, megabytes, right
 from fastblt.runtime.bundle.manifest import GraphSpec, Manifest, TensorSpec
 
 
 def graph_table(bundle: Path, manifest: Manifest) -> Table:
-    """Files, megabytes on disk, nodes (where the onnx package is installed), largest error against eager."""
-    table = Table("file", box=None, pad_edge=False)
-    for heading in ("MB", "nodes", "max error against eager"):
-        table.add_column(heading, justify="right")
-    left = dict.fromkeys(manifest.files)
+    """Return a table of a bundle's files: size, nodes (where onnx is installed), largest error against PyTorch."""
+    table = make_table(left("file"), right("MB"), right("nodes"), right("error against PyTorch"), left("in output"))
+    others = dict.fromkeys(manifest.files)
     total = 0
     for part, graph in manifest.graphs.items():
         size = sum((bundle / name).stat().st_size for name in files_of(graph, manifest))
         for name in files_of(graph, manifest):
-            left.pop(name, None)
+            others.pop(name, None)
         total += size
         nodes = count_nodes(bundle / graph.file)
-        table.add_row(graph.file, _mb(size), "-" if nodes is None else str(nodes), largest_error(manifest, part))
-    for name in left:
+        shown = "-" if nodes is None else str(nodes)
+        add_row(table, graph.file, megabytes(size), shown, *largest_error(manifest, part))
+    for name in others:
         size = (bundle / name).stat().st_size
         total += size
-        table.add_row(name, _mb(size), "", "")
-    table.add_row("total", _mb(total), "", "", style="bold")
+        add_row(table, name, megabytes(size))
+    add_row(table, "total", megabytes(total), bold=True)
     return table
 
 
 def files_of(graph: GraphSpec, manifest: Manifest) -> list[str]:
-    """A graph's file, and the file of its weights if they lie beside it."""
+    """Return a graph's file, and the file of its weights if there is one beside it."""
     return [name for name in (graph.file, f"{graph.file}.data") if name in manifest.files]
 
 
-def largest_error(manifest: Manifest, part: str) -> str:
-    """Largest difference between a part's graph and the eager model, and the output that shows it."""
+def largest_error(manifest: Manifest, part: str) -> tuple[str, str]:
+    """Return the largest difference between a part's graph and the PyTorch model, and the output that has it."""
     names = (part, manifest.graphs[part].file)
     entries = [entry for entry in manifest.verification if entry["graph"] in names]
     if not entries:
-        return "not verified"
+        return "not compared", ""
     worst = max(entries, key=lambda entry: float(entry["max_error"]))
-    return f"{worst['max_error']:.2g} ({worst['output']})"
+    return f"{worst['max_error']:.2g}", str(worst["output"])
 
 
 def count_nodes(path: Path) -> int | None:
-    """Nodes of a graph; None where the onnx package is not installed."""
+    """Return the number of nodes of a graph; None where the onnx package is not installed."""
     if find_spec("onnx") is None:
         return None
     import onnx
@@ -57,18 +57,13 @@ def count_nodes(path: Path) -> int | None:
 
 
 def tensor_table(graph: GraphSpec) -> Table:
-    """Inputs and outputs of one graph."""
-    table = Table("", "tensor", "dtype", "shape", "role", box=None, pad_edge=False, title=graph.file)
-    table.title_justify = "left"
+    """Return a table of the inputs and outputs of one graph."""
+    table = make_table(left(""), left("tensor"), left("type"), left("shape"), left("role"), title=graph.file)
     for direction, specs in (("in", graph.inputs), ("out", graph.outputs)):
         for spec in specs:
-            table.add_row(direction, spec.name, spec.dtype, _shape(spec), spec.role)
+            add_row(table, direction, spec.name, spec.dtype, _shape(spec), spec.role)
     return table
 
 
 def _shape(spec: TensorSpec) -> str:
     return f"({', '.join(map(str, spec.shape))})"
-
-
-def _mb(size: int) -> str:
-    return f"{size / 1e6:.2f}"

@@ -4,35 +4,54 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from rich.console import Console
+import typer
 from rich.table import Table
 
+from fastblt.commands.checks import check_checkpoint, check_file_target
 from fastblt.commands.graphs import graph_table, tensor_table
 from fastblt.commands.inspect_facts import BYTES_PER_PATCH, ESTIMATE_BYTES, PARTS, Memory, ModelFacts, read_facts
+from fastblt.commands.options import JsonOption, PatcherOption
+from fastblt.commands.output import add_row, left, make_table, megabytes, print_table, right, stdout, words
 from fastblt.models.config import BltConfig
-from fastblt.runtime.bundle.manifest import EMBEDDINGS_FILE
+from fastblt.runtime.bundle.manifest import EMBEDDINGS_FILE, is_bundle
 from fastblt.runtime.measure.report import write_json
 
 _EMBEDDINGS = ("byte embeddings", "hash embeddings")
 
 
-def run(path: str, max_bytes: int, patcher: str | None = None, json_file: Path | None = None) -> None:
-    """Print a description of a checkpoint of any layout or of a bundle; errors as in `read_facts`."""
+def command(
+    path: Annotated[
+        str,
+        typer.Argument(help="Bundle, or checkpoint: {layouts}."),
+    ],
+    max_bytes: Annotated[int, typer.Option(min=1, help="Longest text, prompt included, to report memory for.")] = 4096,
+    patcher: PatcherOption = None,
+    json: JsonOption = None,
+) -> None:
+    """Describe a checkpoint or a bundle.
+
+    Prints its geometry, parameters, size on disk, memory on device and host, and the estimated weight traffic of each
+    method; of a bundle also its graphs. Weights are not loaded.
+    """
+    check_file_target(json)
+    if not is_bundle(Path(path)):
+        check_checkpoint(path)
+        check_checkpoint(patcher)
     facts = read_facts(path, max_bytes, patcher)
-    if json_file is not None:
-        write_json(json_file, as_json(facts))
-    console = Console(highlight=False)
+    if json is not None:
+        write_json(json, as_json(facts))
+    console = stdout()
     console.print(_headline(facts), soft_wrap=True)
     for table in (geometry_table(facts.config), facts_table(facts.config), parts_table(facts), memory_table(facts)):
         console.print()
-        console.print(table)
+        print_table(console, table)
     console.print(_memory_note(facts), soft_wrap=True)
     if facts.manifest is not None:
         for table in (graph_table(Path(path), facts.manifest), *map(tensor_table, facts.manifest.graphs.values())):
             console.print()
-            console.print(table)
+            print_table(console, table)
     console.print()
     console.print(_traffic_text(facts), soft_wrap=True)
 
@@ -56,31 +75,30 @@ def _headline(facts: ModelFacts) -> str:
 
 
 def geometry_table(config: BltConfig) -> Table:
-    """One row for each stack."""
-    table = Table("stack", box=None, pad_edge=False)
-    for heading in ("layers", "dim", "heads", "ffn", "window", "rope theta"):
-        table.add_column(heading, justify="right")
+    """Return a table with one row for each stack of layers."""
+    headings = ("layers", "dim", "heads", "ffn", "window", "rope theta")
+    table = make_table(left("stack"), *(right(heading) for heading in headings))
     for name, stack in config.stacks.items():
         window = "all" if stack.window is None else str(stack.window)
-        numbers = (stack.layers, stack.dim, stack.heads, stack.ffn_dim)
-        table.add_row(name, *map(str, numbers), window, f"{stack.rope_theta:g}")
+        figures = (stack.layers, stack.dim, stack.heads, stack.ffn_dim)
+        add_row(table, name, *map(str, figures), window, f"{stack.rope_theta:g}")
     return table
 
 
 def facts_table(config: BltConfig) -> Table:
-    """What else determines the model."""
-    table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_row("patches", patch_rule(config))
-    masks = "self-attention stays inside them, EOS ends one" if config.document_masks else "not masked"
-    table.add_row("documents", masks)
+    """Return a table of everything else that determines the model."""
     n = config.hash
     sizes = ", ".join(map(str, n.sizes))
     functions = f", {n.functions} hash functions" if n.functions > 1 else ""
     tables = f"{n.tables} of {n.rows} rows x {config.encoder.dim} (n-grams of {sizes} bytes{functions})"
-    table.add_row("hash tables", tables if n.tables else "none")
-    table.add_row("cross-attention", f"{config.cross_attn_k} queries per patch")
     blocks = f", blocks of up to {config.block_size} bytes" if config.block_size else ", no block diffusion"
-    table.add_row("decoder input", config.decoder_input + blocks)
+    masks = "self-attention stays inside them, EOS ends one" if config.document_masks else "not masked"
+    table = make_table(left(""), words(""), header=False)
+    add_row(table, "patches", patch_rule(config))
+    add_row(table, "documents", masks)
+    add_row(table, "hash tables", tables if n.tables else "none")
+    add_row(table, "cross-attention", f"{config.cross_attn_k} queries per patch")
+    add_row(table, "decoder input", config.decoder_input + blocks)
     return table
 
 
@@ -96,10 +114,8 @@ def patch_rule(config: BltConfig) -> str:
 
 
 def parts_table(facts: ModelFacts) -> Table:
-    """Parameters, share of the non-embedding parameters, bytes on disk and type of each part."""
-    table = Table("part", box=None, pad_edge=False)
-    for heading in ("parameters", "share", "MB on disk", "type"):
-        table.add_column(heading, justify="right")
+    """Return a table of each part's parameters, share of the non-embedding parameters, size on disk and type."""
+    table = make_table(left("part"), *(right(heading) for heading in ("parameters", "share", "MB on disk", "type")))
     counts = facts.counts
     whole = counts.total - counts.byte_embeddings - counts.hash_embeddings
     for part, name in PARTS.items():
@@ -107,22 +123,21 @@ def parts_table(facts: ModelFacts) -> Table:
         if not count:
             continue
         share = "" if part in _EMBEDDINGS else f"{100 * count / whole:.1f} %"
-        table.add_row(part, f"{count:,}", share, _mb(stored.bytes) if stored else "", stored.dtype if stored else "")
+        size, kind = (megabytes(stored.bytes), stored.dtype) if stored else ("", "")
+        add_row(table, part, f"{count:,}", share, size, kind)
     disk = sum(stored.bytes for stored in facts.stored.values())
-    table.add_row("total", f"{counts.total:,}", "", _mb(disk), "", style="bold")
+    add_row(table, "total", f"{counts.total:,}", "", megabytes(disk), "", bold=True)
     return table
 
 
 def memory_table(facts: ModelFacts) -> Table:
-    """Megabytes on device and host, by part; for a checkpoint, of every type of bundle."""
-    table = Table("memory, MB", box=None, pad_edge=False)
-    for memory in facts.memory:
-        table.add_column(f"{memory.dtype}\nweights", justify="right")
-        table.add_column("\nbuffers", justify="right")
+    """Return a table of the megabytes on device and host, by part; for a checkpoint, of every type of bundle."""
+    columns = [right(f"{m.dtype}\n{kind}") for m in facts.memory for kind in ("weights", "buffers")]
+    table = make_table(left("memory, MB"), *columns)
     for part in facts.config.stacks:
-        table.add_row(part, *(_mb(size) for m in facts.memory for size in (m.weights[part], m.buffers[part])))
-    table.add_row("device", *(_mb(size) for m in facts.memory for size in _device(m)), style="bold")
-    table.add_row("host", *(text for m in facts.memory for text in (_mb(m.tables), "")), style="bold")
+        add_row(table, part, *(megabytes(size) for m in facts.memory for size in (m.weights[part], m.buffers[part])))
+    add_row(table, "device", *(megabytes(size) for m in facts.memory for size in _device(m)), bold=True)
+    add_row(table, "host", *(text for m in facts.memory for text in (megabytes(m.tables), "")), bold=True)
     return table
 
 
@@ -150,7 +165,3 @@ def _traffic_text(facts: ModelFacts) -> str:
         "of one-step blocks) and steps (2.9 a block), one encoder and global call a round; patcher and caches left "
         "out (the paper's formula)"
     )
-
-
-def _mb(size: int) -> str:
-    return f"{size / 1e6:,.2f}"

@@ -1,37 +1,37 @@
-"""``fastblt pack`` and ``unpack``: a bundle as one file, for a box."""
+"""``fastblt pack``: writes a bundle to one archive."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
-from rich.console import Console
+import typer
 
-from fastblt.runtime.bundle.archive import pack, unpack
+from fastblt.commands.checks import check_bundle, check_file_target
+from fastblt.commands.options import BundleArgument
+from fastblt.commands.output import megabytes, stderr, stdout
+from fastblt.runtime.bundle.archive import ALL, pack
 from fastblt.runtime.bundle.manifest import sha256_of
 
 
-def run_pack(bundle: Path, archive: Path | None, engines: str) -> None:
-    """Write an archive, and print its sum.
+def command(
+    bundle: BundleArgument,
+    archive: Annotated[
+        Path | None, typer.Argument(help="File to write; .tar.gz is compressed  [default: BUNDLE.tar]")
+    ] = None,
+    engines: Annotated[
+        str, typer.Option(help="Engines to include: all, none, or the name of one folder in BUNDLE/engines.")
+    ] = ALL,
+) -> None:
+    """Write a bundle and its engines to one archive.
 
-    Raises:
-        ValueError: the bundle is damaged, or has no such engines.
-        OSError: the archive cannot be written.
+    The same content always yields the same archive, byte for byte; SHA256SUMS inside lists the digest of every file.
     """
     target = archive or Path(f"{bundle.resolve().name}.tar")
-    console = Console(highlight=False)
-    with Console(stderr=True).status(f"packing {bundle}"):
+    check_bundle(bundle)
+    check_file_target(target)
+    with stderr().status(f"packing {bundle}"):
         names = pack(bundle, target, engines)
         digest = sha256_of(target)
-    size = target.stat().st_size / 1e6
-    console.print(f"{target}: {len(names)} files, {size:.1f} MB, sha256 {digest}", soft_wrap=True)
-
-
-def run_unpack(archive: Path, folder: Path) -> None:
-    """Unpack an archive, every file checked.
-
-    Raises:
-        ValueError: it is damaged, or the folder is not empty.
-        OSError: it cannot be read or written.
-    """
-    names = unpack(archive, folder)
-    Console(highlight=False).print(f"{folder}: {len(names) - 1} files, all as they were packed", soft_wrap=True)
+    size = megabytes(target.stat().st_size)
+    stdout().print(f"{target}: {len(names)} files, {size} MB, sha256 {digest}", soft_wrap=True)

@@ -1,4 +1,4 @@
-"""``fastblt train``: run a recipe with a progress bar, evaluations as lines above it."""
+"""``fastblt train``: runs a recipe with a progress bar, and prints evaluations as lines above it."""
 
 from __future__ import annotations
 
@@ -6,60 +6,70 @@ import json
 import math
 import time
 from dataclasses import dataclass, field
+from enum import StrEnum
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
+import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from fastblt.models.checkpoint import load_checkpoint
-from fastblt.models.training.corpus import load_corpus
-from fastblt.models.training.loop import CHECKPOINT_FOLDER, LOG_FILE, Trainer
+from fastblt.commands.checks import check_output_folder
+from fastblt.commands.output import stdout
+from fastblt.models.training.corpus import Corpus, load_corpus
 from fastblt.models.training.recipe import TrainConfig
-from fastblt.models.training.report import CURVES_FILE, REPORT_FILE, heldout_report, plot_curves
-from fastblt.models.training.state import STATE_FILE
-from fastblt.models.training.state import Progress as TrainProgress
+from fastblt.models.training.run_files import CHECKPOINT_FOLDER, LOG_FILE, STATE_FILE
 from fastblt.runtime.measure.report import write_json
+
+if TYPE_CHECKING:
+    from fastblt.models.training.state import Progress as TrainProgress
 
 
 class RunError(ValueError):
-    """A training run that cannot be started as asked."""
+    """Reports a training run that cannot be started as asked."""
 
 
-def run(
-    config: str,
-    out: Path,
-    data: Path,
-    *,
-    max_seconds: float | None,
-    resume: bool,
-    init: Path | None,
-    device: str,
-    threads: int | None,
+class Device(StrEnum):
+    """Where training runs."""
+
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+def command(
+    config: Annotated[str, typer.Argument(help="Recipe: a JSON file, or the name of one that ships with fastblt.")],
+    out: Annotated[Path, typer.Option(help="Folder of the run: its state, its log and, at the end, the checkpoint.")],
+    data: Annotated[Path, typer.Option(help="Corpus that `fastblt data` built.")] = Path("build/corpus"),
+    max_seconds: Annotated[
+        float | None, typer.Option(min=0, help="Stop after this much time; --resume continues later.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in the folder.")] = False,
+    init: Annotated[
+        Path | None, typer.Option(help="Checkpoint to start from, patcher included  [default: random weights]")
+    ] = None,
+    device: Annotated[Device, typer.Option(help="Where to train.")] = Device.CPU,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads  [default: all cores]")] = None,
 ) -> None:
-    """Train until the recipe is done or ``max_seconds`` of wall time have passed.
-
-    Raises:
-        CheckpointError: ``init`` is not a checkpoint.
-        RunError: ``out`` holds a run and ``resume`` is not given, or the device is not there.
-        ConfigError: the recipe is unknown or invalid.
-        CorpusError: ``data`` is not a built corpus.
-    """
+    """Train a model from a recipe."""
     recipe = load_recipe(config)
     refuse_existing_run(out, resume)
-    if device == "cuda" and not torch.cuda.is_available():
+    check_output_folder(out)
+    corpus = load_corpus(data)
+    import torch
+
+    from fastblt.models.training.loop import Trainer
+
+    if device == Device.CUDA and not torch.cuda.is_available():
         raise RunError("device: found cuda, expected cpu: PyTorch sees no GPU here")
     if threads is not None:
         torch.set_num_threads(threads)
-    corpus = load_corpus(data)
-    trainer = Trainer(recipe, corpus.train, corpus.heldout, out, device)
-    console = Console(highlight=False)
+    trainer = Trainer(recipe, corpus.train, corpus.heldout, out, device.value)
+    console = stdout()
     found = trainer.resume() if resume else False
     if resume:
         p = trainer.progress
-        where = f"goes on at step {p.step} of phase {p.phase}" if found else "holds no run yet, starts one"
+        where = f"continues at step {p.step} of phase {p.phase}" if found else "holds no run yet, starts one"
         console.print(f"{out}: {where}", soft_wrap=True)
     if init is not None and not found:
         trainer.start_from(init)
@@ -67,19 +77,27 @@ def run(
         try:
             done = trainer.run(math.inf if max_seconds is None else max_seconds, display.on_step)
         except KeyboardInterrupt:
-            console.print(f"{out}: interrupted, --resume goes on from the last save", soft_wrap=True)
+            console.print(f"{out}: interrupted, --resume continues from the last save", soft_wrap=True)
             raise
         display.print_evaluations()
     if done:
-        console.print("evaluating on every held-out corpus")
-        write_json(out / REPORT_FILE, heldout_report(load_checkpoint(out / CHECKPOINT_FOLDER), corpus))
-        plot_curves(out / LOG_FILE, out / CURVES_FILE)
-    ending = f"done, see {out / CHECKPOINT_FOLDER}" if done else f"{out}: time is up, --resume goes on"
+        _report(out, corpus, console)
+    ending = f"done, see {out / CHECKPOINT_FOLDER}" if done else f"{out}: time is up, --resume continues"
     console.print(ending, soft_wrap=True)
 
 
+def _report(out: Path, corpus: Corpus, console: Console) -> None:
+    """Evaluate a finished run on every held-out corpus, and plot its curves."""
+    from fastblt.models.checkpoint import load_checkpoint
+    from fastblt.models.training.report import CURVES_FILE, REPORT_FILE, heldout_report, plot_curves
+
+    console.print("evaluating on every held-out corpus")
+    write_json(out / REPORT_FILE, heldout_report(load_checkpoint(out / CHECKPOINT_FOLDER), corpus))
+    plot_curves(out / LOG_FILE, out / CURVES_FILE)
+
+
 def load_recipe(name: str) -> TrainConfig:
-    """A recipe from a JSON file, or a shipped one by its name.
+    """Read a recipe from a JSON file, or a shipped one by its name.
 
     Raises:
         ConfigError: the file cannot be read or is no recipe.
@@ -105,7 +123,7 @@ def refuse_existing_run(out: Path, resume: bool) -> None:
 
 @dataclass
 class Display:
-    """The progress bar of a run, and its evaluations as they appear in the log."""
+    """Shows the progress bar of a run, and its evaluations as they appear in the log."""
 
     console: Console
     log: Path
@@ -124,7 +142,9 @@ class Display:
             BarColumn(),
             TextColumn("{task.percentage:5.1f} %  {task.fields[speed]}"),
             TimeElapsedColumn(),
+            TimeRemainingColumn(),
             console=self.console,
+            disable=not self.console.is_terminal,
             # A step takes a tenth of a second or more: a faster refresh would only cost training time.
             refresh_per_second=2,
         )
@@ -170,7 +190,7 @@ class Display:
 
 
 def evaluation_line(record: dict[str, Any]) -> str:
-    """One record of ``log.jsonl`` as a line: where the run stands, then every measure."""
+    """Return one record of ``log.jsonl`` as a line: step and time, then every measure."""
     where = f"{record['phase']} step {record['step']} ({record['seconds']:.0f} s)"
     known = {"phase", "step", "seconds", "total_seconds", "tokens", "threshold"}
     measures = [f"{name} {value:.4g}" for name, value in record.items() if name not in known]

@@ -18,9 +18,10 @@ from fastblt.models.checkpoint import CheckpointError, load_checkpoint
 from fastblt.models.config import ConfigError
 from fastblt.models.training import loop, state
 from fastblt.models.training.corpus import Split
-from fastblt.models.training.loop import CHECKPOINT_FOLDER, LOG_FILE, RECIPE_FILE, Trainer, initialise
+from fastblt.models.training.loop import Trainer, initialise
 from fastblt.models.training.recipe import TrainConfig
-from fastblt.models.training.state import STATE_FILE, Progress
+from fastblt.models.training.run_files import CHECKPOINT_FOLDER, LOG_FILE, RECIPE_FILE, STATE_FILE
+from fastblt.models.training.state import Progress
 
 STEP = 0.5
 PATCHER_STEPS = 6

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from fastblt.calibration.heldout import CORPORA, load_prompts, load_text
 from fastblt.cli import app
-from fastblt.commands import audit as command
+from fastblt.commands.prompts import distinct_prompts
 from fastblt.models.blt import Blt
 from fastblt.models.config import BltConfig, PatchingConfig
 from fastblt.models.tokens import BOS_ID, BYTE_OFFSET, EOS_ID, encode
@@ -410,7 +410,7 @@ def test_command_fails_when_texts_end_before_there_are_enough_bytes(
     tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After this prompt the model ends its document."""
-    monkeypatch.setattr(command, "distinct_prompts", lambda: [("one", b"prompt 31")])
+    monkeypatch.setattr("fastblt.commands.audit.distinct_prompts", lambda: [("one", b"prompt 31")])
     result = invoke(tiny_bundle, "--bytes", "40", "--max-new-bytes", "40", "--methods", "ar")
     assert result.exit_code == 1
     assert re.search(r"found \d+ bytes after all held-out prompts, expected 40", result.stderr)
@@ -425,8 +425,8 @@ def test_command_fails_when_there_is_a_fault(tiny_bundle: Path, monkeypatch: pyt
 
 
 def test_heldout_prompts_are_distinct_and_enough_for_the_documented_audit() -> None:
-    prompts = command.distinct_prompts()
-    assert prompts == command.distinct_prompts()
+    prompts = distinct_prompts()
+    assert prompts == distinct_prompts()
     names, texts = zip(*prompts, strict=True)
     assert len(set(names)) == len(set(texts)) == len(prompts)
     assert len(prompts) * 256 > 400_000

@@ -13,10 +13,10 @@ from optimum.commands.export.base import ExportCommand
 
 
 class FastbltExportCommand(BaseOptimumCLICommand):  # type: ignore[misc]  # optimum has no types
-    """Hands its arguments to ``fastblt export``, whose output, errors and exit status are this command's."""
+    """Passes its arguments to ``fastblt export``, whose output, errors and exit status are this command's."""
 
     COMMAND = CommandInfo(
-        name="fastblt", help="Export a Byte Latent Transformer: four ONNX graphs that fastblt runs over one session."
+        name="fastblt", help="Export a Byte Latent Transformer to a bundle: one ONNX graph for each part of the model."
     )
 
     @staticmethod
@@ -25,40 +25,48 @@ class FastbltExportCommand(BaseOptimumCLICommand):  # type: ignore[misc]  # opti
         parser.description = FastbltExportCommand.COMMAND.help
         parser.add_argument(
             "checkpoint",
-            help="Checkpoint: a folder, an id of the Hugging Face hub, or random:PRESET (random weights).",
+            help="Checkpoint: a folder, a model id of the Hugging Face hub, or random:PRESET (random weights).",
         )
-        parser.add_argument("bundle", help="Folder to write, all of it or nothing.")
+        parser.add_argument("bundle", help="Folder to write the bundle to.")
         parser.add_argument(
-            "--dtype", choices=("fp32", "fp16", "bf16"), default="fp32", help="Type of weights and caches (fp32)."
+            "--dtype",
+            choices=("fp32", "fp16", "bf16"),
+            default="fp32",
+            help="Type of weights, activations and caches (default: fp32). CPUs run fp32 and fp16.",
         )
         parser.add_argument(
             "--hash-tables",
             choices=("host", "graph"),
             default="host",
-            help="host: memory-mapped beside the graphs (default); graph: inside the encoder.",
+            help="Where the tables of byte n-grams are: host: in a file that is mapped into memory, beside the graphs "
+            "(default); graph: inside the encoder's graph.",
         )
         parser.add_argument(
             "--lowered",
             action="store_true",
-            help="Write graphs without attention and cache updates, for TensorRT before 10.15.",
+            help="Use only operators that TensorRT before version 10.15 knows.",
         )
         parser.add_argument(
-            "--patcher", help="Entropy model to use: its folder or hub id (default: the checkpoint's own)."
+            "--force", action="store_true", help="Replace a bundle that is already in the target folder."
+        )
+        parser.add_argument(
+            "--patcher",
+            help="Folder or hub id of the entropy model that ends patches (default: the checkpoint's own).",
         )
         parser.add_argument(
             "--document-masks",
             action=BooleanOptionalAction,
-            help="Keep self-attention inside a document, which EOS ends (default: as the checkpoint's origin does).",
+            help="Let self-attention see only the current document; an end-of-document token ends one (default: as "
+            "the model was trained, by its layout).",
         )
 
     def run(self) -> None:
-        """Export; ends the process with the exit status of ``fastblt export``."""
+        """Export; end the process with the exit status of ``fastblt export``."""
         from fastblt.cli import app
 
         args = self.args
         options = ["--dtype", args.dtype, "--hash-tables", args.hash_tables]
-        if args.lowered:
-            options.append("--lowered")
+        options += [f"--{name}" for name in ("lowered", "force") if getattr(args, name)]
         if args.patcher is not None:
             options += ["--patcher", args.patcher]
         if args.document_masks is not None:

@@ -20,15 +20,15 @@ def texts(tmp_path: Path) -> tuple[Path, Path]:
     return files
 
 
-def calibrate(bundle: Path, out: Path, *options: str) -> Result:
+def quantize(bundle: Path, out: Path, *options: str) -> Result:
     few = ["--samples", "32", "--prompts", "2", "--windows", "1", "--window-bytes", "96"]
-    return CliRunner().invoke(app, ["calibrate", str(bundle), str(out), *few, *options])
+    return CliRunner().invoke(app, ["quantize", str(bundle), str(out), *few, *options])
 
 
 def test_result_is_told_and_written(tiny_bundle: Path, texts: tuple[Path, Path], tmp_path: Path) -> None:
     data, heldout = map(str, texts)
     out = tmp_path / "out"
-    result = calibrate(tiny_bundle, out, "--scheme", "w4", "--data", data, "--heldout", heldout, "--budget", "bpb=900%")
+    result = quantize(tiny_bundle, out, "--scheme", "w4", "--data", data, "--heldout", heldout, "--budget", "bpb=900%")
     assert result.exit_code == 0, result.stderr or result.exception
     for told in ("tiny in w4, gptq", "bits per byte", "acceptance of s:8", "decoder.onnx", "w4/32"):
         assert told in result.stdout
@@ -52,7 +52,7 @@ def test_result_is_told_and_written(tiny_bundle: Path, texts: tuple[Path, Path],
 def test_errors_are_one_line_and_nothing_is_left(
     options: list[str], message: str, tiny_bundle: Path, tmp_path: Path
 ) -> None:
-    result = calibrate(tiny_bundle, tmp_path / "out", *options)
+    result = quantize(tiny_bundle, tmp_path / "out", *options)
     assert result.exit_code == 1
     assert message in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
@@ -63,6 +63,19 @@ def test_measuring_on_what_was_calibrated_on_is_refused(
     tiny_bundle: Path, texts: tuple[Path, Path], tmp_path: Path
 ) -> None:
     same = str(texts[0])
-    result = calibrate(tiny_bundle, tmp_path / "out", "--scheme", "w8", "--data", same, "--heldout", same)
+    result = quantize(tiny_bundle, tmp_path / "out", "--scheme", "w8", "--data", same, "--heldout", same)
     assert result.exit_code == 1
     assert "found in --data and in --heldout" in result.stderr
+
+
+def test_bundle_is_replaced_only_when_forced(tiny_bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_bytes((tiny_bundle / "manifest.json").read_bytes())
+    result = quantize(tiny_bundle, tmp_path, "--scheme", "w8")
+    assert result.exit_code == 1
+    assert f"{tmp_path}: found a bundle, expected a new name; --force replaces it" in result.stderr
+
+
+def test_calibrate_is_its_earlier_name() -> None:
+    result = CliRunner().invoke(app, ["calibrate", "--help"])
+    assert result.exit_code == 0
+    assert "Make a bundle smaller" in result.stdout

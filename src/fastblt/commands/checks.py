@@ -1,0 +1,149 @@
+"""Checks of arguments and target folders that cost nothing: they come before PyTorch is imported.
+
+What is checked here is checked again where the work is done; these checks are for users, who would otherwise wait for
+seconds to read about a typing error.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from fastblt.models.formats.hub import is_hub_id
+from fastblt.models.formats.random_weights import PREFIX
+from fastblt.models.formats.registry import recognize
+from fastblt.runtime.backends.registry import backend_entry
+from fastblt.runtime.bundle.manifest import MANIFEST_FILE, BundleError, is_bundle
+from fastblt.runtime.methods.registry import parse_method
+
+
+class TargetError(ValueError):
+    """Reports a target that cannot be written."""
+
+
+def check_checkpoint(name: str | None) -> None:
+    """Check what can be known of a checkpoint without opening it; None and ids of the hub are fine.
+
+    Raises:
+        ConfigError: there is no such preset, or its config.json cannot be read.
+        CheckpointError: no layout is recognized.
+    """
+    if name is not None and not is_hub_id(name):
+        recognize(Path(name))
+
+
+def check_bundle(bundle: Path, *, backend: str = "") -> None:
+    """Check that a folder is a bundle, and point to ``fastblt export`` where it is a checkpoint.
+
+    Args:
+        bundle: the user's argument.
+        backend: what is to run it; ``eager`` runs checkpoints, too.
+
+    Raises:
+        BundleError: it is something else.
+    """
+    if (bundle / MANIFEST_FILE).is_file():
+        return
+    if not is_checkpoint(bundle):
+        raise BundleError(f"{bundle}: found {_what(bundle)}, expected a bundle (`fastblt export` writes one)")
+    if backend != "eager" or not bundle.is_dir():
+        name = Path(str(bundle).removeprefix(PREFIX)).name
+        raise BundleError(
+            f"{bundle}: found a checkpoint, expected a bundle; export it first: fastblt export {bundle} {name}-bundle"
+        )
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Tell whether a path is a checkpoint that can be exported."""
+    try:
+        recognize(path)
+    except ValueError:
+        return False
+    return True
+
+
+def _what(path: Path) -> str:
+    if not path.exists():
+        return "no such folder"
+    return f"a folder without {MANIFEST_FILE}" if path.is_dir() else "a file"
+
+
+def check_bundle_target(folder: Path, *, force: bool) -> None:
+    """Check that a bundle can be written to a folder.
+
+    Raises:
+        TargetError: something is there that must not be replaced, or nothing can be written there.
+    """
+    if is_bundle(folder):
+        if not force:
+            raise TargetError(f"{folder}: found a bundle, expected a new name; --force replaces it")
+    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise TargetError(f"{folder}: exists and is not a bundle, expected a new name or a bundle to replace")
+    _check_parent(folder)
+
+
+def check_new_folder(folder: Path) -> None:
+    """Check that a folder is new or empty and can be made.
+
+    Raises:
+        TargetError: it has content, is a file, or cannot be made.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise TargetError(f"{folder}: found something there, expected a new name or an empty folder")
+    _check_parent(folder)
+
+
+def check_file_target(path: Path | None) -> None:
+    """Check that a file can be written; None is fine.
+
+    Raises:
+        TargetError: it is a folder, or its folder cannot be written to.
+    """
+    if path is None:
+        return
+    if path.is_dir():
+        raise TargetError(f"{path}: found a folder, expected the name of a file to write")
+    _check_parent(path)
+
+
+def check_output_folder(folder: Path | None) -> None:
+    """Check that files can be written into a folder, which need not exist; None is fine.
+
+    Raises:
+        TargetError: it is a file, or cannot be written to.
+    """
+    if folder is None:
+        return
+    if folder.exists() and not folder.is_dir():
+        raise TargetError(f"{folder}: found a file, expected a folder to write to")
+    _check_parent(folder / "file")
+
+
+def _check_parent(path: Path) -> None:
+    """Check that the nearest folder above a path that exists can be written to."""
+    parent = next(each for each in path.absolute().parents if each.exists())
+    if not parent.is_dir():
+        raise TargetError(f"{path}: found the file {parent} above it, expected a folder")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise TargetError(f"{path}: found that {parent} cannot be written to, expected a folder that can")
+
+
+def check_backend(name: str | None) -> None:
+    """Check that a backend exists; None is fine.
+
+    Raises:
+        BackendError: it does not; the message lists those that do.
+    """
+    if name is not None:
+        backend_entry(name)
+
+
+def check_methods(names: Sequence[str]) -> None:
+    """Check that methods exist.
+
+    Raises:
+        MethodError: one of them does not; the message lists those that do.
+    """
+    for name in names:
+        parse_method(name)

@@ -1,0 +1,129 @@
+"""Options that several commands share: declared once, with one text and one default."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+
+from fastblt.models.formats.registry import layouts_help
+from fastblt.runtime.backends.registry import PROVIDER_SUMMARIES, backends_help, providers_help
+from fastblt.runtime.methods.registry import methods_help
+
+N = TypeVar("N", int, float)
+
+#: What stands for a text that a registry generates, in the help of an option or argument.
+_GENERATED = {
+    "{methods}": methods_help,
+    "{backends}": backends_help,
+    "{providers}": providers_help,
+    "{layouts}": layouts_help,
+}
+
+
+class Dtype(StrEnum):
+    """Types that a bundle can compute in."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+    BF16 = "bf16"
+
+
+def one_of(*names: str) -> Callable[[str], str]:
+    """Return the callback of an option that takes one of these names; anything else is a usage error."""
+
+    def check(name: str) -> str:
+        if name not in names:
+            raise typer.BadParameter(f"found {name!r}, expected one of {', '.join(names)}")
+        return name
+
+    return check
+
+
+BundleArgument = Annotated[Path, typer.Argument(help="Bundle: a folder that `fastblt export` wrote.")]
+CheckpointArgument = Annotated[
+    str,
+    typer.Argument(help="Checkpoint: {layouts}."),
+]
+PatcherOption = Annotated[
+    str | None,
+    typer.Option(help="Folder or hub id of the entropy model that ends patches  [default: the checkpoint's own]"),
+]
+DocumentMasksOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--document-masks/--no-document-masks",
+        help="Let self-attention see only the current document; an end-of-document token ends one  [default: as the "
+        "model was trained, by its layout]",
+    ),
+]
+ForceOption = Annotated[bool, typer.Option("--force", help="Replace a bundle that is already in the target folder.")]
+MethodOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Decoding method: {methods}.  [default: auto; with --seed, which does not fix what auto samples: s:8]"
+    ),
+]
+MethodsOption = Annotated[
+    str | None,
+    typer.Option(help="Comma-separated methods  [default: at least one of each kind that the model can run]"),
+]
+BackendOption = Annotated[str, typer.Option(help="What runs the model: {backends}.")]
+ProviderOption = Annotated[
+    str, typer.Option(callback=one_of(*PROVIDER_SUMMARIES), help="Where the backend runs it: {providers}.")
+]
+MaxBytesOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Longest text to make room for, prompt included  [default: 4096 or more; with engines: what is needed]",
+    ),
+]
+ThreadsOption = Annotated[int | None, typer.Option(min=1, help="CPU threads  [default: chosen by the backend]")]
+JsonOption = Annotated[Path | None, typer.Option(help="Also write the result to this JSON file.")]
+WideOption = Annotated[bool, typer.Option("--wide", help="Print all columns, wider than 80 characters.")]
+
+
+def split_names(text: str) -> list[str]:
+    """Return the names in a comma-separated list."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def numbers(option: str, text: str, kind: Callable[[str], N]) -> list[N]:
+    """Return the numbers in a comma-separated list, each once.
+
+    Args:
+        option: its name, for errors.
+        text: as the user gave it; may be empty.
+        kind: ``int`` or ``float``.
+
+    Raises:
+        ValueError: one of them is not a finite number greater than 0.
+    """
+    found: dict[N, None] = {}
+    for name in split_names(text):
+        try:
+            value = kind(name)
+        except ValueError:
+            value = kind("-1")
+        if not 0 < value < float("inf"):
+            expected = "whole numbers" if kind is int else "numbers"
+            raise ValueError(f"--{option}: found {name!r}, expected {expected} greater than 0, comma-separated")
+        found[value] = None
+    return list(found)
+
+
+def joined(values: Iterable[object]) -> str:
+    """Return values as a comma-separated list: the default of an option that `numbers` or `split_names` reads."""
+    return ",".join(f"{value:g}" if isinstance(value, float) else str(value) for value in values)
+
+
+def complete_help(command: Any) -> None:
+    """Put the texts that registries generate into the help of a command's options and arguments."""
+    for parameter in command.params:
+        for placeholder, text in _GENERATED.items():
+            if placeholder in (getattr(parameter, "help", None) or ""):
+                parameter.help = parameter.help.replace(placeholder, text())
