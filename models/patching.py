@@ -1,14 +1,4 @@
-"""Where patches begin and end, for whole sequences.
-
-A patch is closed by byte i when the rule for byte i+1 opens a new one, which depends on bytes up to i only:
-
-    closes(i) = (i == 0) or ends(i) or (the patch has max_patch_length bytes)
-
-ends(i) is, by the mode: H_i > threshold (entropy, arXiv 2412.09871); byte i is space-like and byte i-1 is not, or it is
-a special token (space, ibid. section 2.2 and arXiv 2404.14408); never (static).
-
-`fastblt.runtime.sequence.session` applies the same rule one byte at a time.
-"""
+"""Finds where patches begin and end in whole sequences, by the rule of `fastblt.models.patch_rule`."""
 
 from __future__ import annotations
 
@@ -18,42 +8,43 @@ import torch
 from torch import Tensor
 
 from fastblt.models.config import PatchingConfig
-from fastblt.models.tokens import BYTE_OFFSET, SPACE_LIKE
+from fastblt.models.patch_rule import closes_by_rule, ends_by_entropy, ends_by_space, is_full
+from fastblt.models.tokens import SPACE_LIKE
 
 
 def space_ends(ids: Tensor) -> Tensor:
-    """Where the mode ``space`` ends a patch: bool, like ``ids`` [batch, length]."""
+    """Return where the mode ``space`` ends a patch: bool, like ``ids`` [batch, length]."""
     like = torch.tensor(SPACE_LIKE, device=ids.device)[ids]
-    ends = ids < BYTE_OFFSET
-    ends[:, 1:] |= like[:, 1:] & ~like[:, :-1]
-    return ends
+    before = like.roll(1, dims=1)
+    before[:, 0] = False
+    found: Tensor = ends_by_space(ids, like, before)
+    return found
 
 
 def closes_patch(ends: Tensor, config: PatchingConfig) -> Tensor:
-    """Which positions close their patch.
+    """Return which positions close their patch.
 
     Args:
         ends: float [batch, length], entropies in nats of the token after each position; or bool, where another rule
-            than the entropy's ends a patch.
+            than that of entropies ends a patch.
         config: threshold (strict >) and longest patch.
 
     Returns:
         bool [batch, length].
     """
-    closes = ends.clone() if ends.dtype == torch.bool else ends > config.threshold
-    closes[:, 0] = True
-    if config.max_patch_length is None:
-        return closes
-    position = torch.arange(closes.shape[1], device=closes.device).expand_as(closes)
+    by_mode = ends if ends.dtype == torch.bool else ends_by_entropy(ends, config)
+    position = torch.arange(ends.shape[1], device=ends.device).expand_as(ends)
+    by_rule: Tensor = closes_by_rule(position, by_mode)
+    # Counted from the last patch that did not close by its length alone.
     starts = torch.zeros_like(position)
-    starts[:, 1:] = torch.where(closes[:, :-1], position[:, 1:], 0)
-    within = position - starts.cummax(1).values
-    return closes | (within % config.max_patch_length == config.max_patch_length - 1)
+    starts[:, 1:] = torch.where(by_rule[:, :-1], position[:, 1:], 0)
+    found: Tensor = by_rule | is_full(position + 1 - starts.cummax(1).values, config)
+    return found
 
 
 @dataclass(frozen=True)
 class Patches:
-    """Patches of a batch of sequences; rows are padded to the largest number of patches."""
+    """Holds the patches of a batch of sequences; rows are padded to the largest number of patches."""
 
     closes: Tensor
     """bool [batch, length]: the position closes its patch."""
@@ -66,7 +57,7 @@ class Patches:
 
     @property
     def members(self) -> tuple[Tensor, Tensor]:
-        """Positions of each patch, int64 [batch, patches, longest], and the bool mask of the real ones."""
+        """Return the positions of each patch, int64 [batch, patches, longest], and the bool mask of the real ones."""
         longest = int(self.lengths.max())
         offset = torch.arange(longest, device=self.starts.device)
         valid = offset < self.lengths.unsqueeze(-1)
@@ -75,7 +66,7 @@ class Patches:
 
 
 def find_patches(closes: Tensor, pad_to: int = 1) -> Patches:
-    """Patches from closing positions (the last one of a sequence may be open).
+    """Return the patches that closing positions mark off (the last one of a sequence may be open).
 
     Args:
         closes: bool [batch, length].

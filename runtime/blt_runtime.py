@@ -17,6 +17,7 @@ from fastblt.runtime.backends.protocol import Backend, CapacityError
 from fastblt.runtime.backends.registry import load_backend
 from fastblt.runtime.generation import ByteStream, Chunk, Generation, Prompt, prompt_ids
 from fastblt.runtime.request import GenerationOptions, GenerationRequest
+from fastblt.runtime.sequence.learned import Learned
 from fastblt.runtime.sequence.likelihood import Score, score_tokens
 from fastblt.runtime.sequence.session import Session
 
@@ -26,6 +27,7 @@ class BltRuntime:
 
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
+        self._learned = Learned()
 
     @classmethod
     def from_pretrained(
@@ -92,7 +94,7 @@ class BltRuntime:
                 f"prompt: found {len(ids)} bytes and max_new_bytes={wanted.max_new_bytes}, "
                 f"expected at most max_bytes={self.backend.max_bytes} in all"
             )
-        session = Session(self.backend)
+        session = Session(self.backend, learned=self._learned)
         session.append(ids)
         session.stats.prompt_bytes = len(ids)
         return ByteStream(session, method, wanted.sampler(), wanted.stop_rules(), started)

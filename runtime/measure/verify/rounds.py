@@ -9,6 +9,7 @@ from fastblt.models.tokens import encode
 from fastblt.runtime.measure.verify.lockstep import Comparison, Inspectable, LockstepBackend
 from fastblt.runtime.methods import Method
 from fastblt.runtime.progress import OnProgress, no_progress
+from fastblt.runtime.sequence.learned import Learned
 from fastblt.runtime.sequence.sampling import Sampler
 from fastblt.runtime.sequence.session import Session
 
@@ -61,12 +62,12 @@ def compare_rounds(
     Returns:
         One entry for each graph and output, caches included.
     """
-    both = LockstepBackend(reference, candidate)
+    both, learned = LockstepBackend(reference, candidate), Learned()
     done, total = 0, len(methods) * len(prompts)
     on_progress(done, total, "")
     for method in methods:
         for prompt in prompts:
-            session = Session(both)
+            session = Session(both, learned=learned)
             session.append(encode(prompt, bos=False))
             end = session.length + new_bytes
             for _ in method.rounds(session, Sampler()):

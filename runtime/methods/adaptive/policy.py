@@ -9,10 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from time import perf_counter
-from weakref import WeakKeyDictionary
 
 from fastblt.models.config import BltConfig
-from fastblt.runtime.backends.protocol import Backend
 from fastblt.runtime.methods.adaptive.drafters import BlockDrafter, ByteDrafter, Drafter
 from fastblt.runtime.methods.ar import sample_next
 from fastblt.runtime.methods.entry import MethodEntry
@@ -57,10 +55,6 @@ class Policy:
         return best
 
 
-#: What has been learned stays with the backend, from one generation to the next.
-_POLICIES: WeakKeyDictionary[Backend, Policy] = WeakKeyDictionary()
-
-
 @dataclass(frozen=True)
 class Adaptive:
     """Method and draft length by the round; lossless."""
@@ -94,7 +88,7 @@ class Adaptive:
 
     def rounds(self, session: Session, sampler: Sampler) -> Iterator[Round]:
         """Generate for ever; the first round scores the prompt, which gives the first byte."""
-        policy = _POLICIES.setdefault(session.backend, Policy(session.config))
+        policy = session.learned.recall(Policy, lambda: Policy(session.config))
         yield sample_next(session, sampler)
         while True:
             yield policy.round(session, sampler)

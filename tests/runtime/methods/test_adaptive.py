@@ -11,7 +11,8 @@ from fastblt.models.config import BltConfig
 from fastblt.models.tokens import encode
 from fastblt.runtime.backends.protocol import Backend
 from fastblt.runtime.blt_runtime import BltRuntime
-from fastblt.runtime.methods import MethodError, adaptive, parse_method
+from fastblt.runtime.methods import MethodError, parse_method
+from fastblt.runtime.methods.adaptive import policy as policy_module
 from fastblt.runtime.methods.adaptive.drafters import LONGEST_DRAFT, BlockDrafter, ByteDrafter
 from fastblt.runtime.methods.adaptive.estimates import Acceptance, LinearCost, Pace
 from fastblt.runtime.methods.adaptive.policy import Policy
@@ -102,7 +103,7 @@ def test_policy_takes_the_fastest_and_tries_the_other_now_and_then(
     policy, fast, slow = Policy(tiny_config), TimedDrafter(), TimedDrafter()
     policy._drafters = [slow, fast]
     clock = [0.0]
-    monkeypatch.setattr(adaptive, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(policy_module, "perf_counter", lambda: clock[0])
 
     def run(rounds: int, seconds: dict[TimedDrafter, float]) -> None:
         for _ in range(rounds):
@@ -142,10 +143,27 @@ def test_bytes_equal_autoregression(open_backend: Callable[[str, str, int], Back
 def test_blocks_are_tried_where_the_model_has_a_mask(open_backend: Callable[[str, str, int], Backend]) -> None:
     for decoder_input, kinds in (("embedding", [ByteDrafter, BlockDrafter]), ("encoder", [ByteDrafter])):
         backend = open_backend("eager", decoder_input, 300)
-        BltRuntime(backend).generate(b"abc", 150, method="auto", stop_at_eos=False)
-        drafters = adaptive._POLICIES[backend]._drafters
+        runtime = BltRuntime(backend)
+        runtime.generate(b"abc", 150, method="auto", stop_at_eos=False)
+        drafters = policy_of(runtime)._drafters
         assert [type(drafter) for drafter in drafters] == kinds
         assert all(drafter.pace.known for drafter in drafters)
+
+
+def policy_of(runtime: BltRuntime) -> Policy:
+    """What a runtime has learned; fails where it has learned nothing."""
+    return runtime.stream(b"", 1).session.learned.recall(Policy, lambda: pytest.fail("nothing was learned"))
+
+
+def test_what_is_learned_belongs_to_the_runtime(scripted: Scripted) -> None:
+    backend = scripted(encode(TEXT, bos=False).tolist())
+    runtime, other = BltRuntime(backend), BltRuntime(backend)
+    runtime.generate(TEXT[:4], 60, method="auto")
+    policy = policy_of(runtime)
+    runtime.generate(TEXT[:4], 60, method="auto")
+    assert policy_of(runtime) is policy
+    other.generate(TEXT[:4], 60, method="auto")
+    assert policy_of(other) is not policy
 
 
 @settings(max_examples=40)

@@ -1,0 +1,78 @@
+"""Makes the latents of a sequence: closes its patches, encodes them and runs the global transformer on them."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fastblt.models.config import BltConfig
+from fastblt.runtime.backends.protocol import encodes_whole_patches
+from fastblt.runtime.sequence.parts import CountedParts
+from fastblt.runtime.sequence.patches import PatchTable
+from fastblt.runtime.sequence.token_buffer import TokenBuffer
+
+
+class Latents:
+    """Brings patches and latents up to date with the tokens.
+
+    Where nothing reads byte states and patches are short, a patch is encoded whole when it closes; otherwise rows are
+    encoded as they come.
+
+    Args:
+        config: the model's.
+        tokens: of the sequence.
+        parts: runs patcher, encoder and global transformer.
+    """
+
+    def __init__(self, config: BltConfig, tokens: TokenBuffer, parts: CountedParts) -> None:
+        self.patches = PatchTable(config.patching, tokens.capacity)
+        self.encodes_whole_patches = encodes_whole_patches(config)
+        self._has_patcher = config.patching.mode == "entropy"
+        self._tokens = tokens
+        self._parts = parts
+
+    @property
+    def newest(self) -> int:
+        """Return the index of the newest latent of a closed patch."""
+        return self.patches.latents_ready - 1
+
+    def read_patches(self, end: int) -> None:
+        """Let the patcher, if there is one, read the tokens before ``end``, and close patches."""
+        patches, tokens = self.patches, self._tokens
+        first, known = patches.read_until, len(patches.ends)
+        if first == end:
+            return
+        ids, entropies = tokens.between(first, end), None
+        if self._has_patcher:
+            entropies = self._parts.run_patcher(first, ids, tokens.visible_from(first, end))
+        patches.read(ids, tokens.before(first), entropies)
+        if tokens.documents is not None:
+            for patch in range(known, len(patches.ends)):
+                tokens.documents.close_patch(patch, patches.start_of(patch), patches.ends[patch])
+
+    def make(self, first: int, end: int, *, partial: bool) -> None:
+        """Make the latents of the patches that have none yet.
+
+        Args:
+            first: position of the first token that is not encoded, where patches are not encoded whole.
+            end: position after the last token that was read.
+            partial: make the latent of the open patch up to ``end`` as well.
+        """
+        patches, documents = self.patches, self._tokens.documents
+        first_patch, count = patches.latents_ready, patches.without_latent + partial
+        if count or not self.encodes_whole_patches:
+            self.encode(first, end, partial=partial)
+        if count:
+            seen = None if documents is None else documents.patches_seen(first_patch, count)
+            self._parts.run_global(first_patch, count, seen)
+            patches.latents_ready = len(patches.ends)
+
+    def encode(self, first: int, end: int, *, partial: bool) -> None:
+        """Encode the patches that have no latent, and pool them; arguments as for `make`."""
+        bounds = self.patches.bounds_without_latent()
+        if partial or len(bounds) == 1:
+            bounds.append(end)
+        if self.encodes_whole_patches:
+            first, end = bounds[0], bounds[-1]
+        starts, ends = np.array(bounds[:-1], dtype=np.int64), np.array(bounds[1:], dtype=np.int64)
+        ids, seen = self._tokens.with_history(first, end), self._tokens.visible_from(first, end)
+        self._parts.run_encoder(first, end - first, ids, starts, ends, seen)

@@ -1,0 +1,22 @@
+"""Keeps what methods learn about a runtime, such as how fast it drafts, from one generation to the next."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+class Learned:
+    """Holds one object of each class that a method asks for; a runtime shares it among its sessions."""
+
+    def __init__(self) -> None:
+        self._known: dict[type[object], object] = {}
+
+    def recall(self, kind: type[T], make: Callable[[], T]) -> T:
+        """Return the object of a class, made when it is first asked for."""
+        found = self._known.get(kind)
+        if not isinstance(found, kind):
+            found = self._known[kind] = make()
+        return found

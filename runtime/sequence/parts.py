@@ -1,0 +1,60 @@
+"""Runs the four parts of a model through a backend and books what each call costs."""
+
+from __future__ import annotations
+
+from time import perf_counter
+
+from fastblt.runtime.backends.protocol import Backend, DecoderRows, Drafted, Floats, Ids, Pick
+from fastblt.runtime.sequence.stats import RunStats
+
+
+class CountedParts:
+    """Calls a backend; arguments and results are those of `Backend`, time and calls go to ``stats``."""
+
+    def __init__(self, backend: Backend, stats: RunStats) -> None:
+        self.backend = backend
+        self.stats = stats
+        self._drafts_encode = backend.config.decoder_input == "encoder"
+
+    def run_patcher(self, position: int, ids: Ids, visible_from: Ids | None) -> Floats:
+        """Call `Backend.run_patcher`."""
+        began = perf_counter()
+        entropies = self.backend.run_patcher(position, ids, visible_from)
+        self._book("patcher", position, len(ids), perf_counter() - began)
+        return entropies
+
+    def run_encoder(self, position: int, rows: int, ids: Ids, starts: Ids, ends: Ids, visible_from: Ids | None) -> None:
+        """Call `Backend.run_encoder`; ``rows`` is the number of rows, without the tokens before them in ``ids``."""
+        began = perf_counter()
+        self.backend.run_encoder(position, ids, starts, ends, visible_from)
+        self._book("encoder", position, rows, perf_counter() - began)
+
+    def run_global(self, first_patch: int, count: int, visible_from: Ids | None) -> None:
+        """Call `Backend.run_global`."""
+        began = perf_counter()
+        self.backend.run_global(first_patch, count, visible_from)
+        self._book("global", first_patch, count, perf_counter() - began)
+
+    def run_decoder(self, position: int, ids: Ids, latents: Ids, block: int, visible_from: Ids | None) -> DecoderRows:
+        """Call `Backend.run_decoder`."""
+        began = perf_counter()
+        rows = self.backend.run_decoder(position, ids, latents, block, visible_from)
+        self._book("decoder", position, len(ids), perf_counter() - began)
+        return rows
+
+    def draft(self, position: int, ids: Ids, latent: int, count: int, pick: Pick | None, visible_from: int) -> Drafted:
+        """Call `Backend.draft`: one call of the decoder per byte, and of the encoder where drafted rows read it."""
+        began = perf_counter()
+        drafted = self.backend.draft(position, ids, latent, count, pick, visible_from)
+        calls, seconds = len(drafted.tokens), perf_counter() - began
+        self._book("decoder", position, 1, seconds - drafted.encoder_seconds, calls)
+        if self._drafts_encode:
+            self._book("encoder", position, 1, drafted.encoder_seconds, calls)
+        return drafted
+
+    def _book(self, part: str, position: int, rows: int, seconds: float, calls: int = 1) -> None:
+        """Book calls of a part, each of ``rows`` rows, and the seconds that all of them took."""
+        stats = self.stats
+        stats.part_seconds[part] += seconds
+        stats.nfe[part] += calls
+        stats.moved_bytes += calls * self.backend.moved_bytes(part, position, rows)
