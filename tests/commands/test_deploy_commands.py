@@ -14,6 +14,7 @@ from typer.testing import CliRunner, Result
 
 from fastblt.cli import app
 from fastblt.runtime.backends.gpu.graph import DeviceGraph
+from fastblt.runtime.doctor.verdicts import Verdict
 
 
 def run(*arguments: object) -> Result:
@@ -135,6 +136,16 @@ def test_doctor_says_what_works_and_writes_it(bundle: Path, tmp_path: Path) -> N
     report = json.loads((tmp_path / "doctor.json").read_text())
     assert {verdict["way"]: verdict["works"] for verdict in report["verdicts"]}["onnxruntime on the CPU"] is True
     assert report["facts"]["cores"] >= 1
+
+
+def test_doctor_prints_what_to_do_in_lines_that_can_be_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    command = "pip install 'fastblt[tensorrt-rtx]'"
+    verdicts = [Verdict(way, False, "it is not installed", command) for way in ("compile", "run")]
+    monkeypatch.setattr("fastblt.commands.doctor.assess", lambda facts: [*verdicts, Verdict("cpu", True, "1.0")])
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = run("doctor").stdout.splitlines()
+    at = lines.index("for compile, run:")
+    assert lines[at + 1].strip() == command
 
 
 def test_doctor_fails_when_the_bundle_is_damaged(bundle: Path) -> None:

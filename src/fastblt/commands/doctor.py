@@ -42,6 +42,9 @@ def command(
         console.print(line, soft_wrap=True)
     console.print()
     print_table(console, _table(verdicts))
+    console.print()
+    for line in remedies(verdicts):
+        console.print(line, soft_wrap=True)
     notes = bundle_notes(bundle, facts) if bundle is not None else []
     if notes:
         console.print()
@@ -104,7 +107,16 @@ def bundle_notes(bundle: Path, facts: MachineFacts) -> list[str]:
 
 
 def _table(verdicts: list[Verdict]) -> Table:
-    table = make_table(words("to run a bundle"), left("works"), words("why"), words("what to do"))
+    table = make_table(words("to run or compile a bundle"), left("works"), words("why"))
     for verdict in verdicts:
-        add_row(table, verdict.way, "yes" if verdict.works else "no", verdict.reason, verdict.remedy)
+        add_row(table, verdict.way, "yes" if verdict.works else "no", verdict.reason)
     return table
+
+
+def remedies(verdicts: list[Verdict]) -> list[str]:
+    """Return what to do for ways that do not work, each remedy once, as lines that can be copied."""
+    ways: dict[str, list[str]] = {}
+    for verdict in verdicts:
+        if verdict.remedy:
+            ways.setdefault(verdict.remedy, []).append(verdict.way)
+    return [line for remedy, names in ways.items() for line in (f"for {', '.join(names)}:", f"    {remedy}")]

@@ -1,4 +1,4 @@
-"""What a user sees when a command fails: one line and an exit status, no traceback."""
+"""Turns errors into what a user sees when a command fails: one line and an exit status, no traceback."""
 
 from __future__ import annotations
 
@@ -18,11 +18,13 @@ TRACEBACK_VARIABLE = "FASTBLT_TRACEBACK"
 #: Exit status of a command that the user interrupted, as shells report it (128 + SIGINT).
 INTERRUPTED = 130
 
+#: The extra of this package that installs a package.
 _EXTRA_OF = {
     "torch": "export",
     "onnx": "export",
     "onnx_ir": "export",
     "onnxscript": "export",
+    "huggingface_hub": "export",
     "pysword": "train",
     "matplotlib": "train",
     "cuda": "gpu",
@@ -34,8 +36,8 @@ _EXTRA_OF = {
 def one_line_errors(command: Callable[P, None]) -> Callable[P, None]:
     """Turn errors that users can cause into ``error: ...`` on stderr and exit status 1.
 
-    Those are `ValueError`, `OSError`, whatever exceptions this package defines, and a package that is not
-    installed. Anything else is a defect of the program and keeps its traceback.
+    Those are `ValueError`, `OSError`, `MemoryError`, every exception that this package defines, and a package that is
+    not installed. Anything else is a defect of the program and keeps its traceback.
     """
 
     @wraps(command)
@@ -43,7 +45,7 @@ def one_line_errors(command: Callable[P, None]) -> Callable[P, None]:
         try:
             command(*args, **kwargs)
         except BrokenPipeError:
-            # The reader (`| head`) has gone: nothing to say, and no flush at exit into the closed pipe.
+            # The reader (`| head`) is gone: there is nothing to report, and exit must not flush into the closed pipe.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(1) from None
         except KeyboardInterrupt:
@@ -58,7 +60,7 @@ def one_line_errors(command: Callable[P, None]) -> Callable[P, None]:
 
 
 def describe(error: Exception) -> str:
-    """One line about an error, never empty."""
+    """Return one line about an error, never empty."""
     if isinstance(error, ModuleNotFoundError):
         extra = _EXTRA_OF.get(error.name or "")
         remedy = f", install it with: pip install 'fastblt[{extra}]'" if extra else ""
@@ -69,6 +71,7 @@ def describe(error: Exception) -> str:
 
 
 def _is_expected(error: Exception) -> bool:
+    """Decide whether an error is the user's to solve."""
     if isinstance(error, ModuleNotFoundError):
         return not (error.name or "").startswith("fastblt")
     return isinstance(error, ValueError | OSError | MemoryError) or type(error).__module__.startswith("fastblt.")

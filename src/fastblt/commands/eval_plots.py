@@ -1,4 +1,4 @@
-"""The pictures of ``fastblt eval``: acceptance, masked accuracy, and diversity against cost (the paper's Figure 8)."""
+"""The plots of ``fastblt eval``: acceptance, masked accuracy, diversity against cost (arXiv 2605.08044, Figure 8)."""
 
 from __future__ import annotations
 
@@ -20,12 +20,15 @@ DIVERSITY_FILE = "diversity.png"
 
 
 def write_plots(folder: Path, figures: Figures, model: str) -> list[Path]:
-    """Write a PNG for each kind of figure that there is, each whole or not at all.
+    """Write a PNG file for each kind of figure that there is, each atomically.
 
     Args:
-        folder: exists.
-        figures: of one backend.
-        model: its name, for the titles.
+        folder: must exist.
+        figures: figures of one backend.
+        model: name of the model, for the titles.
+
+    Returns:
+        The files.
     """
     plots = {
         ACCEPTANCE_FILE: _acceptance(figures, model) if figures.drafts else None,
@@ -87,7 +90,7 @@ def _block_drafts(axis: Axes, rows: Sequence[DraftRow]) -> None:
 
 
 def _weight(name: str) -> dict[str, Any]:
-    """All texts together stand out."""
+    """Return line options that make all texts together stand out."""
     return {"linewidth": 2.5, "zorder": 3} if name == OVERALL else {"linewidth": 1.0, "alpha": 0.8}
 
 
@@ -121,19 +124,19 @@ def _diversity(figures: Figures, model: str) -> Figure:
     plot = Figure(figsize=(6.5, 4.6), layout="constrained")
     axis = plot.add_subplot()
     for index, top_p in enumerate(dict.fromkeys(row.top_p for row in figures.diversity)):
-        colour = f"C{index}"
+        color = f"C{index}"
         known = [row for row in figures.diversity if row.top_p == top_p and row.type_token_ratio is not None]
         blocks = [row for row in known if row.gamma is not None]
         if blocks:
-            axis.plot(*_points(blocks), marker="o", color=colour, label=f"BLT-D, top-p {top_p:g}")
+            axis.plot(*_points(blocks), marker="o", color=color, label=f"BLT-D, top-p {top_p:g}")
         for row in blocks:
             at = (row.decoder_nfe_per_byte or 0.0, row.type_token_ratio or 0.0)
             axis.annotate(f"γ={row.gamma:g}", at, textcoords="offset points", xytext=(4, 4), fontsize=7)
         axis.plot(
             *_points([row for row in known if row.gamma is None]),
-            marker="*", markersize=11, linestyle="none", color=colour, label=f"autoregressive, top-p {top_p:g}",
+            marker="*", markersize=11, linestyle="none", color=color, label=f"autoregressive, top-p {top_p:g}",
         )  # fmt: skip
-    _panel(axis, f"{model}: diversity against cost", "decoder calls a byte", "type-token ratio (words)")
+    _panel(axis, f"{model}: diversity against cost", "decoder calls per byte", "type-token ratio (words)")
     return plot
 
 

@@ -1,4 +1,4 @@
-"""Prompts for commands that were given none: held-out text that ships with the package."""
+"""Chooses prompts for commands that were given none: held-out text that ships with the package."""
 
 from __future__ import annotations
 
@@ -9,35 +9,35 @@ from fastblt.calibration.heldout import CORPORA, Prompt, load_prompts, load_text
 #: Every shipped prompt is at least this long.
 SHORTEST_PROMPT = 64
 
-#: Prompts from the held-out text end at multiples of this many bytes, so that prompts of different sizes have the same
-#: continuations, and only the length of the context differs.
+#: Prompts cut from the held-out text end at multiples of this many bytes, so that prompts of different sizes have the
+#: same continuations, and only the length of the context differs.
 _LONG_PROMPT = 4096
 
-#: Prompts that `distinct_prompts` cuts from the held-out text are so long, and follow one another without a gap.
+#: Bytes of the prompts that `distinct_prompts` cuts from the held-out text, one after the other.
 _CUT = 96
 
-#: The prompt that `fastblt generate` goes on from when it is given none.
+#: Corpus of the prompt that `fastblt generate` continues when it is given none.
 DEFAULT_CORPUS = "web"
 
 
 def default_prompt() -> Prompt:
-    """The first shipped prompt of `DEFAULT_CORPUS`."""
+    """Return the first shipped prompt of `DEFAULT_CORPUS`."""
     return load_prompts(DEFAULT_CORPUS)[0]
 
 
 def heldout_prompts(count: int, size: int, corpora: Sequence[str] = ()) -> list[bytes]:
-    """Prompts of one size; the same ones at every call.
+    """Return prompts of one size; the same ones at every call.
 
     Up to `SHORTEST_PROMPT` bytes they are the shipped prompts, cut; longer ones come from the held-out text.
 
     Args:
-        count: how many.
+        count: number of prompts.
         size: bytes of each.
-        corpora: where from, an equal share of each, one corpus after the other: text that changes as it goes on.
+        corpora: corpora to take equal shares from, one after the other, so that the kind of text changes on the way.
             Empty: all corpora in turn.
 
     Raises:
-        ValueError: there is no such corpus, or there are not so many prompts of this size.
+        ValueError: a corpus does not exist, or there are fewer prompts of this size.
     """
     unknown = [name for name in corpora if name not in CORPORA]
     if unknown:
@@ -56,9 +56,9 @@ def heldout_prompts(count: int, size: int, corpora: Sequence[str] = ()) -> list[
 
 
 def distinct_prompts() -> list[tuple[str, bytes]]:
-    """Identifiers and bytes of distinct held-out prompts, the corpora in turn; the same ones at every call.
+    """Return identifiers and bytes of distinct held-out prompts, the corpora in turn; the same ones at every call.
 
-    First the shipped prompts, then pieces of the held-out text, named by corpus and first byte.
+    The shipped prompts come first, then pieces of the held-out text, named by corpus and offset of the first byte.
     """
     shipped = zip(*(load_prompts(corpus) for corpus in CORPORA), strict=True)
     known = {prompt.data: prompt.id for group in shipped for prompt in group}

@@ -1,4 +1,4 @@
-"""The view of ``generate --show``: patch boundaries, and where each byte came from."""
+"""Prints the view of ``generate --show``: patch boundaries, and where each byte came from."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _LEGEND = (
 
 @dataclass(frozen=True)
 class Piece:
-    """Text of one kind: a byte's origin, or `PROMPT`, `REJECTED`, `BOUNDARY`."""
+    """Holds text of one kind: a byte's origin, or `PROMPT`, `REJECTED`, `BOUNDARY`."""
 
     text: str
     kind: str
@@ -46,26 +46,26 @@ class Piece:
 
 @dataclass
 class Marker:
-    """Turns chunks into pieces, in the order in which they are to be printed.
+    """Turns chunks into pieces, in the order in which they are printed.
 
-    A boundary is printed with the byte after it. The last byte of a chunk is judged with the next chunk, so
-    nothing has to be held back. Rejected bytes stand before the byte that corrects them. A UTF-8 character of
-    several bytes has the kind of its first byte; rejected bytes that belong inside it stand before it,
-    boundaries after it. Bytes that are no UTF-8, and characters that cannot be printed, become escapes.
+    A boundary is printed with the byte after it. Whether the last byte of a chunk ends a patch is known with the next
+    chunk, so nothing has to be held back. Rejected bytes come before the byte that corrects them. A UTF-8 character of
+    several bytes has the kind of its first byte; rejected bytes that belong inside it come before it, boundaries after
+    it. Bytes that are not UTF-8, and characters that cannot be printed, become escapes.
     """
 
     prompt: bytes
     _ends: set[int] = field(default_factory=set)
     _rejected: deque[bytes] = field(default_factory=deque)
     _character: bytearray = field(default_factory=bytearray)
-    """Bytes of a character that is not complete."""
+    """Bytes of a character that is not complete yet."""
     _inside: list[Piece] = field(default_factory=list)
-    """The same bytes as escapes, and what stands between them."""
+    """The same bytes as escapes, and what is between them."""
     _next: int | None = None
-    """Offset of the next new byte; None: nothing printed yet, not even the prompt."""
+    """Offset of the next new byte; None: nothing has been printed, not even the prompt."""
 
     def mark(self, chunk: Chunk) -> Iterator[Piece]:
-        """Pieces of one chunk; before those of the first, the prompt's, whose boundaries it brings."""
+        """Yield the pieces of a chunk; before those of the first, the prompt's, whose boundaries it reports."""
         self._ends.update(chunk.boundaries)
         if chunk.rejected:
             self._rejected.append(chunk.rejected)
@@ -74,7 +74,7 @@ class Marker:
             yield from self._byte(byte, origin)
 
     def finish(self) -> Iterator[Piece]:
-        """What is left when no chunk follows."""
+        """Yield what is left when no chunk follows."""
         yield from self._begin()
         yield from self._broken_character()
 
@@ -86,7 +86,7 @@ class Marker:
 
     def _byte(self, byte: int, kind: str) -> Iterator[Piece]:
         assert self._next is not None
-        # BOS is a patch by itself; a boundary before the first byte would tell nothing.
+        # BOS is a patch by itself: a boundary before the first byte would mean nothing.
         if self._next - 1 in self._ends and self._next > -len(self.prompt):
             yield from self._between(Piece("", BOUNDARY))
         self._next += 1
@@ -127,7 +127,7 @@ class Marker:
 
 
 def escaped(data: bytes) -> str:
-    """Bytes as text in one line: what cannot be printed, line ends too, as escapes."""
+    """Return bytes as text in one line; what cannot be printed, line ends included, becomes an escape."""
     return _printable(data.decode("utf-8", errors="backslashreplace"))
 
 
@@ -138,17 +138,17 @@ def _printable(text: str, keep: str = "") -> str:
 
 
 class Show:
-    """Prints chunks as they arrive: in colour, or with marks where there are no colours."""
+    """Prints chunks as they arrive: in color, or with marks where there are no colors."""
 
     def __init__(self, console: Console, prompt: bytes) -> None:
         self.console = console
         self._marker = Marker(prompt)
-        self._coloured = console.color_system is not None and not console.no_color
+        self._colored = console.color_system is not None and not console.no_color
         self._bar = "│" if console.encoding.lower().startswith("utf") else "|"
 
     def legend(self) -> None:
-        """Print what the colours, or the marks, mean."""
-        if self._coloured:
+        """Print what the colors, or the marks, mean."""
+        if self._colored:
             for kind, meaning in _LEGEND:
                 self._out(meaning, kind)
                 self._out("  ", "sampled")
@@ -178,7 +178,7 @@ class Show:
     def _form(self, piece: Piece) -> str:
         if piece.kind == BOUNDARY:
             return self._bar
-        return f"[-{piece.text}-]" if piece.kind == REJECTED and not self._coloured else piece.text
+        return f"[-{piece.text}-]" if piece.kind == REJECTED and not self._colored else piece.text
 
     def _out(self, text: str, kind: str) -> None:
         # Console.print would wrap, expand tabs and strip spaces at line ends.

@@ -157,7 +157,7 @@ class Display:
         self._bar.stop()
 
     def on_step(self, progress: TrainProgress, done: float, report: dict[str, float]) -> None:
-        """Show one step; ``done`` is the finished part of the phase, ``report`` its losses in nats."""
+        """Show one step; ``done`` is the finished share of the phase, ``report`` holds the losses in nats."""
         nats = report.get("clean_nats", report.get("patcher_nats", 0.0))
         if progress.phase != self._phase:
             self._start_phase(progress, nats)
