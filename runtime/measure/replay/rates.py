@@ -1,14 +1,14 @@
-"""What ``--replay`` says: the rates at which a benchmark drives the control flow of each method.
+"""Parses ``--replay``: the rates at which a benchmark drives the control flow of each method.
 
-Items, with commas between; a later item wins over an earlier one, one for a method over one for all:
+Items are comma-separated; a later item wins over an earlier one, one for a method over one for all:
 
-* ``acceptance=0.91``: part of the drafted bytes that verification keeps (``s``, ``dv``); of ``auto``, which chooses its
-  draft lengths itself, the chance of each byte given that those before it are kept.
-* ``steps=2.92``: decoder calls that a block takes (``d``, ``dv``; rule ``one`` always takes 1).
-* ``patch=2.05``: bytes per patch on average, all methods alike (the paper's models: 4).
+* ``acceptance=0.91``: part of the drafted bytes that verification keeps (``s``, ``dv``); for ``auto``, which chooses
+  its draft lengths itself, the chance of each byte given that those before it are kept.
+* ``steps=2.92``: decoder calls per block (``d``, ``dv``; rule ``one`` always takes 1).
+* ``patch=2.05``: mean of the bytes per patch, the same for all methods; 4 by default.
 * ``METHOD/acceptance=...`` or ``METHOD/steps=...``: for that method alone, such as ``s:16/acceptance=0.77``.
-* ``paper``: the paper's figures of its 1B models, French to English (`method.md`), also for a method that differs from
-  the paper's in options only (``dv:8@one+partial``).
+* ``paper``: the figures of `fastblt.runtime.measure.replay.paper` (arXiv 2605.08044), also for a method that differs
+  from the paper's in options only (``dv:8@one+partial``).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from fastblt.models.config import BltConfig
+from fastblt.runtime.measure.replay.paper import POINT_PATCH, operating_point
 from fastblt.runtime.methods import parse_method
 from fastblt.runtime.methods.replay_profile import (
     ACCEPTANCE,
@@ -31,21 +32,7 @@ from fastblt.runtime.methods.replay_profile import (
 PATCH = "patch"
 _FORM = "expected paper, or acceptance=A, steps=S or patch=P, the first two also as METHOD/KEY=VALUE"
 _PAPER_NAME = "paper"
-_PAPER_PATCH = 2.05
 _DEFAULT_PATCH = 4.0
-#: Steps are decoder calls / blocks; for dv:8@0.3 less the verification: 176 calls, two E+G calls a round, 134 of them.
-_PAPER: dict[str, dict[str, float]] = {
-    "s:4": {ACCEPTANCE: 0.9677},
-    "s:8": {ACCEPTANCE: 0.9114},
-    "s:16": {ACCEPTANCE: 0.7693},
-    "d:4@0.7": {STEPS: 213 / 128},
-    "d:8@0.7": {STEPS: 187 / 64},
-    "d:16@0.7": {STEPS: 100 / 32},
-    "d:8@eb1.0": {STEPS: 244 / 64},
-    "dv:8@one": {ACCEPTANCE: 0.8034},
-    "dv:8@0.3": {ACCEPTANCE: 0.8381, STEPS: 176 / 67 - 1},
-    "dv:16@one": {ACCEPTANCE: 0.7719},
-}
 #: Lowest and highest value, in words too; how high steps and patch really may be depends on the method and the model.
 _RANGES = {
     ACCEPTANCE: (0.0, 1.0, "a number in 0..1"),
@@ -56,7 +43,7 @@ _RANGES = {
 
 @dataclass(frozen=True)
 class ReplayRates:
-    """A parsed ``--replay``."""
+    """Holds a parsed ``--replay``."""
 
     text: str
     """As given."""
@@ -67,7 +54,7 @@ class ReplayRates:
 
     @classmethod
     def parse(cls, text: str, measured: Collection[str]) -> ReplayRates:
-        """Parse the module's syntax.
+        """Parse the syntax that the module describes.
 
         Args:
             text: as the user gave it.
@@ -81,7 +68,7 @@ class ReplayRates:
         by_method: dict[str, dict[str, float]] = {}
         for item in text.split(","):
             if item.strip() == _PAPER_NAME:
-                patch, paper = _PAPER_PATCH, True
+                patch, paper = POINT_PATCH, True
                 continue
             method, key, value = _parse_item(item.strip())
             if method and (key == PATCH or method not in measured):
@@ -102,7 +89,8 @@ class ReplayRates:
 
     def published(self, method: str, key: str) -> float | None:
         """Return the paper's figure for a method, where the paper's figures were asked for."""
-        return _PAPER.get(method.partition("+")[0], {}).get(key) if self.paper else None
+        point = operating_point(method) if self.paper else None
+        return None if point is None else {ACCEPTANCE: point.acceptance, STEPS: point.steps}[key]
 
     def needed(self, method: str, key: str) -> float:
         """Return the rate that holds for a method.
