@@ -1,8 +1,8 @@
-"""Checkpoint in, bundle out: graphs, embedding tables, manifest; all of it or nothing."""
+"""Exports a checkpoint to a bundle (graphs, embedding tables, manifest) atomically."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from fastblt.export.global_graph import build_global_graph
 from fastblt.export.graph_builder import BltGraph
 from fastblt.export.graph_file import save_graph
 from fastblt.export.lowered_graph import LoweredGraph
-from fastblt.export.verification import verify_bundle
+from fastblt.export.verification import count_checks, verify_bundle
 from fastblt.export.weights import CheckpointWeights
 from fastblt.models.atomic_folder import replacing_folder
 from fastblt.models.config import BltConfig
@@ -33,16 +33,17 @@ from fastblt.runtime.bundle.manifest import (
     GraphSpec,
     Manifest,
     TensorSpec,
-    is_bundle,
     write_manifest,
 )
+from fastblt.runtime.bundle.target import check_bundle_target
+from fastblt.runtime.progress import OnProgress, no_progress, part_of
 
-#: Vocabulary of a bundle's graphs, by the manifest's ``operators``.
+#: How the graphs of a bundle are built, by the manifest's ``operators``.
 GRAPH_KINDS = {"standard": BltGraph, "lowered": LoweredGraph}
 
 
 class ExportError(ValueError):
-    """An export that cannot be done as asked."""
+    """Reports an export that cannot be done as requested."""
 
 
 def export_bundle(
@@ -53,25 +54,28 @@ def export_bundle(
     hash_tables: str = "host",
     lowered: bool = False,
     verify: bool = True,
-    report: Callable[[str], None] | None = None,
+    force: bool = False,
+    on_progress: OnProgress = no_progress,
 ) -> dict[str, Any]:
     """Export a checkpoint.
 
     Args:
-        checkpoint: of any layout, see `open_checkpoint`; or one that is open.
-        bundle: folder to write; an earlier bundle there is replaced when the new one is complete and verified.
+        checkpoint: path or id of a checkpoint of any layout, see `open_checkpoint`; or an open one.
+        bundle: folder to write.
         dtype: ``fp32``, ``fp16`` or ``bf16``; the patcher stays fp32.
         hash_tables: ``host``, gathered by the runtime from a memory-mapped file, or ``graph``.
         lowered: write graphs of opset 18 without attention and cache updates, for TensorRT before 10.15.
         verify: compare every graph with the eager model before the bundle appears.
-        report: told what is being done.
+        force: replace an earlier bundle in that folder, once the new one is complete and verified.
+        on_progress: its steps are the files to write and, with ``verify``, the calls of graphs to compare.
 
     Returns:
         The manifest as plain JSON types.
 
     Raises:
-        ExportError: an option is unknown, or ``bundle`` exists and is not a bundle.
-        CheckpointError: the checkpoint is not usable.
+        ExportError: an option is unknown.
+        TargetError: ``bundle`` exists, and is not a bundle or may not be replaced.
+        CheckpointError: the checkpoint cannot be used.
         VerificationError: a graph differs from the eager model.
         OSError: the disk is full or the folder cannot be written; nothing is left behind.
     """
@@ -79,29 +83,38 @@ def export_bundle(
         raise ExportError(f"dtype: found {dtype!r}, expected one of {', '.join(BUNDLE_TYPES)}")
     if hash_tables not in ("host", "graph"):
         raise ExportError(f"hash_tables: found {hash_tables!r}, expected host or graph")
-    if bundle.exists() and not is_bundle(bundle) and (not bundle.is_dir() or any(bundle.iterdir())):
-        raise ExportError(f"{bundle}: exists and is not a bundle, expected a new name or a bundle to replace")
-    on_progress = report or (lambda text: None)
+    check_bundle_target(bundle, force=force)
     source = checkpoint if isinstance(checkpoint, Checkpoint) else open_checkpoint(checkpoint)
     weights = CheckpointWeights(source)
     operators = "lowered" if lowered else "standard"
-    opset = GRAPH_KINDS[operators].opset
+    files = len(weights.config.stacks) + (hash_tables == "host")
+    steps = files + (count_checks(weights.config) if verify else 0)
     with replacing_folder(bundle) as new:
-        weights.config.save(new / CONFIG_FILE)
-        graphs = {}
-        for part, graph in _build_graphs(weights, dtype, GRAPH_KINDS[operators], hash_tables == "graph"):
-            on_progress(f"writing {GRAPH_FILES[part]}")
-            graphs[part] = _write_graph(graph, new / GRAPH_FILES[part])
-        if hash_tables == "host":
-            on_progress(f"writing {EMBEDDINGS_FILE}")
-            _write_embeddings(weights, new / EMBEDDINGS_FILE, dtype)
-        manifest = Manifest(weights.config.name, dtype, opset, hash_tables, graphs, {}, [], operators)
-        manifest = write_manifest(new, manifest)
+        writing = part_of(on_progress, 0, steps, "writing")
+        manifest = write_manifest(new, _write_files(weights, new, dtype, operators, hash_tables, writing))
         if verify:
-            on_progress("comparing every graph with the eager model")
-            manifest.verification.extend(verify_bundle(new, weights, dtype))
+            comparing = part_of(on_progress, files, steps, "comparing with PyTorch:")
+            manifest.verification.extend(verify_bundle(new, weights, dtype, comparing))
             manifest = write_manifest(new, manifest)
+    on_progress(steps, steps, "")
     return manifest.to_dict()
+
+
+def _write_files(
+    weights: CheckpointWeights, folder: Path, dtype: str, operators: str, hash_tables: str, on_progress: OnProgress
+) -> Manifest:
+    """Write configuration, graphs and tables; return their manifest, without digests."""
+    weights.config.save(folder / CONFIG_FILE)
+    kind = GRAPH_KINDS[operators]
+    graphs: dict[str, GraphSpec] = {}
+    total = len(weights.config.stacks) + (hash_tables == "host")
+    for part, graph in _build_graphs(weights, dtype, kind, hash_tables == "graph"):
+        on_progress(len(graphs), total, GRAPH_FILES[part])
+        graphs[part] = _write_graph(graph, folder / GRAPH_FILES[part])
+    if hash_tables == "host":
+        on_progress(len(graphs), total, EMBEDDINGS_FILE)
+        _write_embeddings(weights, folder / EMBEDDINGS_FILE, dtype)
+    return Manifest(weights.config.name, dtype, kind.opset, hash_tables, graphs, {}, [], operators)
 
 
 def _build_graphs(
@@ -117,7 +130,7 @@ def _build_graphs(
 
 
 def _write_graph(graph: BltGraph, path: Path) -> GraphSpec:
-    """Write a graph, its weights streamed from the checkpoint."""
+    """Write a graph, streaming its weights from the checkpoint, and describe it."""
     model = ir.Model(graph.graph, ir_version=graph.ir_version, producer_name="fastblt")
     try:
         weight_bytes = save_graph(model, path)
@@ -132,7 +145,7 @@ def _write_graph(graph: BltGraph, path: Path) -> GraphSpec:
 
 
 def _cause(error: BaseException) -> BaseException:
-    """What went wrong while a weight was read, without the wrapping of the serialiser."""
+    """Return the error that occurred while a weight was read, out of those that the serializer wrapped it in."""
     found: BaseException | None = error
     while found is not None and not isinstance(found, CheckpointError | OSError):
         found = found.__cause__ or found.__context__

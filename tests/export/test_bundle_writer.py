@@ -25,7 +25,8 @@ from safetensors.torch import load_file, save_file
 
 from fastblt.export import graph_file
 from fastblt.export.bundle_writer import ExportError, export_bundle
-from fastblt.export.verification import VerificationError, plan_calls
+from fastblt.export.graph_runner import plan_calls
+from fastblt.export.verification import VerificationError
 from fastblt.export.weights import CheckpointWeights
 from fastblt.models.blt import Blt
 from fastblt.models.checkpoint import WEIGHTS_FILE, save_checkpoint
@@ -43,6 +44,7 @@ from fastblt.runtime.bundle.manifest import (
     MANIFEST_FILE,
     load_manifest,
 )
+from fastblt.runtime.bundle.target import TargetError
 
 FILES = {MANIFEST_FILE, CONFIG_FILE, EMBEDDINGS_FILE, *GRAPH_FILES.values()}
 #: A tensor of each file, all of them written in the graph's type (the patcher's in fp32).
@@ -122,11 +124,17 @@ def test_manifest_tells_the_weight_bytes_that_a_call_reads(tiny_bundle: Path, ti
 
 
 def test_returned_manifest_is_the_one_in_the_bundle(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    told: list[str] = []
-    returned = export_bundle(tiny_checkpoint, tmp_path / "deep" / "er" / "bundle", report=told.append)
+    told: list[tuple[int, int, str]] = []
+    target = tmp_path / "deep" / "er" / "bundle"
+    returned = export_bundle(tiny_checkpoint, target, on_progress=lambda *step: told.append(step))
     assert returned == json.loads((tmp_path / "deep" / "er" / "bundle" / MANIFEST_FILE).read_text())
-    assert [text.removeprefix("writing ") for text in told[:5]] == [*GRAPH_FILES.values(), EMBEDDINGS_FILE]
-    assert len(told) == 6
+    files = [*GRAPH_FILES.values(), EMBEDDINGS_FILE]
+    assert [text for _, _, text in told[:5]] == [f"writing {name}" for name in files]
+    assert {text for _, _, text in told[5:-1]} == {f"comparing with PyTorch: {name}" for name in files[:4]}
+    done, totals, _ = zip(*told, strict=True)
+    assert list(done) == sorted(done)
+    calls = {(e["graph"], e["position"]) for e in returned["verification"] if e["graph"] != EMBEDDINGS_FILE}
+    assert set(totals) == {done[-1]} == {5 + len(calls)}
 
 
 def test_bundle_is_readable_by_others_when_exported(tiny_bundle: Path) -> None:
@@ -207,7 +215,7 @@ def test_old_bundle_stays_when_a_weight_differs_from_the_eager_model(
     before = contents(old_bundle)
     monkeypatch.setattr(CheckpointWeights, "_read", wrong_read(name, slightly_off))
     with pytest.raises(VerificationError, match=rf"^{file}: output \w+, \d+ rows at position \d+: found a relative"):
-        export_bundle(tiny_checkpoint, old_bundle)
+        export_bundle(tiny_checkpoint, old_bundle, force=True)
     assert_only(old_bundle, before)
 
 
@@ -297,7 +305,7 @@ def test_nothing_is_left_when_the_disk_is_full(
         shutil.rmtree(old_bundle)
     fill_disk(name)
     with pytest.raises(OSError, match="No space left on device") as caught:
-        export_bundle(tiny_checkpoint, old_bundle, verify=False)
+        export_bundle(tiny_checkpoint, old_bundle, verify=False, force=True)
     assert caught.value.errno == errno.ENOSPC
     if replacing:
         assert_only(old_bundle, before)
@@ -335,7 +343,7 @@ def test_old_bundle_is_back_when_the_new_one_cannot_take_its_place(
     monkeypatch.setattr("os.rename", rename)
     monkeypatch.setattr("os.replace", rename)
     with pytest.raises(OSError, match="Input/output error"):
-        export_bundle(tiny_checkpoint, old_bundle, verify=False)
+        export_bundle(tiny_checkpoint, old_bundle, verify=False, force=True)
     assert_only(old_bundle, before)
 
 
@@ -368,7 +376,7 @@ if moment == "half a file":
         path.write_bytes(b"half")
         die()
     bundle_writer.write_tables = write_tables
-bundle_writer.export_bundle(Path(checkpoint), Path(bundle), dtype=dtype)
+bundle_writer.export_bundle(Path(checkpoint), Path(bundle), dtype=dtype, force=True)
 """
 
 
@@ -390,7 +398,7 @@ def test_old_bundle_or_none_is_found_when_export_is_killed(
     elif old_bundle.exists():
         Bundle.open(old_bundle)
     # The next export is not hindered, and removes what the killed one left.
-    export_bundle(tiny_checkpoint, old_bundle, verify=False)
+    export_bundle(tiny_checkpoint, old_bundle, verify=False, force=True)
     Bundle.open(old_bundle)
     assert list(old_bundle.parent.iterdir()) == [old_bundle]
 
@@ -408,7 +416,7 @@ def test_temporary_folder_stays_when_its_export_may_still_be_running(tiny_checkp
 
 def test_bundle_is_replaced_as_a_whole_when_exported_again(tiny_checkpoint: Path, old_bundle: Path) -> None:
     (old_bundle / "stale.onnx.data").write_bytes(b"of the old bundle")
-    export_bundle(tiny_checkpoint, old_bundle, hash_tables="graph", verify=False)
+    export_bundle(tiny_checkpoint, old_bundle, hash_tables="graph", verify=False, force=True)
     assert list(old_bundle.parent.iterdir()) == [old_bundle]
     assert {p.name for p in old_bundle.iterdir()} == FILES - {EMBEDDINGS_FILE}
     manifest = load_manifest(old_bundle)
@@ -419,12 +427,12 @@ def test_bundle_is_replaced_as_a_whole_when_exported_again(tiny_checkpoint: Path
 def test_old_bundle_stays_until_the_new_one_is_verified(tiny_checkpoint: Path, old_bundle: Path) -> None:
     before, seen = contents(old_bundle), []
 
-    def report(text: str) -> None:
-        assert contents(old_bundle) == before
-        seen.append(text)
+    def watch(done: int, total: int, what: str) -> None:
+        assert done == total or contents(old_bundle) == before
+        seen.append(what)
 
-    export_bundle(tiny_checkpoint, old_bundle, report=report)
-    assert "comparing every graph with the eager model" in seen
+    export_bundle(tiny_checkpoint, old_bundle, force=True, on_progress=watch)
+    assert "comparing with PyTorch: decoder.onnx" in seen
     assert contents(old_bundle) != before
 
 
@@ -436,8 +444,16 @@ def test_empty_folder_is_filled(tiny_checkpoint: Path, tmp_path: Path) -> None:
     assert list(bundle.parent.iterdir()) == [bundle]
 
 
+def test_earlier_bundle_is_not_replaced_unless_forced(tiny_checkpoint: Path, old_bundle: Path) -> None:
+    before = contents(old_bundle)
+    with pytest.raises(TargetError, match=f"^{old_bundle}: found a bundle, expected a new name; --force replaces it$"):
+        export_bundle(tiny_checkpoint, old_bundle, verify=False)
+    assert_only(old_bundle, before)
+
+
+@pytest.mark.parametrize("force", [False, True])
 @pytest.mark.parametrize("kind", ["folder", "file", "checkpoint"])
-def test_what_is_no_bundle_is_never_replaced(tiny_checkpoint: Path, tmp_path: Path, kind: str) -> None:
+def test_what_is_no_bundle_is_never_replaced(tiny_checkpoint: Path, tmp_path: Path, kind: str, force: bool) -> None:
     target = tmp_path / "out" / "precious"
     if kind == "file":
         target.parent.mkdir()
@@ -448,8 +464,8 @@ def test_what_is_no_bundle_is_never_replaced(tiny_checkpoint: Path, tmp_path: Pa
         shutil.copytree(tiny_checkpoint, target)
     before = contents(target.parent)
     checkpoint = target if kind == "checkpoint" else tiny_checkpoint
-    with pytest.raises(ExportError, match="precious: exists and is not a bundle, expected"):
-        export_bundle(checkpoint, target)
+    with pytest.raises(TargetError, match="precious: exists and is not a bundle, expected"):
+        export_bundle(checkpoint, target, force=force)
     assert contents(target.parent) == before
     assert list(target.parent.iterdir()) == [target]
 
