@@ -1,18 +1,19 @@
-"""Bundle in, smaller bundle out, if it is good enough: traces, precisions, gate, report; all of it or nothing."""
+"""Quantizes a bundle atomically: record inputs, choose precisions within the budget, measure, audit, report."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 from fastblt.calibration.activation_ranges import RANGES
-from fastblt.calibration.bundle_quantizer import ROUNDINGS, Assignment, Quantizer, Recipe, layers_of
-from fastblt.calibration.precision import CalibrationError, Precision, Scheme, parse_scheme
+from fastblt.calibration.bundle_quantizer import Assignment, Quantizer, Recipe, layers_of
+from fastblt.calibration.precision import CalibrationError, Precision
 from fastblt.calibration.quality import Outcomes, Quality, compare, exceeded, full_plan, measure
 from fastblt.calibration.report import CalibrationResult, write_report
+from fastblt.calibration.request import AUTO, CalibrationRequest
 from fastblt.calibration.sensitivity import (
     WHOLE_GRAPH,
     Group,
@@ -22,53 +23,23 @@ from fastblt.calibration.sensitivity import (
     first_that_fits,
     groups_of,
 )
-from fastblt.calibration.trace_recorder import RecordingSetting, record
+from fastblt.calibration.trace_recorder import record
 from fastblt.calibration.trace_store import TraceStore, model_digest
 from fastblt.models.atomic_folder import replacing_folder
-from fastblt.runtime.backends.protocol import Ids
 from fastblt.runtime.blt_runtime import BltRuntime
 from fastblt.runtime.bundle.bundle import Bundle
-from fastblt.runtime.bundle.manifest import (
-    Manifest,
-    is_bundle,
-    write_manifest,
-)
+from fastblt.runtime.bundle.manifest import write_manifest
+from fastblt.runtime.bundle.target import check_bundle_target
 from fastblt.runtime.measure.audit.comparison import audit
+from fastblt.runtime.progress import OnProgress, no_progress
 
-AUTO = "auto"
-#: Parts that are quantised; the patcher only if asked for, because patches would end elsewhere.
+#: Parts that are quantized; the patcher only on request, because patches would end elsewhere.
 PARTS = ("encoder", "global", "decoder")
 #: Prompts and bytes after each, for the audit of drafts against autoregressive decoding.
 AUDIT_PROMPTS, AUDIT_BYTES = 8, 64
-#: Gap of logits that is a tie where graphs are lowered: they add up a cache's old and new rows in another order for
+#: Gap of logits that is a tie if graphs are lowered: they add up a cache's old and new rows in another order for
 #: every size of call, and rounding inputs to 8 bits makes up to 1e-1 of the last bit. Other graphs have no ties.
 LOWERED_TIE_BOUND = 0.5
-
-
-@dataclass(frozen=True)
-class CalibrationRequest:
-    """What is asked for."""
-
-    scheme: str
-    prompts: tuple[bytes, ...]
-    """Text that traces go on from."""
-    windows: tuple[Ids, ...]
-    """Held-out text that quality is measured on; int64 [1 + bytes] each, beginning with BOS."""
-    budget: Mapping[str, float] = field(default_factory=lambda: {"bpb": 0.01})
-    """Most that may be lost, see `fastblt.calibration.quality.parse_budget`."""
-    block: int | None = None
-    rounding: str = AUTO
-    ranges: str = AUTO
-    samples: int = 256
-    new_bytes: int = 64
-    seed: int = 0
-    anchors: int = 8
-    patcher: bool = False
-    """Quantise the patcher, too."""
-    uniform: bool = False
-    """Fail instead of keeping some layers in higher precision."""
-    sensitivity: bool = False
-    """Measure every group alone even where the budget does not need it."""
 
 
 def calibrate(
@@ -77,77 +48,61 @@ def calibrate(
     request: CalibrationRequest,
     *,
     traces: Path | None = None,
-    on_progress: Callable[[str], None] = lambda text: None,
+    force: bool = False,
+    on_progress: OnProgress = no_progress,
 ) -> CalibrationResult:
-    """Quantise a bundle.
+    """Quantize a bundle.
 
     Args:
-        bundle: of ``fastblt export``.
-        out: folder to write; an earlier bundle there is replaced when the new one is complete and good enough.
-        request: what is asked for.
-        traces: folder of traces, gone on with if they are incomplete; None: they are recorded and thrown away.
-        on_progress: told what is being done.
+        bundle: folder that ``fastblt export`` wrote.
+        out: folder to write.
+        request: scheme, budget, and texts to calibrate and to measure on.
+        traces: folder to keep traces in; complete ones are used again, incomplete ones are continued. None: traces
+            are recorded and deleted afterwards.
+        force: replace an earlier bundle in ``out``, once the new one is complete and within the budget.
+        on_progress: its steps are the texts to record and the candidates to measure; steps that turn out to be
+            unnecessary are passed over.
 
     Returns:
-        What was measured; it is in the bundle's report, too.
+        What was measured; the bundle's report contains it, too.
 
     Raises:
-        CalibrationError: the request cannot be met, or not within the budget; nothing is left behind.
+        CalibrationError: the request does not fit the bundle or cannot be met within the budget; nothing is left
+            behind.
+        TargetError: ``out`` exists, and is not a bundle or may not be replaced.
         BundleError: the bundle cannot be used.
     """
-    scheme = parse_scheme(request.scheme, request.block)
     opened = Bundle.open(bundle, check=False)
-    manifest = opened.manifest
-    _check(bundle, manifest, out, request)
+    _check(opened, out, request)
+    check_bundle_target(out, force=force)
     opened.check_files()
     out.parent.mkdir(parents=True, exist_ok=True)
     with (
         tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as name,
         runnable(bundle, Path(name)) as twin,
     ):
-        scratch = Path(name)
-        store = None
-        if _needs_traces(scheme, request):
-            folder = traces if traces is not None else scratch / "traces"
-            setting = RecordingSetting(request.prompts, request.samples, request.new_bytes, request.seed)
-            store = record(twin, folder, model_digest(manifest), setting, _progress(on_progress))
-        return _Calibration(bundle, twin, manifest, scheme, request, store, scratch, on_progress).run(out)
+        return _Calibration(opened, twin, request, Path(name), on_progress).run(out, traces)
 
 
-def _check(bundle: Path, manifest: Manifest, out: Path, request: CalibrationRequest) -> None:
-    if manifest.quantization is not None:
-        raise CalibrationError(f"{bundle}: found a bundle that is quantised ({manifest.quantization['scheme']})")
-    if out.exists() and not is_bundle(out) and (not out.is_dir() or any(out.iterdir())):
-        raise CalibrationError(f"{out}: exists and is not a bundle, expected a new name or a bundle to replace")
-    if out.exists() and out.samefile(bundle):
+def _check(bundle: Bundle, out: Path, request: CalibrationRequest) -> None:
+    """Raise `CalibrationError` unless this bundle can be quantized as requested."""
+    quantization = bundle.manifest.quantization
+    if quantization is not None:
+        raise CalibrationError(f"{bundle.path}: found a bundle that is quantized already ({quantization['scheme']})")
+    if out.exists() and out.samefile(bundle.path):
         raise CalibrationError(f"{out}: found the bundle itself, expected another folder")
-    if request.patcher and "patcher" not in manifest.graphs:
-        raise CalibrationError(f"{bundle}: found no patcher, expected one to quantise")
-    if not request.windows:
-        raise CalibrationError("held-out text: found none, expected at least one window")
-    for option, value, known in (("rounding", request.rounding, ROUNDINGS), ("range", request.ranges, RANGES)):
-        if value not in (AUTO, *known):
-            raise CalibrationError(f"--{option}: found {value!r}, expected {AUTO}, {', '.join(known)}")
-
-
-def _rounding(scheme: Scheme, request: CalibrationRequest) -> str:
-    """GPTQ lost least with every type of integers (docs/quantization.md); E4M3 is no grid that it knows."""
-    if request.rounding != AUTO:
-        return request.rounding
-    return "rtn" if scheme.name == "fp8" else "gptq"
-
-
-def _needs_traces(scheme: Scheme, request: CalibrationRequest) -> bool:
-    return scheme.needs_activations or _rounding(scheme, request) == "gptq"
-
-
-def _progress(on_progress: Callable[[str], None]) -> Callable[[int, int], None]:
-    return lambda done, total: on_progress(f"recording traces: {done} of {total}")
+    if request.patcher and "patcher" not in bundle.manifest.graphs:
+        raise CalibrationError(f"{bundle.path}: found no patcher, expected one to quantize")
 
 
 @contextmanager
 def runnable(bundle: Path, scratch: Path) -> Iterator[Path]:
-    """The bundle as the CPU can run it: itself, or the fp32 twin of a bf16 one whose values are rounded to bf16."""
+    """Yield a bundle that the CPU can run.
+
+    Args:
+        bundle: is yielded itself unless its type is bf16; then its fp32 twin with values rounded to bf16 is.
+        scratch: folder to write the twin to, for the time of the context.
+    """
     if Bundle.open(bundle, check=False).manifest.dtype != "bf16":
         yield bundle
         return
@@ -158,53 +113,106 @@ def runnable(bundle: Path, scratch: Path) -> Iterator[Path]:
         yield Path(folder) / "twin"
 
 
+class _Steps:
+    """Counts the steps of a calibration."""
+
+    def __init__(self, on_progress: OnProgress, total: int) -> None:
+        self._on_progress, self._total, self._begun = on_progress, total, 0
+
+    def begin(self, what: str) -> None:
+        """Report that the steps so far are finished and that the next one begins."""
+        self._on_progress(min(self._begun, self._total), self._total, what)
+        self._begun += 1
+
+    def skip(self, steps: int) -> None:
+        """Pass over steps that are unnecessary."""
+        self._begun += steps
+
+    def finish(self) -> None:
+        """Report that everything is done."""
+        self._on_progress(self._total, self._total, "")
+
+
 class _Calibration:
-    """One calibration, from traces to the finished bundle."""
+    """Runs one calibration, from traces to the finished bundle."""
 
     def __init__(
-        self,
-        bundle: Path,
-        twin: Path,
-        manifest: Manifest,
-        scheme: Scheme,
-        request: CalibrationRequest,
-        store: TraceStore | None,
-        scratch: Path,
-        on_progress: Callable[[str], None],
+        self, bundle: Bundle, twin: Path, request: CalibrationRequest, scratch: Path, on_progress: OnProgress
     ) -> None:
-        self.bundle, self.manifest, self.scheme, self.request = bundle, manifest, scheme, request
-        self.twin, self.store, self.scratch, self.on_progress = twin, store, scratch, on_progress
-        self.plan = full_plan(Bundle.open(bundle, check=False).config, request.anchors)
-        parts = [part for part in (("patcher", *PARTS) if request.patcher else PARTS) if part in manifest.graphs]
-        self.groups = groups_of(list(layers_of(bundle, parts)), scheme)
-        on_progress("measuring the bundle itself")
-        self.exact = measure(twin, request.windows, self.plan)
-        self.quality = compare(self.exact, self.exact)
-        self.quantizer = self._quantizer(request.ranges if request.ranges != AUTO else "minmax")
+        self.bundle, self.twin, self.request, self.scratch = bundle, twin, request, scratch
+        self.scheme = request.parsed_scheme
+        self.plan = full_plan(bundle.config, request.anchors)
+        wanted = ("patcher", *PARTS) if request.patcher else PARTS
+        parts = [part for part in wanted if part in bundle.manifest.graphs]
+        self.groups = groups_of(list(layers_of(bundle.path, parts)), self.scheme)
+        self.sets = _sets(self.groups)
+        #: Tries of the bisection among mixtures, and one more measurement of the mixture that it finds.
+        self.search_steps = (2 * len(self.groups) + 1).bit_length() + 1
+        self.steps = _Steps(on_progress, self._count_steps())
         self.range_losses: dict[str, float] = {}
 
-    def _quantizer(self, ranges: str) -> Quantizer:
-        return Quantizer(self.bundle, self.twin, self.store, Recipe(_rounding(self.scheme, self.request), ranges))
+    def _count_steps(self) -> int:
+        """Return the number of steps if all are necessary."""
+        request = self.request
+        steps = 4  # the bundle itself, uniform precision, writing, audit
+        if request.needs_traces:
+            steps += len(request.prompts) * len(request.recording.methods(self.bundle.config))
+        steps += len(RANGES) if request.tries_ranges else 0
+        steps += len(self.sets) if request.sensitivity or not request.uniform else 0
+        return steps + (0 if request.uniform else self.search_steps)
 
-    def run(self, out: Path) -> CalibrationResult:
+    def run(self, out: Path, traces: Path | None) -> CalibrationResult:
         """Find precisions that fit the budget, and write the bundle."""
-        if self.scheme.needs_activations and self.request.ranges == AUTO and self.scheme.name != "fp8":
+        self._prepare(traces)
+        if self.request.tries_ranges:
             self._choose_ranges()
         uniform: list[Precision | None] = [self.scheme.precision] * len(self.groups)
-        self.on_progress("measuring the quantised bundle")
+        self.steps.begin("measuring the quantized bundle")
         chosen, found = uniform, self._try(uniform, full=True)
         fits = not exceeded(found.losses(self.quality), self.request.budget)
-        sensitivities = self._sensitivities() if self.request.sensitivity or not (fits or self.request.uniform) else []
+        if not fits and self.request.uniform:
+            raise self._beyond(found)
+        sensitivities: list[Sensitivity] = []
+        if self.request.sensitivity or not fits:
+            sensitivities = self._sensitivities()
+        elif not self.request.uniform:
+            self.steps.skip(len(self.sets))
         if not fits:
-            if self.request.uniform:
-                raise self._beyond(found)
             chosen, found = self._search(sensitivities, found)
-        return self._write(out, chosen, found, sensitivities)
+        elif not self.request.uniform:
+            self.steps.skip(self.search_steps)
+        result = self._write(out, chosen, found, sensitivities)
+        self.steps.finish()
+        return result
+
+    def _prepare(self, traces: Path | None) -> None:
+        """Record traces if any are needed, and measure the bundle itself."""
+        self.store = self._record(traces) if self.request.needs_traces else None
+        self.steps.begin("measuring the bundle itself")
+        self.exact = measure(self.twin, self.request.windows, self.plan)
+        self.quality = compare(self.exact, self.exact)
+        ranges = self.request.ranges if self.request.ranges != AUTO else "minmax"
+        recipe = Recipe(self.request.chosen_rounding, ranges)
+        self.quantizer = Quantizer(self.bundle.path, self.twin, self.store, recipe)
+
+    def _record(self, traces: Path | None) -> TraceStore:
+        folder = traces if traces is not None else self.scratch / "traces"
+        begun = 0
+
+        def watch(done: int, total: int, what: str) -> None:
+            nonlocal begun
+            self.steps.skip(done - begun)
+            begun = done
+            if done < total:
+                self.steps.begin(f"recording {what}")
+                begun += 1
+
+        return record(self.twin, folder, model_digest(self.bundle.manifest), self.request.recording, watch)
 
     def _choose_ranges(self) -> None:
-        """The way of choosing ranges that costs the fewest bits."""
+        """Choose the ranges of inputs that cost the fewest bits."""
         for ranges in RANGES:
-            self.on_progress(f"trying ranges: {ranges}")
+            self.steps.begin(f"trying ranges: {ranges}")
             self.quantizer.recipe = replace(self.quantizer.recipe, ranges=ranges)
             outcomes = self._outcomes(assignment([(group, self.scheme.precision) for group in self.groups]), full=False)
             self.range_losses[ranges] = outcomes.bits_per_byte / self.exact.bits_per_byte - 1.0
@@ -212,6 +220,7 @@ class _Calibration:
         self.quantizer.recipe = replace(self.quantizer.recipe, ranges=best)
 
     def _try(self, choice: Sequence[Precision | None], *, full: bool) -> Quality:
+        """Measure the bundle with one precision per group; None keeps the bundle's own."""
         given = assignment(list(zip(self.groups, choice, strict=True)))
         return compare(self._outcomes(given, full=full), self.exact)
 
@@ -222,15 +231,10 @@ class _Calibration:
                 return measure(twin, self.request.windows, self.plan if full else None)
 
     def _sensitivities(self) -> list[Sensitivity]:
-        """Of every group, and of every graph as a whole."""
+        """Measure every graph and every group of layers alone."""
         found = []
-        parts: dict[str, list[Group]] = {}
-        for group in self.groups:
-            parts.setdefault(group.part, []).append(group)
-        sets = [(part, WHOLE_GRAPH, groups) for part, groups in parts.items()]
-        sets += [(group.part, group.name, [group]) for group in self.groups]
-        for index, (part, name, groups) in enumerate(sets, 1):
-            self.on_progress(f"measuring sensitivity: {index} of {len(sets)}")
+        for index, (part, name, groups) in enumerate(self.sets, 1):
+            self.steps.begin(f"measuring sensitivity {index} of {len(self.sets)}")
             given = assignment([(group, self.scheme.precision) for group in groups])
             bits = self._outcomes(given, full=False).bits_per_byte
             saved = sum(group.bytes - group.smaller for group in groups)
@@ -238,46 +242,56 @@ class _Calibration:
         return found
 
     def _search(self, sensitivities: Sequence[Sensitivity], uniform: Quality) -> tuple[list[Precision | None], Quality]:
-        """The first of the mixtures that fits."""
+        """Find the smallest mixture that fits the budget."""
         candidates = choices(self.groups, self.scheme, sensitivities)
         found: dict[int, Quality] = {0: uniform}
         full = bool(self.request.budget.keys() & {"masked", "acceptance"})
+        tries = 0
 
         def fits(index: int) -> bool:
+            nonlocal tries
             if index not in found:
-                self.on_progress(f"trying mixture {index} of {len(candidates) - 2}")
+                tries += 1
+                self.steps.begin(f"trying mixture {index} of {len(candidates) - 2}")
                 found[index] = self._try(candidates[index], full=full)
             return not exceeded(found[index].losses(self.quality), self.request.budget)
 
-        # The last one is the bundle itself.
+        # The last candidate is the bundle itself.
         index = first_that_fits(len(candidates) - 1, fits)
         if index is None:
             raise self._beyond(found[len(candidates) - 2])
+        self.steps.skip(self.search_steps - 1 - tries)
+        self.steps.begin(f"measuring mixture {index}")
         return candidates[index], found[index] if full else self._try(candidates[index], full=True)
 
     def _beyond(self, found: Quality) -> CalibrationError:
+        """Return the error of a bundle that loses more than the budget allows."""
         lost = exceeded(found.losses(self.quality), self.request.budget)
-        told = ", ".join(f"{name} {loss:.3%}" for name, loss in lost.items())
+        losses = ", ".join(f"{name} {loss:.3%}" for name, loss in lost.items())
         limits = ", ".join(f"{name} {self.request.budget[name]:.3%}" for name in lost)
         how = "uniform" if self.request.uniform else "any mixture"
-        return CalibrationError(f"{self.bundle}: {self.scheme.name}, {how}: found a loss of {told}, allowed: {limits}")
+        return CalibrationError(
+            f"{self.bundle.path}: {self.scheme.name}, {how}: found a loss of {losses}, allowed: {limits}"
+        )
 
     def _write(
         self, out: Path, choice: list[Precision | None], quality: Quality, sensitivities: list[Sensitivity]
     ) -> CalibrationResult:
+        """Write the bundle with its report, unless the audit fails."""
         given = assignment(list(zip(self.groups, choice, strict=True)))
+        source = self.bundle.manifest
         with replacing_folder(out) as new:
-            self.on_progress("writing the bundle")
+            self.steps.begin("writing the bundle")
             manifest = self.quantizer.write(new, given, {"scheme": self.scheme.name})
-            self.on_progress("comparing drafts with autoregressive decoding")
+            self.steps.begin("comparing drafts with autoregressive decoding")
             self._audit(new)
             result = CalibrationResult(
-                self.manifest.model,
-                self.manifest.dtype,
+                source.model,
+                source.dtype,
                 self.scheme,
                 self.quantizer.recipe,
                 dict(self.request.budget),
-                self.manifest,
+                source,
                 manifest,
                 self.quality,
                 quality,
@@ -286,21 +300,31 @@ class _Calibration:
                 self.range_losses,
                 self.store.index if self.store else None,
             )
-            facts = {**(manifest.quantization or {}), "source": model_digest(self.manifest), **result.summary()}
+            facts = {**(manifest.quantization or {}), "source": model_digest(source), **result.summary()}
             write_report(new, result)
-            result = replace(result, quantized=write_manifest(new, replace(manifest, quantization=facts)))
-        return result
+            return replace(result, quantized=write_manifest(new, replace(manifest, quantization=facts)))
 
     def _audit(self, folder: Path) -> None:
-        """Raise where verified drafts write other bytes than autoregressive decoding does."""
+        """Raise `CalibrationError` if verified drafts write other bytes than autoregressive decoding does."""
         methods = [method.name for method in self.plan.drafts] + ["auto"]
         with runnable(folder, self.scratch) as twin:
             prompts = [(f"prompt {i}", data) for i, data in enumerate(self.request.prompts[:AUDIT_PROMPTS])]
             longest = max(len(data) for _, data in prompts)
             runtime = BltRuntime.from_pretrained(twin, max_bytes=longest + AUDIT_BYTES)
-            bound = LOWERED_TIE_BOUND if self.manifest.operators == "lowered" else 0.0
+            bound = LOWERED_TIE_BOUND if self.bundle.manifest.operators == "lowered" else 0.0
             rows = audit(runtime, [(runtime, method) for method in methods], prompts, AUDIT_BYTES, bound)
         wrong = [row.method for row in rows if row.faults]
         if wrong:
-            told = f"found other bytes with {', '.join(wrong)} than with ar, expected the same"
-            raise CalibrationError(f"{self.bundle}: {self.scheme.name}: {told}")
+            raise CalibrationError(
+                f"{self.bundle.path}: {self.scheme.name}: found other bytes with {', '.join(wrong)} than with ar, "
+                "expected the same"
+            )
+
+
+def _sets(groups: Sequence[Group]) -> list[tuple[str, str, list[Group]]]:
+    """Return part, name and groups of everything that is measured alone: every graph, then every group."""
+    parts: dict[str, list[Group]] = {}
+    for group in groups:
+        parts.setdefault(group.part, []).append(group)
+    found = [(part, WHOLE_GRAPH, members) for part, members in parts.items()]
+    return found + [(group.part, group.name, [group]) for group in groups]

@@ -1,13 +1,12 @@
-"""Records what the graphs of a bundle are fed while it really generates, with every way of decoding.
+"""Records what the graphs of a bundle are fed while it generates with every method.
 
-A decoder whose ranges come from clean text only clips on rows of [MASK]; a global transformer needs latents of real
-patches. So prompts are continued with each method, and the calls of each graph are sampled by kind.
+A decoder whose ranges come from clean text only would clip rows of [MASK]; a global transformer needs latents of real
+patches. Prompts are therefore continued with each method, and the calls of each graph are sampled by kind.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,31 +20,43 @@ from fastblt.runtime.backends.cpu.backend import OnnxRuntimeBackend
 from fastblt.runtime.backends.cpu.bound_graph import Binding
 from fastblt.runtime.blt_runtime import BltRuntime
 from fastblt.runtime.methods.registry import trace_methods
+from fastblt.runtime.progress import OnProgress, no_progress
 
-#: Kinds of calls. A block that is denoised is told apart by how much of it is hidden, in quarters.
+#: Kinds of calls. Blocks that are denoised are distinguished by how much of them is hidden, in quarters.
 STRATA = ("prefill", "byte", "chunk")
 MASKED_STRATA = ("masked-25", "masked-50", "masked-75", "masked-100")
-#: Fewer samples a graph say nothing.
+#: Fewer samples per graph are not representative.
 LEAST_SAMPLES = 16
 
 
 @dataclass(frozen=True)
 class RecordingSetting:
-    """What to record."""
+    """Describes a recording.
+
+    Raises:
+        CalibrationError: there are too few samples or prompts.
+    """
 
     prompts: tuple[bytes, ...]
     samples: int = 256
-    """Calls that are kept of each graph."""
+    """Calls of each graph that are kept."""
     new_bytes: int = 64
     """Bytes generated after each prompt with each method."""
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Validate samples and prompts."""
+        if self.samples < LEAST_SAMPLES:
+            raise CalibrationError(f"--samples: found {self.samples}, expected at least {LEAST_SAMPLES}")
+        if not self.prompts:
+            raise CalibrationError("data: found no prompt, expected at least one")
 
     def methods(self, config: BltConfig) -> tuple[str, ...]:
         """Return the names of the methods that activations are recorded with."""
         return trace_methods(config)
 
     def facts(self, config: BltConfig) -> dict[str, object]:
-        """What determines the samples, as plain JSON."""
+        """Return everything that determines the samples, in plain JSON types."""
         digest = hashlib.sha256(b"\0".join(self.prompts)).hexdigest()
         return {
             "methods": list(self.methods(config)),
@@ -62,42 +73,40 @@ def record(
     folder: Path,
     model: str,
     setting: RecordingSetting,
-    on_unit: Callable[[int, int], None] = lambda done, total: None,
+    on_progress: OnProgress = no_progress,
 ) -> TraceStore:
-    """Record traces of a bundle, or go on where a recording was interrupted.
+    """Record traces of a bundle, or continue an interrupted recording.
 
     Args:
-        bundle: that the CPU can run.
-        folder: where traces are, or will be.
-        model: digest of the model that they are of.
+        bundle: one that the CPU can run.
+        folder: where traces are or will be.
+        model: digest of the model, see `fastblt.calibration.trace_store.model_digest`.
         setting: what to record.
-        on_unit: told how many units of work of how many are done.
+        on_progress: a step is a prompt continued with a method.
 
     Raises:
-        CalibrationError: too few samples or prompts are asked for, or the folder has other traces.
+        CalibrationError: the folder contains other traces.
     """
-    if setting.samples < LEAST_SAMPLES:
-        raise CalibrationError(f"--samples: found {setting.samples}, expected at least {LEAST_SAMPLES}")
-    if not setting.prompts:
-        raise CalibrationError("data: found no prompt, expected at least one")
     longest = max(map(len, setting.prompts))
     runtime = BltRuntime.from_pretrained(bundle, max_bytes=longest + setting.new_bytes)
     store = TraceStore(folder, model, dict(setting.facts(runtime.config)))
-    units = [(prompt, method) for prompt in setting.prompts for method in setting.methods(runtime.config)]
+    methods = setting.methods(runtime.config)
+    units = [(prompt, method) for prompt in setting.prompts for method in methods]
     backend = runtime.backend
     assert isinstance(backend, OnnxRuntimeBackend)
     for number in range(store.index.units, len(units)):
         prompt, method = units[number]
+        on_progress(number, len(units), f"prompt {number // len(methods) + 1} with {method}")
         watcher = _Watcher(store, backend, setting, number, len(prompt))
         with watcher:
             runtime.generate(prompt, setting.new_bytes, method=method)
         store.end_unit(last=number + 1 == len(units))
-        on_unit(number + 1, len(units))
+    on_progress(len(units), len(units), "")
     return store
 
 
 class _Watcher:
-    """Offers every call of one unit of work to the store."""
+    """Offers every call of the graphs to the store while one prompt is continued."""
 
     def __init__(
         self, store: TraceStore, backend: OnnxRuntimeBackend, setting: RecordingSetting, unit: int, prompt: int
@@ -132,7 +141,7 @@ class _Watcher:
         )
 
     def _inputs(self, part: str, binding: Binding) -> Arrays:
-        """A call's inputs; what it can see nothing of in its caches is 0, whatever earlier texts left there."""
+        """Return a call's inputs, with 0 in the rows of its caches that it cannot see, whatever earlier texts left."""
         arrays = binding.inputs()
         first, last = int(arrays["visible_start"].min()), int(arrays["write_index"][0])
         for tensor in self._backend.graphs[part].spec.inputs:
@@ -147,7 +156,7 @@ class _Watcher:
         if part == "decoder" and ids is not None and (ids == MASK_ID).any():
             quarters = int(np.ceil(4 * float((ids == MASK_ID).mean())))
             return MASKED_STRATA[quarters - 1]
-        if part != "global":  # whose positions are patches: it belongs to the encoder's call before it
+        if part != "global":  # its positions are patches: it belongs to the encoder's call before it
             self._in_prompt = int(positions[0, -1]) <= self._prompt
         if self._in_prompt and positions.shape[1] > 1:
             return "prefill"

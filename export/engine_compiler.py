@@ -1,4 +1,4 @@
-"""Engines of a bundle: every graph compiled for one or more capacities, into a folder with a manifest, or nothing.
+"""Compiles every graph of a bundle for one or more capacities into a folder of engines, atomically.
 
 A cache's size is part of an engine. Stacks with a window and the encoder's pool need the same size whatever the
 capacity, so their engine is built once and shared; the global transformer's is built for each capacity.
@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from fastblt.export.tensorrt_build import TensorRtGraph
@@ -32,10 +33,11 @@ from fastblt.runtime.bundle.manifest import (
     sha256_of,
 )
 from fastblt.runtime.bundle.tensorrt_library import TensorRtError, TensorRtLibrary
+from fastblt.runtime.progress import OnProgress, no_progress
 
-#: Rows of a call, and patches or latents in it: smallest, usual, largest, by profile. Together they take every power
-#: of two up to `CALL_ROWS`. None is of one size alone: for a single row the compiler would lay out the weights in
-#: another way, and put them into the engine a second time.
+#: Rows of a call, and patches or latents in it: smallest, usual, largest, by profile. Together they cover every power
+#: of two up to `CALL_ROWS`. No profile has a single size: for a single row the compiler would lay out the weights in
+#: another way, and store them in the engine a second time.
 PROFILES = {
     "byte": ((1, 1, 2), (1, 1, 2)),
     "verify": ((4, 8, 16), (1, 2, 16)),
@@ -49,32 +51,42 @@ FP8_SM = 89
 
 @dataclass(frozen=True)
 class CompileRequest:
-    """What to compile."""
+    """Describes what to compile.
+
+    Raises:
+        TensorRtError: there is no GPU or no capacity to compile for.
+    """
 
     sms: tuple[int, ...]
     """Compute capabilities, e.g. 89."""
     capacities: tuple[int, ...]
-    """``max_bytes`` of the runtimes to come, ascending."""
+    """``max_bytes`` of the runtimes that will use the engines, ascending."""
     dtype: str | None = None
-    """Type that the bundle must have; None: whichever it has."""
+    """Type that the bundle must have; None: any."""
     max_patch_bytes: int | None = None
-    """Longest patch, where the model sets no limit."""
+    """Longest patch, if the model sets no limit."""
     timing_cache: Path | None = None
+    """File that TensorRT keeps its measurements of kernels in; read if it exists, and written."""
+
+    def __post_init__(self) -> None:
+        """Require a compute capability and a capacity."""
+        if not self.sms or not self.capacities:
+            raise TensorRtError("compile: found no SM or no capacity, expected at least one of each")
 
 
 def compile_bundle(
-    bundle: Path, library: TensorRtLibrary, request: CompileRequest, report: Callable[[str], None] | None = None
+    bundle: Path, library: TensorRtLibrary, request: CompileRequest, on_progress: OnProgress = no_progress
 ) -> EngineFolder:
     """Compile every graph of a bundle.
 
     Args:
-        bundle: folder that ``fastblt export`` wrote; the engines' folder is made in it.
+        bundle: folder that ``fastblt export`` wrote; the folder of engines is created in it, or replaced.
         library: the compiler.
-        request: for what.
-        report: told what is being done.
+        request: what to compile for.
+        on_progress: a step is an engine; the what of it contains the compiler's phase.
 
     Returns:
-        What the folder's manifest says.
+        The manifest of the folder of engines.
 
     Raises:
         BundleError: the bundle is damaged.
@@ -85,7 +97,6 @@ def compile_bundle(
     opened.check_files()
     path = bundle / ENGINES_FOLDER / folder_name(library.target, library.version, request.sms)
     path.parent.mkdir(exist_ok=True)
-    on_progress = report or (lambda text: None)
     try:
         with replacing_folder(path) as new:
             folder = _Compiler(bundle, opened.config, opened.manifest, library, request, new, on_progress).run(path)
@@ -115,12 +126,10 @@ def _check_request(bundle: Path, manifest: Manifest, library: TensorRtLibrary, r
         )
     if request.timing_cache is not None and library.target == "tensorrt-rtx":
         raise TensorRtError("timing cache: TensorRT-RTX measures no kernels when it builds, expected target tensorrt")
-    if not request.sms or not request.capacities:
-        raise TensorRtError("compile: found no SM or no capacity, expected at least one of each")
 
 
 class _Compiler:
-    """One compilation: builds each engine once, and notes who shares it."""
+    """Runs one compilation: builds each engine once, and records which capacities share it."""
 
     def __init__(
         self,
@@ -130,19 +139,21 @@ class _Compiler:
         library: TensorRtLibrary,
         request: CompileRequest,
         folder: Path,
-        on_progress: Callable[[str], None],
+        on_progress: OnProgress,
     ) -> None:
         self.bundle, self.config, self.manifest, self.library = bundle, config, manifest, library
         self.request, self.folder, self.on_progress = request, folder, on_progress
         self.engines: list[EngineSpec] = []
-        self._built: dict[tuple[str, int, int], int] = {}
 
     def run(self, path: Path) -> EngineFolder:
-        """All engines; ``path`` is where they will be."""
-        capacities = {
-            capacity: {part: self._engine(part, capacity) for part in self.manifest.graphs}
-            for capacity in self.request.capacities
-        }
+        """Build all engines and return their manifest; ``path`` is where they will be."""
+        keys = {c: {part: self._key(part, c) for part in self.manifest.graphs} for c in self.request.capacities}
+        distinct = list(dict.fromkeys(key for parts in keys.values() for key in parts.values()))
+        total = len(distinct)
+        for done, key in enumerate(distinct):
+            self.engines.append(self._build(*key, partial(self.on_progress, done, total)))
+        self.on_progress(total, total, "")
+        capacities = {c: {part: distinct.index(key) for part, key in parts.items()} for c, parts in keys.items()}
         return EngineFolder(
             path,
             self.library.target,
@@ -155,37 +166,32 @@ class _Compiler:
             capacities,
         )
 
-    def _engine(self, part: str, capacity: int) -> int:
-        """Index of a part's engine for a capacity, built unless another capacity has the same."""
+    def _key(self, part: str, capacity: int) -> tuple[str, int, int]:
+        """Return what an engine depends on: its part, the slots of its caches and those of its pool."""
         slots = cache_slots(self.config.stacks[part], capacity)
         pool = pool_slots(self.config, capacity, self.request.max_patch_bytes) if part == "encoder" else 0
-        key = (part, slots, pool)
-        if key not in self._built:
-            self._built[key] = len(self.engines)
-            self.engines.append(self._build(part, slots, pool))
-        return self._built[key]
+        return part, slots, pool
 
-    def _build(self, part: str, slots: int, pool: int) -> EngineSpec:
+    def _build(self, part: str, slots: int, pool: int, on_phase: Callable[[str], None]) -> EngineSpec:
         spec = self.manifest.graphs[part]
         sizes = f"{slots}-{pool}" if pool else f"{slots}"
         name = f"{Path(spec.file).stem}-{sizes}.engine"
-        self.on_progress(f"{name}: parsing {spec.file}")
+        on_phase(f"{name}: parsing {spec.file}")
         began = time.perf_counter()
         graph = TensorRtGraph(self.library, self.bundle / spec.file, {"slots": slots, "pool_slots": pool})
         aliases = graph.aliases()
         _check_aliases(self.bundle / spec.file, spec, aliases)
         profiles = _profiles(spec, self.config.hash.context - 1, {"slots": slots, "pool_slots": pool})
         cache = self.request.timing_cache
-        data = graph.build(profiles, self.request.sms, cache, lambda phase: self.on_progress(f"{name}: {phase}"))
+        data = graph.build(profiles, self.request.sms, cache, lambda phase: on_phase(f"{name}: {phase}"))
         (self.folder / name).write_bytes(data)
         seconds = round(time.perf_counter() - began, 2)
-        self.on_progress(f"{name}: {data.nbytes / 1e6:.1f} MB in {seconds:.1f} s")
         digest = sha256_of(self.folder / name)
         return EngineSpec(part, name, data.nbytes, digest, slots, pool, profiles, aliases, graph.decomposed, seconds)
 
 
 def _check_aliases(path: Path, spec: GraphSpec, aliases: dict[str, str]) -> None:
-    """Every cache update that the graph declares must be made in place."""
+    """Raise `TensorRtError` unless every cache update that the graph declares is made in place."""
     expected = {t.name: t.name.removesuffix("_out") for t in spec.outputs if t.role in ("cache_update", "pool_update")}
     if aliases != expected:
         missing = sorted(set(expected) - set(aliases)) or sorted(aliases)
@@ -193,7 +199,7 @@ def _check_aliases(path: Path, spec: GraphSpec, aliases: dict[str, str]) -> None
 
 
 def _profiles(spec: GraphSpec, history: int, capacity: dict[str, int]) -> tuple[ShapeProfile, ...]:
-    """Profiles of a graph: ranges of all inputs whose shape calls choose."""
+    """Return the profiles of a graph: ranges of all inputs whose shapes depend on the call."""
     found = []
     positions = spec.input("positions")
     assert positions is not None, "every graph has positions"
@@ -211,4 +217,5 @@ def _profiles(spec: GraphSpec, history: int, capacity: dict[str, int]) -> tuple[
 
 
 def _fixed(size: int | str, capacity: dict[str, int]) -> int:
+    """Return a size as a number, given those of the caches."""
     return size if isinstance(size, int) else capacity[size]

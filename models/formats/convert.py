@@ -23,7 +23,7 @@ def convert(
     folder: Path,
     target: str,
     dtype: torch.dtype | None = None,
-    report: Callable[[str], None] | None = None,
+    on_progress: Callable[[int, int, str], None] = lambda done, total, what: None,
 ) -> None:
     """Write a checkpoint folder of another layout atomically.
 
@@ -33,7 +33,8 @@ def convert(
         target: name of a layout in `fastblt.models.formats.registry.WRITABLE`.
         dtype: of the weights; None: each of our tensors keeps its type (fp32 if the types of its stored parts differ),
             and converting back restores every bit.
-        report: called with the name of the tensor that is being written.
+        on_progress: called before each tensor and at the end with the number of tensors written, that of all tensors,
+            and the tensor's name (ours).
 
     Raises:
         CheckpointError: there is no such layout, it cannot express the model, a weight is not finite or beyond the
@@ -46,22 +47,26 @@ def convert(
     kinds = {name: dtype or DTYPES[source.dtype(name)] for name in source.pieces}
     main = max(set(kinds.values()), key=list(kinds.values()).count)
     text = layout.config_text(source.config, str(main).removeprefix("torch."))
-    say = report or (lambda name: None)
-    tables = {}
-    for name, pieces in layout.pieces(source.config).items():
+    tables: dict[str, Table] = {}
+    pieces_of = layout.pieces(source.config)
+    total = sum(map(len, pieces_of.values()))
+    for name, pieces in pieces_of.items():
         rows, *width = source.shape(name)
         each = rows // len(pieces)
         for index, piece in enumerate(pieces):
-            chunks = partial(_bytes, source, name, kinds[name], index * each, each, say)
+            begin = partial(on_progress, len(tables), total, name)
+            chunks = partial(_bytes, source, name, kinds[name], index * each, each, begin)
             tables[piece] = Table(DTYPE_NAMES[kinds[name]], kinds[name].itemsize, [each, *width], chunks)
     with replacing_folder(folder) as new:
         (new / CONFIG_FILE).write_text(text, encoding="utf-8")
         write_tables(new / WEIGHTS_FILE, tables)
+    on_progress(total, total, "")
 
 
 def _bytes(
-    source: Checkpoint, name: str, dtype: torch.dtype, first: int, rows: int, on_progress: Callable[[str], None]
+    source: Checkpoint, name: str, dtype: torch.dtype, first: int, rows: int, begin: Callable[[], None]
 ) -> Iterator[np.ndarray]:
-    on_progress(name)
+    """Yield the bytes of some rows of a tensor, converted, as uint8 arrays; call ``begin`` first."""
+    begin()
     for chunk in source.chunks(name, dtype, first, first + rows):
         yield chunk.contiguous().view(torch.uint8).numpy()

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from shared_files import SharedFiles
 
-from fastblt.calibration.calibrate import CalibrationRequest
 from fastblt.calibration.heldout import load_prompts, load_text
+from fastblt.calibration.request import CalibrationRequest
 from fastblt.calibration.trace_recorder import RecordingSetting, record
 from fastblt.calibration.trace_store import TraceStore, model_digest
 from fastblt.runtime.bundle.manifest import load_manifest

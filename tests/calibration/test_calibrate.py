@@ -13,9 +13,10 @@ import onnxruntime as ort
 import pytest
 from shared_files import SharedFiles
 
-from fastblt.calibration.calibrate import CalibrationRequest, calibrate
+from fastblt.calibration.calibrate import calibrate
 from fastblt.calibration.precision import CalibrationError
 from fastblt.calibration.report import JSON_FILE, MARKDOWN_FILE, PICTURE_FILE
+from fastblt.calibration.request import CalibrationRequest
 from fastblt.calibration.trace_store import TraceStore
 from fastblt.models.tokens import encode
 from fastblt.runtime.backends.cpu.backend import OnnxRuntimeBackend, session_options
@@ -24,6 +25,7 @@ from fastblt.runtime.backends.eager.bundle_weights import load_eager_model
 from fastblt.runtime.blt_runtime import BltRuntime
 from fastblt.runtime.bundle.bundle import Bundle
 from fastblt.runtime.bundle.manifest import load_manifest
+from fastblt.runtime.bundle.target import TargetError
 from fastblt.runtime.sequence.session import Session
 
 Make = Callable[..., CalibrationRequest]
@@ -189,19 +191,25 @@ def test_earlier_bundle_stays_when_too_much_is_lost(
     before = load_manifest(tmp_path / "out")
     request = request_for("w4", budget={"agreement": 0.0}, uniform=True)
     with pytest.raises(CalibrationError, match="found a loss"):
-        calibrate(tiny_bundle, tmp_path / "out", request, traces=traces.folder)
+        calibrate(tiny_bundle, tmp_path / "out", request, traces=traces.folder, force=True)
     assert load_manifest(tmp_path / "out") == before
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_traces_are_kept_and_used_again(tiny_bundle: Path, request_for: Make, tmp_path: Path) -> None:
     folder = tmp_path / "traces"
-    told: list[str] = []
-    calibrate(tiny_bundle, tmp_path / "a", request_for("int8", ranges="mse"), traces=folder, on_progress=told.append)
-    assert any(line.startswith("recording") for line in told)
+    told: list[tuple[int, int, str]] = []
+
+    def tell(done: int, total: int, what: str) -> None:
+        told.append((done, total, what))
+
+    calibrate(tiny_bundle, tmp_path / "a", request_for("int8", ranges="mse"), traces=folder, on_progress=tell)
+    assert any(what.startswith("recording") for _, _, what in told)
+    assert [done for done, _, _ in told] == sorted(done for done, _, _ in told)
+    assert {total for _, total, _ in told} == {told[-1][0]}
     told.clear()
-    calibrate(tiny_bundle, tmp_path / "b", request_for("int8", ranges="mse"), traces=folder, on_progress=told.append)
-    assert not any(line.startswith("recording") for line in told)
+    calibrate(tiny_bundle, tmp_path / "b", request_for("int8", ranges="mse"), traces=folder, on_progress=tell)
+    assert not any(what.startswith("recording") for _, _, what in told)
     assert load_manifest(tmp_path / "a").files["decoder.onnx"] == load_manifest(tmp_path / "b").files["decoder.onnx"]
 
 
@@ -221,23 +229,23 @@ def test_source_is_untouched_when_the_result_is_changed(tiny_bundle: Path, reque
         ({"windows": ()}, "held-out text: found none"),
     ],
 )
-def test_requests_that_cannot_be_met_are_named(
-    changes: dict[str, object], message: str, tiny_bundle: Path, request_for: Make, tmp_path: Path
-) -> None:
-    request = CalibrationRequest(**{**vars(request_for("w4")), **changes})
+def test_requests_that_cannot_be_met_are_named(changes: dict[str, object], message: str, request_for: Make) -> None:
     with pytest.raises(CalibrationError, match=message):
-        calibrate(tiny_bundle, tmp_path / "out", request)
-    assert not any(tmp_path.iterdir())
+        CalibrationRequest(**{**vars(request_for("w4")), **changes})
 
 
-def test_bundles_that_cannot_be_quantised_are_named(
+def test_bundles_that_cannot_be_quantized_are_named(
     tiny_bundle: Path, quantize: Callable[[str], Path], request_for: Make, tmp_path: Path
 ) -> None:
-    with pytest.raises(CalibrationError, match=r"w8: found a bundle that is quantised \(w8\)"):
+    with pytest.raises(CalibrationError, match=r"w8: found a bundle that is quantized already \(w8\)"):
         calibrate(quantize("w8"), tmp_path / "again", request_for("w4"))
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.txt").write_text("years of work")
-    with pytest.raises(CalibrationError, match="exists and is not a bundle"):
-        calibrate(tiny_bundle, tmp_path / "thesis", request_for("w4"))
+    for force in (False, True):
+        with pytest.raises(TargetError, match="exists and is not a bundle"):
+            calibrate(tiny_bundle, tmp_path / "thesis", request_for("w4"), force=force)
+    shutil.copytree(tiny_bundle, tmp_path / "other")
+    with pytest.raises(TargetError, match="other: found a bundle, expected a new name; --force replaces it"):
+        calibrate(tiny_bundle, tmp_path / "other", request_for("w4"))
     with pytest.raises(CalibrationError, match="found the bundle itself"):
         calibrate(tiny_bundle, tiny_bundle, request_for("w4"))

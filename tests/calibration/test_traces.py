@@ -57,7 +57,7 @@ def test_samples_are_what_the_graph_is_fed(traces: TraceStore, tiny_bundle: Path
 def test_recording_that_was_interrupted_goes_on_to_the_same_samples(
     traces: TraceStore, tiny_bundle: Path, setting: RecordingSetting, tmp_path: Path
 ) -> None:
-    def stop(done: int, total: int) -> None:
+    def stop(done: int, total: int, what: str) -> None:
         if done == 5:
             raise KeyboardInterrupt
 
@@ -66,8 +66,8 @@ def test_recording_that_was_interrupted_goes_on_to_the_same_samples(
     (tmp_path / "shard-00099.npz").write_bytes(b"half written")
     assert not json.loads((tmp_path / INDEX_FILE).read_text())["complete"]
     told: list[int] = []
-    store = record(tiny_bundle, tmp_path, digest(tiny_bundle), setting, lambda done, total: told.append(done))
-    assert told[0] == 6
+    store = record(tiny_bundle, tmp_path, digest(tiny_bundle), setting, lambda done, total, what: told.append(done))
+    assert told[0] == 5
     assert contents(store) == contents(traces)
     assert not (tmp_path / "shard-00099.npz").exists()
 

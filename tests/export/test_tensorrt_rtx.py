@@ -135,13 +135,18 @@ def test_engines_are_replaced_when_compiled_again(tiny_bundle: Path, tmp_path: P
     assert sorted(p.name for p in path.iterdir()) == sorted([ENGINES_FILE, *(e.file for e in folder.engines)])
 
 
+@pytest.mark.parametrize(("sms", "capacities"), [((), (256,)), ((89,), ())])
+def test_request_without_a_gpu_or_a_capacity_is_refused(sms: tuple[int, ...], capacities: tuple[int, ...]) -> None:
+    with pytest.raises(TensorRtError, match="found no SM or no capacity"):
+        CompileRequest(sms, capacities)
+
+
 @pytest.mark.parametrize(
     ("request_", "message"),
     [
         (CompileRequest((87,), (256,)), r"sm: found 87, expected one of 75, 80, 86, 89, 120, 121"),
         (CompileRequest((89,), (256,), dtype="fp32"), r"dtype: found 'fp32', expected '(fp16|bf16)'.*--dtype fp32"),
         (CompileRequest((89,), (256,), timing_cache=Path("timings")), "timing cache: TensorRT-RTX measures no kernels"),
-        (CompileRequest((), (256,)), "found no SM or no capacity"),
     ],
 )
 def test_nothing_is_left_when_a_request_cannot_be_met(bundle: Path, request_: CompileRequest, message: str) -> None:
