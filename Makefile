@@ -63,7 +63,7 @@ distclean: clean ## remove the environment too
 	rm -rf $(VENV)
 
 $(MANIFEST): $(CHECKPOINT_FILES) $(EXPORT_SOURCES) | $(DEMO_READY)
-	$(BIN)/fastblt export $(CHECKPOINT) $(BUNDLE)
+	$(BIN)/fastblt export $(CHECKPOINT) $(BUNDLE) --force
 
 $(BIN)/pip:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -14,12 +14,10 @@ from fastblt.models.formats.hub import is_hub_id
 from fastblt.models.formats.random_weights import PREFIX
 from fastblt.models.formats.registry import recognize
 from fastblt.runtime.backends.registry import backend_entry
-from fastblt.runtime.bundle.manifest import MANIFEST_FILE, BundleError, is_bundle
+from fastblt.runtime.bundle import target
+from fastblt.runtime.bundle.manifest import MANIFEST_FILE, BundleError
+from fastblt.runtime.bundle.target import TargetError
 from fastblt.runtime.methods.registry import parse_method
-
-
-class TargetError(ValueError):
-    """Reports a target that cannot be written."""
 
 
 def check_checkpoint(name: str | None) -> None:
@@ -75,11 +73,7 @@ def check_bundle_target(folder: Path, *, force: bool) -> None:
     Raises:
         TargetError: something is there that must not be replaced, or nothing can be written there.
     """
-    if is_bundle(folder):
-        if not force:
-            raise TargetError(f"{folder}: found a bundle, expected a new name; --force replaces it")
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise TargetError(f"{folder}: exists and is not a bundle, expected a new name or a bundle to replace")
+    target.check_bundle_target(folder, force=force)
     _check_parent(folder)
 
 

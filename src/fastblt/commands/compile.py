@@ -11,7 +11,7 @@ from rich.table import Table
 
 from fastblt.commands.checks import check_bundle
 from fastblt.commands.options import BundleArgument, Dtype, numbers
-from fastblt.commands.output import add_row, left, make_table, print_table, right, stderr, stdout, words
+from fastblt.commands.output import add_row, left, make_table, print_table, progress, right, stdout, words
 
 if TYPE_CHECKING:
     from fastblt.runtime.bundle.engines import EngineFolder
@@ -73,8 +73,8 @@ def command(
     request = CompileRequest(
         _targets(target, sms), capacities, None if dtype is None else dtype.value, max_patch_bytes, timing_cache
     )
-    with stderr().status(f"compiling with {library.label}") as status:
-        folder = compile_bundle(bundle, library, request, status.update)
+    with progress(f"compiling with {library.label}") as on_progress:
+        folder = compile_bundle(bundle, library, request, on_progress)
     console = stdout()
     targets = ", ".join(str(number) for number in folder.sms)
     console.print(f"{folder.path}: {library.label}, SM {targets}, {folder.dtype}", soft_wrap=True)

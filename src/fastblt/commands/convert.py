@@ -9,7 +9,7 @@ import typer
 
 from fastblt.commands.checks import check_checkpoint, check_new_folder
 from fastblt.commands.options import CheckpointArgument, DocumentMasksOption, Dtype, PatcherOption, one_of
-from fastblt.commands.output import megabytes, stderr, stdout
+from fastblt.commands.output import megabytes, progress, stderr, stdout
 from fastblt.models.formats.registry import WRITABLE, writable_layout
 
 
@@ -36,11 +36,11 @@ def command(
 
     types = {Dtype.FP32: torch.float32, Dtype.FP16: torch.float16, Dtype.BF16: torch.bfloat16}
     console = stderr()
-    with console.status("reading the checkpoint") as status:
+    with console.status("reading the checkpoint"):
         source = open_checkpoint(checkpoint, patcher=patcher, document_masks=document_masks)
-        console.print(f"{checkpoint}: found {source.layout.description}", soft_wrap=True)
-        kind = None if dtype is None else types[dtype]
-        convert(source, out, to, kind, lambda name: status.update(f"writing {name}"))
+    console.print(f"{checkpoint}: found {source.layout.description}", soft_wrap=True)
+    with progress("converting") as on_progress:
+        convert(source, out, to, None if dtype is None else types[dtype], on_progress)
     for line in target.differences(source.config):
         console.print(f"note: {line}", soft_wrap=True)
     size = sum(path.stat().st_size for path in out.iterdir())

@@ -11,7 +11,7 @@ import typer
 from fastblt.commands.checks import check_bundle_target, check_checkpoint
 from fastblt.commands.graphs import graph_table
 from fastblt.commands.options import CheckpointArgument, DocumentMasksOption, Dtype, ForceOption, PatcherOption
-from fastblt.commands.output import print_table, stderr, stdout
+from fastblt.commands.output import print_table, progress, stderr, stdout
 from fastblt.runtime.bundle.bundle import Bundle
 
 
@@ -54,16 +54,18 @@ def command(
     from fastblt.models.formats.open import open_checkpoint
 
     console = stderr()
-    with console.status("reading the checkpoint") as status:
+    with console.status("reading the checkpoint"):
         source = open_checkpoint(checkpoint, patcher=patcher, document_masks=document_masks)
-        console.print(f"{checkpoint}: found {source.layout.description}", soft_wrap=True)
+    console.print(f"{checkpoint}: found {source.layout.description}", soft_wrap=True)
+    with progress("exporting") as on_progress:
         export_bundle(
             source,
             bundle,
             dtype=dtype.value,
             hash_tables=hash_tables.value,
             lowered=lowered,
-            report=status.update,
+            force=force,
+            on_progress=on_progress,
         )
     _print_bundle(bundle)
 

@@ -12,7 +12,7 @@ from fastblt.calibration.heldout import CORPORA, load_text
 from fastblt.calibration.precision import CalibrationError, parse_scheme
 from fastblt.commands.checks import check_bundle, check_bundle_target
 from fastblt.commands.options import BundleArgument, ForceOption
-from fastblt.commands.output import add_row, left, make_table, print_table, right, stderr, stdout
+from fastblt.commands.output import add_row, left, make_table, print_table, progress, right, stdout
 from fastblt.commands.prompts import heldout_prompts
 
 if TYPE_CHECKING:
@@ -94,8 +94,9 @@ def command(
     _check_texts(data or [], heldout or [])
     check_bundle(bundle)
     check_bundle_target(out, force=force)
-    from fastblt.calibration.calibrate import CalibrationRequest, calibrate
+    from fastblt.calibration.calibrate import calibrate
     from fastblt.calibration.quality import parse_budget
+    from fastblt.calibration.request import CalibrationRequest
 
     request = CalibrationRequest(
         scheme,
@@ -111,8 +112,8 @@ def command(
         uniform=uniform,
         sensitivity=sensitivity,
     )
-    with stderr().status("quantizing") as status:
-        result = calibrate(bundle, out, request, traces=traces, on_progress=status.update)
+    with progress("quantizing") as on_progress:
+        result = calibrate(bundle, out, request, traces=traces, force=force, on_progress=on_progress)
     _print(out, result)
 
 
