@@ -16,6 +16,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from fastblt.models.config import StackConfig
+from fastblt.runtime.backends.controls import Controls, write_controls
 from fastblt.runtime.backends.cpu.buffers import Buffer, KvBuffers, View
 from fastblt.runtime.backends.protocol import ROW_CAPACITY, Ids
 from fastblt.runtime.backends.providers import PROVIDERS
@@ -121,7 +122,8 @@ class BoundGraph:
         self.caches = KvBuffers(names, capacity, stack.dim, numpy_dtype(caches[0].dtype), stack.window)
         self.positions, self.visible_start, self.visible_end = ControlInput(), ControlInput(), ControlInput()
         self.write_index = ControlInput()
-        self._steps = np.arange(ROW_CAPACITY, dtype=np.int64)
+        inputs = (self.positions, self.visible_start, self.visible_end, self.write_index)
+        self._controls = Controls(*(control.values for control in inputs))
         self._bindings: dict[tuple[int, ...], Binding] = {}
         self._appends = any(t.role == "cache_rows" for t in spec.outputs)
         """Whether outputs are the caches' new rows, which are bound to where they belong (lowered graphs)."""
@@ -148,28 +150,14 @@ class BoundGraph:
         view = self.caches.view(position, rows)
         if view.end > self.caches.slots:
             raise ValueError(f"{self.spec.file}: rows up to position {position + rows - 1} do not fit the caches")
-        start, window = view.start, self.window
-        self.write_index.values[0] = position - start
-        if rows == 1:
-            self.positions.values[0] = position
-            self.visible_end.values[0] = position + 1 - start
-            self.visible_start.values[0] = 0 if window is None else max(0, position - window + 1) - start
-        else:
-            at = self._steps[:rows] + position
-            self.positions.values[:rows] = at
-            self.visible_end.values[:rows] = at + (1 - start)
-            self.visible_end.values[rows - block : rows] = position + rows - start
-            self.visible_start.values[:rows] = 0 if window is None else np.maximum(at - window + 1, 0) - start
-        if visible_from is not None:
-            begins = self.visible_start.values[:rows]
-            np.maximum(begins, np.subtract(visible_from, start), out=begins)
+        write_controls(self._controls, position, rows, view.start, self.window, block, visible_from)
         full = (view.slots, rows, *key)
         binding = self._bindings.get(full)
         if binding is None:
             if len(self._bindings) >= _BINDINGS_KEPT:
                 self._bindings.clear()
             binding = self._bindings[full] = self._bind(rows)
-        if binding.view_start != start:
+        if binding.view_start != view.start:
             self._point_caches(binding, view)
         if self._appends:
             for name, buffer in self.caches.buffers.items():

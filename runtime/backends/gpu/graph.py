@@ -18,7 +18,6 @@ from fastblt.runtime.backends.gpu.cuda import DeviceMemory, PinnedMemory, Stream
 from fastblt.runtime.backends.gpu.executor import Bound, Executor, Launch
 from fastblt.runtime.backends.gpu.sliding import CALL_ROWS, REWIND, RewindError, SlidingBuffer
 from fastblt.runtime.backends.gpu.tensor_table import Binding, Block, shape_of, size_names, tensors_bound_as
-from fastblt.runtime.backends.protocol import Ids
 from fastblt.runtime.bundle.dtypes import numpy_dtype
 
 
@@ -247,33 +246,6 @@ class DeviceGraph:
             )
         raw = self._stream.read(self.caches.address(self.cache_names.index(name), slot), count * self.row_bytes)
         return raw.view(numpy_dtype(spec.dtype)).reshape(count, -1)
-
-
-def write_controls(
-    arrays: Views, position: int, rows: int, slot: int, window: int | None, block: int, visible_from: Ids | int | None
-) -> None:
-    """Write the inputs that place rows: positions, the slot of the first one, and the slots that each may see.
-
-    Args:
-        arrays: of `DeviceGraph.begin`; positions int64 [1, padded rows].
-        position: of the first row.
-        rows: number of rows; the others pad, and see at least themselves.
-        slot: of the first row.
-        window: of the stack.
-        block: the last ``block`` rows see each other; the others are causal.
-        visible_from: first position that each row may see; None: 0.
-    """
-    base = position - slot
-    at = np.arange(position, position + arrays["positions"].shape[1])
-    arrays["positions"][0] = at
-    arrays["write_index"][0] = slot
-    start, end = arrays["visible_start"][0], arrays["visible_end"][0]
-    end[:] = at + (1 - base)
-    end[rows - block : rows] = position + rows - base
-    start[:] = 0 if window is None else np.maximum(at - (window - 1), 0) - base
-    if visible_from is not None:
-        np.maximum(start[:rows], np.subtract(visible_from, base), out=start[:rows])
-    np.maximum(start, 0, out=start)
 
 
 def _bytes(shape: tuple[int, ...], dtype: str) -> int:

@@ -1,0 +1,68 @@
+"""Computes what places the rows of a call and bounds what each of them sees: a graph's control inputs.
+
+Slot = position - base. Every graph takes the position of each row, the slots [visible_start, visible_end) that it
+attends to, and the slot that the first row's keys and values are written to.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from fastblt.runtime.backends.protocol import Ids
+
+
+class Controls(NamedTuple):
+    """Holds the arrays of the control inputs, int64 [n] and, for ``write_index``, [1]."""
+
+    positions: Ids
+    visible_start: Ids
+    visible_end: Ids
+    write_index: Ids
+
+
+def write_controls(
+    controls: Controls,
+    position: int,
+    rows: int,
+    base: int,
+    window: int | None,
+    block: int = 0,
+    visible_from: int | Ids | None = None,
+    padded: int | None = None,
+) -> None:
+    """Write the control inputs of one call.
+
+    Args:
+        controls: arrays with room for ``padded`` rows.
+        position: of the first row.
+        rows: number of rows.
+        base: position of slot 0, >= 0; earlier positions are seen by no row.
+        window: rows see this many positions, themselves included; None: all.
+        block: the last ``block`` rows see each other; every other row sees positions up to its own.
+        visible_from: first position that rows may see, int64 [rows] or one for all; None: 0.
+        padded: number of rows of the graph's call, >= ``rows``; None: ``rows``. Rows that pad a call see themselves at
+            least, or their attention would be a mean of nothing; nobody reads what comes out of them.
+    """
+    total = rows if padded is None else padded
+    positions, start, end, write_index = controls
+    write_index[0] = position - base
+    if total == 1:
+        # Most calls have one row: a few scalars are quicker than arrays.
+        first = base if window is None else max(base, position - window + 1)
+        if visible_from is not None:
+            first = max(first, visible_from if isinstance(visible_from, int) else int(visible_from[0]))
+        positions[0], start[0], end[0] = position, first - base, position + 1 - base
+        return
+    at = np.arange(position, position + total)
+    positions[:total] = at
+    start, end = start[:total], end[:total]
+    np.add(at, 1 - base, out=end)
+    end[rows - block : rows] = position + rows - base
+    if window is None:
+        start[:] = 0
+    else:
+        np.maximum(at - (base + window - 1), 0, out=start)
+    if visible_from is not None:
+        np.maximum(start[:rows], np.subtract(visible_from, base), out=start[:rows])
