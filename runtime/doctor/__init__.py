@@ -1,1 +1,1 @@
-"""Finds out what this machine has and what will work on it."""
+"""Finds out what this machine has, what works on it, and how much memory a model needs."""

@@ -1,4 +1,4 @@
-"""What this machine has: facts only, found by looking; nothing here raises, and nothing is printed."""
+"""Collects facts about this machine; nothing here raises an error or prints anything."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fastblt.runtime.bundle.tensorrt_library import MODULES, load_library
+from fastblt.runtime.doctor.nvml import Board, read_nvml
 from fastblt.runtime.machine import cpu_model, package_version, usable_cores
 
 T = TypeVar("T")
@@ -23,7 +24,7 @@ _JETSON_FILE = Path("/etc/nv_tegra_release")
 
 @dataclass(frozen=True)
 class Gpu:
-    """One GPU."""
+    """Describes one GPU that CUDA can use."""
 
     name: str
     sm: int
@@ -34,17 +35,17 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Library:
-    """A TensorRT that can be imported."""
+    """Describes a TensorRT that can be imported."""
 
     target: str
     version: str
     updates_caches: bool
-    """Whether it takes standard graphs; else they must be lowered."""
+    """Whether it takes standard graphs; where not, graphs must be lowered."""
 
 
 @dataclass(frozen=True)
 class MachineFacts:
-    """All that is known; None means that it is not there."""
+    """Holds everything that is known about the machine; None: there is no such thing."""
 
     system: str
     python: str
@@ -53,13 +54,18 @@ class MachineFacts:
     memory_bytes: int | None
     driver_cuda: str | None = None
     """Newest CUDA version that the driver supports, e.g. ``13.0``; None: there is no driver."""
+    driver_version: str | None = None
+    """Version of the driver itself, e.g. ``580.95.05``; None where NVML cannot be asked."""
     jetson: str | None = None
     """First line of a Jetson's release file."""
     cuda_bindings: str | None = None
     """Version of cuda-python's bindings."""
+    boards: tuple[Board, ...] = ()
+    """GPUs that the driver reports; none where NVML cannot be asked."""
     gpus: tuple[Gpu, ...] = ()
+    """GPUs that CUDA can use; none without cuda-python."""
     gpu_error: str | None = None
-    """Why the GPUs could not be asked, where there is a driver."""
+    """Why CUDA can use no GPU, where there is a driver."""
     libraries: tuple[Library, ...] = ()
     library_errors: dict[str, str] = field(default_factory=dict)
     """Why a TensorRT cannot be used, by target."""
@@ -69,6 +75,7 @@ class MachineFacts:
     onnxruntime_cuda: bool = False
     """Whether its CUDA provider loads and runs."""
     onnxruntime_tensorrt: bool = False
+    """Whether its TensorRT provider can load."""
     torch: str | None = None
     torch_cuda: bool = False
     """Whether PyTorch sees a GPU."""
@@ -76,15 +83,16 @@ class MachineFacts:
     """Whether what `fastblt compile` needs besides TensorRT is installed."""
 
     def library(self, target: str) -> Library | None:
-        """The TensorRT of a target."""
+        """Return the TensorRT of a target, ``tensorrt`` or ``tensorrt-rtx``; None where it cannot be imported."""
         return next((known for known in self.libraries if known.target == target), None)
 
 
 def probe() -> MachineFacts:
-    """The facts of this machine."""
+    """Collect the facts; this takes seconds where PyTorch or ONNX Runtime have to load CUDA."""
     bindings = package_version("cuda-bindings")
     driver = _driver_cuda()
     gpus, error = _gpus() if driver and bindings else ((), None)
+    driver_version, boards = read_nvml()
     libraries, errors = _libraries()
     package = next((name for name in ("onnxruntime-gpu", "onnxruntime") if package_version(name)), None)
     return MachineFacts(
@@ -94,6 +102,8 @@ def probe() -> MachineFacts:
         cores=usable_cores(),
         memory_bytes=_memory(),
         driver_cuda=driver,
+        driver_version=driver_version,
+        boards=boards,
         jetson=_first_line(_JETSON_FILE),
         cuda_bindings=bindings,
         gpus=gpus,
@@ -111,7 +121,7 @@ def probe() -> MachineFacts:
 
 
 def _quietly(probe: Callable[[], T], otherwise: T) -> T:
-    """What a probe finds; whatever goes wrong in a library means that it is of no use here."""
+    """Return what a probe finds, or ``otherwise`` where it fails: a library that fails is of no use here."""
     try:
         return probe()
     except Exception:
@@ -119,6 +129,7 @@ def _quietly(probe: Callable[[], T], otherwise: T) -> T:
 
 
 def _memory() -> int | None:
+    """Return the size of main memory, in bytes."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, OSError, ValueError):
@@ -126,6 +137,7 @@ def _memory() -> int | None:
 
 
 def _first_line(path: Path) -> str | None:
+    """Return the first line of a file; None where there is none."""
     try:
         return path.read_text(encoding="utf-8", errors="replace").splitlines()[0].strip()
     except (OSError, IndexError):
@@ -133,7 +145,7 @@ def _first_line(path: Path) -> str | None:
 
 
 def _driver_cuda() -> str | None:
-    """CUDA version of the driver, asked without any package."""
+    """Return the CUDA version of the driver, which is asked without any package."""
     for name in _DRIVERS:
         try:
             library = ctypes.CDLL(name)
@@ -146,7 +158,7 @@ def _driver_cuda() -> str | None:
 
 
 def _gpus() -> tuple[tuple[Gpu, ...], str | None]:
-    """The GPUs, or why they cannot be asked."""
+    """Return the GPUs that CUDA can use, or why there are none."""
     try:
         from fastblt.runtime.backends.gpu.cuda import Cuda, load_api
 
@@ -158,6 +170,7 @@ def _gpus() -> tuple[tuple[Gpu, ...], str | None]:
 
 
 def _gpu(cuda: Any, index: int) -> Gpu:
+    """Ask CUDA for one GPU."""
     free, total = cuda("cudaMemGetInfo")
     name = cuda("cudaGetDeviceProperties", index).name
     text = name.decode() if isinstance(name, bytes) else str(name)
@@ -165,6 +178,7 @@ def _gpu(cuda: Any, index: int) -> Gpu:
 
 
 def _libraries() -> tuple[tuple[Library, ...], dict[str, str]]:
+    """Return every TensorRT that can be imported, and why the others cannot, by target."""
     found, errors = [], {}
     for target in MODULES:
         try:
@@ -184,7 +198,7 @@ def _onnxruntime_tensorrt() -> bool:
 
 
 def _torch_cuda() -> bool:
-    """Asked only where it can be true: importing PyTorch takes seconds."""
+    """Return whether PyTorch sees a GPU; it is imported, which takes seconds, only where it can see one."""
     if package_version("torch") is None or _driver_cuda() is None:
         return False
     return bool(importlib.import_module("torch").cuda.is_available())

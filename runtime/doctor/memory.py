@@ -1,7 +1,7 @@
-"""What a model needs in memory when it runs on a GPU, from its configuration alone: the arithmetic of the buffers.
+"""Computes the memory that a model needs on a GPU, from its configuration alone.
 
-`fastblt.runtime.backends.gpu` allocates these; a test compares the two. What lies between an engine's layers comes on
-top, and only the engine knows how much that is. On a CPU everything is host memory, committed as a text grows.
+`fastblt.runtime.backends.gpu` allocates these buffers; a test compares the two. An engine's activations come on top,
+and only the engine knows their size. On a CPU everything is host memory, which is committed as a text grows.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ from fastblt.runtime.backends.gpu.sliding import CALL_ROWS, cache_slots, pool_sl
 from fastblt.runtime.backends.protocol import DRAFT_SLACK
 from fastblt.runtime.bundle.dtypes import BUNDLE_TYPES
 
-#: Parts of the decoder that the global graph holds: they make a latent's keys and values.
+#: Weights of the decoder that are in the graph of the global transformer: they make a latent's keys and values.
 _LATENT_WEIGHTS = ("decoder.patch_projection.", ".norm_kv.", ".wkv.")
 
 
 def device_buffers(config: BltConfig, dtype: str, max_bytes: int) -> dict[str, int]:
-    """Bytes on the device, by part: key/value caches, and what passes from graph to graph.
+    """Return the bytes on the device, by part, of key/value caches and of what passes from graph to graph.
 
-    Caches that slide have a second piece of memory of their size, to slide by way of.
+    Caches that slide have a second buffer of the same size, through which their contents move.
 
     Args:
         config: the model's.
-        dtype: of the bundle; the patcher's caches are fp32.
+        dtype: of the bundle: ``fp32``, ``fp16`` or ``bf16``; the patcher's caches are fp32.
         max_bytes: longest prompt plus new bytes.
     """
     item, positions = BUNDLE_TYPES[dtype].item_bytes, max_bytes + 1 + DRAFT_SLACK + CALL_ROWS
@@ -40,7 +40,10 @@ def device_buffers(config: BltConfig, dtype: str, max_bytes: int) -> dict[str, i
 
 
 def graph_of(tensor: str) -> str:
-    """The part whose graph holds one of our tensors; ``tables``: the host, unless a bundle is asked to do otherwise."""
+    """Return the part whose graph holds a tensor of a checkpoint.
+
+    ``tables`` means the embedding tables, which are on the host unless ``export --hash-tables graph`` is asked for.
+    """
     part = tensor.partition(".")[0]
     if part == "encoder" and "embeddings" in tensor:
         return "tables"
@@ -50,7 +53,7 @@ def graph_of(tensor: str) -> str:
 
 
 def weight_bytes(tensor: str, shape: tuple[int, ...], dtype: str) -> int:
-    """Bytes of a tensor in a bundle's graph: norms and the patcher are fp32."""
+    """Return the bytes of a checkpoint's tensor in a bundle's graph; norms and the patcher are fp32."""
     count = 1
     for size in shape:
         count *= size

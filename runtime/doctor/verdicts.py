@@ -1,4 +1,4 @@
-"""What will work on a machine, from its facts: one line a way of running, with the reason and the remedy."""
+"""Decides from the facts of a machine what works on it: one verdict per use, with the reason and the remedy."""
 
 from __future__ import annotations
 
@@ -8,23 +8,29 @@ from fastblt.runtime.doctor.facts import MachineFacts
 
 #: Compute capabilities that TensorRT-RTX compiles for and runs on.
 RTX_SMS = (75, 80, 86, 89, 120, 121)
-#: Capabilities of Jetsons (Xavier, Orin, Thor), which need TensorRT from JetPack.
+#: Compute capabilities of Jetsons (Xavier, Orin, Thor), which need the TensorRT of JetPack.
 JETSON_SMS = (72, 87, 101, 110)
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether one way of running works here."""
+    """States whether one use of fastblt works on a machine, and why."""
 
-    way: str
+    use: str
+    """Backend and options, e.g. ``run --backend tensorrt-rtx``."""
     works: bool
     reason: str
+    """Why it works or does not."""
     remedy: str = ""
-    """What to do; empty where nothing is to be done, or nothing can be."""
+    """What to do about it; empty where nothing needs to be done, or nothing can be."""
+
+    def as_json(self) -> dict[str, str | bool]:
+        """Return the verdict as reports hold it: their field for the use is called ``way``."""
+        return {"way": self.use, "works": self.works, "reason": self.reason, "remedy": self.remedy}
 
 
 def assess(facts: MachineFacts) -> list[Verdict]:
-    """A verdict on every way of compiling and running."""
+    """Return a verdict on every use: compiling for, and running on, each backend and device."""
     return [
         _onnxruntime_cpu(facts),
         _onnxruntime_cuda(facts),
@@ -38,11 +44,11 @@ def assess(facts: MachineFacts) -> list[Verdict]:
 
 
 def _without_gpu(facts: MachineFacts) -> tuple[str, str] | None:
-    """What is missing to use a GPU at all: the reason and the remedy."""
+    """Return what is missing to use a GPU at all, as reason and remedy; None where a GPU can be used."""
     if facts.driver_cuda is None:
-        return "there is no NVIDIA driver", "install NVIDIA's driver (a Jetson's comes with JetPack)"
+        return "no NVIDIA driver is installed", "install NVIDIA's driver (a Jetson's comes with JetPack)"
     if facts.cuda_bindings is None:
-        major = facts.driver_cuda.split(".")[0]
+        major = _major(facts.driver_cuda)
         return "cuda-python is not installed", f"pip install 'fastblt[gpu]' 'cuda-bindings=={major}.*'"
     if _major(facts.cuda_bindings) > _major(facts.driver_cuda):
         wanted = _major(facts.driver_cuda)
@@ -54,100 +60,99 @@ def _without_gpu(facts: MachineFacts) -> tuple[str, str] | None:
 
 
 def _major(version: str) -> int:
+    """Return the first number of a version."""
     return int(version.split(".")[0])
 
 
 def _onnxruntime_cpu(facts: MachineFacts) -> Verdict:
-    way = "onnxruntime on the CPU"
+    use = "onnxruntime on the CPU"
     if facts.onnxruntime is None:
-        return Verdict(way, False, "ONNX Runtime is not installed", "pip install fastblt")
-    return Verdict(way, True, f"{facts.onnxruntime_package} {facts.onnxruntime}; fp32 and fp16, no bf16")
+        return Verdict(use, False, "ONNX Runtime is not installed", "pip install fastblt")
+    return Verdict(use, True, f"{facts.onnxruntime_package} {facts.onnxruntime}; fp32 and fp16, not bf16")
 
 
 def _onnxruntime_cuda(facts: MachineFacts) -> Verdict:
-    way = "onnxruntime --provider cuda"
+    use = "onnxruntime --provider cuda"
     missing = _without_gpu(facts)
     if missing:
-        return Verdict(way, False, *missing)
+        return Verdict(use, False, *missing)
     if facts.onnxruntime_package != "onnxruntime-gpu":
         remedy = "pip uninstall onnxruntime; pip install onnxruntime-gpu (on a Jetson: NVIDIA's wheel for its JetPack)"
-        return Verdict(way, False, "ONNX Runtime is installed without CUDA", remedy)
+        return Verdict(use, False, "ONNX Runtime is installed without CUDA", remedy)
     if not facts.onnxruntime_cuda:
-        remedy = "install the CUDA libraries that it names: pip install 'onnxruntime-gpu[cuda,cudnn]'"
-        return Verdict(way, False, "its CUDA provider does not load", remedy)
-    return Verdict(way, True, f"onnxruntime-gpu {facts.onnxruntime}")
+        remedy = "install the libraries of CUDA and cuDNN: pip install 'onnxruntime-gpu[cuda,cudnn]'"
+        return Verdict(use, False, "ONNX Runtime's CUDA provider does not load", remedy)
+    return Verdict(use, True, f"onnxruntime-gpu {facts.onnxruntime}")
 
 
 def _onnxruntime_tensorrt(facts: MachineFacts) -> Verdict:
-    way = "onnxruntime --provider tensorrt"
+    use = "onnxruntime --provider tensorrt"
     if facts.onnxruntime_tensorrt:
-        return Verdict(way, True, "TensorRT 10 is there")
+        return Verdict(use, True, "TensorRT 10 is installed")
     reason = "it needs CUDA and TensorRT 10 (libnvinfer.so.10)"
-    return Verdict(way, False, reason, "use --backend tensorrt instead, which takes TensorRT 10.3 to 11")
+    return Verdict(use, False, reason, "use --backend tensorrt instead, which takes TensorRT 10.3 to 11")
 
 
 def _rtx_compile(facts: MachineFacts) -> Verdict:
-    way = "compile --target tensorrt-rtx"
+    use = "compile --target tensorrt-rtx"
     library = facts.library("tensorrt-rtx")
     if library is None:
-        return Verdict(way, False, _why(facts, "tensorrt-rtx"), "pip install 'fastblt[tensorrt-rtx]'")
+        return Verdict(use, False, _why(facts, "tensorrt-rtx"), "pip install 'fastblt[tensorrt-rtx]'")
     if not facts.compiler:
-        return Verdict(way, False, "onnx and onnx-ir are not installed", "pip install 'fastblt[tensorrt-rtx]'")
-    return Verdict(way, True, f"TensorRT-RTX {library.version}; needs no GPU, for SM {_listed(RTX_SMS)}")
+        return Verdict(use, False, "onnx and onnx-ir are not installed", "pip install 'fastblt[tensorrt-rtx]'")
+    sms = ", ".join(str(sm) for sm in RTX_SMS)
+    return Verdict(use, True, f"TensorRT-RTX {library.version} compiles for SM {sms} without a GPU")
 
 
 def _rtx_run(facts: MachineFacts) -> Verdict:
-    way = "run --backend tensorrt-rtx"
+    use = "run --backend tensorrt-rtx"
     missing = _without_gpu(facts)
     if missing:
-        return Verdict(way, False, *missing)
+        return Verdict(use, False, *missing)
     sm = facts.gpus[0].sm
     if sm not in RTX_SMS:
-        other = "compile --target tensorrt" if sm not in JETSON_SMS else "use JetPack's TensorRT: --target tensorrt"
-        return Verdict(way, False, f"TensorRT-RTX has no SM {sm} ({facts.gpus[0].name})", other)
+        other = "use JetPack's TensorRT: --target tensorrt" if sm in JETSON_SMS else "compile --target tensorrt"
+        return Verdict(use, False, f"TensorRT-RTX does not support SM {sm} ({facts.gpus[0].name})", other)
     library = facts.library("tensorrt-rtx")
     if library is None:
-        return Verdict(way, False, _why(facts, "tensorrt-rtx"), "pip install 'fastblt[tensorrt-rtx]'")
-    return Verdict(way, True, f"TensorRT-RTX {library.version} on SM {sm}")
+        return Verdict(use, False, _why(facts, "tensorrt-rtx"), "pip install 'fastblt[tensorrt-rtx]'")
+    return Verdict(use, True, f"TensorRT-RTX {library.version} on SM {sm}")
 
 
 def _tensorrt(facts: MachineFacts) -> Verdict:
-    way = "compile and run, tensorrt"
+    use = "compile and run, tensorrt"
     missing = _without_gpu(facts)
     if missing:
-        return Verdict(way, False, *missing)
+        return Verdict(use, False, *missing)
     library = facts.library("tensorrt")
     if library is None:
         remedy = "pip install 'fastblt[tensorrt]'"
         if facts.jetson:
-            remedy = "apt install python3-libnvinfer, and a virtual environment with --system-site-packages"
-        return Verdict(way, False, _why(facts, "tensorrt"), remedy)
+            remedy = "apt install python3-libnvinfer, and use a virtual environment with --system-site-packages"
+        return Verdict(use, False, _why(facts, "tensorrt"), remedy)
     graphs = "standard graphs" if library.updates_caches else "lowered graphs only (fastblt export --lowered)"
-    return Verdict(way, True, f"TensorRT {library.version} on SM {facts.gpus[0].sm}; {graphs}")
+    return Verdict(use, True, f"TensorRT {library.version} on SM {facts.gpus[0].sm}; {graphs}")
 
 
 def _eager_cpu(facts: MachineFacts) -> Verdict:
+    use = "eager on the CPU"
     if facts.torch is None:
-        return Verdict("eager on the CPU", False, "PyTorch is not installed", "pip install 'fastblt[export]'")
-    return Verdict("eager on the CPU", True, f"PyTorch {facts.torch}")
+        return Verdict(use, False, "PyTorch is not installed", "pip install 'fastblt[export]'")
+    return Verdict(use, True, f"PyTorch {facts.torch}")
 
 
 def _eager_cuda(facts: MachineFacts) -> Verdict:
-    way = "eager --provider cuda"
+    use = "eager --provider cuda"
     if facts.torch is None:
-        return Verdict(way, False, "PyTorch is not installed", "pip install 'fastblt[export]'")
+        return Verdict(use, False, "PyTorch is not installed", "pip install 'fastblt[export]'")
     if facts.driver_cuda is None:
-        return Verdict(way, False, "there is no NVIDIA driver", "install NVIDIA's driver")
+        return Verdict(use, False, "no NVIDIA driver is installed", "install NVIDIA's driver")
     if not facts.torch_cuda:
-        return Verdict(way, False, f"PyTorch {facts.torch} sees no GPU", "install a build of PyTorch with CUDA")
-    return Verdict(way, True, f"PyTorch {facts.torch}")
+        return Verdict(use, False, f"PyTorch {facts.torch} sees no GPU", "install a build of PyTorch with CUDA")
+    return Verdict(use, True, f"PyTorch {facts.torch}")
 
 
 def _why(facts: MachineFacts, target: str) -> str:
-    """Why a TensorRT cannot be used, short."""
+    """Return in a few words why a TensorRT cannot be used."""
     text = facts.library_errors.get(target, "it is not installed")
     return "its package is not installed" if "No module named" in text or "does not load" in text else text
-
-
-def _listed(numbers: tuple[int, ...]) -> str:
-    return ", ".join(str(number) for number in numbers)

@@ -16,6 +16,7 @@ from fastblt.runtime.bundle.bundle import Bundle
 from fastblt.runtime.bundle.engines import engine_folders, load_engine_folder
 from fastblt.runtime.doctor.facts import MachineFacts, probe
 from fastblt.runtime.doctor.memory import device_buffers
+from fastblt.runtime.doctor.nvml import Board
 from fastblt.runtime.doctor.verdicts import Verdict, assess
 from fastblt.runtime.measure.report import write_json
 
@@ -53,7 +54,7 @@ def command(
     if json is not None:
         report: dict[str, Any] = {
             "facts": dataclasses.asdict(facts),
-            "verdicts": [dataclasses.asdict(verdict) for verdict in verdicts],
+            "verdicts": [verdict.as_json() for verdict in verdicts],
             "bundle": notes,
         }
         write_json(json, report)
@@ -65,15 +66,31 @@ def describe(facts: MachineFacts) -> list[str]:
     lines = [f"machine: {facts.system}, {facts.cpu}, {facts.cores} cores{memory}, Python {facts.python}"]
     if facts.jetson:
         lines.append(f"jetson: {facts.jetson}")
-    lines.append(f"driver: CUDA {facts.driver_cuda}" if facts.driver_cuda else "driver: none")
+    versions = [facts.driver_version, f"CUDA {facts.driver_cuda}" if facts.driver_cuda else None]
+    lines.append(f"driver: {', '.join(version for version in versions if version) or 'none'}")
+    lines += [f"GPU that the driver reports: {_board(board)}" for board in facts.boards]
     for gpu in facts.gpus:
         free, total = gpu.free_bytes / 2**30, gpu.memory_bytes / 2**30
-        lines.append(f"GPU: {gpu.name}, SM {gpu.sm}, {free:.1f} of {total:.1f} GiB free")
+        lines.append(f"GPU that CUDA can use: {gpu.name}, SM {gpu.sm}, {free:.1f} of {total:.1f} GiB free")
     lines.append(f"cuda-python: {facts.cuda_bindings or 'not installed'}")
     for library in facts.libraries:
         graphs = "standard and lowered graphs" if library.updates_caches else "lowered graphs"
         lines.append(f"{library.target}: {library.version}, takes {graphs}")
     return lines
+
+
+def _board(board: Board) -> str:
+    """Return what the driver reports of a GPU, in words."""
+    known = [board.name]
+    if board.sm is not None:
+        known.append(f"SM {board.sm}")
+    if board.free_bytes is not None and board.memory_bytes is not None:
+        known.append(f"{board.free_bytes / 2**30:.1f} of {board.memory_bytes / 2**30:.1f} GiB free")
+    if board.power_limit_watts is not None:
+        known.append(f"power limit {board.power_limit_watts:.0f} W")
+    if board.max_clock_mhz is not None:
+        known.append(f"clock up to {board.max_clock_mhz} MHz")
+    return ", ".join(known)
 
 
 def bundle_notes(bundle: Path, facts: MachineFacts) -> list[str]:
@@ -92,8 +109,8 @@ def bundle_notes(bundle: Path, facts: MachineFacts) -> list[str]:
     notes.append(f"needs about {needed / 2**20:,.0f} MiB on the device for {_MAX_BYTES} bytes of text")
     notes += [
         f"does not fit {gpu.name}: {gpu.free_bytes / 2**20:,.0f} MiB are free"
-        for gpu in facts.gpus
-        if gpu.free_bytes < needed
+        for gpu in facts.gpus or facts.boards
+        if gpu.free_bytes is not None and gpu.free_bytes < needed
     ]
     folders = [load_engine_folder(path) for path in engine_folders(bundle)]
     if not folders:
@@ -109,14 +126,14 @@ def bundle_notes(bundle: Path, facts: MachineFacts) -> list[str]:
 def _table(verdicts: list[Verdict]) -> Table:
     table = make_table(words("to run or compile a bundle"), left("works"), words("why"))
     for verdict in verdicts:
-        add_row(table, verdict.way, "yes" if verdict.works else "no", verdict.reason)
+        add_row(table, verdict.use, "yes" if verdict.works else "no", verdict.reason)
     return table
 
 
 def remedies(verdicts: list[Verdict]) -> list[str]:
-    """Return what to do for ways that do not work, each remedy once, as lines that can be copied."""
-    ways: dict[str, list[str]] = {}
+    """Return what to do for uses that do not work, each remedy once, as lines that can be copied."""
+    uses: dict[str, list[str]] = {}
     for verdict in verdicts:
         if verdict.remedy:
-            ways.setdefault(verdict.remedy, []).append(verdict.way)
-    return [line for remedy, names in ways.items() for line in (f"for {', '.join(names)}:", f"    {remedy}")]
+            uses.setdefault(verdict.remedy, []).append(verdict.use)
+    return [line for remedy, names in uses.items() for line in (f"for {', '.join(names)}:", f"    {remedy}")]

@@ -36,11 +36,11 @@ H100 = dataclasses.replace(RTX_4090, gpus=(Gpu("NVIDIA H100", 90, 80 * 2**30, 79
 
 
 def verdicts(facts: MachineFacts) -> dict[str, Verdict]:
-    return {verdict.way: verdict for verdict in assess(facts)}
+    return {verdict.use: verdict for verdict in assess(facts)}
 
 
 def works(facts: MachineFacts) -> set[str]:
-    return {way for way, verdict in verdicts(facts).items() if verdict.works}
+    return {use for use, verdict in verdicts(facts).items() if verdict.works}
 
 
 def test_nothing_works_on_a_bare_machine_and_everything_has_a_remedy() -> None:
@@ -66,7 +66,7 @@ def test_orin_is_told_to_use_lowered_graphs() -> None:
     found = verdicts(ORIN)
     assert works(ORIN) == {"onnxruntime on the CPU", "compile and run, tensorrt"}
     assert found["compile and run, tensorrt"].reason.endswith("lowered graphs only (fastblt export --lowered)")
-    assert found["run --backend tensorrt-rtx"].reason == "TensorRT-RTX has no SM 87 (Orin)"
+    assert found["run --backend tensorrt-rtx"].reason == "TensorRT-RTX does not support SM 87 (Orin)"
     assert "JetPack" in found["run --backend tensorrt-rtx"].remedy
     assert "NVIDIA's wheel" in found["onnxruntime --provider cuda"].remedy
 
@@ -78,7 +78,7 @@ def test_jetson_without_tensorrt_is_told_to_take_jetpacks() -> None:
 
 def test_hopper_is_told_that_tensorrt_rtx_is_not_for_it() -> None:
     found = verdicts(H100)["run --backend tensorrt-rtx"]
-    assert (found.works, found.reason) == (False, "TensorRT-RTX has no SM 90 (NVIDIA H100)")
+    assert (found.works, found.reason) == (False, "TensorRT-RTX does not support SM 90 (NVIDIA H100)")
     assert found.remedy == "compile --target tensorrt"
 
 
@@ -90,13 +90,13 @@ def test_old_driver_is_named_with_the_version_of_cuda_python_that_it_takes() -> 
 
 
 @pytest.mark.parametrize(
-    ("change", "way", "reason"),
+    ("change", "use", "reason"),
     [
         ({"cuda_bindings": None}, "run --backend tensorrt-rtx", "cuda-python is not installed"),
         ({"gpus": (), "gpu_error": "out of order"}, "run --backend tensorrt-rtx", r"no GPU can be used (out of order)"),
         ({"libraries": ()}, "compile --target tensorrt-rtx", "it is not installed"),
         ({"compiler": False}, "compile --target tensorrt-rtx", "onnx and onnx-ir are not installed"),
-        ({"onnxruntime_cuda": False}, "onnxruntime --provider cuda", "its CUDA provider does not load"),
+        ({"onnxruntime_cuda": False}, "onnxruntime --provider cuda", "ONNX Runtime's CUDA provider does not load"),
         (
             {"onnxruntime_package": "onnxruntime"},
             "onnxruntime --provider cuda",
@@ -105,8 +105,8 @@ def test_old_driver_is_named_with_the_version_of_cuda_python_that_it_takes() -> 
         ({"torch_cuda": False}, "eager --provider cuda", "PyTorch 2.13.0 sees no GPU"),
     ],
 )
-def test_one_thing_that_is_missing_is_named(change: dict[str, object], way: str, reason: str) -> None:
-    found = verdicts(dataclasses.replace(RTX_4090, **change))[way]  # type: ignore[arg-type]
+def test_one_thing_that_is_missing_is_named(change: dict[str, object], use: str, reason: str) -> None:
+    found = verdicts(dataclasses.replace(RTX_4090, **change))[use]  # type: ignore[arg-type]
     assert (found.works, found.reason) == (False, reason)
 
 
