@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,7 @@ def imports(path: Path, *, of_types: bool = False, in_functions: bool = True) ->
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
+@cache
 def own_imports(module: str, *, in_functions: bool = True) -> set[str]:
     """The modules of this project that a module imports."""
     found = set()

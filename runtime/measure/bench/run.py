@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from fastblt.runtime.measure.loading import bundle_dtype
 from fastblt.runtime.measure.peers import PEERS, Generator, load_peer
 from fastblt.runtime.measure.replay.rates import ReplayRates
 from fastblt.runtime.measure.requests import require_at_least
+from fastblt.runtime.methods.registry import bench_defaults
 from fastblt.runtime.progress import OnProgress, no_progress
 
 
@@ -29,8 +30,8 @@ class BenchRequest:
         ValueError: a number is out of range.
     """
 
-    methods: tuple[str, ...] = ("ar", "s:4", "s:8", "s:16", "auto")
-    """Methods of ``backend``; ``ar`` is measured in any case."""
+    methods: tuple[str, ...] = field(default_factory=bench_defaults)
+    """Methods of ``backend``, by default those that the registry lists; ``ar`` is measured in any case."""
     against: tuple[str, ...] = ()
     """Further contenders: ``BACKEND`` (its ``ar``), ``BACKEND/METHOD``, or a peer such as ``transformers``."""
     backend: str = "onnxruntime"

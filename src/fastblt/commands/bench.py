@@ -24,6 +24,7 @@ from fastblt.runtime.measure.bench.plan import make_bench_plan
 from fastblt.runtime.measure.bench.run import BenchRequest, run_bench
 from fastblt.runtime.measure.peers import PEERS
 from fastblt.runtime.measure.report import write_json
+from fastblt.runtime.methods.registry import bench_defaults
 
 #: What the figures of a replay are, above its tables.
 _REPLAY_NOTE = "real graphs and control flow at the given rates; the text is not the model's: nothing about quality."
@@ -32,7 +33,7 @@ _REPLAY_NOTE = "real graphs and control flow at the given rates; the text is not
 def command(
     bundle: BundleArgument,
     methods: Annotated[str, typer.Option(help="Comma-separated methods; ar is always measured.")] = ",".join(
-        BenchRequest.methods
+        bench_defaults()
     ),
     against: Annotated[
         str,

@@ -11,11 +11,12 @@ from rich.table import Table
 
 from fastblt.commands.checks import check_checkpoint, check_file_target
 from fastblt.commands.graphs import graph_table, tensor_table
-from fastblt.commands.inspect_facts import BYTES_PER_PATCH, ESTIMATE_BYTES, PARTS, Memory, ModelFacts, read_facts
+from fastblt.commands.inspect_facts import PARTS, Memory, ModelFacts, read_facts
 from fastblt.commands.options import JsonOption, PatcherOption
 from fastblt.commands.output import add_row, left, make_table, megabytes, print_table, right, stdout, words
 from fastblt.models.config import BltConfig
 from fastblt.runtime.bundle.manifest import EMBEDDINGS_FILE, is_bundle
+from fastblt.runtime.measure.replay.paper import POINT_BYTES, Estimate, bytes_per_patch, estimates
 from fastblt.runtime.measure.report import write_json
 
 _EMBEDDINGS = ("byte embeddings", "hash embeddings")
@@ -154,14 +155,22 @@ def _memory_note(facts: ModelFacts) -> str:
 
 
 def _traffic_text(facts: ModelFacts) -> str:
-    ar = facts.traffic_gb["ar"]
+    found = estimates(facts.config)
     each = [
-        f"{method} {gb:.4g} GB" + ("" if method == "ar" else f" ({100 * (1 - gb / ar):.0f} % less)")
-        for method, gb in facts.traffic_gb.items()
+        f"{e.point.method} {e.gb:.4g} GB" + ("" if e is found[0] else f" ({100 * (1 - e.gb / found[0].gb):.0f} % less)")
+        for e in found
     ]
     return (
-        f"estimated weight traffic for {ESTIMATE_BYTES} bytes: {', '.join(each)}\n"
-        f"assumed: 16-bit weights, {BYTES_PER_PATCH:g} bytes per patch, the paper's acceptance (91 % of drafts, 80 % "
-        "of one-step blocks) and steps (2.9 a block), one encoder and global call a round; patcher and caches left "
-        "out (the paper's formula)"
+        f"estimated weight traffic for {POINT_BYTES} bytes: {', '.join(each)}\n"
+        f"assumed: 16-bit weights, {bytes_per_patch(facts.config):g} bytes per patch, one encoder and one global call "
+        f"per round; {', '.join(filter(None, map(_assumption, found)))} (1B models of arXiv 2605.08044); patcher and "
+        "caches left out"
     )
+
+
+def _assumption(estimate: Estimate) -> str:
+    """Return what an estimate takes from the paper, in words; empty for ``ar``."""
+    point = estimate.point
+    kept = "" if point.acceptance is None else f"keeps {100 * point.acceptance:.0f} % of its drafts"
+    steps = "" if point.steps in (None, 1.0) else f"takes {point.steps:.3g} steps per block"
+    return f"{point.method} {' and '.join(filter(None, (kept, steps)))}" if kept or steps else ""

@@ -20,12 +20,7 @@ from fastblt.runtime.bundle.manifest import (
     is_bundle,
 )
 from fastblt.runtime.doctor.memory import device_buffers, graph_of, weight_bytes
-from fastblt.runtime.sequence.stats import RunStats
-
-# What the traffic estimate assumes: the paper's figures of its 1B models (French to English).
-ESTIMATE_BYTES = 512
-BYTES_PER_PATCH = 4.0
-BLOCK = 8
+from fastblt.runtime.measure.replay.paper import estimates
 
 #: A part's name in tables, and its field in `ParameterCounts`.
 PARTS = {
@@ -79,7 +74,7 @@ class ModelFacts:
     memory: tuple[Memory, ...]
     """Of the bundle's type; for a checkpoint, of every type that it can be exported to."""
     traffic_gb: dict[str, float]
-    """Estimated weight traffic of `ESTIMATE_BYTES` bytes, by method."""
+    """Estimated weight traffic of `POINT_BYTES` bytes, by method."""
     manifest: Manifest | None = None
 
 
@@ -188,31 +183,5 @@ def part_of(tensor: str) -> str:
 
 
 def traffic(config: BltConfig) -> dict[str, float]:
-    """Estimated GB for `ESTIMATE_BYTES` bytes, of every kind of method that the model can run.
-
-    Bytes and decoder calls of a round are the paper's: 91.1 % of 8 drafted bytes kept, 187 steps of 64 blocks at
-    alpha 0.7, 80.3 % of a block of 8 kept after one step.
-    """
-    methods = {"ar": (1.0, 1.0), f"s:{BLOCK}": (BLOCK * 0.9114 + 1, BLOCK + 1.0)}
-    if config.block_size >= BLOCK:
-        methods[f"d:{BLOCK}@0.7"] = (float(BLOCK), 187 / 64)
-        methods[f"dv:{BLOCK}@one"] = (BLOCK * 0.8034 + 1, 2.0)
-    return {name: estimated_gb(config, *each) for name, each in methods.items()}
-
-
-def estimated_gb(config: BltConfig, round_bytes: float, decoder_calls: float) -> float:
-    """Weight traffic by the paper's formula for `ESTIMATE_BYTES` bytes at `BYTES_PER_PATCH`.
-
-    Args:
-        config: the model.
-        round_bytes: bytes that one round gives.
-        decoder_calls: of one round.
-    """
-    rounds = ESTIMATE_BYTES / round_bytes
-    # A round makes all latents of the patches that it closes in one call.
-    patch_calls = math.ceil(min(rounds, ESTIMATE_BYTES / BYTES_PER_PATCH))
-    decoder = math.ceil(rounds * decoder_calls)
-    # Where the decoder reads byte states, the encoder runs on every byte, drafted ones included.
-    encoder = decoder if config.decoder_input == "encoder" else patch_calls
-    nfe = Counter({"decoder": decoder, "encoder": encoder, "global": patch_calls})
-    return RunStats(nfe=nfe).estimated_gb(config)
+    """Return the estimated GB for `POINT_BYTES` bytes, by method; one of each kind that the model can run."""
+    return {each.point.method: each.gb for each in estimates(config)}

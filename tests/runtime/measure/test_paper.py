@@ -6,6 +6,7 @@ import math
 import pytest
 
 from fastblt.models.config import BltConfig, PatchingConfig
+from fastblt.models.parameters import count_parameters
 from fastblt.models.presets import preset
 from fastblt.runtime.measure.replay.paper import (
     POINT_BYTES,
@@ -76,6 +77,21 @@ def test_estimates_use_the_patches_that_a_model_can_have(config: BltConfig) -> N
     assert estimates(bytewise, ["ar"])[0].calls["global"] == 512
     fours = dataclasses.replace(config, patcher=None, patching=PatchingConfig(mode="static", max_patch_length=4))
     assert estimates(fours, ["ar"])[0].calls["global"] == 128
+
+
+def test_estimates_are_calls_times_weights() -> None:
+    config = preset("blt-d-1b")
+    counts = count_parameters(config)
+    ar, s8 = estimates(config, ["ar", "s:8"])
+    expected = 2 * (512 * counts.decoder + 250 * (counts.encoder + counts.global_transformer)) / 1e9
+    assert ar.gb == pytest.approx(expected)
+    rounds = 512 / (8 * 0.9114 + 1)
+    calls = 2 * (rounds * 9 * counts.decoder + rounds * (counts.encoder + counts.global_transformer)) / 1e9
+    assert s8.gb == pytest.approx(calls, rel=0.02)
+    plain = preset("blt-1b")
+    counts = count_parameters(plain)
+    expected = 2 * (512 * (counts.decoder + counts.encoder) + 250 * counts.global_transformer) / 1e9
+    assert estimates(plain, ["ar"])[0].gb == pytest.approx(expected)
 
 
 def test_replays_read_the_same_points() -> None:
