@@ -10,7 +10,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from fastblt.models.formats.registry import layouts_help
-from fastblt.runtime.backends.registry import PROVIDER_SUMMARIES, backends_help, providers_help
+from fastblt.runtime.backends.registry import PROVIDER_SUMMARIES, backends, backends_help, providers_help
 from fastblt.runtime.methods.registry import methods_help
 
 N = TypeVar("N", int, float)
@@ -71,10 +71,15 @@ MethodsOption = Annotated[
     str | None,
     typer.Option(help="Comma-separated methods  [default: at least one of each kind that the model can run]"),
 ]
+
+
+def _known_provider(name: str) -> str:
+    """Return a provider that some backend accepts; anything else is a usage error."""
+    return one_of(*dict.fromkeys([*PROVIDER_SUMMARIES, *(p for entry in backends() for p in entry.providers)]))(name)
+
+
 BackendOption = Annotated[str, typer.Option(help="What runs the model: {backends}.")]
-ProviderOption = Annotated[
-    str, typer.Option(callback=one_of(*PROVIDER_SUMMARIES), help="Where the backend runs it: {providers}.")
-]
+ProviderOption = Annotated[str, typer.Option(callback=_known_provider, help="Where the backend runs it: {providers}.")]
 MaxBytesOption = Annotated[
     int | None,
     typer.Option(
