@@ -43,10 +43,10 @@ def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Install a package into a folder of its own, as pip would."""
     folder = tmp_path_factory.mktemp("site")
     (folder / "toy_plugin.py").write_text(PLUGIN)
-    (folder / "toy_plugin-1.0.dist-info" / "METADATA").write_text(
-        "Metadata-Version: 2.1\nName: toy-plugin\nVersion: 1.0\n"
-    )
-    (folder / "toy_plugin-1.0.dist-info" / "entry_points.txt").write_text(ENTRY_POINTS)
+    metadata = folder / "toy_plugin-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: toy-plugin\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text(ENTRY_POINTS)
     return folder
 
 
@@ -72,7 +72,7 @@ def test_generate_uses_them(plugin: Path, tiny_bundle: Path) -> None:
 
 def test_bench_measures_them(plugin: Path, tiny_bundle: Path, tmp_path: Path) -> None:
     few = ("--prompts", "1", "--max-new-bytes", "8", "--json", tmp_path / "bench.json")
-    fastblt(plugin, "bench", tiny_bundle, "--methods", "patient", "--against", "abacus/patient", *few)
+    fastblt(plugin, "bench", tiny_bundle, "--against", "abacus/patient", *few)
     rows = json.loads((tmp_path / "bench.json").read_text())["rows"]
     assert {"onnxruntime/patient", "abacus/patient"} <= {f"{row['backend']}/{row['method']}" for row in rows}
     assert all(row["identical_to_ar"] for row in rows)

@@ -23,6 +23,7 @@ from fastblt.commands.prompts import heldout_prompts
 from fastblt.runtime.measure.bench.plan import make_bench_plan
 from fastblt.runtime.measure.bench.run import BenchRequest, run_bench
 from fastblt.runtime.measure.peers import PEERS
+from fastblt.runtime.measure.replay.rates import ReplayRates
 from fastblt.runtime.measure.report import write_json
 from fastblt.runtime.methods.registry import bench_defaults
 
@@ -32,9 +33,10 @@ _REPLAY_NOTE = "real graphs and control flow at the given rates; the text is not
 
 def command(
     bundle: BundleArgument,
-    methods: Annotated[str, typer.Option(help="Comma-separated methods; ar is always measured.")] = ",".join(
-        bench_defaults()
-    ),
+    methods: Annotated[
+        str | None,
+        typer.Option(help="Comma-separated methods; ar is always measured  [default: {bench_methods}]"),
+    ] = None,
     against: Annotated[
         str,
         typer.Option(
@@ -74,7 +76,7 @@ def command(
     """
     sources = split_names(corpora)
     request = BenchRequest(
-        methods=tuple(split_names(methods)),
+        methods=bench_defaults() if methods is None else tuple(split_names(methods)),
         against=tuple(split_names(against)),
         backend=backend,
         provider=provider,
@@ -84,9 +86,7 @@ def command(
         repeats=repeats,
         replay=replay,
     )
-    plan = make_bench_plan(request.backend, request.methods, request.against)
-    for name in plan.backends:
-        check_backend(None if name in PEERS else name)
+    _check(request)
     texts = heldout_prompts(prompts, prompt_bytes, sources)
     check_file_target(json)
     check_bundle(bundle, backend=backend)
@@ -102,3 +102,12 @@ def command(
         console.print()
     for line in describe_measurement(report, sources, wide=wide):
         note(console, line)
+
+
+def _check(request: BenchRequest) -> None:
+    """Check methods, backends and the replay of a request before anything is loaded."""
+    plan = make_bench_plan(request.backend, request.methods, request.against)
+    for name in plan.backends:
+        check_backend(None if name in PEERS else name)
+    if request.replay is not None:
+        ReplayRates.parse(request.replay, plan.methods)

@@ -11,13 +11,14 @@ import typer
 
 from fastblt.models.formats.registry import layouts_help
 from fastblt.runtime.backends.registry import PROVIDER_SUMMARIES, backends, backends_help, providers_help
-from fastblt.runtime.methods.registry import methods_help
+from fastblt.runtime.methods.registry import bench_defaults, methods_help
 
 N = TypeVar("N", int, float)
 
 #: What stands for a text that a registry generates, in the help of an option or argument.
 _GENERATED = {
     "{methods}": methods_help,
+    "{bench_methods}": lambda: ",".join(bench_defaults()),
     "{backends}": backends_help,
     "{providers}": providers_help,
     "{layouts}": layouts_help,
