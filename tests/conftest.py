@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -181,6 +182,20 @@ def bf16_twin(shipped_checkpoint: Path, exported: Callable[..., Path], shared_fi
 
     bundle = exported(shipped_checkpoint, dtype="bf16")
     return shared_files.make("bf16-twin", lambda twin: emulate_bf16(bundle, twin))
+
+
+@pytest.fixture(scope="session")
+def tiny_engines(tiny_bundle: Path, shared_files: SharedFiles) -> Path:
+    """`tiny_bundle` with engines that TensorRT-RTX compiled for SM 86 and 89, for 256 and 512 bytes."""
+    pytest.importorskip("tensorrt_rtx")
+    from fastblt.export.engine_compiler import CompileRequest, compile_bundle
+    from fastblt.runtime.bundle.tensorrt_library import load_library
+
+    def write(folder: Path) -> None:
+        shutil.copytree(tiny_bundle, folder)
+        compile_bundle(folder, load_library("tensorrt-rtx"), CompileRequest((86, 89), (256, 512)))
+
+    return shared_files.make("tiny-engines", write)
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,7 @@ from typer.testing import CliRunner, Result
 
 from fastblt.cli import app
 from fastblt.runtime.backends.gpu.graph import DeviceGraph
+from fastblt.runtime.bundle.engines import ENGINES_FILE, load_engine_folder
 from fastblt.runtime.doctor.verdicts import Verdict
 
 
@@ -36,14 +37,22 @@ def bundle(tiny_bundle: Path, tmp_path: Path) -> Path:
     return tmp_path / "bundle"
 
 
-def test_compile_prints_every_engine_and_its_size(bundle: Path) -> None:
-    pytest.importorskip("tensorrt_rtx")
-    result = run("compile", bundle, "--sm", "86,89", "--max-bytes", "256,512")
-    assert result.exit_code == 0, result.output
+def test_compile_prints_every_engine_and_its_size_and_replaces_earlier_ones(tiny_engines: Path, tmp_path: Path) -> None:
+    trt = pytest.importorskip("tensorrt_rtx")
+    bundle = tmp_path / "bundle"
+    shutil.copytree(tiny_engines, bundle)
     (folder,) = (bundle / "engines").iterdir()
-    assert folder.name.endswith("-sm86_89")
-    for path in folder.glob("*.engine"):
-        assert path.name in result.stdout
+    before = {path.name for path in folder.iterdir()}
+    result = run("compile", bundle, "--sm", "86,89", "--max-bytes", "256")
+    assert result.exit_code == 0, result.output
+    assert list((bundle / "engines").iterdir()) == [folder]
+    assert folder.name == f"tensorrt-rtx-{trt.__version__}-sm86_89"
+    found = load_engine_folder(folder)
+    assert found.path == folder
+    assert {path.name for path in folder.iterdir()} == {ENGINES_FILE, *(engine.file for engine in found.engines)}
+    assert {path.name for path in folder.iterdir()} < before, "the engines for 512 bytes are gone"
+    for engine in found.engines:
+        assert engine.file in result.stdout
     assert "SM 86, 89, fp32" in result.stdout
 
 

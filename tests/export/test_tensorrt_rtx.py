@@ -13,14 +13,14 @@ from onnx import numpy_helper
 trt = pytest.importorskip("tensorrt_rtx")
 
 from fastblt.export.bundle_writer import export_bundle  # noqa: E402
-from fastblt.export.engine_compiler import CompileRequest, compile_bundle  # noqa: E402
+from fastblt.export.engine_compiler import CompileRequest, _Compiler, compile_bundle  # noqa: E402
 from fastblt.export.tensorrt_build import TensorRtGraph  # noqa: E402
 from fastblt.models.blt import Blt  # noqa: E402
 from fastblt.models.checkpoint import save_checkpoint  # noqa: E402
 from fastblt.models.config import StackConfig  # noqa: E402
 from fastblt.models.presets import preset  # noqa: E402
 from fastblt.runtime.bundle.bundle import Bundle  # noqa: E402
-from fastblt.runtime.bundle.engines import ENGINES_FILE, EngineFolder, ShapeProfile, load_engine_folder  # noqa: E402
+from fastblt.runtime.bundle.engines import EngineFolder, EngineSpec, ShapeProfile, load_engine_folder  # noqa: E402
 from fastblt.runtime.bundle.manifest import GRAPH_FILES, GraphSpec, load_manifest, sha256_of  # noqa: E402
 from fastblt.runtime.bundle.tensorrt_library import TensorRtError, load_library  # noqa: E402
 
@@ -58,17 +58,21 @@ def check_folder(bundle: Path, folder: EngineFolder, capacities: tuple[int, ...]
     assert tuple(folder.capacities) == capacities
     assert all(set(parts) == set(manifest.graphs) for parts in folder.capacities.values())
     for engine in folder.engines:
-        path = folder.path / engine.file
-        assert (path.stat().st_size, sha256_of(path)) == (engine.bytes, engine.sha256)
-        weights = weights_of(bundle, engine.part)
-        # The weights once, and kernels for three profiles and three architectures.
-        assert weights < engine.bytes < weights + 15e6
-        assert not (engine.decomposed and engine.part != "patcher")
-        spec = manifest.graphs[engine.part]
-        caches = {t.name for t in spec.inputs if t.role in ("cache", "pool")}
-        assert set(engine.aliases.values()) == caches
-        assert [profile.name for profile in engine.profiles] == ["byte", "verify", "prefill"]
-        assert engine.build_seconds > 0
+        check_engine(bundle, folder.path / engine.file, engine)
+
+
+def check_engine(bundle: Path, path: Path, engine: EngineSpec) -> None:
+    """One engine: as large as its weights, with every cache updated in place."""
+    assert (path.stat().st_size, sha256_of(path)) == (engine.bytes, engine.sha256)
+    weights = weights_of(bundle, engine.part)
+    # The weights once, and kernels for three profiles and three architectures.
+    assert weights < engine.bytes < weights + 15e6
+    assert not (engine.decomposed and engine.part != "patcher")
+    spec = load_manifest(bundle).graphs[engine.part]
+    caches = {t.name for t in spec.inputs if t.role in ("cache", "pool")}
+    assert set(engine.aliases.values()) == caches
+    assert [profile.name for profile in engine.profiles] == ["byte", "verify", "prefill"]
+    assert engine.build_seconds > 0
 
 
 def test_every_graph_compiles_for_all_targets_without_a_gpu(
@@ -120,19 +124,16 @@ def test_a_cut_of_blt_1b_compiles_for_all_targets_without_a_gpu(
 def test_engine_builds_when_hash_tables_are_in_the_graph(
     shipped_checkpoint: Path, exported: Callable[..., Path], tmp_path: Path
 ) -> None:
-    bundle = tmp_path / "bundle"
-    shutil.copytree(exported(shipped_checkpoint, dtype="fp16", hash_tables="graph"), bundle)
-    check_folder(bundle, compile_bundle(bundle, LIBRARY, CompileRequest(SMS, (512,))), (512,))
-
-
-def test_engines_are_replaced_when_compiled_again(tiny_bundle: Path, tmp_path: Path) -> None:
-    bundle = tmp_path / "bundle"
-    shutil.copytree(tiny_bundle, bundle)
-    path = compile_bundle(bundle, LIBRARY, CompileRequest((89,), (256, 512))).path
-    assert path.name == f"tensorrt-rtx-{trt.__version__}-sm89"
-    folder = compile_bundle(bundle, LIBRARY, CompileRequest((89,), (256,)))
-    assert folder.path == path
-    assert sorted(p.name for p in path.iterdir()) == sorted([ENGINES_FILE, *(e.file for e in folder.engines)])
+    """The other graphs are those of a bundle with tables on the host, whose engines are built above."""
+    host = load_manifest(exported(shipped_checkpoint, dtype="fp16"))
+    bundle = exported(shipped_checkpoint, dtype="fp16", hash_tables="graph")
+    manifest = load_manifest(bundle)
+    same = [part for part, file in GRAPH_FILES.items() if manifest.files[file] == host.files[file]]
+    assert same == ["patcher", "global", "decoder"]
+    request = CompileRequest(SMS, (512,))
+    compiler = _Compiler(bundle, Bundle.open(bundle).config, manifest, LIBRARY, request, tmp_path, print)
+    engine = compiler._build("encoder", 448, 192)
+    check_engine(bundle, tmp_path / engine.file, engine)
 
 
 @pytest.mark.parametrize(("sms", "capacities"), [((), (256,)), ((89,), ())])
@@ -161,12 +162,12 @@ def test_nothing_is_left_when_a_later_graph_cannot_be_compiled(
 ) -> None:
     bundle = tmp_path / "bundle"
     shutil.copytree(exported(shipped_checkpoint, dtype="fp16"), bundle)
-    break_operator(bundle / GRAPH_FILES["decoder"], bundle / GRAPH_FILES["decoder"])
+    file = bundle / GRAPH_FILES["encoder"]  # the second
+    break_operator(file, file)
     manifest = json.loads((bundle / "manifest.json").read_text())
-    file = bundle / GRAPH_FILES["decoder"]
     manifest["files"][file.name] = {"bytes": file.stat().st_size, "sha256": sha256_of(file)}
     (bundle / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(TensorRtError, match=r"decoder\.onnx: TensorRT-RTX .* node .*, operator BitwiseNot: "):
+    with pytest.raises(TensorRtError, match=r"encoder\.onnx: TensorRT-RTX .* node .*, operator BitwiseNot: "):
         compile_bundle(bundle, LIBRARY, CompileRequest((89,), (256,)))
     assert not (bundle / "engines").exists()
 

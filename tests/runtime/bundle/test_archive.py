@@ -9,24 +9,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from shared_files import SharedFiles
 
 from fastblt.runtime.bundle.archive import SUMS_FILE, ArchiveError, contents, pack, unpack
 from fastblt.runtime.bundle.manifest import BundleError
 
 
 @pytest.fixture
-def bundle(tiny_bundle: Path, shared_files: SharedFiles, tmp_path: Path) -> Path:
+def bundle(tiny_engines: Path, tmp_path: Path) -> Path:
     """A bundle with one folder of engines, of the test's own."""
-    pytest.importorskip("tensorrt_rtx")
-    from fastblt.export.engine_compiler import CompileRequest, compile_bundle
-    from fastblt.runtime.bundle.tensorrt_library import load_library
-
-    def write(folder: Path) -> None:
-        shutil.copytree(tiny_bundle, folder)
-        compile_bundle(folder, load_library("tensorrt-rtx"), CompileRequest((89,), (256,)))
-
-    shutil.copytree(shared_files.make("tiny-with-engines", write), tmp_path / "bundle")
+    shutil.copytree(tiny_engines, tmp_path / "bundle")
     return tmp_path / "bundle"
 
 
