@@ -23,7 +23,7 @@ from fastblt.runtime.sequence.session import Session
 
 
 class BltRuntime:
-    """A loaded model. Buffers are allocated once, for ``max_bytes``; generations follow one another in them."""
+    """Holds a loaded model. Buffers are allocated once, for ``max_bytes``; generations follow one another in them."""
 
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
@@ -42,16 +42,16 @@ class BltRuntime:
         """Load a bundle that ``fastblt export`` wrote.
 
         Args:
-            bundle: its folder; every file is compared with the manifest's size and sha256.
+            bundle: its folder; every file is compared with the size and sha256 in the manifest.
             provider: ``cpu``, ``cuda``, ``tensorrt`` (ONNX Runtime's provider for TensorRT 10), or ``auto`` (the CPU
                 until an audit has passed on a GPU; engines: the GPU).
             backend: ``onnxruntime``; ``tensorrt`` or ``tensorrt-rtx`` (engines that ``fastblt compile`` made); or
                 ``eager`` (PyTorch, needs the ``export`` extra).
             max_bytes: longest prompt plus new bytes.
-            threads: threads of one operator; None: one for models that fit the caches, else all cores.
+            threads: threads of one operator; None: one for models that fit the processor's caches, else all cores.
 
         Raises:
-            BundleError: a file is missing, damaged or not what the manifest says.
+            BundleError: a file is missing, damaged or not what the manifest describes.
             ProviderError: the provider cannot be used here.
             TensorRtError: TensorRT is missing or of a version that is not supported.
             CudaError: there is no usable GPU, or cuda-python is missing.
@@ -63,12 +63,12 @@ class BltRuntime:
 
     @property
     def device(self) -> str:
-        """``cpu`` or ``cuda``."""
+        """Return ``cpu`` or ``cuda``."""
         return self.backend.device
 
     @property
     def config(self) -> BltConfig:
-        """The model's configuration."""
+        """Return the model's configuration."""
         return self.backend.config
 
     def stream(

@@ -59,7 +59,7 @@ class Generation:
 
     @property
     def text(self) -> str:
-        """The new bytes as UTF-8, invalid ones replaced by U+FFFD."""
+        """Return the new bytes as UTF-8, invalid ones replaced by U+FFFD."""
         return self.data.decode("utf-8", errors="replace")
 
     def __bytes__(self) -> bytes:
@@ -100,7 +100,7 @@ class ByteStream(Iterator[Chunk]):
 
     @property
     def stats(self) -> RunStats:
-        """Counters of the session."""
+        """Return the counters of the session."""
         return self.session.stats
 
     def __iter__(self) -> Iterator[Chunk]:
@@ -143,6 +143,7 @@ class ByteStream(Iterator[Chunk]):
             yield piece
 
     def _generate(self) -> Generator[Chunk, None, None]:
+        """Run the method until a rule ends the generation."""
         if self.rules.max_new_bytes == 0:
             self._ended = True
             return

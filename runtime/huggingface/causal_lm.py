@@ -1,13 +1,12 @@
-"""A bundle behind the conventions of optimum's ``ORTModelForCausalLM``: token ids in, token ids out.
+"""Offers a bundle with the conventions of optimum's ``ORTModelForCausalLM``: token ids in, token ids out.
 
-Names, defaults and meanings are those that its users know. What cannot be honoured is one error that says why,
-never ignored. PyTorch is not needed: tensors come back for tensors, arrays for arrays, text for text.
+Names, defaults and meanings are those that its users know. What cannot be honored is never ignored, but is one error
+that explains why. PyTorch is not needed: tensors come back for tensors, arrays for arrays, text for text.
 """
 
 from __future__ import annotations
 
 import shutil
-import sys
 import tempfile
 import weakref
 from collections.abc import Callable, Sequence
@@ -19,7 +18,6 @@ import onnxruntime as ort
 
 from fastblt.models.atomic_folder import replacing_folder
 from fastblt.models.config import BltConfig
-from fastblt.models.tokens import EOS_ID, decode, encode
 from fastblt.runtime.backends.onnxruntime import load_onnxruntime
 from fastblt.runtime.backends.protocol import Ids
 from fastblt.runtime.backends.providers import PROVIDERS, choose_provider
@@ -38,27 +36,28 @@ from fastblt.runtime.huggingface.generate_settings import (
     UnsupportedArgumentError,
     as_mapping,
     check_settings,
+    generation_request,
     is_off,
-    new_tokens,
-    samples,
-    sampling_temperature,
-    stops_at_eos,
 )
-from fastblt.runtime.methods import parse_method
+from fastblt.runtime.huggingface.tensors import check_mask, like, prompt_row
+from fastblt.runtime.methods import Method
+from fastblt.runtime.request import GenerationRequest
 
 if TYPE_CHECKING:
     from fastblt.runtime.backends.onnxruntime import OnnxRuntime
 
 
 class ORTBltForCausalLM:
-    """A loaded bundle; `from_pretrained` is the constructor for users."""
+    """Holds a loaded bundle; `from_pretrained` is the constructor for users."""
 
-    def __init__(self, backend: OnnxRuntime, bundle: Path, name_or_path: str, method: str = "ar") -> None:
+    def __init__(
+        self, backend: OnnxRuntime, bundle: Path, name_or_path: str, method: str | Method | None = None
+    ) -> None:
         self.runtime = BltRuntime(backend)
         self.name_or_path = name_or_path
         """What it was loaded from: a bundle, or a checkpoint that was exported."""
         self.method = method
-        """Way of decoding of `generate`."""
+        """Method of `generate`; None: as in `GenerationRequest`."""
         self._backend = backend
         self._bundle = bundle
 
@@ -74,7 +73,7 @@ class ORTBltForCausalLM:
         session_options: Any = None,
         use_io_binding: bool | None = None,
         max_bytes: int = 4096,
-        method: str = "ar",
+        method: str | Method | None = None,
         dtype: object = None,
         hash_tables: str | None = None,
         patcher: str | Path | None = None,
@@ -87,21 +86,22 @@ class ORTBltForCausalLM:
             model_id: folder of a bundle; with ``export`` whatever ``fastblt export`` takes.
             export: export to a temporary folder that lives as long as the object (needs the ``export`` extra).
             provider: ``CPUExecutionProvider`` or ``CUDAExecutionProvider``; ``cpu``, ``cuda`` and ``auto`` too.
-            providers: takes the place of ``provider``; the CPU may follow as the fallback that it is anyway.
-            provider_options: none can be given: buffers are bound on device 0 with the provider's defaults.
-            session_options: an ``onnxruntime.SessionOptions`` for the four sessions, in the place of ours.
+            providers: replaces ``provider``; the CPU may follow, which is the fallback anyway.
+            provider_options: must be empty: buffers are bound on device 0 with the provider's defaults.
+            session_options: an ``onnxruntime.SessionOptions`` for the four sessions, instead of ours.
             use_io_binding: True or None: every tensor is always bound.
             max_bytes: longest prompt plus new tokens.
-            method: way of decoding of `generate`, see docs/decoding.md; all but ``d:`` give ``ar``'s output.
+            method: of `generate`, see docs/decoding.md; all but ``d:`` write what ``ar`` writes. None: ``auto``, or
+                ``s:8`` where `generate` is given a seed.
             dtype: ``float32``, ``float16``, ``bfloat16``, a torch.dtype or ``fp32``...: of the export (fp32 unless
                 given); without ``export`` it must be the bundle's.
             hash_tables: of the export, like the next two: ``host`` (default) or ``graph``.
-            patcher: entropy model in the place of the checkpoint's own.
+            patcher: entropy model that replaces the checkpoint's own.
             document_masks: whether self-attention stays inside a document; None: as the checkpoint's origin does.
-            others: arguments of ``ORTModelForCausalLM`` that fastblt lacks: only None, False or "" will do.
+            others: arguments of ``ORTModelForCausalLM`` that fastblt lacks: only None, False or "" are accepted.
 
         Raises:
-            UnsupportedArgumentError: an argument cannot be honoured.
+            UnsupportedArgumentError: an argument cannot be honored.
             ValueError: the bundle or checkpoint, the provider, the method or ``max_bytes`` cannot be used.
             ModuleNotFoundError: ``export`` without the ``export`` extra.
         """
@@ -121,13 +121,13 @@ class ORTBltForCausalLM:
             )
         if max_bytes < 1:
             raise ValueError(f"max_bytes: found {max_bytes}, expected a positive integer")
-        parse_method(method)
+        decoding = GenerationRequest(method=method).decoding_method()
         device = choose_provider(_provider_name([provider] if providers is None else providers))
         kind = _dtype_name(dtype)
 
         def load(bundle: Path) -> ORTBltForCausalLM:
             backend = load_onnxruntime(bundle, device, max_bytes, None, session_options)
-            parse_method(method).check(backend.config)
+            decoding.check(backend.config)
             return cls(backend, bundle, str(model_id), method)
 
         if export:
@@ -141,11 +141,11 @@ class ORTBltForCausalLM:
         return model
 
     def save_pretrained(self, save_directory: str | Path) -> None:
-        """Copy the bundle: all of it, compared with its checksums, or nothing.
+        """Copy the bundle atomically, and compare the copy with its checksums.
 
         Raises:
             BundleError: the bundle has changed since it was loaded.
-            UnsupportedArgumentError: the folder exists, is not empty and is no bundle.
+            UnsupportedArgumentError: the folder exists, is not empty and is not a bundle.
             OSError: it cannot be written.
         """
         folder, manifest = Path(save_directory), self._backend.manifest
@@ -162,36 +162,36 @@ class ORTBltForCausalLM:
 
     @property
     def config(self) -> BltConfig:
-        """The model's configuration."""
+        """Return the model's configuration."""
         return self.runtime.config
 
     @property
     def device(self) -> str:
-        """``cpu`` or ``cuda``, which ``tensor.to`` takes too; no torch.device, as PyTorch may not be there."""
+        """Return ``cpu`` or ``cuda``, which ``tensor.to`` takes too; PyTorch may not be installed."""
         return self._backend.device
 
     @property
     def dtype(self) -> str:
-        """Type of weights and caches: ``float32``, ``float16`` or ``bfloat16``; no torch.dtype, as above."""
+        """Return the type of weights and caches: ``float32``, ``float16`` or ``bfloat16``; a name, as for `device`."""
         return BUNDLE_TYPES[self._backend.manifest.dtype].name
 
     @property
     def provider(self) -> str:
-        """The execution provider that the graphs run on."""
+        """Return the execution provider that the graphs run on."""
         return self.providers[0]
 
     @property
     def providers(self) -> list[str]:
-        """What ONNX Runtime says of the decoder's session, the fallback included."""
+        """Return what ONNX Runtime reports of the decoder's session, the fallback included."""
         return self._backend.providers
 
     @property
     def use_io_binding(self) -> bool:
-        """True."""
+        """Return True: every tensor is always bound."""
         return True
 
     def can_generate(self) -> bool:
-        """True."""
+        """Return True."""
         return True
 
     def generate(
@@ -206,13 +206,15 @@ class ORTBltForCausalLM:
         do_sample: bool | None = None,
         temperature: float | None = None,
         top_p: float | None = None,
+        top_k: int | None = None,
+        min_p: float | None = None,
         eos_token_id: Any = None,
         streamer: Any = None,
         seed: int | None = None,
-        method: str | None = None,
+        method: str | Method | None = None,
         **others: Any,
     ) -> Any:
-        """Go on from a prompt. Arguments that are None come from ``generation_config``, else from transformers.
+        """Continue a prompt. Arguments that are None come from ``generation_config``, else from transformers' defaults.
 
         Args:
             inputs: token ids (array, tensor or list; [1, n] or [n]), BOS first, or text (str or bytes) without BOS.
@@ -223,11 +225,13 @@ class ORTBltForCausalLM:
             max_length: the same with the prompt's tokens, BOS included.
             do_sample: sample; default False, greedy.
             temperature: of sampling, > 0.
-            top_p: nucleus of sampling.
+            top_p: of sampling, see `GenerationRequest`, like the next two.
+            top_k: of sampling; default: all tokens (transformers samples from 50 where a model asks for nothing else).
+            min_p: of sampling.
             eos_token_id: 2, the model's EOS, ends the generation; -1: nothing does.
-            streamer: ``put`` gets the prompt's ids [1, n], then new ids [m] as they are decided; then ``end``.
+            streamer: ``put`` receives the prompt's ids [1, n], then new ids [m] as they are decided; ``end`` follows.
             seed: of sampling.
-            method: way of decoding, default the object's.
+            method: default: the object's.
             others: arguments of transformers' ``generate`` that are off, or change nothing here.
 
         Returns:
@@ -235,9 +239,9 @@ class ORTBltForCausalLM:
             tensor on the prompt's device for a tensor; for text, text of the same type (str: invalid UTF-8 replaced).
 
         Raises:
-            UnsupportedArgumentError: an argument cannot be honoured.
+            UnsupportedArgumentError: an argument cannot be honored.
             CapacityError: prompt and new tokens exceed ``max_bytes``.
-            ValueError: the prompt is none, or an argument is out of range.
+            ValueError: the ids are not a prompt, or an argument is out of range.
         """
         given = {
             "max_new_tokens": max_new_tokens,
@@ -245,6 +249,8 @@ class ORTBltForCausalLM:
             "do_sample": do_sample,
             "temperature": temperature,
             "top_p": top_p,
+            "top_k": top_k,
+            "min_p": min_p,
             "eos_token_id": eos_token_id,
         }
         settings = as_mapping(generation_config)
@@ -253,20 +259,12 @@ class ORTBltForCausalLM:
         if (inputs is None) == (input_ids is None):
             raise UnsupportedArgumentError("inputs, input_ids: found both or neither, expected exactly one of them")
         prompt = inputs if input_ids is None else input_ids
-        ids = _prompt_row(prompt)
-        _check_mask(attention_mask, len(ids))
-        sampled = samples(settings)
-        run = self.runtime.stream(
-            ids,
-            new_tokens(settings, len(ids)),
-            method=method or self.method,
-            temperature=sampling_temperature(settings) if sampled else 0.0,
-            top_p=settings.get("top_p", 1.0) if sampled else 1.0,
-            seed=seed,
-            stop_at_eos=stops_at_eos(settings.get("eos_token_id", EOS_ID)),
-        )
-        _follow(run, streamer, ids[None], lambda new: _like(prompt, new))
-        return _like(prompt, np.concatenate([ids, np.array(run.tokens, dtype=np.int64)])[None], text=True)
+        ids = prompt_row(prompt)
+        check_mask(attention_mask, len(ids))
+        request = generation_request(settings, len(ids), method or self.method, seed)
+        stream = self.runtime.stream(ids, request=request)
+        _follow(stream, streamer, ids[None], lambda new: like(prompt, new))
+        return like(prompt, np.concatenate([ids, np.array(stream.tokens, dtype=np.int64)])[None], text=True)
 
 
 def _load_exported(
@@ -277,7 +275,7 @@ def _load_exported(
     patcher: str | Path | None,
     document_masks: bool | None,
 ) -> ORTBltForCausalLM:
-    """Export to a temporary folder that goes when the model goes."""
+    """Export to a temporary folder that is deleted with the model, and load that."""
     if is_bundle(Path(checkpoint)):
         raise UnsupportedArgumentError(f"export: found True, but {checkpoint} is a bundle, expected a checkpoint")
     try:
@@ -300,6 +298,7 @@ def _load_exported(
 
 
 def _bundle_folder(model_id: str | Path) -> Path:
+    """Return the folder of a bundle; a checkpoint is refused with the remedy."""
     folder = Path(model_id)
     if not is_bundle(folder) and (folder / CONFIG_FILE).is_file() and not (folder / MANIFEST_FILE).exists():
         raise BundleError(f"{folder}: found a checkpoint, expected a bundle; export=True exports it first")
@@ -307,7 +306,7 @@ def _bundle_folder(model_id: str | Path) -> Path:
 
 
 def _provider_name(providers: Sequence[str]) -> str:
-    """Our name of the first of ONNX Runtime's; those that may follow it are the slower ones, in order."""
+    """Return our name of the first of ONNX Runtime's providers; only slower ones may follow it, in order."""
     short = {long: name for name, long in PROVIDERS.items()}
     names = [short.get(name, name) if isinstance(name, str) else name for name in providers]
     fastest_first = ["tensorrt", "cuda", "cpu"]
@@ -322,7 +321,7 @@ def _provider_name(providers: Sequence[str]) -> str:
 
 
 def _dtype_name(dtype: object) -> str | None:
-    """fp32, fp16 or bf16; None: not said."""
+    """Return fp32, fp16 or bf16; None where it is not specified."""
     name = str(dtype).removeprefix("torch.")
     for short, kind in BUNDLE_TYPES.items():
         if name in (short, kind.name):
@@ -333,60 +332,16 @@ def _dtype_name(dtype: object) -> str | None:
     return None
 
 
-def _is_tensor(value: object) -> bool:
-    """Whether it is a PyTorch tensor; there is none where PyTorch has not been imported."""
-    torch = sys.modules.get("torch")
-    return torch is not None and isinstance(value, torch.Tensor)
-
-
-def _to_numpy(value: Any) -> Any:
-    return value.detach().cpu().numpy() if _is_tensor(value) else np.asarray(value)
-
-
-def _prompt_row(prompt: Any) -> Ids:
-    """Ids int64 [n] of a prompt of any kind; whether they are a prompt is told where they are used."""
-    if isinstance(prompt, str | bytes):
-        return encode(prompt)
-    ids = _to_numpy(prompt)
-    if ids.ndim == 0:
-        raise UnsupportedArgumentError(f"input_ids: found {prompt!r}, expected ids [n] or [1, n]")
-    if ids.ndim == 2 and len(ids) != 1:
-        raise UnsupportedArgumentError(
-            f"input_ids: found {len(ids)} rows, expected 1: sequences run one at a time, call generate() for each"
-        )
-    row: Ids = ids[0] if ids.ndim == 2 else ids
-    return row
-
-
-def _check_mask(mask: Any, count: int) -> None:
-    if mask is None:
-        return
-    found = _to_numpy(mask)
-    if found.shape not in ((count,), (1, count)) or not (found == 1).all():
-        raise UnsupportedArgumentError(
-            f"attention_mask: found shape {list(found.shape)} with {int((found == 0).sum())} zeros, expected {count} "
-            "ones: a model of patches cannot leave padding out, give ids without it"
-        )
-
-
-def _like(prompt: Any, ids: Ids, *, text: bool = False) -> Any:
-    """Ids as what the prompt is: a tensor on its device, or an array; ``text``: for text, text."""
-    if text and isinstance(prompt, str | bytes):
-        data = decode(ids[0])
-        return data if isinstance(prompt, bytes) else data.decode("utf-8", errors="replace")
-    return sys.modules["torch"].from_numpy(ids).to(prompt.device) if _is_tensor(prompt) else ids
-
-
-def _follow(run: ByteStream, streamer: Any, prompt: Ids, convert: Callable[[Ids], Any]) -> None:
-    """Run a generation to its end, telling a streamer of every new token."""
+def _follow(stream: ByteStream, streamer: Any, prompt: Ids, convert: Callable[[Ids], Any]) -> None:
+    """Run a generation to its end, and hand every new token to a streamer."""
     if streamer is not None:
         streamer.put(convert(prompt))
     sent = 0
-    for _ in run:
-        if streamer is not None and len(run.tokens) > sent:
-            streamer.put(convert(np.array(run.tokens[sent:], dtype=np.int64)))
-            sent = len(run.tokens)
+    for _ in stream:
+        if streamer is not None and len(stream.tokens) > sent:
+            streamer.put(convert(np.array(stream.tokens[sent:], dtype=np.int64)))
+            sent = len(stream.tokens)
     if streamer is not None:
-        if len(run.tokens) > sent:
-            streamer.put(convert(np.array(run.tokens[sent:], dtype=np.int64)))
+        if len(stream.tokens) > sent:
+            streamer.put(convert(np.array(stream.tokens[sent:], dtype=np.int64)))
         streamer.end()

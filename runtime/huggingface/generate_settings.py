@@ -1,4 +1,4 @@
-"""The settings of transformers' ``generate``, as far as `ORTBltForCausalLM` has them: read, or refused by name."""
+"""Turns the settings of transformers' ``generate`` into a `GenerationRequest`, or refuses them by name."""
 
 from __future__ import annotations
 
@@ -8,16 +8,27 @@ from typing import Any
 import numpy as np
 
 from fastblt.models.tokens import EOS_ID
+from fastblt.runtime.methods import Method
+from fastblt.runtime.request import GenerationRequest
 
-#: New tokens where the caller says neither ``max_new_tokens`` nor ``max_length``; as in transformers.
+#: New tokens where the caller specifies neither ``max_new_tokens`` nor ``max_length``; as in transformers.
 DEFAULT_NEW_TOKENS = 20
 
 #: Arguments of `generate` in transformers that this class reads from a generation config.
-_HONOURED = ("max_new_tokens", "max_length", "do_sample", "temperature", "top_p", "eos_token_id")
+_HONORED = (
+    "max_new_tokens",
+    "max_length",
+    "do_sample",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "eos_token_id",
+)
 #: Those that change nothing here: caches are always used, and one sequence has no padding.
 _WITHOUT_EFFECT = {"use_cache", "pad_token_id", "bos_token_id", "transformers_version", "_from_model_config"}
 #: Those that change nothing in greedy decoding.
-_OF_SAMPLING = {"top_k", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff"}
+_OF_SAMPLING = {"top_h", "typical_p", "epsilon_cutoff", "eta_cutoff"}
 #: Those that are off at 1; any other is off where it is None, False, 0 or empty.
 _OFF_AT_ONE = {
     "num_beams",
@@ -32,11 +43,15 @@ _OFF_AT_ONE = {
 
 
 class UnsupportedArgumentError(ValueError):
-    """An argument that cannot be honoured; the message says why."""
+    """An argument that cannot be honored; the message explains why."""
 
 
 def as_mapping(generation_config: Any) -> dict[str, Any]:
-    """The settings of a generation config that are set."""
+    """Return the settings of a generation config that are not None.
+
+    Raises:
+        UnsupportedArgumentError: it is neither a ``GenerationConfig`` nor a mapping.
+    """
     if generation_config is None:
         return {}
     found = generation_config.to_dict() if hasattr(generation_config, "to_dict") else generation_config
@@ -48,23 +63,51 @@ def as_mapping(generation_config: Any) -> dict[str, Any]:
 
 
 def is_off(value: object) -> bool:
-    """Whether a value says nothing."""
+    """Return whether a value is None, False, 0 or empty."""
     return value is None or (isinstance(value, bool | int | float | str | list | tuple | dict) and not value)
 
 
 def check_settings(settings: Mapping[str, Any]) -> None:
-    """Raise where one of them would change the output and is not ours to change."""
+    """Raise `UnsupportedArgumentError` where one of them would change the output and cannot be honored."""
     for name, value in settings.items():
         without_effect = name in _WITHOUT_EFFECT or (name in _OF_SAMPLING and not settings.get("do_sample"))
         off = is_off(value) or (name in _OFF_AT_ONE and value == 1)
-        if name not in _HONOURED and not without_effect and not off:
+        if name not in _HONORED and not without_effect and not off:
             raise UnsupportedArgumentError(
-                f"{name}: found {value!r}, but generate() has {', '.join(_HONOURED)}, streamer, seed and method only"
+                f"{name}: found {value!r}, but generate() has {', '.join(_HONORED)}, streamer, seed and method only"
             )
 
 
-def new_tokens(settings: Mapping[str, Any], prompt: int) -> int:
-    """Most new tokens after a prompt of so many."""
+def generation_request(
+    settings: Mapping[str, Any], prompt: int, method: str | Method | None, seed: int | None
+) -> GenerationRequest:
+    """Return the request that settings describe; those of sampling count only where ``do_sample`` is True.
+
+    Args:
+        settings: checked by `check_settings`, None left out.
+        prompt: its tokens, BOS included.
+        method: as in `GenerationRequest`.
+        seed: as in `GenerationRequest`.
+
+    Raises:
+        UnsupportedArgumentError: ``eos_token_id`` is neither the model's EOS nor negative.
+        ValueError: a setting, the method or the seed is out of range.
+    """
+    sampled = _samples(settings)
+    return GenerationRequest(
+        max_new_bytes=_new_tokens(settings, prompt),
+        method=method,
+        temperature=_sampling_temperature(settings) if sampled else 0.0,
+        top_p=settings.get("top_p", 1.0) if sampled else 1.0,
+        top_k=settings.get("top_k", 0) if sampled else 0,
+        min_p=settings.get("min_p", 0.0) if sampled else 0.0,
+        seed=seed,
+        stop_at_eos=_stops_at_eos(settings.get("eos_token_id", EOS_ID)),
+    )
+
+
+def _new_tokens(settings: Mapping[str, Any], prompt: int) -> int:
+    """Return the most new tokens after a prompt of so many."""
     if "max_new_tokens" not in settings and "max_length" in settings:
         length = settings["max_length"]
         if not _is_integer(length) or length <= prompt:
@@ -80,24 +123,24 @@ def _is_integer(value: object) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
-def samples(settings: Mapping[str, Any]) -> bool:
-    """Whether ``do_sample`` asks for sampling."""
+def _samples(settings: Mapping[str, Any]) -> bool:
+    """Return whether ``do_sample`` asks for sampling."""
     value = settings.get("do_sample", False)
     if not isinstance(value, bool | np.bool_):
         raise ValueError(f"do_sample: found {value!r}, expected True or False")
     return bool(value)
 
 
-def sampling_temperature(settings: Mapping[str, Any]) -> float:
-    """Of sampling."""
+def _sampling_temperature(settings: Mapping[str, Any]) -> float:
+    """Return the temperature of sampling, > 0."""
     value = float(settings.get("temperature", 1.0))
     if not value > 0.0:
         raise ValueError(f"temperature: found {value}, expected a number > 0 (do_sample=False is greedy)")
     return value
 
 
-def stops_at_eos(eos: Any) -> bool:
-    """Whether EOS ends the text; ``eos``: an id, or ids."""
+def _stops_at_eos(eos: Any) -> bool:
+    """Return whether EOS ends the text; ``eos`` is an id, or several."""
     ids = np.atleast_1d(eos).tolist()  # a tensor on the host too
     if set(ids) == {EOS_ID}:
         return True

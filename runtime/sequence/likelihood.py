@@ -25,12 +25,12 @@ class Score:
 
     @property
     def total(self) -> float:
-        """Natural logarithm of the probability of the whole continuation; 0 for an empty one."""
+        """Return the natural logarithm of the probability of the whole continuation; 0 for an empty one."""
         return float(self.logprobs.sum())
 
     @property
     def bits_per_byte(self) -> float | None:
-        """Code length per byte, in bits; None for an empty continuation."""
+        """Return the code length per byte, in bits; None for an empty continuation."""
         return -self.total / math.log(2) / len(self.data) if self.data else None
 
 

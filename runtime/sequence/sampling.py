@@ -104,7 +104,7 @@ class Sampler:
 
     @property
     def takes_best(self) -> bool:
-        """Whether every choice is the row's ``best``, so that a backend can draft without asking."""
+        """Return whether every choice is the row's ``best``, so that a backend can draft without asking."""
         return self.greedy and self._bias is None
 
     def distribution(self, rows: DecoderRows, index: int) -> Distribution:
@@ -167,6 +167,7 @@ class Sampler:
         return self._sample(rest if rest.any() else p)  # equal but for rounding
 
     def _sample(self, weights: Distribution) -> int:
+        """Return a random token; weights float64 [vocab] >= 0 need not be normalized."""
         total = np.cumsum(weights)
         at = min(self._rng.random() * total[-1], np.nextafter(total[-1], 0.0))
         return int(np.searchsorted(total, at, side="right"))

@@ -159,8 +159,24 @@ def test_sampling_is_that_of_the_runtime(tiny_causal_lm: ORTBltForCausalLM, tiny
         options: dict[str, Any] = {"do_sample": True, "temperature": 0.8, "top_p": 0.9, "top_k": 0}
         found = tiny_causal_lm.generate([IDS], max_new_tokens=30, seed=3, method=method, **options)
         assert found[0, len(IDS) :].tolist() == list(expected)
+        expected = runtime.generate(TEXT, 30, temperature=1.4, top_k=12, min_p=0.3, seed=5, method=method).tokens
+        options = {"do_sample": True, "temperature": 1.4, "top_k": 12}
+        config = GenerationConfig(min_p=0.3, top_k=99)
+        found = tiny_causal_lm.generate([IDS], config, max_new_tokens=30, seed=5, method=method, **options)
+        assert found[0, len(IDS) :].tolist() == list(expected)
     greedy = tiny_causal_lm.generate([IDS], max_new_tokens=30)
     assert tiny_causal_lm.generate([IDS], max_new_tokens=30, temperature=0.8, top_p=0.5).tolist() == greedy.tolist()
+
+
+def test_method_is_the_runtimes_default_unless_given(tiny_bundle: Path, tiny_causal_lm: ORTBltForCausalLM) -> None:
+    options: dict[str, Any] = {"max_new_tokens": 30, "do_sample": True, "seed": 3}
+    by_default = tiny_causal_lm.generate([IDS], **options)
+    assert by_default.tolist() == tiny_causal_lm.generate([IDS], method="s:8", **options).tolist()
+    assert tiny_causal_lm.method is None
+    model = ORTBltForCausalLM.from_pretrained(tiny_bundle, max_bytes=100, method="ar")
+    assert model.generate([IDS], **options).tolist() == model.generate([IDS], method="ar", **options).tolist()
+    greedy = [m.generate([IDS], max_new_tokens=30).tolist() for m in (model, tiny_causal_lm)]
+    assert greedy[0] == greedy[1]
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -183,7 +199,9 @@ def test_streamer_gets_prompt_then_every_token(
 BAD_CALLS: list[tuple[dict[str, Any], type[ValueError], str]] = [
     ({"num_beams": 4}, UnsupportedArgumentError, "num_beams: found 4, but generate"),
     ({"repetition_penalty": 1.2}, UnsupportedArgumentError, "repetition_penalty: found 1.2"),
-    ({"do_sample": True, "top_k": 50}, UnsupportedArgumentError, "top_k: found 50"),
+    ({"do_sample": True, "typical_p": 0.5}, UnsupportedArgumentError, r"typical_p: found 0\.5"),
+    ({"do_sample": True, "top_k": -1}, ValueError, "top_k: found -1, expected an integer >= 0"),
+    ({"do_sample": True, "min_p": 2.0}, ValueError, r"min_p: found 2\.0, expected a number in"),
     ({"num_return_sequences": 2}, UnsupportedArgumentError, "num_return_sequences: found 2"),
     ({"return_dict_in_generate": True}, UnsupportedArgumentError, "return_dict_in_generate: found True"),
     ({"logits_processor": [print]}, UnsupportedArgumentError, "logits_processor"),
