@@ -1,4 +1,4 @@
-"""How long work reports its progress: one signature for exports, compiles, benchmarks, audits and evaluations."""
+"""Defines how long work reports its progress: exports, compiles, benchmarks, audits, evaluations."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TypeAlias
 #: Called as ``on_progress(done, total, what)`` at the beginning of the work and after each of its steps: ``done`` of
 #: ``total`` steps are finished, 0 <= done <= total, and ``total`` stays the same; ``what`` names the step in a word
 #: or two ("onnxruntime/s:8"), and may be empty. It runs inside the work: what it spends is part of measured times
-#: only where the work says so.
+#: only where the work's documentation states so.
 OnProgress: TypeAlias = Callable[[int, int, str], None]
 
 

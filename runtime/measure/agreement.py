@@ -1,4 +1,4 @@
-"""How far two texts, or two runs of tokens, are the same."""
+"""Compares two texts, or two sequences of tokens, from their beginnings."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ from fastblt.runtime.backends.protocol import Ids
 
 
 def common_prefix(a: Ids | bytes, b: Ids | bytes) -> int:
-    """How many leading items of two sequences are equal."""
+    """Return how many leading items of two sequences are equal."""
     shorter = min(len(a), len(b))
     return next((i for i in range(shorter) if a[i] != b[i]), shorter)

@@ -1,4 +1,4 @@
-"""Loads what is measured."""
+"""Determines what a measured folder computes in."""
 
 from __future__ import annotations
 

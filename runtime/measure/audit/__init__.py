@@ -1,1 +1,1 @@
-"""Compares what methods write with a reference, byte for byte, and tells float ties from faults."""
+"""Compares what methods write with a reference, byte for byte, and distinguishes float ties from faults."""

@@ -16,7 +16,7 @@ from fastblt.runtime.measure.audit.ties import TIE_BOUND
 from fastblt.runtime.measure.requests import require_at_least
 from fastblt.runtime.progress import OnProgress, no_progress
 
-#: Prompts where neither their number nor that of the bytes is given.
+#: Prompts where a request specifies neither their number nor that of the bytes.
 DEFAULT_PROMPTS = 64
 
 

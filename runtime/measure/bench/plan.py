@@ -1,4 +1,4 @@
-"""Who is measured by a benchmark, and with whom each is compared."""
+"""Lays out a benchmark: who is measured, and with whom each is compared."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ EAGER = "eager"
 
 @dataclass(frozen=True)
 class Contender:
-    """One way of decoding on one backend."""
+    """Names one method on one backend or peer."""
 
     backend: str
     method: str
@@ -24,7 +24,7 @@ class Contender:
 
 @dataclass(frozen=True)
 class BenchPlan:
-    """Who is measured, and whose output ``ar`` is compared with."""
+    """Holds who is measured, and whose output ``ar`` is compared with."""
 
     contenders: tuple[Contender, ...]
     backend: str
@@ -43,7 +43,7 @@ class BenchPlan:
         return tuple(dict.fromkeys(contender.backend for contender in self.contenders))
 
     def reference(self, contender: Contender) -> Contender:
-        """Whose output a contender's has to equal, byte for byte.
+        """Return the contender whose output this one's has to equal, byte for byte.
 
         A method other than ``ar``: its own backend's ``ar``. ``ar`` of the bench's backend: the baseline's
         ``ar`` (without a baseline its own, so that only repeats can differ). ``ar`` of another backend: the
@@ -59,8 +59,8 @@ def make_bench_plan(backend: str, methods: Sequence[str], against: Sequence[str]
     """Lay out a measurement.
 
     Args:
-        backend: whom the bench is about.
-        methods: of that backend, e.g. ``s:8``.
+        backend: the backend that the bench is about.
+        methods: names of that backend's methods, e.g. ``s:8``.
         against: further contenders, ``BACKEND`` (its ``ar``) or ``BACKEND/METHOD``.
 
     Returns:

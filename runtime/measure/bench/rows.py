@@ -1,4 +1,4 @@
-"""The figures of a benchmark: one row for each contender.
+"""Computes the figures of a benchmark: one row for each contender.
 
 * The decode rate leaves the prompt out: bytes after the first, divided by the time after the first byte. The
   time to the first byte (``first_byte_ms``) holds the prompt.
@@ -32,7 +32,7 @@ from fastblt.runtime.sequence.stats import RunStats
 
 @dataclass(frozen=True)
 class Run:
-    """One measured generation."""
+    """Holds one measured generation."""
 
     prompt: int
     """Index of the prompt."""
@@ -44,11 +44,11 @@ class Run:
 
 @dataclass(frozen=True)
 class BenchRow:
-    """The figures of one contender. The names are a contract: scripts read them from JSON."""
+    """Holds the figures of one contender. The names are a contract: scripts read them from JSON."""
 
     backend: str
     method: str
-    """As given, e.g. ``s:8``."""
+    """As the user wrote it, e.g. ``s:8``."""
     device: str
     """``cpu`` or ``cuda``."""
     prompts: int
@@ -77,7 +77,7 @@ class BenchRow:
     acceptance: float | None
     """``accepted / drafted``; null where nothing is drafted."""
     identical_to_ar: bool | None
-    """Whether every run's bytes equal those of the reference (`BenchPlan.reference`) after the same prompt;
+    """Return whether every run's bytes equal those of the reference (`BenchPlan.reference`) after the same prompt;
     null: replay."""
     ratio_to_ar: float | None
     """``bytes_per_s`` divided by that of the bench's backend with ``ar``; null where nothing was timed."""
@@ -88,7 +88,7 @@ class BenchRow:
     moved_gb: float
     """Weights, in the type they have, and cache entries that the calls read."""
     us_per_byte: dict[str, float]
-    """Where the time of a byte goes, prompt included: microseconds of each part, and of the control flow (``host``)."""
+    """Microseconds per new byte, prompt included, of each part and of the control flow (``host``)."""
     moved_gb_per_s: float
     """``moved_gb`` divided by all seconds; compare with the device's ``memory_gb_per_s``."""
     peak_rss_mb: float | None
@@ -111,15 +111,15 @@ class BenchRow:
     limit_gb_per_s: float | None
     """Bandwidth of main memory, with as many threads as may be used, or one if that is faster."""
     times_limit: float | None
-    """How many times longer a byte takes."""
+    """Measured time per byte divided by ``limit_us_per_byte``."""
     replay: dict[str, float | None] | None
-    """Of a replay, wanted and realised ``acceptance``, bytes per ``patch`` and ``steps`` of a block (null: does not
+    """For a replay, wanted and realized ``acceptance``, bytes per ``patch`` and ``steps`` per block (null: does not
     apply); null where the model's own output was measured."""
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """All runs of a plan; `rows` makes the figures."""
+    """Holds all generations of a plan; `rows` computes the figures."""
 
     plan: BenchPlan
     prompts: Sequence[bytes]
@@ -137,7 +137,7 @@ class Measurement:
     """How the contenders of a replay were driven."""
 
     def rows(self) -> list[BenchRow]:
-        """One row for each contender, in the plan's order."""
+        """Return one row for each contender, in the plan's order."""
         return [self._row(contender) for contender in self.plan.contenders]
 
     def _row(self, contender: Contender) -> BenchRow:
@@ -188,7 +188,7 @@ class Measurement:
         )
 
     def _against_estimate(self, contender: Contender) -> dict[str, Any]:
-        """What the paper counts, for 512 bytes, and what is saved by that and by the clock."""
+        """Return what the paper counts, for 512 bytes, and what is saved by that count and by the clock."""
         runs, ar = self.runs[contender], self.runs[Contender(contender.backend, AR)]
         all_stats = [run.stats for run in runs]
         estimated, new_bytes = self._estimated(runs), sum(stats.new_bytes for stats in all_stats)
@@ -206,7 +206,7 @@ class Measurement:
         return sum(run.stats.estimated_gb(self.config) for run in runs)
 
     def _against_limit(self, contender: Contender, moved_gb: float, seconds: float, new_bytes: int) -> dict[str, Any]:
-        """The time that the bytes moved take at least: of main memory, so not for a GPU."""
+        """Return the least time that the bytes moved take; it is that of main memory, so not for a GPU."""
         bandwidth = self.memory_gb_per_s if self.devices[contender.backend] == "cpu" else None
         limit = moved_gb / bandwidth if bandwidth else None
         return {
@@ -216,7 +216,7 @@ class Measurement:
         }
 
     def _replay(self, contender: Contender) -> dict[str, float | None] | None:
-        """`BenchRow.replay`."""
+        """Return the value of `BenchRow.replay`."""
         if self.profiles is None:
             return None
         profile, counts, runs = self.profiles[contender], ReplayCounts(), self.runs[contender]
@@ -234,20 +234,20 @@ class Measurement:
 
 
 def decode_rate(runs: Sequence[Run]) -> float:
-    """Bytes after the first of each run, divided by the seconds after the first byte (no bytes: 0.0)."""
+    """Return the bytes after the first of each run divided by the seconds after the first byte; 0.0 without bytes."""
     later = [run.stats for run in runs if run.stats.new_bytes > 1]
     seconds = sum(stats.total_seconds - stats.first_byte_seconds for stats in later)
     return _ratio(sum(stats.new_bytes - 1 for stats in later), seconds) or 0.0
 
 
 def identical(runs: Sequence[Run], reference: Sequence[Run]) -> bool:
-    """Whether every run's bytes equal the bytes of the reference's first run after the same prompt."""
+    """Return whether every run's bytes equal the bytes of the reference's first run after the same prompt."""
     expected = _first_texts(reference)
     return all(run.data == expected[run.prompt] for run in runs)
 
 
 def agreement(runs: Sequence[Run], reference: Sequence[Run]) -> float:
-    """Mean part of the reference's bytes (its first run after the same prompt) before a run first differs.
+    """Return the mean part of the reference's bytes (its first run after the same prompt) before a run first differs.
 
     Positions after the first difference are not compared: two texts that went apart agree there by chance only.
     """
@@ -256,12 +256,12 @@ def agreement(runs: Sequence[Run], reference: Sequence[Run]) -> float:
 
 
 def _first_texts(runs: Sequence[Run]) -> dict[int, bytes]:
-    """The text of each prompt's first run."""
+    """Return the text of each prompt's first run."""
     return {run.prompt: run.data for run in reversed(runs)}
 
 
 def _same_part(data: bytes, reference: bytes) -> float:
-    """Part of the reference before the first difference; an empty reference: whether ``data`` is empty too."""
+    """Return the part of the reference before the first difference; of an empty one, whether ``data`` is empty too."""
     return common_prefix(data, reference) / len(reference) if reference else float(not data)
 
 
@@ -270,7 +270,7 @@ def _per_byte(total: float, runs: Sequence[Run]) -> float | None:
 
 
 def _saving(cost: float | None, reference: float | None) -> float | None:
-    """Part of the reference's cost that is not needed."""
+    """Return the part of the reference's cost that is not needed."""
     return None if cost is None or not reference else 1 - cost / reference
 
 
@@ -279,7 +279,7 @@ def _ratio(numerator: float, denominator: float) -> float | None:
 
 
 def breakdown(all_stats: Sequence[RunStats]) -> dict[str, float]:
-    """Microseconds per new byte of each part and of everything outside the backend (``host``)."""
+    """Return the microseconds per new byte of each part and of everything outside the backend (``host``)."""
     count = max(1, sum(stats.new_bytes for stats in all_stats))
     parts = {part: sum(stats.part_seconds[part] for stats in all_stats) for part in PARTS}
     parts["host"] = sum(stats.total_seconds for stats in all_stats) - sum(parts.values())

@@ -39,13 +39,13 @@ def measure(
 
     Args:
         runtimes: loaded, by name of backend or peer.
-        plan: from `make_bench_plan`.
+        plan: what to measure, from `make_bench_plan`.
         prompts: at least one.
         max_new_bytes: bytes to generate after each prompt; at least 2, or nothing is left of the decode rate.
         repeats: how often each prompt is measured.
         on_progress: called after each run, unmeasured ones included.
-        profiles: replay the contenders so, instead of measuring the model's own output.
-        threads: what the runtimes were asked for, for the memory's bandwidth; None: all cores.
+        profiles: how to replay the contenders; None: the model's own output is measured.
+        threads: of the runtimes, to measure the memory's bandwidth with as many; None: all cores.
 
     Raises:
         CapacityError: a prompt and its new bytes do not fit a runtime.
@@ -90,7 +90,7 @@ def measure(
 
 
 def _runtime(runtime: Generator, profile: ReplayProfile | None) -> Generator:
-    """The runtime itself, or one that replays over its backend.
+    """Return the runtime itself, or one that replays over its backend.
 
     Raises:
         ReplayError: a peer is to be replayed.
@@ -99,12 +99,12 @@ def _runtime(runtime: Generator, profile: ReplayProfile | None) -> Generator:
         return runtime
     if not isinstance(runtime, BltRuntime):
         raise ReplayError(
-            "replay: found a peer among the contenders, expected backends only (a peer says what it says)"
+            "replay: found a peer among the contenders, expected backends only: a peer's answers cannot be replaced"
         )
     return BltRuntime(ReplayBackend(runtime.backend, profile))
 
 
 def rotated(contenders: Sequence[Contender], turn: int) -> list[Contender]:
-    """The contenders in the order of one turn; over as many turns as contenders each is first once."""
+    """Return the contenders in the order of one turn; over as many turns as contenders each is first once."""
     shift = turn % len(contenders)
     return [*contenders[shift:], *contenders[:shift]]

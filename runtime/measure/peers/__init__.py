@@ -1,4 +1,4 @@
-"""Other software that a benchmark compares with: it generates whole texts and is no backend of ours.
+"""Loads other software that a benchmark compares with; a peer generates whole texts and is no backend of ours.
 
 A peer runs a bundle's own weights, so that its output can be compared byte for byte.
 """
@@ -15,20 +15,20 @@ PEERS = ("transformers",)
 
 
 class Generator(Protocol):
-    """What a benchmark measures: a runtime of ours, or a peer."""
+    """Generates text and can be measured: a runtime of ours, or a peer."""
 
     @property
     def config(self) -> BltConfig:
-        """The model's."""
+        """Return the model's configuration."""
         ...
 
     @property
     def device(self) -> str:
-        """``cpu`` or ``cuda``."""
+        """Return ``cpu`` or ``cuda``."""
         ...
 
     def generate(self, prompt: bytes, max_new_bytes: int, *, method: str) -> Generation:
-        """Greedy text after a prompt, ended by EOS or after so many tokens."""
+        """Generate greedily after a prompt, until EOS or ``max_new_bytes`` tokens."""
         ...
 
 

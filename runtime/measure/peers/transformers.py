@@ -1,6 +1,6 @@
-"""transformers' ``BltForCausalLM``, built in memory from our weights.
+"""Measures transformers' ``BltForCausalLM``, built in memory from our weights.
 
-It recomputes everything for every byte (``use_cache=False``): with its caches it computes something else, see
+The model recomputes everything for every byte (``use_cache=False``): with its caches it computes something else, see
 docs/checkpoints.md. Calls, times and weight bytes of its four modules are observed from outside.
 """
 
@@ -42,7 +42,7 @@ class PeerError(ValueError):
 
 
 class TransformersPeer:
-    """Greedy generation by ``BltForCausalLM.generate(use_cache=False)``."""
+    """Generates greedily by ``BltForCausalLM.generate(use_cache=False)``."""
 
     def __init__(self, model: Blt, threads: int | None = None) -> None:
         _check_comparable(model.config)
@@ -71,11 +71,11 @@ class TransformersPeer:
 
         def before(*_: Any) -> None:
             nonlocal began
-            self._synchronise()
+            self._synchronize()
             began = time.perf_counter()
 
         def after(*_: Any) -> None:
-            self._synchronise()
+            self._synchronize()
             stats = self._stats
             stats.part_seconds[part] += time.perf_counter() - began
             stats.nfe[part] += 1
@@ -84,12 +84,12 @@ class TransformersPeer:
         module.register_forward_pre_hook(before)
         module.register_forward_hook(after)
 
-    def _synchronise(self) -> None:
+    def _synchronize(self) -> None:
         if self._device.type == "cuda":
             torch.cuda.synchronize()
 
     def generate(self, prompt: bytes, max_new_bytes: int, *, method: str) -> Generation:
-        """Greedy text after a prompt, ended by EOS or after so many tokens.
+        """Generate greedily after a prompt, until EOS or ``max_new_bytes`` tokens.
 
         Raises:
             MethodError: a method other than ``ar``.
@@ -116,23 +116,25 @@ class TransformersPeer:
 
 
 class _Clock:
-    """A streamer that takes the time of every token; the first is the prompt's."""
+    """Takes the time of every token as a streamer of transformers; the first is the prompt's."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
 
     def put(self, _: Tensor) -> None:
-        """Called with the prompt, and with each new token."""
+        """Take the time; transformers calls this with the prompt and with each new token."""
         self.times.append(time.perf_counter())
 
     def end(self) -> None:
-        """Called at the end."""
+        """Do nothing; transformers calls this at the end."""
 
 
 def _check_comparable(config: BltConfig) -> None:
-    """Raise `PeerError` where transformers computes something else with the same weights.
+    """Check that transformers computes the same as we do with the same weights.
 
-    `CheckpointError` where it has no such model at all.
+    Raises:
+        PeerError: it computes something else.
+        CheckpointError: it has no such model at all.
     """
     layout.write_config(config, "float32")
     rule = config.patching
@@ -145,7 +147,7 @@ def _check_comparable(config: BltConfig) -> None:
 
 
 def build(model: Blt) -> Any:
-    """A ``BltForCausalLM`` with the weights of one of ours.
+    """Build a ``BltForCausalLM`` with the weights of one of our models.
 
     Raises:
         PeerError: transformers is not installed, or too old.

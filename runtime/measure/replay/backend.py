@@ -1,8 +1,8 @@
-"""Replay: the real backend for its cost, given rates for what it says.
+"""Replays: runs a real backend for its cost, and replaces its answers at given rates.
 
 Random weights draft nothing that verification keeps. To measure what a geometry costs before anything is trained,
 every call runs on the real backend, and what comes back is replaced: the model "knows" one fixed text, drafts agree
-with it at a given rate, patches close at a given rate, and blocks take a given number of steps. Methods and session
+with it at one rate, patches close at another, and blocks take a number of steps. Methods and session
 are the ordinary ones, so what is measured are the real graphs and the real control flow. Greedy decoding only.
 
 Runs are short, so chances are not drawn but spread evenly: the n-th draft takes the quantile n times the golden ratio
@@ -30,7 +30,7 @@ _MARGIN = 4 * DRAFT_SLACK
 
 @dataclass
 class ReplayCounts:
-    """What a replay really showed."""
+    """Counts what a replay really showed."""
 
     blocks: int = 0
     steps: int = 0
@@ -49,7 +49,7 @@ class ReplayCounts:
 
 
 class ReplayBackend:
-    """A `Backend` that runs another one and replaces its answers.
+    """Implements `Backend` over another one, whose answers it replaces.
 
     Args:
         real: runs every call.
@@ -75,7 +75,7 @@ class ReplayBackend:
 
     @property
     def owner(self) -> object:
-        """The session that uses the real backend's caches."""
+        """Return the session that uses the real backend's caches."""
         return self.real.owner
 
     @owner.setter
@@ -83,7 +83,7 @@ class ReplayBackend:
         self.real.owner = session
 
     def take_counts(self) -> ReplayCounts:
-        """What happened since the last call; patches are those of the last session."""
+        """Return what was counted since the last call; patches are those of the last session."""
         found, self._counts = self._counts, ReplayCounts()
         ends: list[int] = getattr(self.owner, "patch_ends", [])
         if len(ends) > 1:
@@ -91,23 +91,23 @@ class ReplayBackend:
         return found
 
     def run_patcher(self, position: int, ids: Ids, visible_from: Ids | None = None) -> Floats:
-        """See `Backend.run_patcher`; the entropies close patches at the wanted rate."""
+        """Run the real patcher, and return entropies that close patches at the wanted rate."""
         self.real.run_patcher(position, ids, visible_from)
         high = np.float32(self.config.patching.threshold + 1)
         return self._closes[position : position + len(ids)] * high
 
     def run_encoder(self, position: int, ids: Ids, starts: Ids, ends: Ids, visible_from: Ids | None = None) -> None:
-        """See `Backend.run_encoder`."""
+        """Implement `Backend.run_encoder` by the real one."""
         self.real.run_encoder(position, ids, starts, ends, visible_from)
 
     def run_global(self, first_patch: int, count: int, visible_from: Ids | None = None) -> None:
-        """See `Backend.run_global`."""
+        """Implement `Backend.run_global` by the real one."""
         self.real.run_global(first_patch, count, visible_from)
 
     def run_decoder(
         self, position: int, ids: Ids, latents: Ids, block: int = 0, visible_from: Ids | None = None
     ) -> DecoderRows:
-        """See `Backend.run_decoder`; tokens say the text, rows of a block draft it."""
+        """Run the real decoder, and return rows that predict the fixed text; rows of a block draft it."""
         found = self.real.run_decoder(position, ids, latents, block, visible_from)
         clean = len(ids) - block
         best = self.text[position + 1 : position + 1 + len(ids)].copy()
@@ -125,7 +125,7 @@ class ReplayBackend:
     def draft(
         self, position: int, ids: Ids, latent: int, count: int, pick: Pick | None = None, visible_from: int = 0
     ) -> Drafted:
-        """See `Backend.draft`."""
+        """Run the real draft, and return one of the fixed text that agrees at the wanted rate."""
         agreeing = self._begin_draft(self.profile.draft_rate)
         tokens = self._drafted(position + 1, count, agreeing)
         probabilities = np.ones(count, dtype=np.float32)
@@ -136,35 +136,35 @@ class ReplayBackend:
 
         def replaced(row: DecoderRows) -> tuple[int, bool]:
             nonlocal step
-            said = DecoderRows(tokens[step : step + 1], probabilities[:1], 0 * probabilities[:1], row.logits)
+            answer = DecoderRows(tokens[step : step + 1], probabilities[:1], 0 * probabilities[:1], row.logits)
             step += 1
-            return pick(said)
+            return pick(answer)
 
         picked = self.real.draft(position, ids, latent, count, replaced, visible_from)
         return picked._replace(probabilities=probabilities[: len(picked.tokens)])
 
     def can_resume_from(self, position: int, open_patch: int) -> bool:
-        """See `Backend.can_resume_from`."""
+        """Implement `Backend.can_resume_from` by the real one."""
         return self.real.can_resume_from(position, open_patch)
 
     def moved_bytes(self, part: str, position: int, rows: int) -> int:
-        """See `Backend.moved_bytes`."""
+        """Implement `Backend.moved_bytes` by the real one."""
         return self.real.moved_bytes(part, position, rows)
 
     def _drafted(self, position: int, count: int, agreeing: int) -> Ids:
-        """The text from ``position`` on, but for the byte after those that agree."""
+        """Return the text from ``position`` on, with another byte after those that agree."""
         tokens = self.text[position : position + count].copy()
         if agreeing < count:
             tokens[agreeing] = _other(int(tokens[agreeing]))
         return tokens
 
     def _begin_draft(self, rate: float) -> int:
-        """Bytes of a new draft that agree: each quantile of the geometric distribution in its turn."""
+        """Return how many bytes of a new draft agree: each quantile of the geometric distribution in its turn."""
         self._drafts += 1
         return _quantile(self._drafts * _DRAFT_TURN, rate)
 
     def _begin_step(self, block: Ids) -> int:
-        """Book a decoder call of a block, the first where all is masked; bytes of the block that agree."""
+        """Count a decoder call of a block (the first, if all is masked); return how many of its bytes agree."""
         if (block == MASK_ID).all():
             self._agreeing = self._begin_draft(self.profile.block_rate) + self.profile.first_is_sure
             steps = self.profile.steps or 1.0
@@ -177,7 +177,7 @@ class ReplayBackend:
         return self._agreeing
 
     def _left_for_later(self, block: Ids) -> NDArray[np.intp]:
-        """Masked bytes that are not to be decided in this step: an equal part of them is, from the left."""
+        """Return the masked bytes that this step does not decide; it decides an equal part of them, from the left."""
         masked = np.flatnonzero(block == MASK_ID)
         if self.profile.clean_first and len(masked) == len(block):
             masked = masked[1:]
@@ -185,17 +185,17 @@ class ReplayBackend:
 
 
 def replay_text(length: int) -> Ids:
-    """The bytes of every replay, as tokens int64 [length]: pseudo-random, never a special token."""
+    """Return the text of every replay, tokens int64 [length]: pseudo-random bytes, never a special token."""
     return np.random.default_rng(2605).integers(BYTE_OFFSET, VOCAB_SIZE, length)
 
 
 def _other(token: int) -> int:
-    """A byte that is not this one."""
+    """Return a byte that is not this one."""
     return BYTE_OFFSET + (token - BYTE_OFFSET + 1) % 256
 
 
 def _quantile(turn: float, rate: float) -> int:
-    """Successes before the first failure at this rate: the quantile that a turn's fraction says."""
+    """Return the successes before the first failure at a rate: the quantile that is the turn's fractional part."""
     if rate >= 1.0:
         return 1 << 30
     if rate <= 0.0:
@@ -204,7 +204,7 @@ def _quantile(turn: float, rate: float) -> int:
 
 
 def _patch_ends(length: int, rate: float) -> NDArray[np.float32]:
-    """Whether each position closes its patch, float32 0 or 1 [length]; the session adds those of the longest patches.
+    """Return whether each position closes its patch, float32 0 or 1 [length]; the session also closes the longest.
 
     Every byte closes its patch with the same chance, so what is left of one that is too long is a patch like others.
     """

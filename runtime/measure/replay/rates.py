@@ -46,7 +46,7 @@ class ReplayRates:
     """Holds a parsed ``--replay``."""
 
     text: str
-    """As given."""
+    """As the user wrote it."""
     patch: float = _DEFAULT_PATCH
     general: dict[str, float] = field(default_factory=dict)
     by_method: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -115,7 +115,7 @@ class ReplayRates:
 
         Raises:
             MethodError: no such method.
-            ReplayError: the method cannot be replayed, a figure is missing, or no run of the method can show it.
+            ReplayError: the method cannot be replayed, a figure is missing, or no generation can show it.
         """
         longest = config.patching.max_patch_length or _LONGEST
         if self.patch > longest:

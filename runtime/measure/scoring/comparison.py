@@ -1,4 +1,4 @@
-"""Do two backends score alike?
+"""Decides whether two backends score alike.
 
 Bits per byte are compared as numbers. Everything else follows from choices (the most likely byte, a threshold passed),
 and these are the same in both unless rounding decides a tie: each single outcome is compared, and a few may differ.
@@ -20,7 +20,7 @@ from fastblt.runtime.measure.scoring.teacher_forced import WindowScore
 
 @dataclass(frozen=True)
 class Bounds:
-    """How far two backends may differ."""
+    """Limits how far two backends may differ."""
 
     bits_per_byte: float
     """Relative difference."""
@@ -40,7 +40,7 @@ BOUNDS = {
 
 @dataclass(frozen=True)
 class Check:
-    """One kind of figure, compared."""
+    """Holds the comparison of one kind of figure."""
 
     figure: str
     """Field of `Figures`, or ``bits_per_byte`` or ``patches``."""
@@ -50,11 +50,11 @@ class Check:
     """Of those; bits per byte: beyond the bound."""
     allowed: int
     largest_difference: float
-    """Of the summed-up figure: bits per byte relative, patches in bytes per patch, the others as they are."""
+    """Of the summed-up figure: bits per byte relative, patches in bytes per patch, the others absolute."""
 
     @property
     def agree(self) -> bool:
-        """Whether no more differ than may."""
+        """Return whether no more differ than may."""
         return self.differing <= self.allowed
 
 
@@ -102,7 +102,7 @@ def _patches(windows: Sequence[Sequence[WindowScore]], part: float, largest: flo
 def _count(
     windows: Sequence[Sequence[WindowScore]], read: Callable[[WindowScore], dict[Any, list[Any]]]
 ) -> tuple[int, int]:
-    """Outcomes, and how many of them differ."""
+    """Return the number of outcomes, and how many of them differ."""
     first, second = (outcomes(each, read) for each in windows)
     pairs = [pair for key in first for pair in zip(first[key], second[key], strict=True)]
     return len(pairs), sum(x != y for x, y in pairs)
@@ -114,7 +114,7 @@ def _texts(figure: str, one: Iterable[Generated], other: Iterable[Generated], bo
 
 
 def _largest(a: Figures, b: Figures, figure: str, value: str) -> float:
-    """Largest difference of one field of the rows of a kind; rows without a value are left out."""
+    """Return the largest difference of one field of the rows of a kind; rows without a value are left out."""
     values = [
         (getattr(x, value), getattr(y, value)) for x, y in zip(getattr(a, figure), getattr(b, figure), strict=True)
     ]

@@ -17,7 +17,7 @@ from fastblt.runtime.sequence.session import Latent
 
 @dataclass(frozen=True)
 class TextRow:
-    """Code length of true text."""
+    """Holds the code length of true text."""
 
     data: str
     """Name of the text, or `OVERALL`."""
@@ -31,7 +31,7 @@ class TextRow:
 
 @dataclass(frozen=True)
 class DraftRow:
-    """Teacher-forced acceptance: drafts after true text against the model's own greedy bytes."""
+    """Holds teacher-forced acceptance: drafts after true text against the model's own greedy bytes."""
 
     data: str
     method: str
@@ -46,7 +46,7 @@ class DraftRow:
 
 @dataclass(frozen=True)
 class MaskedRow:
-    """Masked accuracy: bytes of true text that one decoder call restores."""
+    """Holds masked accuracy: bytes of true text that one decoder call restores."""
 
     data: str
     t: float
@@ -61,7 +61,7 @@ class MaskedRow:
 
 @dataclass(frozen=True)
 class BlockRow:
-    """One BLT-D block after true text beside the greedy autoregressive bytes after the same text."""
+    """Compares BLT-D blocks after true text with the greedy autoregressive bytes after the same text."""
 
     data: str
     method: str
@@ -77,7 +77,7 @@ class BlockRow:
 
 @dataclass(frozen=True)
 class GenerationRow:
-    """Greedy BLT-D text beside greedy autoregressive text after the same prompts."""
+    """Compares greedy BLT-D text with greedy autoregressive text after the same prompts."""
 
     method: str
     texts: int
@@ -93,7 +93,7 @@ class GenerationRow:
 
 @dataclass(frozen=True)
 class DiversityRow:
-    """Text sampled at temperature 1 (the paper's Figure 8)."""
+    """Describes text sampled at temperature 1 (arXiv 2605.08044, Figure 8)."""
 
     method: str
     """``ar`` or ``d:B@ebGAMMA``."""
@@ -103,14 +103,14 @@ class DiversityRow:
     texts: int
     bytes: int
     type_token_ratio: float | None
-    """Different words / words of a text, mean over the texts that have any; words stand between white space."""
+    """Different words / words of a text, mean over the texts that have any; words are separated by white space."""
     decoder_nfe_per_byte: float | None
     """Decoder calls divided by bytes."""
 
 
 @dataclass(frozen=True)
 class Figures:
-    """The figures of one backend."""
+    """Holds the figures of one backend."""
 
     text: list[TextRow]
     drafts: list[DraftRow]
@@ -121,7 +121,7 @@ class Figures:
 
 
 def sum_up(scores: Scores) -> Figures:
-    """Figures of all texts together, then of each (where there are several)."""
+    """Return the figures of all texts together, then of each (where there are several)."""
     groups = {OVERALL: [window for windows in scores.windows.values() for window in windows]}
     if len(scores.windows) > 1:
         groups |= scores.windows
@@ -141,7 +141,7 @@ O = TypeVar("O")  # noqa: E741
 
 
 def outcomes(windows: Sequence[WindowScore], read: Callable[[WindowScore], dict[K, list[O]]]) -> dict[K, list[O]]:
-    """The outcomes of several windows, one after the other, by key."""
+    """Return the outcomes of several windows, one after the other, by key."""
     joined: dict[K, list[O]] = {}
     for window in windows:
         for key, found in read(window).items():
@@ -199,5 +199,5 @@ def _diversity_row(found: Generated) -> DiversityRow:
 
 
 def ratio(numerator: float, denominator: float) -> float | None:
-    """A quotient; None where there is nothing to divide by."""
+    """Return a quotient; None where there is nothing to divide by."""
     return numerator / denominator if denominator else None

@@ -10,7 +10,7 @@ from fastblt.runtime.blt_runtime import BltRuntime
 
 @dataclass(frozen=True)
 class Generated:
-    """The texts of one way of decoding, one after each prompt."""
+    """Holds the texts of one method, one after each prompt."""
 
     method: str
     texts: tuple[bytes, ...]
@@ -23,7 +23,7 @@ class Generated:
 
     @property
     def bytes(self) -> int:
-        """Bytes of all texts."""
+        """Return the bytes of all texts."""
         return sum(map(len, self.texts))
 
 
@@ -60,11 +60,11 @@ def generate_all(
 
 
 def equal_bytes(a: bytes, b: bytes) -> int:
-    """Positions at which two texts have the same byte."""
+    """Return the number of positions at which two texts have the same byte."""
     return sum(x == y for x, y in zip(a, b, strict=False))
 
 
 def type_token_ratio(text: bytes) -> float | None:
-    """Different words divided by words; words are what stands between white space. None where there are none."""
+    """Return the different words divided by all words, which white space separates; None where there are none."""
     words = text.split()
     return len(set(words)) / len(words) if words else None

@@ -1,4 +1,4 @@
-"""What to score: methods, rates and sizes, checked against a model before anything runs."""
+"""Plans what to score: methods, rates and sizes, checked against a model before anything runs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fastblt.runtime.sequence.session import Latent
 
 @dataclass(frozen=True)
 class SamplingPoint:
-    """One way of sampling text at temperature 1."""
+    """Specifies how text is sampled at temperature 1."""
 
     method: Method
     top_p: float
@@ -23,7 +23,7 @@ class SamplingPoint:
 
 @dataclass(frozen=True)
 class ScoringPlan:
-    """Everything that determines the figures of a model, apart from the text."""
+    """Determines the figures of a model, apart from the text."""
 
     drafts: tuple[Method, ...] = ()
     """Methods whose drafts are tried after true text: BLT-S and BLT-DV."""
@@ -46,13 +46,13 @@ class ScoringPlan:
 
     @property
     def longest_block(self) -> int:
-        """True bytes that have to follow an anchor."""
+        """Return the number of true bytes that have to follow an anchor."""
         return max(1, self.mask_size)
 
 
 @dataclass(frozen=True)
 class ScoringRequest:
-    """What a user asks for; an empty list leaves its figures out. `make_scoring_plan` fits it to a model."""
+    """Specifies what a user asks for; an empty list leaves its figures out. `make_scoring_plan` fits it to a model."""
 
     k: Sequence[int] = (4, 8, 16)
     """Draft lengths of BLT-S, bytes."""
@@ -112,7 +112,7 @@ def make_scoring_plan(request: ScoringRequest, config: BltConfig) -> ScoringPlan
 
 
 def _block_sizes(request: ScoringRequest, config: BltConfig) -> list[int]:
-    """Sizes in ascending order; none for a model without blocks, unless they were asked for (an error later)."""
+    """Return ascending sizes; none for a model without blocks, unless they were asked for (an error later)."""
     if request.blocks is not None:
         return sorted(set(request.blocks))
     return sorted({max(1, config.block_size // 2), config.block_size}) if config.block_size else []

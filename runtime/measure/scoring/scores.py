@@ -18,7 +18,7 @@ AR = "ar"
 
 @dataclass
 class Scores:
-    """Everything that one backend gave."""
+    """Holds every outcome of one backend."""
 
     backend: str
     device: str

@@ -24,7 +24,7 @@ from fastblt.runtime.sequence.session import Latent, Session
 
 
 class DraftOutcome(NamedTuple):
-    """One draft after true text."""
+    """Counts one draft after true text."""
 
     drafted: int
     accepted: int
@@ -32,7 +32,7 @@ class DraftOutcome(NamedTuple):
 
 
 class MaskedOutcome(NamedTuple):
-    """One decoder call over a partly hidden block of true text."""
+    """Counts one decoder call over a partly hidden block of true text."""
 
     hidden: int
     right: int
@@ -40,7 +40,7 @@ class MaskedOutcome(NamedTuple):
 
 
 class BlockOutcome(NamedTuple):
-    """A denoised block beside the greedy autoregressive bytes after the same true text."""
+    """Compares a denoised block with the greedy autoregressive bytes after the same true text."""
 
     size: int
     equal: int
@@ -54,7 +54,7 @@ MaskKey = tuple[float, Latent]
 
 @dataclass
 class WindowScore:
-    """What one window gave; outcomes are in the order of its anchors."""
+    """Holds the outcomes of one window, in the order of its anchors."""
 
     bytes: int
     """Bytes scored, i.e. all of the window."""
@@ -104,10 +104,10 @@ def _try_drafts(score: WindowScore, session: Session, prefix: Ids, plan: Scoring
 
 
 def draft_round(session: Session, prefix: Ids, method: Method) -> Round:
-    """The first round after a true prefix in which a method drafts.
+    """Return the first round after a true prefix in which a method drafts.
 
-    A method's very first round samples one byte; it is given the prefix without its last byte, and what it samples is
-    then replaced by that byte.
+    A method's very first round samples one byte: it starts after the prefix without its last byte, and what it
+    samples is then replaced by that byte.
     """
     _go_to(session, prefix[:-1])
     rounds = method.rounds(session, Sampler())
@@ -146,13 +146,13 @@ def _try_blocks(score: WindowScore, session: Session, prefix: Ids, plan: Scoring
 
 
 def first_round(session: Session, prefix: Ids, method: Method) -> Ids:
-    """Tokens int64 [n] of a method's first round after a prefix; BLT-D: a block."""
+    """Return the tokens, int64 [n], of a method's first round after a prefix; of BLT-D, a block."""
     _go_to(session, prefix)
     return np.array(next(method.rounds(session, Sampler())).tokens, dtype=np.int64)
 
 
 def greedy_tokens(session: Session, prefix: Ids, count: int) -> Ids:
-    """The model's own greedy continuation, int64 [count]."""
+    """Return the model's own greedy continuation, int64 [count]."""
     _go_to(session, prefix)
     rounds = parse_method("ar").rounds(session, Sampler())
     return np.array([next(rounds).tokens[0] for _ in range(count)], dtype=np.int64)

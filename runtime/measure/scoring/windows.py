@@ -1,4 +1,4 @@
-"""Windows of true text, and the places in them where blocks and drafts begin."""
+"""Cuts windows of true text, and chooses the places in them where blocks and drafts begin."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ OVERALL = "overall"
 
 
 class Text(NamedTuple):
-    """Text to score."""
+    """Holds a text to score."""
 
     name: str
     """A held-out corpus, or the file it was read from."""
@@ -48,7 +48,7 @@ def read_texts(paths: Sequence[Path]) -> list[Text]:
 
     Raises:
         OSError: a file cannot be read.
-        ValueError: a file is given twice, or has the name under which all texts are summed up.
+        ValueError: a file is listed twice, or has the name under which all texts are summed up.
     """
     names = [str(path) for path in paths]
     for name in names:
@@ -69,7 +69,7 @@ def cut_prompts(texts: Sequence[Text], count: int, size: int) -> list[bytes]:
 
 
 def anchors(size: int, count: int, reserve: int) -> list[int]:
-    """Lengths, in tokens, of the true prefixes of a window after which blocks and drafts are tried.
+    """Return the lengths, in tokens, of the true prefixes of a window after which blocks and drafts are tried.
 
     Args:
         size: bytes of the window.

@@ -1,4 +1,4 @@
-"""Two backends side by side: the reference decides, the other one is fed what the reference computed and compared.
+"""Runs two backends side by side: the reference decides, the other gets the reference's inputs and is compared.
 
 Because every call of the candidate gets the reference's patch embeddings, latents and byte states, an error shows in
 the graph that makes it. Its own keys and values stay its own: they are compared, and carry on.
@@ -21,7 +21,7 @@ class Inspectable(Backend, Protocol):
     """A backend whose tensors can be read and written between calls."""
 
     def tensor(self, name: str, first: int, count: int) -> NDArray[Any]:
-        """A copy of rows [count, ...] of what passes from graph to graph, or of a cache.
+        """Return a copy of rows [count, ...] of what passes from graph to graph, or of a cache.
 
         Args:
             name: ``patch_embeddings``, ``latent_kv``, ``states``, or a part and its cache: ``decoder.key_0``.
@@ -37,7 +37,7 @@ class Inspectable(Backend, Protocol):
 
 @dataclass
 class Comparison:
-    """What was seen of one output over all calls."""
+    """Sums up what was seen of one output over all calls."""
 
     graph: str
     output: str
@@ -65,7 +65,7 @@ class Comparison:
 
 
 class LockstepBackend:
-    """A `Backend` that answers as the reference does and compares another one with it.
+    """Implements `Backend` by a reference, and compares another backend with it.
 
     Args:
         reference: decides.
@@ -88,20 +88,20 @@ class LockstepBackend:
         known.add(found, expected)
 
     def _pass_on(self, graph: str, name: str, first: int, count: int) -> None:
-        """Compare rows that a graph made, then give the candidate the reference's."""
+        """Compare rows that a graph made, then overwrite the candidate's with the reference's."""
         expected = self.reference.tensor(name, first, count)
         self._compare(graph, name, self.candidate.tensor(name, first, count), expected)
         self.candidate.set_tensor(name, first, expected)
 
     def run_patcher(self, position: int, ids: Ids, visible_from: Ids | None = None) -> Floats:
-        """See `Backend.run_patcher`."""
+        """Run both patchers, compare, and return the reference's entropies."""
         expected = self.reference.run_patcher(position, ids, visible_from).copy()
         self._compare("patcher", "entropy", self.candidate.run_patcher(position, ids, visible_from), expected)
         self._ends["patcher"] = position + len(ids)
         return expected
 
     def run_encoder(self, position: int, ids: Ids, starts: Ids, ends: Ids, visible_from: Ids | None = None) -> None:
-        """See `Backend.run_encoder`."""
+        """Run both encoders, compare, and overwrite the candidate's outputs."""
         for backend in (self.reference, self.candidate):
             backend.run_encoder(position, ids, starts, ends, visible_from)
         self._pass_on("encoder", "patch_embeddings", 0, len(starts))
@@ -111,7 +111,7 @@ class LockstepBackend:
         self._ends["encoder"] = position + rows
 
     def run_global(self, first_patch: int, count: int, visible_from: Ids | None = None) -> None:
-        """See `Backend.run_global`."""
+        """Run both global transformers, compare, and overwrite the candidate's latents."""
         for backend in (self.reference, self.candidate):
             backend.run_global(first_patch, count, visible_from)
         self._pass_on("global", "latent_kv", first_patch, count)
@@ -120,7 +120,7 @@ class LockstepBackend:
     def run_decoder(
         self, position: int, ids: Ids, latents: Ids, block: int = 0, visible_from: Ids | None = None
     ) -> DecoderRows:
-        """See `Backend.run_decoder`."""
+        """Run both decoders, compare, and return the reference's rows."""
         expected = self.reference.run_decoder(position, ids, latents, block, visible_from).copy()
         found = self.candidate.run_decoder(position, ids, latents, block, visible_from)
         self._compare_rows(found, expected)
@@ -137,7 +137,7 @@ class LockstepBackend:
     def draft(
         self, position: int, ids: Ids, latent: int, count: int, pick: Pick | None = None, visible_from: int = 0
     ) -> Drafted:
-        """See `Backend.draft`. Both draft by themselves; then the candidate once more, with the reference's bytes."""
+        """Let both draft by themselves, then the candidate again with the reference's bytes; return the reference's."""
         rows: list[DecoderRows] = []
         decided: list[tuple[int, bool]] = []
 
@@ -180,11 +180,11 @@ class LockstepBackend:
                     self._compare(part, f"{kind} cache", found, expected)
 
     def can_resume_from(self, position: int, open_patch: int) -> bool:
-        """See `Backend.can_resume_from`."""
+        """Return whether both backends can resume there."""
         return self.reference.can_resume_from(position, open_patch) and self.candidate.can_resume_from(
             position, open_patch
         )
 
     def moved_bytes(self, part: str, position: int, rows: int) -> int:
-        """See `Backend.moved_bytes`."""
+        """Return what the reference moves."""
         return self.reference.moved_bytes(part, position, rows)

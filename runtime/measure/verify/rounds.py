@@ -1,4 +1,4 @@
-"""Does a bundle compute on this machine's GPU what it computes on the CPU? Tensor by tensor, then byte by byte."""
+"""Compares what a bundle computes on this machine's GPU and on the CPU, tensor by tensor."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fastblt.runtime.sequence.session import Session
 
 @dataclass(frozen=True)
 class Tolerance:
-    """What rounding explains."""
+    """Limits the differences that rounding explains."""
 
     max_error: float
     """Largest difference, relative to the largest magnitude of a call's reference (at least 1)."""
@@ -24,7 +24,7 @@ class Tolerance:
     """Smallest cosine."""
 
     def accepts(self, found: Comparison) -> bool:
-        """Whether a comparison is within it."""
+        """Return whether a comparison is within it."""
         return found.max_error <= self.max_error and found.cosine >= self.cosine
 
 
@@ -37,7 +37,7 @@ TOLERANCE = {
 
 
 def tolerance_of(graph: str, dtype: str) -> Tolerance:
-    """What is accepted of a graph's outputs, in a bundle of a type."""
+    """Return what is accepted of a graph's outputs, in a bundle of a type."""
     return TOLERANCE["fp32" if graph == "patcher" else dtype]
 
 
@@ -54,7 +54,7 @@ def compare_rounds(
     Args:
         reference: decides what is generated.
         candidate: is compared.
-        methods: ways of decoding; each writes after every prompt.
+        methods: each of them writes after every prompt.
         prompts: bytes, of several lengths: the graphs see calls of as many rows.
         new_bytes: to generate, at least, after each.
         on_progress: called after every text.
