@@ -10,7 +10,7 @@ import pytest
 
 import fastblt
 
-NAMES = ["BltRuntime", "ByteStream", "Chunk", "Generation", "GenerationRequest", "ORTBltForCausalLM"]
+NAMES = ["BltRuntime", "ByteStream", "Chunk", "Generation", "GenerationRequest", "ORTBltForCausalLM", "Score"]
 
 
 def run(code: str, *arguments: object) -> str:

@@ -11,10 +11,20 @@ if TYPE_CHECKING:
     from fastblt.runtime.generation import ByteStream, Chunk, Generation
     from fastblt.runtime.huggingface.causal_lm import ORTBltForCausalLM
     from fastblt.runtime.request import GenerationRequest
+    from fastblt.runtime.sequence.likelihood import Score
 
 __version__ = "0.1.0"
 
-__all__ = ["BltRuntime", "ByteStream", "Chunk", "Generation", "GenerationRequest", "ORTBltForCausalLM", "__version__"]
+__all__ = [
+    "BltRuntime",
+    "ByteStream",
+    "Chunk",
+    "Generation",
+    "GenerationRequest",
+    "ORTBltForCausalLM",
+    "Score",
+    "__version__",
+]
 
 _MODULES = {
     "BltRuntime": "fastblt.runtime.blt_runtime",
@@ -23,6 +33,7 @@ _MODULES = {
     "Generation": "fastblt.runtime.generation",
     "GenerationRequest": "fastblt.runtime.request",
     "ORTBltForCausalLM": "fastblt.runtime.huggingface.causal_lm",
+    "Score": "fastblt.runtime.sequence.likelihood",
 }
 
 

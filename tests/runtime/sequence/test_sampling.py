@@ -2,9 +2,17 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+import torch
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from transformers.generation.logits_process import (
+    LogitsProcessor,
+    MinPLogitsWarper,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from fastblt.runtime.backends.protocol import DecoderRows
 from fastblt.runtime.sequence.sampling import Sampler, SamplingError, log_probabilities, probabilities
@@ -73,6 +81,66 @@ def test_nucleus_is_greedy_when_temperature_is_tiny(temperature: float) -> None:
 def test_nucleus_is_finite_when_logits_are_extreme() -> None:
     found = probabilities(np.array([1e30, -1e30, 0.0], dtype=np.float32), 0.5, 0.9)
     assert found.tolist() == [1, 0, 0]
+
+
+@given(
+    logits=LOGITS,
+    temperature=st.floats(0.1, 5),
+    top_p=st.floats(0.05, 1.0),
+    top_k=st.integers(0, 14),
+    min_p=st.floats(0.0, 1.0),
+)
+def test_truncations_follow_one_another_as_in_transformers(
+    logits: list[float], temperature: float, top_p: float, top_k: int, min_p: float
+) -> None:
+    """transformers' own warpers, one after the other; a token on an edge may fall on either side of it."""
+    scores = torch.tensor([logits], dtype=torch.float64)
+    warpers: list[LogitsProcessor] = [TemperatureLogitsWarper(temperature)]
+    warpers += [TopKLogitsWarper(top_k)] if top_k else []
+    warpers += [TopPLogitsWarper(top_p)] if top_p < 1.0 else []
+    warpers += [MinPLogitsWarper(min_p)] if min_p > 0.0 else []
+    edges = []
+    for warper in warpers:
+        p = np.sort(scores.softmax(-1)[0].numpy())[::-1]
+        before = {
+            TopKLogitsWarper: np.diff(p[top_k - 1 : top_k + 1]),
+            TopPLogitsWarper: np.append(np.cumsum(p) - top_p, np.diff(p[p > 0])),
+            MinPLogitsWarper: p - min_p * p[0] if min_p < 1.0 else np.diff(p[p > 0]),
+        }
+        edges += np.abs(before.get(type(warper), np.ones(1))).tolist()
+        scores = warper(torch.zeros(1, 0, dtype=torch.int64), scores)
+    assume(min(edges, default=1.0) > 1e-9)
+    found = probabilities(np.array(logits, dtype=np.float32), temperature, top_p, top_k, min_p)
+    np.testing.assert_allclose(found, scores.softmax(-1)[0].numpy(), atol=1e-9)
+
+
+def test_top_k_keeps_exactly_k_of_equally_likely_tokens() -> None:
+    logits = np.array([1.0, 3.0, 3.0, 3.0], dtype=np.float32)
+    assert probabilities(logits, 1.0, top_k=2).tolist() == [0, 0.5, 0.5, 0]
+    assert probabilities(logits, 1.0, top_k=1).tolist() == [0, 1, 0, 0]
+    assert probabilities(logits, 1.0, top_k=9).tolist() == probabilities(logits, 1.0).tolist()
+
+
+def test_min_p_keeps_what_is_near_enough_to_the_most_likely_token() -> None:
+    logits = np.log(np.array([0.5, 0.3, 0.15, 0.05], dtype=np.float32))
+    np.testing.assert_allclose(probabilities(logits, 1.0, min_p=0.5), [0.625, 0.375, 0, 0], rtol=1e-6)
+    assert probabilities(logits, 1.0, min_p=1.0).tolist() == [1, 0, 0, 0]
+    # After the temperature: the same tokens are further apart.
+    assert probabilities(logits, 0.25, min_p=0.5).tolist() == [1, 0, 0, 0]
+
+
+def test_bias_moves_greedy_and_sampled_choices_and_bans_tokens() -> None:
+    rows = rows_of(np.array([[0, 3, 1, 2.5]], dtype=np.float32))
+    bias = np.array([0.0, -np.inf, 0.0, 0.0])
+    assert not Sampler(bias=bias).takes_best
+    assert Sampler(bias=np.zeros(4)).takes_best
+    assert [Sampler(bias=b).choose(rows, 0) for b in (bias, np.array([3.5, 0, 0, 0]), np.zeros(4))] == [3, 0, 1]
+    assert Sampler(bias=bias).draw(rows, 0) == (3, None)
+    p = Sampler(0.7, seed=1, bias=bias).distribution(rows, 0)
+    expected = np.exp(np.array([0, -np.inf, 1, 2.5]) / 0.7)
+    np.testing.assert_allclose(p, expected / expected.sum(), rtol=1e-6)
+    sampler = Sampler(5.0, seed=1, bias=bias)
+    assert {sampler.choose(rows, 0) for _ in range(200)} == {0, 2, 3}
 
 
 def test_greedy_takes_the_best_of_the_row_that_is_asked_for() -> None:
