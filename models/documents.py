@@ -1,7 +1,7 @@
-"""Documents inside a sequence, for whole sequences: an EOS token ends the document that it belongs to.
+"""Finds the documents inside whole sequences: an EOS token ends the document that it belongs to.
 
-A document is a run of positions, so what a row may see of it is told by its first position.
-`fastblt.runtime.sequence.session` keeps the same numbers one token at a time.
+A document is a contiguous range of positions, so its first position determines what a row may see of it.
+`fastblt.runtime.sequence.documents` keeps the same numbers one token at a time.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from fastblt.models.tokens import EOS_ID
 
 
 def first_of_document(ends: Tensor) -> Tensor:
-    """First index of each element's document.
+    """Return the first index of each element's document.
 
     Args:
         ends: bool [batch, length]: the element ends its document.
@@ -29,12 +29,12 @@ def first_of_document(ends: Tensor) -> Tensor:
 
 
 def first_bytes(ids: Tensor) -> Tensor:
-    """First position of each position's document, int64, like ``ids`` [batch, length]."""
+    """Return the first position of each position's document, int64, like ``ids`` [batch, length]."""
     return first_of_document(ids == EOS_ID)
 
 
 def first_patches(ids: Tensor, patches: Patches) -> Tensor:
-    """First patch of each patch's document, int64 [batch, patches]: one with an EOS in it ends a document."""
+    """Return the first patch of each patch's document, int64 [batch, patches]; a patch with an EOS ends a document."""
     patch_of = patches.closes.long().cumsum(1) - patches.closes.long()
     found = torch.zeros_like(patches.lengths)
     found.scatter_add_(1, patch_of, (ids == EOS_ID).long())

@@ -1,4 +1,4 @@
-"""Autoregressive decoding: score, choose, append (BLT's own generation, `method.md` "BLT")."""
+"""Autoregressive decoding: score, choose, append (the generation of BLT itself, arXiv 2412.09871)."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from fastblt.runtime.sequence.session import Session
 
 @dataclass(frozen=True)
 class Autoregressive:
-    """One byte a round: one patcher and one decoder row; encoder and global only when a patch closes."""
+    """Decodes one byte per round: one patcher and one decoder row; encoder and global only when a patch closes."""
 
     name: str = "ar"
     lossless: bool = True
 
     @classmethod
     def parse(cls, argument: str) -> Autoregressive:
-        """The method of ``ar``; it takes no argument."""
+        """Parse the argument of ``ar``: there is none."""
         if argument:
             raise MethodError(f"method 'ar:{argument}': found an argument, expected plain 'ar'")
         return cls()
@@ -35,13 +35,13 @@ class Autoregressive:
         return ReplayProfile()
 
     def rounds(self, session: Session, sampler: Sampler) -> Iterator[Round]:
-        """Generate for ever; the session's last token is the last byte of the prompt."""
+        """Generate without end; the session's last token is the last byte of the prompt."""
         while True:
             yield sample_next(session, sampler)
 
 
 def sample_next(session: Session, sampler: Sampler) -> Round:
-    """Score what is not scored and append the next token."""
+    """Score the tokens that are not scored, and append the next one."""
     rows = session.score()
     token = sampler.choose(rows, -1)
     logprobs = sampler.log_probabilities(rows.logits[-1:], [token])

@@ -1,8 +1,10 @@
-"""What block methods share: their argument, ``B@RULE``, then options, for example ``8@0.7`` or ``8@eb1.0+closed``."""
+"""Parses the argument of block methods, ``B@RULE`` and options such as ``8@eb1.0+closed``; what these methods share."""
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
+from typing import Self
 
 from fastblt.models.config import BltConfig
 from fastblt.runtime.methods.denoising import FirstPass, OneStep, Rule, denoise, parse_rule
@@ -18,10 +20,10 @@ _BLOCK_ONLY = "block"
 
 @dataclass(frozen=True)
 class BlockArgument:
-    """Size, unmasking rule and options of a block method."""
+    """Holds size, unmasking rule and options of a block method."""
 
     name: str
-    """The whole method, as the user gave it."""
+    """The complete name of the method."""
     size: int
     """Bytes of a block."""
     rule: Rule
@@ -58,7 +60,7 @@ class BlockArgument:
         return cls(name, int(size), parsed, latents[0] if latents else latent, _BLOCK_ONLY not in options)
 
     def denoise(self, session: Session, sampler: Sampler, first_pass: FirstPass) -> Draft:
-        """Decide one block, see `fastblt.runtime.methods.denoising.denoise`."""
+        """Decide one block by `fastblt.runtime.methods.denoising.denoise`."""
         return denoise(session, sampler, self.size, self.rule, first_pass, clean_first=self.clean_first)
 
     def replay_steps(self, rates: Rates) -> float:
@@ -90,15 +92,24 @@ class BlockArgument:
 
 @dataclass(frozen=True)
 class BlockMethod:
-    """A method over blocks; what it does with them is its own."""
+    """Is the base of methods over blocks; what they do with blocks is their own."""
 
     argument: BlockArgument
 
     @property
     def name(self) -> str:
-        """As the user gives it."""
+        """Return the complete name."""
         return self.argument.name
 
     def check(self, config: BltConfig) -> None:
-        """Only a model with a [MASK] row, and blocks no longer than those it was trained on."""
+        """Accept a model with a [MASK] row, and blocks no longer than those it was trained on."""
         self.argument.check(config)
+
+    @property
+    def rule(self) -> Rule:
+        """Return the rule that chooses the bytes to decide in each step."""
+        return self.argument.rule
+
+    def with_rule(self, rule: Rule) -> Self:
+        """Return the same method with another rule; it keeps its name."""
+        return dataclasses.replace(self, argument=dataclasses.replace(self.argument, rule=rule))

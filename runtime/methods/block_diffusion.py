@@ -1,6 +1,6 @@
-"""BLT-D: blocks of bytes are denoised and committed without verification (paper, Algorithm 1; `method.md` "BLT-D").
+"""BLT-D: blocks of bytes are denoised and committed without verification (arXiv 2605.08044, Algorithm 1).
 
-A block costs at most one encoder and global call (``partial``: always one) and a decoder call a step. The keys and
+A block costs at most one encoder and global call (``partial``: always one) and a decoder call per step. The keys and
 values of the bytes of the last block are computed in the first step's call, whose rows they join.
 """
 
@@ -21,13 +21,13 @@ from fastblt.runtime.sequence.session import Session
 
 @dataclass(frozen=True)
 class BlockDiffusion(BlockMethod):
-    """Blocks of ``size`` bytes; the text is the model's own, not the autoregressive method's."""
+    """Denoises blocks; the text is not that of the autoregressive method."""
 
     lossless: bool = False
 
     @classmethod
     def parse(cls, argument: str) -> BlockDiffusion:
-        """The method of ``d:B@RULE`` and its options, see `BlockArgument`."""
+        """Parse the argument of ``d:B@RULE`` and its options, see `BlockArgument`."""
         return cls(BlockArgument.parse("d", argument, rule="0.7", latent="closed"))
 
     def replay_profile(self, rates: Rates, config: BltConfig) -> ReplayProfile:
@@ -35,7 +35,7 @@ class BlockDiffusion(BlockMethod):
         return ReplayProfile(steps=self.argument.replay_steps(rates), clean_first=self.argument.clean_first)
 
     def rounds(self, session: Session, sampler: Sampler) -> Iterator[Round]:
-        """Generate for ever; the first round scores the prompt."""
+        """Generate without end; the first round scores the prompt."""
         argument = self.argument
         origin: Origin = "denoised"
 

@@ -1,25 +1,25 @@
-"""Denoising of a block: which bytes to decide in each step, and the steps (paper, Algorithm 1).
+"""Denoises a block: which bytes to decide in each step, and the steps (arXiv 2605.08044, Algorithm 1).
 
 The bytes of a block are decided in several decoder calls over the block alone; a decided byte is seen by the others
 in the next call.
 
-Where a byte of the block is judged later (BLT-DV, sampled), the distribution it was drawn from counts only if it was
+Where a byte of the block is verified later (BLT-DV, sampled), the distribution it was drawn from counts only if it was
 drawn *given the bytes before it*: no byte before it may have been decided in a later step. Bytes of the same step are
-drawn independently. The other bytes go without a distribution, and `Sampler.verify` is lossless for both.
+drawn independently. The other bytes have no distribution, and `Sampler.verify` is lossless for both.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastblt.models.tokens import MASK_ID
 from fastblt.runtime.backends.protocol import DecoderRows, Floats, Ids
-from fastblt.runtime.methods.method import MethodError
+from fastblt.runtime.methods.method import Method, MethodError
 from fastblt.runtime.sequence.sampling import Distribution, Draft, Sampler, log_probabilities
 from fastblt.runtime.sequence.session import Session
 
@@ -27,33 +27,33 @@ Indices = NDArray[np.intp]
 
 
 class Rule(Protocol):
-    """Which masked bytes to decide, of their top probabilities and entropies (nats), each float32 [masked]."""
+    """Chooses the masked bytes to decide in a step."""
 
     def __call__(self, probability: Floats, entropy: Floats) -> Indices:
-        """Indices into the masked bytes, at least one."""
+        """Return indices into the masked bytes, at least one, of their top probabilities and entropies (nats)."""
         ...
 
 
 @dataclass(frozen=True)
 class Confidence:
-    """All bytes whose top probability is greater than ``alpha``; else the single most probable one."""
+    """Chooses all bytes whose top probability is greater than ``alpha``; else the single most probable one."""
 
     alpha: float
 
     def __call__(self, probability: Floats, entropy: Floats) -> Indices:
-        """See `Rule`."""
+        """Implement `Rule`."""
         sure = np.flatnonzero(probability > self.alpha)
         return sure if len(sure) else np.array([probability.argmax()])
 
 
 @dataclass(frozen=True)
 class EntropyBounded:
-    """The bytes of lowest entropy whose entropies add up to at most ``gamma`` nats; at least one."""
+    """Chooses the bytes of lowest entropy whose entropies add up to at most ``gamma`` nats; at least one."""
 
     gamma: float
 
     def __call__(self, probability: Floats, entropy: Floats) -> Indices:
-        """See `Rule`."""
+        """Implement `Rule`."""
         order = np.argsort(entropy, kind="stable")
         within = int((np.cumsum(entropy[order]) <= self.gamma).sum())
         return order[: max(1, within)]
@@ -61,15 +61,15 @@ class EntropyBounded:
 
 @dataclass(frozen=True)
 class OneStep:
-    """All bytes at once."""
+    """Chooses all bytes at once."""
 
     def __call__(self, probability: Floats, entropy: Floats) -> Indices:
-        """See `Rule`."""
+        """Implement `Rule`."""
         return np.arange(len(probability))
 
 
 def parse_rule(text: str) -> Rule:
-    """The rule that ``one``, ``0.7`` (alpha) or ``eb1.0`` (gamma) means.
+    """Return the rule that ``one``, ``0.7`` (alpha) or ``eb1.0`` (gamma) stands for.
 
     Raises:
         MethodError: none of them, or out of range.
@@ -89,6 +89,20 @@ def parse_rule(text: str) -> Rule:
         f"unmasking rule {text!r}: expected one (all at once), a confidence in [0, 1) such as 0.7, "
         "or eb and an entropy bound in nats such as eb1.0"
     )
+
+
+@runtime_checkable
+class Unmasking(Protocol):
+    """A method that decides the bytes of its blocks by a rule; another rule can observe or replace it."""
+
+    @property
+    def rule(self) -> Rule:
+        """Return the rule."""
+        ...
+
+    def with_rule(self, rule: Rule) -> Method:
+        """Return the same method with another rule."""
+        ...
 
 
 #: The first call over a wholly masked block: the row of the byte before the block, and the block's rows.

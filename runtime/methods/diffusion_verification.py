@@ -1,4 +1,4 @@
-"""BLT-DV: a block is denoised with permissive settings, one pass of the whole model verifies it (`method.md` "BLT-DV").
+"""BLT-DV: a block is denoised with permissive settings, one pass of the whole model verifies it (arXiv 2605.08044).
 
 With the ``closed`` latent a round costs at most one encoder and global call, that of verification. With ``partial``,
 the paper's o_M, it costs one more: the last byte is scored and the open patch encoded before the block is denoised.
@@ -23,13 +23,13 @@ from fastblt.runtime.sequence.session import Session
 
 @dataclass(frozen=True)
 class DiffusionVerification(BlockMethod):
-    """Blocks of ``size`` bytes as drafts; lossless."""
+    """Denoises blocks as drafts, which are verified; lossless."""
 
     lossless: bool = True
 
     @classmethod
     def parse(cls, argument: str) -> DiffusionVerification:
-        """The method of ``dv:B@RULE`` and its options, see `BlockArgument`."""
+        """Parse the argument of ``dv:B@RULE`` and its options, see `BlockArgument`."""
         return cls(BlockArgument.parse("dv", argument, rule="one", latent="closed"))
 
     def replay_profile(self, rates: Rates, config: BltConfig) -> ReplayProfile:
@@ -57,7 +57,7 @@ class DiffusionVerification(BlockMethod):
         )
 
     def rounds(self, session: Session, sampler: Sampler) -> Iterator[Round]:
-        """Generate for ever; the first round scores the prompt, which gives the first byte."""
+        """Generate without end; the first round scores the prompt, which yields the first byte."""
         yield sample_next(session, sampler)
         rounds = self._reuse if self.argument.latent == "closed" else self._recompute
         while True:
@@ -69,7 +69,7 @@ class DiffusionVerification(BlockMethod):
         return verify(session, sampler, draft, in_parts=True)
 
     def _recompute(self, session: Session, sampler: Sampler) -> Round:
-        """Score the last byte, draft from the open patch's latent; the last byte's row judges the first draft."""
+        """Score the last byte, draft from the open patch's latent; the last byte's row verifies the first draft."""
         kept: list[DecoderRows] = []
 
         def first_pass(block: Ids) -> tuple[DecoderRows, DecoderRows]:

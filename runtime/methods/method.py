@@ -1,4 +1,4 @@
-"""What a decoding method is: rounds of tokens over a session."""
+"""Defines a decoding method: rounds of tokens over a session."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from fastblt.models.config import BltConfig
 from fastblt.runtime.sequence.sampling import Sampler
 from fastblt.runtime.sequence.session import Session
 
-#: How a byte came about: by a decoder row of its own; drafted and verified; put by verification in the place of a
-#: rejected draft; after a draft that was accepted whole; denoised in a block, without verification.
+#: How a byte came about: by a decoder row of its own; drafted and verified; put by verification in place of a rejected
+#: draft; after a draft that was accepted whole; denoised in a block, without verification.
 Origin = Literal["sampled", "accepted", "corrected", "free", "denoised"]
 
 
 class MethodError(ValueError):
-    """A method that does not exist, has a bad argument, or cannot run on a model."""
+    """Reports a method that does not exist, has a bad argument, or cannot run on a model."""
 
 
 class Round(NamedTuple):
-    """Tokens that one round appended to the session; the last of them, at least, is not scored."""
+    """Holds the tokens that one round appended to the session; the last of them, at least, is not scored."""
 
     tokens: tuple[int, ...]
     origins: tuple[Origin, ...]
@@ -32,21 +32,25 @@ class Round(NamedTuple):
 
     @property
     def accepted(self) -> int:
-        """Drafted tokens that verification kept."""
+        """Return the number of drafted tokens that verification kept."""
         return self.drafted - len(self.rejected)
 
 
 class Method(Protocol):
-    """A way of decoding; one small file each, registered in `fastblt.runtime.methods`."""
+    """Appends tokens to a session, round by round.
+
+    Each method has a file of its own, which ends with its `MethodEntry`; `fastblt.runtime.methods.registry` lists them.
+    It may also define `Replayable.replay_profile` and `Unmasking`.
+    """
 
     @property
     def name(self) -> str:
-        """As the user gives it, e.g. ``s:8``."""
+        """Return the complete name, e.g. ``s:8``."""
         ...
 
     @property
     def lossless(self) -> bool:
-        """Whether its bytes are those of the autoregressive method (greedy), or distributed like them (sampled)."""
+        """Return whether the bytes are those of the autoregressive method (greedy), or distributed alike (sampled)."""
         ...
 
     def check(self, config: BltConfig) -> None:

@@ -1,4 +1,4 @@
-"""BLT-S: the decoder drafts past patch boundaries, one pass of the whole model verifies (`method.md` "BLT-S")."""
+"""BLT-S: the decoder drafts past patch boundaries, one pass of the whole model verifies (arXiv 2605.08044)."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from fastblt.runtime.sequence.session import Session
 
 @dataclass(frozen=True)
 class SelfSpeculation:
-    """BLT-S with drafts of ``k`` bytes; lossless."""
+    """Decodes by BLT-S with drafts of ``k`` bytes; lossless."""
 
     k: int
     lossless: bool = True
 
     @classmethod
     def parse(cls, argument: str) -> SelfSpeculation:
-        """The method of ``s:K``."""
+        """Parse the argument of ``s:K``."""
         if not argument.isascii() or not argument.isdigit() or not 1 <= int(argument) < DRAFT_SLACK:
             raise MethodError(f"method 's:{argument}': found draft length {argument!r}, expected 1..{DRAFT_SLACK - 1}")
         return cls(int(argument))
 
     @property
     def name(self) -> str:
-        """As the user gives it."""
+        """Return the complete name."""
         return f"s:{self.k}"
 
     def check(self, config: BltConfig) -> None:
@@ -45,14 +45,14 @@ class SelfSpeculation:
         return ReplayProfile(rate, rate, acceptance=acceptance)
 
     def rounds(self, session: Session, sampler: Sampler) -> Iterator[Round]:
-        """Generate for ever; the first round scores the prompt, which gives the first byte."""
+        """Generate without end; the first round scores the prompt, which yields the first byte."""
         yield sample_next(session, sampler)
         while True:
             yield verify(session, sampler, draft_bytes(session, sampler, self.k), in_parts=False)
 
 
 def draft_bytes(session: Session, sampler: Sampler, count: int) -> Draft:
-    """Bytes that the decoder alone gives, each from the row of the byte before it."""
+    """Draft bytes by the decoder alone, each from the row of the byte before it."""
     if sampler.takes_best:
         return Draft(session.draft(count)[0].tolist())
     proposals: list[Distribution | None] = []

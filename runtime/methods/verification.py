@@ -1,11 +1,11 @@
-"""Verification of drafts: one pass of the whole model over them, then keep what agrees (paper, Algorithm 2).
+"""Verifies drafts: one pass of the whole model over them, then keep what agrees (arXiv 2605.08044, Algorithm 2).
 
 A round costs *at most one* encoder and global call. The paper makes two: one to encode the prefix before it drafts,
 one to verify. But verification has computed the latents of all complete patches of what it accepted, and everything
 is causal, so they stay valid for the next draft.
 
-And often a round costs none: the rows before the first patch that closes in the draft need no new latent. They can be
-verified first (``in_parts``), and if the draft fails there, encoder and global transformer are not run at all. That
+Often a round costs none: the rows before the first patch that closes in the draft need no new latent. They can be
+verified first (``in_parts``), and if the draft fails there, encoder and global transformer are not run at all. This
 pays for diffusion drafts. BLT-S drafts never fail there, because up to the first patch end they are computed exactly
 as verification computes them; for them the second decoder call would be wasted.
 """
@@ -23,11 +23,11 @@ from fastblt.runtime.sequence.session import Session
 def verify(
     session: Session, sampler: Sampler, draft: Draft, *, in_parts: bool, before: DecoderRows | None = None
 ) -> Round:
-    """Append a draft, score it as far as needed, and keep what the model would have said itself.
+    """Append a draft, score it as far as needed, and keep what the model itself would have written.
 
     Args:
         session: its last token is the only one that is not scored, or, with ``before``, is scored too.
-        sampler: judges.
+        sampler: decides which tokens are kept.
         draft: at least one token.
         in_parts: verify what needs no new latent first.
         before: a copy of the last token's row, where it has been scored already.
@@ -55,6 +55,7 @@ def verify(
 
 
 def _model_rows(session: Session, draft: Draft, in_parts: bool, before: DecoderRows | None) -> Iterator[DecoderRows]:
+    """Yield the model's rows about the draft and the token after it, in pieces; append the draft on the way."""
     if before is not None:
         yield before
     session.append(draft.tokens)

@@ -1,4 +1,4 @@
-"""Documents inside a session: how far back each position and each patch may see, where documents are masked.
+"""Keeps how far back each position and each patch of a sequence may see, where documents are masked.
 
 An EOS token ends the document that it belongs to; a patch with one in it ends a document of patches. Bounds are kept
 per position, so rewinding needs no work: what is appended next overwrites them. `fastblt.models.documents` computes the
@@ -16,14 +16,18 @@ from fastblt.runtime.backends.protocol import Ids
 
 
 class Documents:
-    """First visible position of every position, and first visible patch of every patch, open ones included."""
+    """Holds the first visible position of every position, and the first visible patch of every patch.
+
+    Args:
+        capacity: most positions, and most patches.
+    """
 
     def __init__(self, capacity: int) -> None:
         self.first_byte: Ids = np.zeros(capacity + 1, dtype=np.int64)
         self.first_patch: Ids = np.zeros(capacity + 1, dtype=np.int64)
 
     def extend(self, position: int, tokens: Sequence[int] | Ids) -> None:
-        """Take note of the tokens from ``position`` on."""
+        """Read the tokens from ``position`` on."""
         begin = int(self.first_byte[position])
         for after, token in enumerate(tokens, position + 1):
             if token == EOS_ID:
@@ -31,12 +35,12 @@ class Documents:
             self.first_byte[after] = begin
 
     def close_patch(self, patch: int, start: int, end: int) -> None:
-        """Take note that a patch has the positions from ``start`` to ``end`` (exclusive)."""
+        """Close a patch that has the positions from ``start`` to ``end`` (exclusive)."""
         has_eos = self.first_byte[end] > start
         self.first_patch[patch + 1] = patch + 1 if has_eos else self.first_patch[patch]
 
     def bytes_seen(self, first: int, end: int, block: int = 0) -> Ids | None:
-        """For the positions from ``first`` to ``end``, then ``block`` rows that see what position ``end`` does.
+        """Return the first visible positions of those from ``first`` to ``end``, and of ``block`` rows like ``end``.
 
         Returns:
             int64 [end - first + block]; None: all see everything.
@@ -49,6 +53,6 @@ class Documents:
         return seen
 
     def patches_seen(self, first: int, count: int) -> Ids | None:
-        """For ``count`` patches from ``first`` on: int64 [count]; None: all see everything."""
+        """Return the first visible patch of ``count`` patches from ``first`` on, int64 [count]; None: all see all."""
         seen = self.first_patch[first : first + count]
         return seen if count and seen[-1] else None

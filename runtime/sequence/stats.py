@@ -1,4 +1,4 @@
-"""What a run did and what it cost."""
+"""Counts what a generation did and what it cost."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from fastblt.models.parameters import count_parameters
 
 @dataclass
 class RunStats:
-    """Counters of one generation; NFE = network function evaluations (forward passes)."""
+    """Holds the counters of one generation; NFE = network function evaluations (forward passes)."""
 
     nfe: Counter[str] = field(default_factory=Counter)
     """Calls of each part: patcher, encoder, global, decoder."""
     part_seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
-    """Seconds inside the backend, of each part; the rest of the total is the control flow."""
+    """Seconds inside the backend for each part; the rest of the total is the control flow."""
     moved_bytes: int = 0
     """Weight and cache bytes that the calls read."""
     rounds: int = 0
@@ -26,25 +26,28 @@ class RunStats:
     accepted: int = 0
     """Drafted bytes that verification accepted."""
     prompt_bytes: int = 0
+    """Bytes of the prompt."""
     new_bytes: int = 0
+    """Bytes generated."""
     first_byte_seconds: float = 0.0
     """From the call to the first new byte, the prompt included."""
     total_seconds: float = 0.0
+    """From the call to the last new byte so far."""
     byte_seconds: list[float] = field(default_factory=list)
     """Seconds of each byte after the first: a round's time divided by its bytes."""
 
     @property
     def acceptance(self) -> float | None:
-        """Accepted part of the drafted bytes; None where nothing was drafted."""
+        """Return the accepted part of the drafted bytes; None where nothing was drafted."""
         return self.accepted / self.drafted if self.drafted else None
 
     @property
     def bytes_per_second(self) -> float:
-        """New bytes per second of the whole run, prompt included."""
+        """Return the new bytes per second of the whole generation, prompt included."""
         return self.new_bytes / self.total_seconds if self.total_seconds else 0.0
 
     def estimated_gb(self, config: BltConfig) -> float:
-        """Weight traffic in GB by the paper's formula: 16-bit weights, no patcher, no caches."""
+        """Return the weight traffic in GB by the formula of arXiv 2605.08044: 16-bit weights, no patcher, no caches."""
         parts = count_parameters(config)
         decoder = self.nfe["decoder"] * parts.decoder
         encoder = self.nfe["encoder"] * parts.encoder + self.nfe["global"] * parts.global_transformer

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 
 from fastblt.runtime.backends.protocol import DecoderRows, Floats
 from fastblt.runtime.blt_runtime import BltRuntime
 from fastblt.runtime.generation import Prompt, prompt_ids
 from fastblt.runtime.methods import Method
-from fastblt.runtime.methods.block_diffusion import BlockDiffusion
-from fastblt.runtime.methods.denoising import Confidence, EntropyBounded, Indices, Rule
+from fastblt.runtime.methods.denoising import Confidence, EntropyBounded, Indices, Rule, Unmasking
 from fastblt.runtime.sequence.sampling import Sampler
 from fastblt.runtime.sequence.session import Session
 
@@ -59,12 +56,12 @@ def probe_round(reference: BltRuntime, prompt: Prompt, offset: int, method: Meth
         reference: the runtime that wrote the text.
         prompt: bytes, text or token ids.
         offset: of the byte in the new text.
-        method: that wrote the text. Of block diffusion, the order in which bytes are decided is probed too.
+        method: wrote the text. Where it is `Unmasking`, the order in which bytes are decided is probed too.
     """
     probe = TieProbe()
-    if isinstance(method, BlockDiffusion):
-        probe = TieProbe(method.argument.rule)
-        method = BlockDiffusion(dataclasses.replace(method.argument, rule=probe))
+    if isinstance(method, Unmasking):
+        probe = TieProbe(method.rule)
+        method = method.with_rule(probe)
     session = Session(reference.backend)
     session.append(prompt_ids(prompt))
     end = session.length + offset

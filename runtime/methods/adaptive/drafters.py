@@ -1,7 +1,7 @@
-"""Drafters of adaptive decoding: byte by byte (BLT-S) or a block (BLT-DV), as long as another byte pays.
+"""Drafts for adaptive decoding, byte by byte (BLT-S) or by blocks (BLT-DV), as long as another byte pays.
 
-A drafted byte more is worth its chance to survive times the seconds that a byte takes at the moment; it costs the
-seconds of a draft row and of a row more in verification. Chances are learned from the drafter's own probabilities
+One more drafted byte is worth its chance to survive times the seconds that a byte takes at the moment; it costs the
+seconds of one draft row and of one more row in verification. Chances are learned from the drafter's own probabilities
 and entropies, seconds by the clock (`estimates`).
 """
 
@@ -28,7 +28,7 @@ LONGEST_DRAFT = 24
 
 
 class Drafter(Protocol):
-    """A way of drafting, and what has been learned about it."""
+    """Drafts in one particular manner, and holds what has been learned about it."""
 
     pace: Pace
 
@@ -38,7 +38,7 @@ class Drafter(Protocol):
 
 
 class ByteDrafter:
-    """BLT-S whose drafts end where another byte would not pay."""
+    """Drafts as BLT-S does, and ends a draft where another byte would not pay."""
 
     def __init__(self, config: BltConfig) -> None:
         self.pace = Pace()
@@ -47,7 +47,7 @@ class ByteDrafter:
         self._row, self._verification = LinearCost(), LinearCost()
 
     def round(self, session: Session, sampler: Sampler) -> Round:
-        """See `Drafter`."""
+        """Implement `Drafter.round`."""
         acceptance, now = self._acceptance, self.pace.seconds_per_byte
         price = (self._row.mean + self._verification.each) / now if now else 0.0
         limit = self._longest_patch - (session.length - session.open_start)
@@ -76,7 +76,7 @@ class ByteDrafter:
 
 
 class BlockDrafter:
-    """BLT-DV, one step, whose blocks are cut where verifying another byte would not pay."""
+    """Drafts as BLT-DV in one step does, and cuts a block where verifying another byte would not pay."""
 
     def __init__(self, config: BltConfig) -> None:
         self.pace = Pace()
@@ -85,7 +85,7 @@ class BlockDrafter:
         self._verification = LinearCost()
 
     def round(self, session: Session, sampler: Sampler) -> Round:
-        """See `Drafter`."""
+        """Implement `Drafter.round`."""
         before, rows = session.draft_with_block(self._masked)
         draft, kinds = self._cut(sampler, before.followed_by(rows.part(1)))
         began = perf_counter()
@@ -95,7 +95,7 @@ class BlockDrafter:
         return found
 
     def _cut(self, sampler: Sampler, rows: DecoderRows) -> tuple[Draft, list[int]]:
-        """As many bytes as are worth verifying, at least one, and their classes."""
+        """Return as many bytes as are worth verifying, at least one, and their classes."""
         now, price = self.pace.seconds_per_byte, self._verification.each
         tokens: list[int] = []
         kinds: list[int] = []

@@ -1,4 +1,4 @@
-"""What adaptive decoding learns while it runs: chances that drafts are kept, seconds of rows, bytes per second.
+"""Estimates what adaptive decoding needs to know: chances that drafts are kept, seconds per row and per byte.
 
 Every estimate forgets: newer observations weigh more, so that it follows the text and the machine.
 """
@@ -16,16 +16,16 @@ _SURPRISE = (0.5, 0.8, 1.1)
 
 
 class Acceptance:
-    """The chance that verification keeps a drafted byte, given that it keeps those before it.
+    """Estimates the chance that verification keeps a drafted byte, given that it keeps those before it.
 
-    Two things tell: the top probability that the drafter gave, and whether the draft has passed a patch end. Up to
-    there the drafter reads the latent that verification reads; behind it, one that is out of date. Where patches end
-    is for the patcher to say, but it says so where entropy is high, and the drafter's own entropy is high there too.
+    Two things predict it: the drafter's top probability, and whether the draft has passed a patch end. Up to there
+    the drafter reads the latent that verification reads; behind it, one that is out of date. Only the patcher knows
+    where patches end, but it ends them where entropy is high, and the drafter's own entropy is high there too.
 
     Args:
-        threshold: of the patcher, nats.
+        threshold: the patcher's, nats.
         forget: part of a class's evidence that a new observation replaces.
-        prior: observations that the drafter's own probability is worth at the start.
+        prior: observations that the drafter's own probability counts as at the start.
     """
 
     def __init__(self, threshold: float, forget: float = 0.02, prior: float = 2.0) -> None:
@@ -38,13 +38,13 @@ class Acceptance:
         self._seen = [prior] * (rows * self._columns)
         self._kept = [prior * middle for middle in middles] * rows
         self.mean = 0.7
-        """Of all drafted bytes whose predecessors were kept."""
+        """Chance over all drafted bytes whose predecessors were kept."""
 
     def classify(self, probability: float, surprise: float, at_limit: bool) -> int:
-        """The class of a drafted byte.
+        """Return the class of a drafted byte.
 
         Args:
-            probability: the drafter's highest.
+            probability: the drafter's top probability.
             surprise: highest entropy of the draft so far, this byte's row included, nats.
             at_limit: the patch that was open before the draft has reached its longest length.
         """
@@ -52,11 +52,11 @@ class Acceptance:
         return row * self._columns + bisect_right(_PROBABILITY, probability)
 
     def chance(self, kind: int) -> float:
-        """Of a byte of this class."""
+        """Return the chance of a byte of a class."""
         return self._kept[kind] / self._seen[kind]
 
     def observe(self, kinds: Sequence[int], kept: int) -> None:
-        """A draft was verified and its first ``kept`` bytes stayed; the bytes after the first failure say nothing."""
+        """Learn from a draft of which the first ``kept`` bytes stayed; bytes after the first failure are ignored."""
         keep = self._keep
         for index, kind in enumerate(kinds[: kept + 1]):
             good = float(index < kept)
@@ -66,14 +66,14 @@ class Acceptance:
 
 
 class LinearCost:
-    """Seconds of a call as ``fixed + each * rows``, by least squares with forgetting."""
+    """Estimates the seconds of a call as ``fixed + each * rows``, by least squares with forgetting."""
 
     def __init__(self, forget: float = 0.02) -> None:
         self._keep = 1.0 - forget
         self._n = self._x = self._y = self._xx = self._xy = 0.0
 
     def observe(self, rows: int, seconds: float) -> None:
-        """A call of some rows took some time."""
+        """Learn that a call of some rows took some time."""
         k = self._keep
         self._n = self._n * k + 1.0
         self._x = self._x * k + rows
@@ -83,7 +83,7 @@ class LinearCost:
 
     @property
     def each(self) -> float:
-        """Seconds of one row more; 0 until calls of different sizes have been seen."""
+        """Return the seconds of one more row; 0 until calls of different sizes have been seen."""
         spread = self._n * self._xx - self._x * self._x
         if spread <= 1e-9 * self._xx:
             return 0.0
@@ -91,16 +91,16 @@ class LinearCost:
 
     @property
     def mean(self) -> float:
-        """Seconds of one row, everything included."""
+        """Return the seconds per row, fixed costs included; 0 before the first call."""
         return self._y / self._x if self._x else 0.0
 
 
 class Pace:
-    """Seconds per byte over the last rounds.
+    """Estimates seconds per byte over the last rounds.
 
     Args:
-        cold: first rounds that do not count: new sizes of calls are slow the first time.
-        trial: rounds after those until the pace is said to be known.
+        cold: first rounds that do not count, since new sizes of calls are slow the first time.
+        trial: rounds after those until the pace counts as known.
         forget: part of the evidence that a new round replaces.
     """
 
@@ -111,7 +111,7 @@ class Pace:
         self._cold = cold
 
     def observe(self, seconds: float, count: int) -> None:
-        """A round took some time and gave ``count`` bytes."""
+        """Learn that a round took some time and yielded ``count`` bytes."""
         if self._cold:
             self._cold -= 1
             return
@@ -121,10 +121,10 @@ class Pace:
 
     @property
     def known(self) -> bool:
-        """Whether enough rounds have been observed."""
+        """Return whether enough rounds have been observed."""
         return self._missing <= 0
 
     @property
     def seconds_per_byte(self) -> float:
-        """0 until something has been observed."""
+        """Return the seconds per byte; 0 until a round has been observed."""
         return self._seconds / self._bytes if self._bytes else 0.0

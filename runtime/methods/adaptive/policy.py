@@ -1,4 +1,4 @@
-"""Adaptive drafting: each round takes the drafter that has been fastest, and drafts as long as that pays.
+"""Decodes adaptively: each round takes the drafter that has been fastest, and drafts as long as that pays.
 
 The bytes do not depend on what has been learned (`drafters`, `estimates`): every round is lossless. Sampled bytes are
 distributed as the autoregressive method's, but a seed does not fix them, since the clock decides how they are drafted.
@@ -19,12 +19,12 @@ from fastblt.runtime.methods.replay_profile import ACCEPTANCE, Rates, ReplayProf
 from fastblt.runtime.sequence.sampling import Sampler
 from fastblt.runtime.sequence.session import Session
 
-#: Another drafter than the fastest is tried once in so many rounds, and rarer the slower it was.
+#: A drafter that is not the fastest is tried once in this many rounds, and less often the slower it was.
 _EXPLORE = 32
 
 
 class Policy:
-    """Which drafter a round takes."""
+    """Chooses the drafter of each round, and keeps what has been learned about all of them."""
 
     def __init__(self, config: BltConfig) -> None:
         self._drafters: list[Drafter] = [ByteDrafter(config)]
@@ -33,7 +33,7 @@ class Policy:
         self._idle = [0] * len(self._drafters)
 
     def round(self, session: Session, sampler: Sampler) -> Round:
-        """One round of the drafter that is fastest, or now and then of another one."""
+        """Run one round of the drafter that is fastest, or now and then of another one."""
         chosen = self._choose()
         self._idle = [0 if index == chosen else idle + 1 for index, idle in enumerate(self._idle)]
         drafter = self._drafters[chosen]
@@ -43,7 +43,7 @@ class Policy:
         return found
 
     def _choose(self) -> int:
-        """Index of a drafter: one that is not known yet, one that is due for another trial, or the fastest."""
+        """Return the index of a drafter: one not known yet, one that is due for another trial, or the fastest."""
         for index, drafter in enumerate(self._drafters):
             if not drafter.pace.known:
                 return index
@@ -57,14 +57,14 @@ class Policy:
 
 @dataclass(frozen=True)
 class Adaptive:
-    """Method and draft length by the round; lossless."""
+    """Chooses drafter and draft length round by round; lossless."""
 
     name: str = "auto"
     lossless: bool = True
 
     @classmethod
     def parse(cls, argument: str) -> Adaptive:
-        """The method of ``auto``; it takes no argument."""
+        """Parse the argument of ``auto``: there is none."""
         if argument:
             raise MethodError(f"method 'auto:{argument}': found an argument, expected plain 'auto'")
         return cls()
@@ -87,7 +87,7 @@ class Adaptive:
         return ReplayProfile(*each, steps=1.0, clean_drafts=True)
 
     def rounds(self, session: Session, sampler: Sampler) -> Iterator[Round]:
-        """Generate for ever; the first round scores the prompt, which gives the first byte."""
+        """Generate without end; the first round scores the prompt, which yields the first byte."""
         policy = session.learned.recall(Policy, lambda: Policy(session.config))
         yield sample_next(session, sampler)
         while True:

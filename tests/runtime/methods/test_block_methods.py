@@ -19,6 +19,7 @@ from fastblt.models.tokens import EOS_ID, MASK_ID, encode
 from fastblt.runtime.backends.protocol import DRAFT_SLACK, MAX_ROWS, Backend, CapacityError
 from fastblt.runtime.blt_runtime import BltRuntime
 from fastblt.runtime.methods import MethodError, Round, parse_method
+from fastblt.runtime.methods.denoising import Confidence, Unmasking
 from fastblt.runtime.sequence.sampling import Sampler
 from fastblt.runtime.sequence.session import Latent, Session
 
@@ -437,3 +438,16 @@ def test_blocks_that_are_right_are_the_text(
     backend = scripted(TEXT, surprising=surprising)
     if backend.config.decoder_input == "embedding":
         assert BltRuntime(backend).generate(TEXT[:4], 50, method=method).data == TEXT[4:54]
+
+
+@pytest.mark.parametrize("name", ["d:4@0.7+partial", "dv:4@one+block"])
+def test_block_method_with_another_rule_differs_in_that_alone(name: str) -> None:
+    method = parse_method(name)
+    assert isinstance(method, Unmasking)
+    other = method.with_rule(Confidence(0.25))
+    assert isinstance(other, type(method))
+    assert isinstance(other, Unmasking)
+    assert other.rule == Confidence(0.25)
+    assert other.name == name
+    assert other.with_rule(method.rule) == method
+    assert not isinstance(parse_method("s:4"), Unmasking)
