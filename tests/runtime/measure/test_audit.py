@@ -363,8 +363,8 @@ def test_command_audits_every_kind_of_method_by_default_and_names_what_is_left_o
     monkeypatch.setattr(registry, "audit_defaults", lambda: ("ar", "s:4", "dv:4@one", "dv:8@one", "d:4@0.7", "d:8@0.7"))
     result = invoke(tiny_bundle, "--prompts", "1", "--max-new-bytes", "8")
     assert result.exit_code == 0, result.stderr
-    assert "left out, tiny cannot run them: dv:8@one, d:8@0.7" in result.stdout
-    listed = [line.split()[0] for line in result.stdout.splitlines() if re.match(r" +\S+ +1 +8 ", line)]
+    assert "left out, tiny cannot run them: dv:8@one, d:8@0.7" in result.stderr
+    listed = [line.split()[0] for line in result.stdout.splitlines() if re.match(r"\S+ +1 +8 ", line)]
     assert listed == ["ar", "s:4", "dv:4@one", "d:4@0.7"]
 
 
