@@ -1,4 +1,4 @@
-"""A stand-in for ``cuda.bindings.runtime`` on machines without a GPU that insists on the real one's rules.
+"""Stands in for ``cuda.bindings.runtime`` on machines without a GPU, and enforces the rules of the real module.
 
 Device memory is host memory that only copies and graphs may touch. Work is queued and done as late as possible: when
 the host waits. So a result that is read too early is still the old one, and an upload whose source is overwritten too
@@ -59,12 +59,13 @@ class StreamState:
 
 
 class FakeCuda:
-    """The functions that fastblt calls; ``sm`` is the compute capability of the one GPU.
+    """Implements the functions that fastblt calls.
 
     Args:
-        sm: e.g. 89.
-        late: do queued work when the host waits; False: at once. Programs must work either way.
-        forbid_capture: every capture fails, as with a kernel that cannot be captured.
+        sm: compute capability of the GPU, e.g. 89.
+        late: do queued work when the host waits; False: immediately. Programs must work either way.
+        forbid_capture: let every capture fail, as if a kernel could not be captured.
+        devices: number of GPUs.
     """
 
     cudaMemcpyKind = cudaMemcpyKind
@@ -89,7 +90,7 @@ class FakeCuda:
     def _allocate(self, kind: str, size: int) -> tuple[Status, int]:
         if self._capturing():
             return Status.cudaErrorStreamCaptureUnsupported, 0
-        # What nobody has written is not a number.
+        # Bytes that nobody has written are NaNs.
         owner = np.full(size + _ALIGNMENT, 0xFF, dtype=np.uint8)
         address = -(-int(owner.ctypes.data) // _ALIGNMENT) * _ALIGNMENT
         self.allocations[address] = Allocation(kind, address, size, owner)
@@ -115,8 +116,8 @@ class FakeCuda:
         if self._capturing():
             return (Status.cudaErrorStreamCaptureUnsupported,)
         self.check(devPtr, count, "device")
-        # The default stream's, which other streams do not wait for: done when the host waits for the device, or too
-        # late for whatever another stream did in the meantime.
+        # This goes to the default stream, which other streams do not wait for: it is done when the host waits for the
+        # device, or too late for whatever another stream did in the meantime.
         self.default_stream.append(lambda: ctypes.memset(devPtr, value, count))
         return (Status.cudaSuccess,)
 
@@ -135,7 +136,7 @@ class FakeCuda:
             work()
 
     def check(self, address: int, size: int, kind: str) -> None:
-        """Whether a run of bytes lies in one allocation of a kind."""
+        """Fail unless a range of bytes is inside of one allocation of a kind, ``device`` or ``pinned``."""
         for found in self.allocations.values():
             if found.address <= address and address + size <= found.address + found.size:
                 assert found.kind == kind, f"{size} bytes at {address:#x} are {found.kind} memory, expected {kind}"
@@ -181,7 +182,7 @@ class FakeCuda:
         return (Status.cudaSuccess,)
 
     def enqueue(self, stream: int, work: Work) -> Status:
-        """Queue work, or record it."""
+        """Queue work on a stream, or record it while the stream is captured."""
         state = self.streams[int(stream)]
         if state.recording is not None:
             state.recording.append(work)
@@ -204,18 +205,18 @@ class FakeCuda:
     # --- capture ---
 
     def _capturing(self) -> bool:
-        """Whether any stream records; such a call spoils the recording."""
+        """Return whether any stream is captured; the captures then fail, since a forbidden call was made."""
         found = [state for state in self.streams.values() if state.recording is not None]
         for state in found:
             state.invalid = True
         return bool(found)
 
     def is_capturing(self, stream: int) -> bool:
-        """Whether a stream records."""
+        """Return whether a stream is captured."""
         return self.streams[int(stream)].recording is not None
 
     def spoil(self, stream: int) -> None:
-        """Make the recording of a stream fail."""
+        """Let the capture of a stream fail."""
         self.streams[int(stream)].invalid = True
 
     def cudaStreamBeginCapture(self, stream: int, mode: int) -> tuple[Status]:

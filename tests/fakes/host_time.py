@@ -1,6 +1,7 @@
-"""Host time of the GPU runtime, with a driver that does nothing: ``python tests/fakes/host_time.py BUNDLE``.
+"""Measures the host time of the GPU runtime with a driver that does nothing.
 
-What is left is what Python costs for each byte, whatever the GPU: a lower bound of the time of a byte.
+Usage: ``python tests/fakes/host_time.py BUNDLE``.
+What remains is the time that Python takes per byte on any GPU: a lower bound of the time per byte.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ MAX_BYTES, BYTES, DRAFTS = 1000, 400, 60
 
 
 class IdleCuda(FakeCuda):
-    """Every call succeeds at once and does nothing."""
+    """Lets every call succeed immediately without doing anything."""
 
     def cudaMemcpyAsync(self, dst: int, src: int, count: int, kind: int, stream: int) -> tuple[Status]:
         return (Status.cudaSuccess,)
@@ -42,7 +43,7 @@ class IdleCuda(FakeCuda):
 
 
 class IdleExecutor:
-    """A graph that is launched and computes nothing."""
+    """Launches a graph that computes nothing."""
 
     def __init__(self, spec: GraphSpec, slots: int, pool: int, stream: Stream) -> None:
         self.spec, self.slots, self.pool_slots, self.stream = spec, slots, pool, stream
@@ -75,7 +76,7 @@ def begin(backend: DeviceBackend) -> Session:
 
 
 def autoregressive(backend: DeviceBackend) -> float:
-    """Microseconds a byte."""
+    """Return microseconds per byte, one byte after the other."""
     session = begin(backend)
     began = time.perf_counter()
     for _ in range(BYTES):
@@ -85,7 +86,7 @@ def autoregressive(backend: DeviceBackend) -> float:
 
 
 def drafting(backend: DeviceBackend) -> float:
-    """Microseconds a drafted byte, eight a draft."""
+    """Return microseconds per drafted byte, with eight bytes per draft."""
     session = begin(backend)
     session.append([100])
     began = time.perf_counter()
@@ -98,7 +99,7 @@ def main(bundle: Path) -> None:
     backend = idle_backend(bundle)
     measurements: dict[str, Callable[[DeviceBackend], float]] = {"ar": autoregressive, "draft": drafting}
     for name, measure in measurements.items():
-        print(f"{name}: {min(measure(backend) for _ in range(7)):.1f} us of host time a byte")
+        print(f"{name}: {min(measure(backend) for _ in range(7)):.1f} us of host time per byte")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""A stand-in for ``onnxruntime`` whose CUDA provider runs on the CPU, on the stream of a `FakeCuda`, by CUDA's rules.
+"""Stands in for ``onnxruntime``: its CUDA provider runs on the CPU, on the stream of a `FakeCuda`, by CUDA's rules.
 
-A run is queued on the user's stream. Under a graph number, the memory and shapes of all later runs must be those of
-the first, and a recorded run goes to the stream without the session.
+A call is queued on the user's stream. The memory and shapes of all later calls under a graph number must be those of
+the first, as recorded work would use those whatever is bound.
 """
 
 from __future__ import annotations
@@ -20,7 +20,12 @@ Bindings = dict[str, tuple[int, tuple[int, ...], int]]
 
 
 class FakeOnnxRuntime:
-    """The module, bound to a `FakeCuda`; ``refuse`` names what fails: ``session`` or ``run``, where graphs are on."""
+    """Implements what fastblt uses of the module.
+
+    Args:
+        cuda: runs the work.
+        refuse: what fails where CUDA graphs are enabled: ``session`` or ``run``; nothing if empty.
+    """
 
     SessionOptions = ort.SessionOptions
 
@@ -87,7 +92,7 @@ class InferenceSession:
             assert self.records
             if self.refuse == "run":
                 raise RuntimeError("cannot be captured")
-            assert self.recorded.setdefault(number, bound) == bound, "memory of a recorded run has moved"
+            assert self.recorded.setdefault(number, bound) == bound, "memory of recorded work has moved"
         self.cuda.enqueue(self.stream, lambda: self._execute(*bound))
 
     def _execute(self, inputs: Bindings, outputs: Bindings) -> None:

@@ -1,8 +1,8 @@
-"""A stand-in for TensorRT that compiles ONNX graphs to nothing and runs them with ONNX Runtime, by TensorRT's rules.
+"""Stands in for TensorRT: it compiles nothing and runs ONNX graphs with ONNX Runtime, by TensorRT's rules.
 
-An "engine" is the graph, its profiles and its aliased pairs. A context runs only when every address is set, every
-shape lies in the chosen profile, activations have memory, and a cache's update has the address of the cache; it may
-be captured only after it has run, and must not change once it has been captured.
+An "engine" is the graph, its profiles and its aliased pairs. A context runs only if every address is set, every shape
+is inside of the chosen profile, activations have memory, and a cache's update has the address of the cache. It may be
+captured only after it has run, and must not change once it has been captured.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class DynamicShapesKernelSpecializationStrategy(Enum):
 
 
 class IRuntimeCache:
-    """Kernels; here their number."""
+    """Holds kernels; here only their number matters."""
 
     def __init__(self) -> None:
         self.kernels = b""
@@ -137,14 +137,14 @@ class IProgressMonitor:
 
 
 class Tensor:
-    """A tensor of a network."""
+    """Describes a tensor of a network."""
 
     def __init__(self, name: str, dtype: DataType | None) -> None:
         self.name, self.dtype = name, dtype
 
 
 class IAttentionInputLayer:
-    """A layer; nodes other than attention keep the class, as nothing here asks for it."""
+    """Describes a layer; layers other than attention have this class too, since nothing here asks for another."""
 
     class Attention:
         decomposable = False
@@ -277,7 +277,7 @@ class Builder:
 
 
 class ICudaEngine:
-    """A graph with profiles; runs on a `FakeCuda`."""
+    """Holds a graph with its profiles, which runs on a `FakeCuda`."""
 
     def __init__(self, plan: bytes, cuda: FakeCuda, log: Any) -> None:
         lines = io.BytesIO(plan[len(_MAGIC) :])
@@ -376,7 +376,7 @@ class IExecutionContext:
         return [name for name in self.engine.tensors if self.engine.is_input(name) and name not in self._shapes]
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-        """Shape of an output: its symbols have the values that the inputs gave them."""
+        """Return the shape of a tensor; the symbols of an output have the values that they have in the inputs."""
         return self._shapes[name] if name in self._shapes else self._resolved(name)
 
     def _resolved(self, name: str) -> tuple[int, ...]:
@@ -442,7 +442,7 @@ def _execute(engine: ICudaEngine, addresses: dict[str, int], shapes: dict[str, t
 
 
 def _without_bf16(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A graph that the CPU runs: bf16 values become fp32 ones that are rounded as bf16."""
+    """Return a graph that the CPU can run: bf16 values become fp32 values that are rounded to bf16."""
     kinds = {value.type.tensor_type.elem_type for value in model.graph.input}
     if TensorProto.BFLOAT16 not in kinds:
         return model
@@ -462,7 +462,7 @@ def _numpy(kind: DataType) -> np.dtype[Any]:
 
 
 class FakeTensorRt:
-    """The module, bound to a `FakeCuda`: what ``import tensorrt_rtx`` gives."""
+    """Implements what fastblt uses of the module ``tensorrt_rtx``; engines run on a `FakeCuda`."""
 
     __version__ = "1.7.1.116"
     float32, float16 = DataType.float32, DataType.float16

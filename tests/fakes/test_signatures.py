@@ -1,4 +1,4 @@
-"""The stand-ins have nothing that the real modules lack, and take the same arguments."""
+"""The stand-ins contain nothing that the real modules lack, and take the same arguments."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ class Call:
         pool_slot: int = 0,
     ) -> None:
         padding = padded(rows)
-        slot = graph.caches.place(first_visible(position, graph.window), position, padding)
+        slot = graph.caches.make_room(first_visible(position, graph.window), position, padding)
         self.arrays = graph.begin(padding, slot + padding, patches=patches, latents=latents)
         """Inputs that the host writes, by tensor."""
         controls, base = _controls(self.arrays), position - slot

@@ -72,7 +72,7 @@ class EncoderCalls:
     def _encode(self, position: int, ids: Ids, starts: Ids, ends: Ids, visible_from: int | Ids | None) -> None:
         """Encode rows and pool the patches that end among them."""
         rows, count = len(ids) - self._history, len(starts)
-        pool_slot = self._place_in_pool(min(self._open_from, position), position, padded(rows))
+        pool_slot = self._make_room_in_pool(min(self._open_from, position), position, padded(rows))
         call = Call(
             self._graph,
             position,
@@ -92,9 +92,10 @@ class EncoderCalls:
         if self._states is not None:
             self._states.copy_from(self._graph, position, rows)
 
-    def _place_in_pool(self, origin: int, position: int, rows: int) -> int:
+    def _make_room_in_pool(self, origin: int, position: int, rows: int) -> int:
+        """Return the pool's slot for a row at ``position`` of a patch that begins at ``origin``."""
         try:
-            return self.pool.place(origin, position, rows)
+            return self.pool.make_room(origin, position, rows)
         except CapacityError as error:
             raise CapacityError(
                 f"patch: found one that has {position - origin} bytes and is still open, expected at most "

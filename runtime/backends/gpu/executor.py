@@ -1,4 +1,4 @@
-"""What runs a graph on memory that is bound to it: an engine of TensorRT, or a session of ONNX Runtime."""
+"""Defines what runs a graph on memory that is bound to it: an engine of TensorRT, or a session of ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -9,37 +9,40 @@ from fastblt.runtime.bundle.manifest import GraphSpec
 
 
 class Bound(NamedTuple):
-    """A tensor's memory in one shape class."""
+    """Holds a tensor's shape in one shape class, and the device address of its memory."""
 
     shape: tuple[int, ...]
     address: int
 
 
 class Launch(Protocol):
-    """A graph with memory bound to all of its tensors."""
+    """Runs a graph that has memory bound to all of its tensors."""
 
     def run(self) -> None:
-        """Queue one run on the stream; nothing waits."""
+        """Queue the graph on the stream once, without waiting."""
         ...
 
 
 class Executor(Protocol):
-    """One loaded graph."""
+    """Holds one loaded graph."""
 
     spec: GraphSpec
     slots: int
-    """Slots of its caches."""
+    """Number of slots of each cache."""
     pool_slots: int
-    """Slots of its pool; 0 where it has none."""
+    """Number of slots of the pool; 0 where the graph has none."""
 
     def visible_slots(self, live: int) -> int:
-        """Slots to bind so that the first ``live`` ones can be seen: all of them where their number is fixed."""
+        """Return how many slots to bind so that rows can see the first ``live`` ones; all where the number is fixed."""
         ...
 
     def bind(self, tensors: Mapping[str, Bound]) -> Launch:
         """Bind memory to every input and output.
 
+        Args:
+            tensors: shape and device address of each, by name.
+
         Raises:
-            BundleError: one is missing, or the graph does not take its shape.
+            BundleError: a tensor is missing, or the graph does not accept its shape.
         """
         ...

@@ -1,7 +1,7 @@
-"""Kernels that TensorRT-RTX compiles on the user's machine, kept in a file from one start to the next.
+"""Keeps the kernels that TensorRT-RTX compiles on the user's machine in a file, from one start to the next.
 
-An engine of TensorRT-RTX holds code that is finished on the GPU that it runs on. That takes seconds for each shape the
-first time; TensorRT's own engines need none of it.
+The code in an engine of TensorRT-RTX is compiled to the end on the GPU that it runs on. The first time, that takes
+seconds for each shape; engines of TensorRT need none of it.
 """
 
 from __future__ import annotations
@@ -18,15 +18,21 @@ logger = logging.getLogger(__name__)
 
 
 def cache_file(version: str, sm: int, engine_sha256: str) -> Path:
-    """Where the kernels of an engine are kept."""
+    """Return the file that keeps the kernels of an engine.
+
+    Args:
+        version: of TensorRT-RTX.
+        sm: compute capability of the GPU, e.g. 89.
+        engine_sha256: of the engine's file.
+    """
     return cache_folder() / "tensorrt-rtx" / f"{version}-sm{sm}-{engine_sha256[:16]}.kernels"
 
 
 class KernelCache:
-    """The kernels of one engine.
+    """Holds the kernels of one engine.
 
     Args:
-        path: file; need not exist.
+        path: file that keeps them; it need not exist.
     """
 
     def __init__(self, path: Path) -> None:
@@ -35,15 +41,15 @@ class KernelCache:
         self._kept = 0
 
     def attach(self, config: Any) -> None:
-        """Use the cache in a runtime configuration of the engine; the file is read at the first one."""
+        """Use the cache in a runtime configuration of the engine; the first call reads the file."""
         if self._cache is None:
             self._cache = config.create_runtime_cache()
             if self._path.is_file() and not self._cache.deserialize(self._path.read_bytes()):
-                logger.info("%s: not taken, compiled anew", self._path)
+                logger.info("%s: refused by TensorRT-RTX, kernels will be compiled again", self._path)
         config.set_runtime_cache(self._cache)
 
     def keep(self) -> None:
-        """Write the file, if there are new kernels; a folder that cannot be written is not an error."""
+        """Write the file if there are new kernels; a folder that cannot be written to is not an error."""
         if self._cache is None:
             return
         data = bytes(self._cache.serialize())

@@ -1,4 +1,4 @@
-"""Loading a bundle onto a GPU: engines of TensorRT, or ONNX Runtime's CUDA sessions."""
+"""Loads a bundle onto a GPU: as engines of TensorRT, or as sessions of ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def load_tensorrt(bundle: Path, target: str, max_bytes: int) -> DeviceBackend:
     Raises:
         TensorRtError: the library is missing.
         CudaError: there is no usable GPU, or cuda-python is missing.
-        BundleError: there are no engines for this machine, or they are damaged.
+        BundleError: the bundle has no engines for this machine, or it is damaged, or they are.
     """
     library = load_library(target)
     cuda = Cuda(load_api())
@@ -45,7 +45,7 @@ def load_tensorrt(bundle: Path, target: str, max_bytes: int) -> DeviceBackend:
             raise BundleError(f"{folder.path}: found no engine of the {part}, expected one of every graph")
         path = check_engine(folder, engines[part])
         executors[part] = TensorRtExecutor(library, path, engines[part], spec, stream)
-    # One graph runs at a time: all of them use the same memory for what lies between their layers.
+    # One graph runs at a time, so all of them share the memory for activations.
     memory = DeviceMemory(cuda, max(executor.memory_bytes for executor in executors.values()))
     for executor in executors.values():
         executor.share_memory(memory)
@@ -59,10 +59,10 @@ def load_onnxruntime(
 
     Args:
         bundle: folder of the bundle.
-        provider: ``cuda``, or ``tensorrt``, which takes what TensorRT 10 can and leaves the rest to CUDA.
+        provider: ``cuda``, or ``tensorrt``, which runs what TensorRT 10 supports and leaves the rest to CUDA.
         max_bytes: longest prompt plus new bytes.
         options: session options; None: ours.
-        ort: the module ``onnxruntime``.
+        ort: the module ``onnxruntime``, or a stand-in.
 
     Raises:
         CudaError: there is no usable GPU, or cuda-python is missing.

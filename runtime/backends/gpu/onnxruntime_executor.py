@@ -1,7 +1,7 @@
-"""A graph as a session of ONNX Runtime on CUDA: its work goes to our stream, and is recorded as CUDA graphs.
+"""Runs a graph as a session of ONNX Runtime on CUDA: its work goes to our stream and is recorded as CUDA graphs.
 
-ONNX Runtime records a run under a number that the caller gives: one for each shape class here, whose memory never
-moves. Where a session cannot be recorded, it runs without.
+ONNX Runtime records the work of a call under a number that the caller chooses. Here each shape class, whose memory
+never moves, has a number of its own. A session that cannot be recorded runs without CUDA graphs.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from fastblt.runtime.bundle.manifest import BundleError, GraphSpec
 
 logger = logging.getLogger(__name__)
 
-#: Fewest slots of a cache that grows with the text; more are bound in powers of two.
+#: Fewest slots of a cache that are bound; more are bound in powers of two.
 _LEAST_SLOTS = 256
-#: Number that means: do not record this run.
+#: Number that tells ONNX Runtime not to record a call.
 _NO_GRAPH = "-1"
 
 
 class OnnxRuntimeExecutor:
-    """One session.
+    """Holds one session.
 
     Args:
-        ort: the module ``onnxruntime``.
-        path: the graph.
-        spec: what the manifest says of it.
+        ort: the module ``onnxruntime``, or a stand-in.
+        path: the graph's file.
+        spec: the graph's entry in the manifest.
         stream: carries the work.
-        slots: of its caches.
-        pool_slots: of its pool.
-        providers: execution providers with their options, best first, without what concerns streams and recording.
+        slots: of each cache.
+        pool_slots: of the pool; 0 where the graph has none.
+        providers: execution providers with their options, best first; options for streams and recording are added.
         options: session options.
 
     Raises:
@@ -59,15 +59,16 @@ class OnnxRuntimeExecutor:
         self._ort, self._stream, self._providers, self._options = ort, stream, providers, options
         self._numbers = itertools.count(1)
         self.version = 0
-        """Raised when the session is made anew: what was bound to the old one has to be bound again."""
+        """Number of times that the session was replaced; what was bound to an older one has to be bound again."""
         self.records = True
-        """Whether runs are recorded as CUDA graphs."""
+        """Whether calls are recorded as CUDA graphs."""
         try:
             self.session = self._open()
         except BundleError:
             self._stop_recording("the session cannot be made")
 
     def _open(self) -> Any:
+        """Make a session that records or not, as `records` is."""
         shared = {"device_id": "0", "user_compute_stream": str(self._stream.handle)}
         cuda = {"enable_cuda_graph": "1" if self.records else "0"}
         providers = [
@@ -81,24 +82,25 @@ class OnnxRuntimeExecutor:
         return session
 
     def _stop_recording(self, reason: object) -> None:
+        """Replace the session with one that does not record."""
         logger.warning("%s: not recorded as CUDA graphs: %s", self.path.name, reason)
         self.records = False
         self.session = self._open()
         self.version += 1
 
     def visible_slots(self, live: int) -> int:
-        """See `Executor.visible_slots`: attention costs what is bound, so no more than a power of two is."""
+        """Implement `Executor.visible_slots`: attention reads every slot that is bound, so a power of two is enough."""
         return min(self.slots, max(_LEAST_SLOTS, 1 << (live - 1).bit_length()))
 
     def bind(self, tensors: Mapping[str, Bound]) -> OnnxRuntimeLaunch:
-        """See `Executor.bind`."""
+        """Implement `Executor.bind`; shapes are checked by ONNX Runtime when the graph runs."""
         for tensor in (*self.spec.inputs, *self.spec.outputs):
             if tensor.name not in tensors:
                 raise BundleError(f"{self.path}: tensor {tensor.name}: nothing is bound to it")
         return OnnxRuntimeLaunch(self, dict(tensors), next(self._numbers))
 
     def binding(self, tensors: Mapping[str, Bound]) -> Any:
-        """An IO binding of the current session."""
+        """Return an IO binding of the current session with every tensor bound."""
         io = self.session.io_binding()
         for bind, specs in ((io.bind_input, self.spec.inputs), (io.bind_output, self.spec.outputs)):
             for tensor in specs:
@@ -107,13 +109,17 @@ class OnnxRuntimeExecutor:
         return io
 
     def run(self, binding: Any, number: int) -> None:
-        """Queue a run.
+        """Queue the graph. Where it cannot be recorded, replace the session; the caller then has to call again.
+
+        Args:
+            binding: from `binding`.
+            number: under which the work is recorded.
 
         Raises:
-            BundleError: ONNX Runtime fails, recorded or not.
+            BundleError: ONNX Runtime fails without recording too.
         """
         options = self._ort.RunOptions()
-        # Without these it would wait for the device before and after each run.
+        # Otherwise ONNX Runtime waits for the device before and after each call.
         options.add_run_config_entry("disable_synchronize_execution_providers", "1")
         options.add_run_config_entry("gpu_graph_id", str(number) if self.records else _NO_GRAPH)
         try:
@@ -125,7 +131,7 @@ class OnnxRuntimeExecutor:
 
 
 class OnnxRuntimeLaunch:
-    """A shape class of a session."""
+    """Runs one shape class of a session."""
 
     def __init__(self, executor: OnnxRuntimeExecutor, tensors: dict[str, Bound], number: int) -> None:
         self._executor, self._tensors, self._number = executor, tensors, number
@@ -133,11 +139,11 @@ class OnnxRuntimeLaunch:
         self._binding: Any = None
 
     def run(self) -> None:
-        """See `Launch.run`."""
+        """Implement `Launch.run`."""
         executor = self._executor
         self._run_once()
         if self._version != executor.version:
-            # Recording failed: the run is done again by the session that does not record.
+            # Recording failed: the session that does not record queues the work again.
             self._run_once()
 
     def _run_once(self) -> None:

@@ -1,7 +1,7 @@
-"""Memory of fixed size that follows a sequence: slot = position - base, and the base moves on from time to time.
+"""Holds the latest rows of a sequence in memory of fixed size: slot = position - base, and the base increases.
 
 An engine's caches have one size and one address. A stack with a window never looks further back than that window, so
-its cache need not hold the whole sequence: when the end is reached, what is still needed is copied to the front.
+its cache need not hold the whole sequence: when its end is reached, what is still needed is copied to the front.
 """
 
 from __future__ import annotations
@@ -10,26 +10,34 @@ from fastblt.models.config import BltConfig, StackConfig
 from fastblt.runtime.backends.gpu.cuda import DeviceMemory, Stream
 from fastblt.runtime.backends.protocol import DRAFT_SLACK, WHOLE_PATCH_LIMIT, CapacityError
 
-#: Caches and pools have a multiple of this many slots; engines that are compiled already do.
+#: Caches and pools have a multiple of this many slots. Engines are compiled for such sizes: do not change it.
 SLOT_STEP = 64
-#: Rows of one call, at most; longer runs are cut. More is padding: classes are powers of two.
+#: Most rows of one call; longer ranges are cut. Shape classes are powers of two, so larger ones would pad more.
 CALL_ROWS = 64
-#: Positions before those that a call needs that are kept as well: a rewind of so many is exact.
+#: Positions that are kept in addition to those that a call sees, so that a rewind by that many can be continued.
 REWIND = DRAFT_SLACK + WHOLE_PATCH_LIMIT
 #: Longest open patch where the model sets no limit, unless the engines are compiled for another.
 DEFAULT_PATCH_BYTES = 512
 
 
 class RewindError(ValueError):
-    """Positions are needed again that a cache holds no longer."""
+    """Reports that positions are needed again that a cache no longer holds."""
 
 
 def _whole_steps(slots: int) -> int:
+    """Return ``slots`` rounded up to a multiple of `SLOT_STEP`."""
     return -(-slots // SLOT_STEP) * SLOT_STEP
 
 
 def cache_slots(stack: StackConfig, max_bytes: int) -> int:
-    """Slots of each cache of a stack: all positions, or, for a window, what one call may see and a rewind may need."""
+    """Return the slots of each cache of a stack.
+
+    That is one for every position, or, with a window, as many as one call may see and a rewind may need.
+
+    Args:
+        stack: geometry of the transformer stack.
+        max_bytes: longest prompt plus new bytes.
+    """
     everything = _whole_steps(max_bytes + 1 + DRAFT_SLACK + CALL_ROWS)
     if stack.window is None:
         return everything
@@ -37,26 +45,26 @@ def cache_slots(stack: StackConfig, max_bytes: int) -> int:
 
 
 def longest_patch(config: BltConfig, max_patch_bytes: int | None = None) -> int:
-    """Longest patch that the pool is made for: the model's own limit, else ``max_patch_bytes`` or 512."""
+    """Return the longest patch that the pool has room for: the model's own limit, else ``max_patch_bytes`` or 512."""
     return config.patching.max_patch_length or max_patch_bytes or DEFAULT_PATCH_BYTES
 
 
 def pool_slots(config: BltConfig, max_bytes: int, max_patch_bytes: int | None = None) -> int:
-    """Slots of the encoder's pool: the open patch, a draft after it, and the rows of one call."""
+    """Return the slots of the encoder's pool: for the open patch, a draft after it, and the rows of one call."""
     everything = _whole_steps(max_bytes + 1 + DRAFT_SLACK + CALL_ROWS)
     return min(everything, _whole_steps(longest_patch(config, max_patch_bytes) + DRAFT_SLACK + CALL_ROWS))
 
 
 class SlidingBuffer:
-    """``lanes`` equal buffers of ``slots`` rows, one after the other; they slide together.
+    """Holds ``lanes`` equal buffers of ``slots`` rows, one after the other, which slide together.
 
     Args:
         stream: carries the copies.
-        lanes: buffers, e.g. keys and values of every layer.
-        slots: rows of each.
+        lanes: number of buffers, e.g. one for the keys and one for the values of every layer.
+        slots: rows of each buffer.
         row_bytes: size of a row.
-        keep: rows before the first needed one that are kept where there is room.
-        slides: whether it may have to; if so, there is memory to slide by way of.
+        keep: number of rows before the first needed one that are kept where there is room.
+        slides: whether the buffers may have to slide; if so, as much memory again is allocated to copy through.
     """
 
     def __init__(self, stream: Stream, lanes: int, slots: int, row_bytes: int, keep: int, *, slides: bool) -> None:
@@ -72,22 +80,27 @@ class SlidingBuffer:
 
     @property
     def lane_bytes(self) -> int:
-        """Size of one buffer."""
+        """Return the size of one buffer, in bytes."""
         return self.slots * self.row_bytes
 
     def address(self, lane: int, slot: int = 0) -> int:
-        """Of a slot."""
+        """Return the device address of a slot."""
         return self._memory.address + lane * self.lane_bytes + slot * self.row_bytes
 
-    def place(self, needed: int, position: int, rows: int) -> int:
-        """Make room for rows at ``position`` that look back to the position ``needed``; the slot of the first one.
+    def make_room(self, needed: int, position: int, rows: int) -> int:
+        """Make room for rows and return the slot of the first one.
+
+        Args:
+            needed: first position that the rows look back to.
+            position: of the first row.
+            rows: number of rows, padding included.
 
         Raises:
-            RewindError: positions from ``needed`` on have been given up.
-            CapacityError: they do not fit.
+            RewindError: the buffers no longer hold the position ``needed``.
+            CapacityError: the rows and what they look back to do not fit.
         """
         if needed >= position and not self.base <= needed <= self.base + self.slots:
-            # Nothing that is there already is needed: the rows may stand anywhere.
+            # Nothing that the buffers hold is needed: the rows may go anywhere.
             self.base = needed
         if needed < self.base:
             raise RewindError(f"cache: found a rewind to position {needed}, expected at least {self.base}")
@@ -96,6 +109,7 @@ class SlidingBuffer:
         return position - self.base
 
     def _slide(self, needed: int, position: int, rows: int) -> None:
+        """Move the base so that the rows fit, and the rows that are kept with it."""
         if position + rows - needed > self.slots:
             raise CapacityError(f"cache: found {position + rows - needed} rows to hold, expected at most {self.slots}")
         base = max(self.base, min(needed, max(needed - self._keep, position + rows - self.slots)))
@@ -105,7 +119,7 @@ class SlidingBuffer:
         self.base = base
 
     def _move(self, moved: int, count: int) -> None:
-        """Copy ``count`` rows from slot ``moved`` to slot 0, by way of other memory: the two may overlap."""
+        """Copy ``count`` rows of every lane from slot ``moved`` to slot 0, through other memory: they may overlap."""
         assert self._scratch is not None, "a buffer for all positions does not slide"
         width, lane = count * self.row_bytes, self.lane_bytes
         self._stream.copy_rows(self._scratch.address, width, self.address(0, moved), lane, width, self.lanes)

@@ -1,4 +1,4 @@
-"""What each tensor of a graph is to the runtime: one table, by role. A tensor that it does not list is an error."""
+"""Lists where each tensor of a graph lives, by the tensor's role. A role that is not listed is an error."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from fastblt.runtime.bundle.manifest import BundleError, GraphSpec, TensorSpec
 
 
 class Binding(Enum):
-    """Where a tensor lives."""
+    """Names where a tensor lives."""
 
     UPLOAD = "written by the host before each call"
     DOWNLOAD = "read by the host after a call"
-    CACHE = "keys or values, or the encoder's pool: they stay; updates have the address of what they update"
+    CACHE = "keys, values or the encoder's pool, which stay; an update has the address of what it updates"
     APPENDED = "new rows of a cache, copied into it after the call"
-    LINK = "passed from graph to graph, copied from and to where all of them are kept"
-    UNREAD = "memory of its own that nobody reads"
+    LINK = "passed from graph to graph, copied to and from where all rows are kept"
+    UNREAD = "written to memory that nobody reads"
 
 
-#: Every role that a bundle's manifest can give.
+#: Where the tensors of each role live; these are all roles of a bundle's manifest.
 BINDINGS = {
     "ids": Binding.UPLOAD,
     "ids_with_history": Binding.UPLOAD,
@@ -58,30 +58,31 @@ BINDINGS = {
 
 
 def binding_of(spec: TensorSpec, graph: GraphSpec) -> Binding:
-    """Where a tensor lives.
+    """Return where a tensor lives.
 
     Raises:
-        BundleError: its role is unknown, so nothing would be bound to it.
+        BundleError: its role is unknown, so nothing could be bound to it.
     """
-    place = BINDINGS.get(spec.role)
-    if place is None:
-        raise BundleError(f"{graph.file}: tensor {spec.name}: found role {spec.role!r}, expected one that is known")
-    return place
+    binding = BINDINGS.get(spec.role)
+    if binding is None:
+        known = ", ".join(BINDINGS)
+        raise BundleError(f"{graph.file}: tensor {spec.name}: found role {spec.role!r}, expected one of {known}")
+    return binding
 
 
-def tensors_bound_as(graph: GraphSpec, *places: Binding) -> list[TensorSpec]:
-    """A graph's tensors that live in one of these places, inputs first."""
-    return [spec for spec in (*graph.inputs, *graph.outputs) if binding_of(spec, graph) in places]
+def tensors_bound_as(graph: GraphSpec, *bindings: Binding) -> list[TensorSpec]:
+    """Return a graph's tensors that have one of these bindings, inputs first."""
+    return [spec for spec in (*graph.inputs, *graph.outputs) if binding_of(spec, graph) in bindings]
 
 
 def shape_of(spec: TensorSpec, sizes: Mapping[str, int]) -> tuple[int, ...]:
-    """Shape, with numbers for the names of sizes."""
+    """Return a tensor's shape, with numbers in place of the names of sizes."""
     return tuple(size if isinstance(size, int) else sizes[size] for size in spec.shape)
 
 
 @dataclass(frozen=True)
 class Field:
-    """One tensor in a block."""
+    """Describes one tensor in a block."""
 
     offset: int
     shape: tuple[int, ...]
@@ -89,12 +90,21 @@ class Field:
 
     @property
     def bytes(self) -> int:
-        """Size."""
+        """Return the size of the tensor, in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
 class Block:
-    """Several small tensors that cross the bus in one copy: where each lies, for one choice of sizes."""
+    """Lays out several small tensors that cross the bus in one copy.
+
+    Args:
+        specs: the tensors.
+        sizes: numbers for the names of sizes in their shapes.
+
+    Attributes:
+        fields: offset, shape and type of each tensor, by name.
+        bytes: size of the block.
+    """
 
     def __init__(self, specs: Iterable[TensorSpec], sizes: Mapping[str, int]) -> None:
         self.fields: dict[str, Field] = {}
@@ -105,7 +115,7 @@ class Block:
             self.bytes += aligned(field.bytes)
 
     def views(self, memory: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
-        """The tensors in host memory, by name."""
+        """Return the tensors as views of a block in host memory, uint8 [bytes], by name."""
         return {
             name: memory[field.offset : field.offset + field.bytes].view(field.dtype).reshape(field.shape)
             for name, field in self.fields.items()
@@ -113,5 +123,5 @@ class Block:
 
 
 def size_names(specs: Sequence[TensorSpec]) -> set[str]:
-    """Names of the sizes that calls choose."""
+    """Return the names of the sizes that calls choose."""
     return {size for spec in specs for size in spec.shape if isinstance(size, str)}

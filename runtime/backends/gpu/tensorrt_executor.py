@@ -1,7 +1,7 @@
-"""A graph as an engine of TensorRT or TensorRT-RTX: contexts, addresses, CUDA graphs.
+"""Runs a graph as an engine of TensorRT or TensorRT-RTX: execution contexts, addresses, CUDA graphs.
 
-A context may not change once a run of it has been captured, so each shape class has a context of its own; they share
-one piece of device memory for activations, because on one stream they never run at the same time.
+A context must not change once its work has been captured, so each shape class has a context of its own. All contexts
+share one buffer for activations, because on one stream they never run at the same time.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from fastblt.runtime.bundle.engines import EngineSpec
 from fastblt.runtime.bundle.manifest import BundleError, GraphSpec
 from fastblt.runtime.bundle.tensorrt_library import TensorRtLibrary
 
-#: Bytes that are read of an engine's file at a time.
+#: Most bytes of an engine's file that are read at a time.
 _CHUNK = 64 * 2**20
 
 
 class TensorRtExecutor:
-    """One engine.
+    """Holds one engine.
 
     Args:
         library: TensorRT or TensorRT-RTX.
         path: the engine's file.
-        engine: what the engines' manifest says of it.
-        spec: what the bundle's manifest says of the graph.
+        engine: the engine's entry in the manifest of the engines.
+        spec: the graph's entry in the bundle's manifest.
         stream: carries the work.
 
     Raises:
-        BundleError: the library does not take the engine, or the engine is not what the manifests say.
+        BundleError: the library refuses the engine, or the engine is not what the manifests describe.
     """
 
     def __init__(
@@ -46,13 +46,14 @@ class TensorRtExecutor:
         self.kernels = KernelCache(cache_file(library.version, stream.cuda.sm, engine.sha256))
         self._log = library.new_log()
         self._runtime = library.module.Runtime(self._log)
-        self._engine = self._deserialise()
+        self._engine = self._deserialize()
         self._check()
         self.memory_bytes = int(self._engine.device_memory_size_v2)
-        """Device memory for activations that a context needs."""
+        """Device memory that a context needs for activations."""
         self._memory: DeviceMemory | None = None
 
-    def _deserialise(self) -> Any:
+    def _deserialize(self) -> Any:
+        """Load the engine from its file."""
         try:
             if hasattr(self._trt, "IStreamReaderV2"):
                 reader = _file_reader(self._trt, self.path)
@@ -90,15 +91,15 @@ class TensorRtExecutor:
                 )
 
     def share_memory(self, memory: DeviceMemory) -> None:
-        """Give the memory for activations, at least ``memory_bytes``; every context uses it."""
+        """Set the memory for the activations of every context, at least ``memory_bytes``."""
         self._memory = memory
 
     def visible_slots(self, live: int) -> int:
-        """See `Executor.visible_slots`: an engine's caches have one size."""
+        """Implement `Executor.visible_slots`: an engine's caches have one size."""
         return self.slots
 
     def bind(self, tensors: Mapping[str, Bound]) -> TensorRtLaunch:
-        """See `Executor.bind`."""
+        """Implement `Executor.bind` with a context of its own."""
         context = self._new_context()
         if context is None:
             raise BundleError(f"{self.path}: no context can be made ({self._log.text()})")
@@ -119,9 +120,10 @@ class TensorRtExecutor:
         return TensorRtLaunch(self, context, self._stream)
 
     def _new_context(self) -> Any:
-        """A context that takes its memory from us; with TensorRT-RTX, one that compiles kernels for its shapes at once.
+        """Return a context that uses our memory; with TensorRT-RTX, it compiles kernels for its shapes immediately.
 
-        It would otherwise do so in the background, and a CUDA graph would go on with those that it had at first.
+        Otherwise it would compile them in the background, and a CUDA graph would keep the generic kernels of its
+        capture.
         """
         trt = self._trt
         strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
@@ -134,6 +136,7 @@ class TensorRtExecutor:
         return self._engine.create_execution_context(config)
 
     def _check_bound(self, context: Any, tensors: Mapping[str, Bound]) -> None:
+        """Compare the shapes of a context with those of the tensors that are bound to it."""
         for tensor in (*self.spec.inputs, *self.spec.outputs):
             if tensor.name not in tensors:
                 raise BundleError(f"{self.path}: tensor {tensor.name}: nothing is bound to it")
@@ -146,17 +149,17 @@ class TensorRtExecutor:
                 raise BundleError(f"{self.path}: output {tensor.name}: found shape {found}, expected {expected}")
 
     def execute(self, context: Any) -> None:
-        """Queue one run.
+        """Queue a context once.
 
         Raises:
-            BundleError: TensorRT refuses; the message is its own.
+            BundleError: TensorRT refuses; the error contains its own message.
         """
         if not context.execute_async_v3(self._stream.handle):
             raise BundleError(f"{self.path}: cannot be run ({self._log.text()})")
 
 
 class TensorRtLaunch:
-    """A context with everything bound: run as it is the first time, then as a CUDA graph where that works."""
+    """Runs a context with everything bound: directly the first time, then as a CUDA graph where it can be captured."""
 
     def __init__(self, executor: TensorRtExecutor, context: Any, stream: Stream) -> None:
         self._executor, self._context, self._stream = executor, context, stream
@@ -165,7 +168,7 @@ class TensorRtLaunch:
         self._capturable = True
 
     def run(self) -> None:
-        """See `Launch.run`."""
+        """Implement `Launch.run`."""
         if self._graph is None and self._warm and self._capturable:
             self._capture()
         if self._graph is not None:
@@ -177,6 +180,7 @@ class TensorRtLaunch:
             self._warm = True
 
     def _capture(self) -> None:
+        """Capture the context's work as a CUDA graph, or note that this cannot be done."""
         context = self._context
         if hasattr(context, "is_stream_capturable") and not context.is_stream_capturable(self._stream.handle):
             self._capturable = False
@@ -186,7 +190,7 @@ class TensorRtLaunch:
 
 
 def _file_reader(trt: Any, path: Path) -> Any:
-    """A reader of a file for TensorRT, which then holds no second copy of the engine."""
+    """Return a reader of an engine's file for TensorRT, so that no second copy of the engine is in memory."""
 
     class Reader(trt.IStreamReaderV2):  # type: ignore[misc]
         def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""The arithmetic of memory against what a loaded backend has really allocated."""
+"""The computed memory equals what a loaded backend has really allocated."""
 
 from __future__ import annotations
 

@@ -109,7 +109,7 @@ def test_recorded_work_runs_when_launched_and_not_before() -> None:
 
 
 @pytest.mark.parametrize("forbidden", ["synchronize", "allocate", "raise"])
-def test_capture_ends_and_gives_nothing_when_it_cannot_be_recorded(forbidden: str) -> None:
+def test_capture_ends_and_returns_nothing_when_it_cannot_be_recorded(forbidden: str) -> None:
     stream = Stream(Cuda(FakeCuda()))
 
     def work() -> None:

@@ -1,6 +1,6 @@
-"""The backend on a GPU that is not there: `fakes.cuda`, `fakes.tensorrt` and `fakes.onnxruntime_cuda` keep the rules.
+"""The GPU backend without a GPU: `fakes.cuda`, `fakes.tensorrt` and `fakes.onnxruntime_cuda` enforce the real rules.
 
-The session's own tests (tests/runtime/test_session.py and others) run over it as well.
+The session's own tests (tests/runtime/sequence/test_session.py and others) run over it as well.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ BYTES = 64
 
 @pytest.fixture(scope="module")
 def shipped(compiled: Callable[..., Path], shipped_checkpoint: Path) -> dict[str, Path]:
-    """The shipped checkpoint in every form that engines are made of."""
+    """Compile the shipped checkpoint in every form that engines are made of."""
     forms = {
         "fp32": {},
         "fp16": {"dtype": "fp16"},
@@ -58,7 +58,7 @@ def shipped(compiled: Callable[..., Path], shipped_checkpoint: Path) -> dict[str
 
 
 def reference_of(bundle: Path, bf16_twin: Path) -> BltRuntime:
-    """The bundle on the CPU."""
+    """Load a bundle on the CPU."""
     on_cpu = bf16_twin if load_manifest(bundle).dtype == "bf16" else bundle
     return BltRuntime(OnnxRuntimeBackend.load(on_cpu, 1000, 1))
 
@@ -93,7 +93,7 @@ def test_text_is_the_same_whenever_queued_work_is_done(
     assert (cuda.launches == 0) == forbid_capture
 
 
-def test_graphs_run_without_capture_and_say_so_when_it_fails(
+def test_graphs_run_without_capture_and_warn_when_it_fails(
     shipped: dict[str, Path], make_gpu: Callable[..., FakeCuda], caplog: pytest.LogCaptureFixture
 ) -> None:
     make_gpu(forbid_capture=True)
@@ -153,7 +153,7 @@ def test_host_waits_for_the_draft_and_for_its_verification_when_self_speculating
     assert gpu.waits - before <= 3 * result.stats.rounds + 2
 
 
-def test_nothing_is_allocated_and_no_class_bound_when_text_goes_on(shipped: dict[str, Path], gpu: FakeCuda) -> None:
+def test_nothing_is_allocated_and_no_class_bound_when_text_continues(shipped: dict[str, Path], gpu: FakeCuda) -> None:
     backend = loading.load_tensorrt(shipped["fp32"], "tensorrt-rtx", 1000)
     runtime = BltRuntime(backend)
     for _ in range(2):  # a class is captured when it occurs for the second time
@@ -187,7 +187,7 @@ def test_rows_equal_the_cpus_when_prompts_are_cut(shipped: dict[str, Path], gpu:
     assert rows[0].best.tolist() == rows[1].best.tolist()
 
 
-def test_far_rewind_starts_over_and_gives_the_same_rows(shipped: dict[str, Path], gpu: FakeCuda) -> None:
+def test_far_rewind_starts_over_and_returns_the_same_rows(shipped: dict[str, Path], gpu: FakeCuda) -> None:
     backend = device_backend(shipped["fp32"], 1000)
     text = np.random.default_rng(0).bytes(900)
     session = Session(backend)
@@ -216,7 +216,7 @@ def test_open_patch_that_is_too_long_is_one_error_with_the_remedy(
 
 @pytest.mark.parametrize("count", [1, 2, 3, CALL_ROWS])
 def test_padding_is_not_seen_when_rows_are_no_power_of_two(shipped: dict[str, Path], gpu: FakeCuda, count: int) -> None:
-    """Rows behind a call's own leave nothing in the caches that later rows could see."""
+    """Rows that pad a call leave nothing in the caches that later rows could see."""
     backend = device_backend(shipped["fp32"], 1000)
     session = Session(backend)
     session.append(encode(TEXT[:100], bos=False))

@@ -1,4 +1,4 @@
-"""What only a real GPU can show: `fastblt verify` on every backend that loads there. Run with ``pytest -m gpu``."""
+"""`fastblt verify` passes on a real GPU, with every backend that loads there. Run with ``pytest -m gpu``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.gpu
 
 
 def missing(backend: str, provider: str) -> str | None:
-    """Why a backend cannot run on this machine; None where it can."""
+    """Return why a backend cannot run on this machine; None where it can."""
     try:
         Cuda(load_api())
         if backend != "onnxruntime":

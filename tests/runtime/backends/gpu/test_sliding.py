@@ -16,7 +16,7 @@ SLOTS, KEEP, LANES, WIDTH = 64, 16, 3, 8
 
 
 class Model:
-    """A buffer of int64 rows, and what every position of the sequence holds."""
+    """Holds a buffer of int64 rows, and what every position of the sequence should contain."""
 
     def __init__(self) -> None:
         self.cuda = FakeCuda()
@@ -29,8 +29,8 @@ class Model:
         return ctypes.c_int64.from_address(self.buffer.address(lane, position - self.buffer.base))
 
     def write(self, needed: int, position: int, rows: int) -> None:
-        """A call: place, look at what is needed, write the rows."""
-        slot = self.buffer.place(needed, position, rows)
+        """Make room as a call does, look at what is needed, and write the rows."""
+        slot = self.buffer.make_room(needed, position, rows)
         self.stream.synchronize()
         assert slot == position - self.buffer.base
         assert 0 <= slot <= SLOTS - rows
@@ -62,7 +62,7 @@ def test_rewind_further_than_what_is_kept_is_an_error() -> None:
         model.write(max(0, position - 8), position, 16)
     assert model.buffer.base > 100
     with pytest.raises(RewindError, match=r"rewind to position 50, expected at least \d+"):
-        model.buffer.place(50, 60, 4)
+        model.buffer.make_room(50, 60, 4)
 
 
 def test_sequence_may_begin_again() -> None:
@@ -78,14 +78,14 @@ def test_more_rows_than_there_are_slots_are_an_error() -> None:
     model = Model()
     model.write(0, 0, 40)
     with pytest.raises(CapacityError, match=r"found 70 rows to hold, expected at most 64"):
-        model.buffer.place(0, 40, 30)
+        model.buffer.make_room(0, 40, 30)
 
 
 def test_nothing_moves_while_there_is_room() -> None:
     model = Model()
     model.write(0, 0, 32)
     queued = len(model.cuda.streams[model.stream.handle].queue)
-    model.buffer.place(20, 32, 32)
+    model.buffer.make_room(20, 32, 32)
     assert (model.buffer.base, len(model.cuda.streams[model.stream.handle].queue)) == (0, queued)
 
 
