@@ -97,7 +97,7 @@ class ScriptedBackend:
         assert longest is None or row + 1 - end < longest, "a latent that is not the newest"
 
     def _check_block(self, position: int, ids: Ids, latents: list[int], clean: int, drafting: bool) -> None:
-        """A block stands after the last token, reads one latent, and its decided bytes stay.
+        """Check that a block comes after the last token, reads one latent, and keeps its decided bytes.
 
         Args:
             position: of the first row.
@@ -124,7 +124,7 @@ class ScriptedBackend:
         self.block = (position + clean, content, latent)
 
     def _block_rows(self, position: int, count: int) -> DecoderRows:
-        """The script, but for what is misdrafted; some of its bytes are surer than others."""
+        """Return rows for the script, except for what is misdrafted; some bytes are more likely than others."""
         at = np.arange(position, position + count)
         rows = self._rows([self._drafted(p) for p in at.tolist()])
         return rows._replace(

@@ -1,8 +1,8 @@
-"""A model of three tokens whose rows are looked up, and exact probabilities of all that can be sampled from a model.
+"""Provides a model of three tokens whose rows are looked up, and the exact probabilities of what a model can sample.
 
-The rows of `TableBackend` are looked up by all that a row may read (clean tokens, latents, the block), so that stale
-latents and half-decided blocks give other distributions than the model's own. The probability of every continuation is
-enumerated without session or sampler.
+The rows of `TableBackend` are looked up by everything that a row may read (clean tokens, latents, the block), so that
+stale latents and half-decided blocks lead to other distributions than the model's own. The probability of every
+continuation is enumerated without session or sampler.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ Distributions = dict[Text, float]
 
 
 def logits_of(*key: object) -> Floats:
-    """Random logits float32 [WORDS], a function of the key."""
+    """Return random logits float32 [WORDS] that depend on the key alone."""
     random = np.random.default_rng(zlib.crc32(repr(key).encode()))
     return random.normal(size=WORDS).astype(np.float32)
 
 
 def closes(prefix: Text) -> bool:
-    """Whether the last token of a prefix closes its patch."""
+    """Return whether the last token of a prefix closes its patch."""
     return zlib.crc32(bytes(prefix)) % 5 < 2
 
 
 class TableBackend:
-    """A model whose rows are a function of exactly what a row of a BLT-D decoder may read."""
+    """Runs a model whose rows depend on exactly what a row of a BLT-D decoder may read."""
 
     name = "table"
     device = "cpu"
@@ -91,10 +91,10 @@ class TableBackend:
         return self._known[keys]
 
     def _logits(self, *key: Any) -> Floats:
-        """Of a clean row, or a block's: its bytes are decided from the right, and often repeat the one to the right.
+        """Return the logits of a clean row, or of a row of a block.
 
-        That is as far from autoregression as can be: a byte that was drawn before its predecessor says what that
-        one will be.
+        A block is decided from the right, and its bytes often repeat the one to their right. That is as far from
+        autoregression as can be: a byte that was drawn before its predecessor determines what that one will be.
         """
         logits = CONTRAST * logits_of(key)
         if isinstance(key[-1], int):
@@ -134,7 +134,7 @@ def naive_distribution(
     min_p: float = 0.0,
     bias: Sequence[float] = (),
 ) -> list[float]:
-    """Bias, softmax, then the most likely tokens that top-k, top-p and min-p keep, one after the other; normalized."""
+    """Return the probabilities after bias, softmax, top-k, top-p and min-p, applied one after the other; normalized."""
     wide = torch.tensor(logits, dtype=torch.float64) + (torch.tensor(bias, dtype=torch.float64) if len(bias) else 0.0)
     p = wide.div(temperature).softmax(0).tolist()
     ranked = sorted(range(len(p)), key=lambda t: -p[t])[: top_k or None]
@@ -150,7 +150,7 @@ def naive_distribution(
 
 
 def table_logits(prefix: Text, longest: int) -> Floats:
-    """The model's row after a prefix: each position's token, and the latent that is closed there."""
+    """Return the model's row after a prefix, looked up by each position's token and the latent that is closed there."""
     cells, latent, start = [], (), 0
     for position, token in enumerate(prefix):
         if closes(prefix[: position + 1]) or position == 0 or position - start + 1 == longest:
@@ -162,7 +162,14 @@ def table_logits(prefix: Text, longest: int) -> Floats:
 def enumerate_texts(
     row: Callable[[Text], Floats], prompt: Text, length: int, distribution: Callable[[Floats], list[float]]
 ) -> Distributions:
-    """Probability of every continuation of ``length`` tokens that has one, where rows are sampled in this way."""
+    """Return the probability of every possible continuation of ``length`` tokens.
+
+    Args:
+        row: returns the logits after a prefix.
+        prompt: tokens before the continuation.
+        length: number of tokens of a continuation.
+        distribution: turns logits into the probabilities that are sampled from.
+    """
     known: Distributions = {(): 1.0}
     for _ in range(length):
         known = {
@@ -176,10 +183,10 @@ def enumerate_texts(
 
 
 def surprise(seen: Counter[Text], expected: Distributions) -> float:
-    """P-value of Pearson's chi-squared; continuations that are expected fewer than five times are one cell."""
+    """Return the p-value of Pearson's chi-squared test; continuations expected fewer than five times are one cell."""
     total = seen.total()
     if not set(seen) <= set(expected):
-        return 0.0  # a continuation that the model never gives
+        return 0.0  # a continuation that the model cannot produce
     cells, rare_seen, rare_expected = [], 0.0, 0.0
     for text, p in expected.items():
         if total * p < 5:
@@ -188,14 +195,14 @@ def surprise(seen: Counter[Text], expected: Distributions) -> float:
             cells.append((float(seen[text]), total * p))
     if rare_expected:
         cells.append((rare_seen, rare_expected))
-    assert len(cells) > 10, "too few cells to tell anything"
+    assert len(cells) > 10, "too few cells for a test"
     statistic = sum((found - wanted) ** 2 / wanted for found, wanted in cells)
     degrees = torch.tensor((len(cells) - 1) / 2, dtype=torch.float64)
     return float(torch.special.gammaincc(degrees, torch.tensor(statistic / 2, dtype=torch.float64)))
 
 
 class Sampling:
-    """Continuations of a prompt, and how the drafts fared."""
+    """Counts sampled continuations of a prompt, and how many drafted bytes were accepted."""
 
     def __init__(self, sampler: Sampler) -> None:
         self.sampler = sampler

@@ -1,4 +1,4 @@
-"""The backends ``tensorrt`` and ``tensorrt-rtx``: engines that ``fastblt compile`` built from a bundle's graphs.
+"""Registers the backends ``tensorrt`` and ``tensorrt-rtx``: engines that ``fastblt compile`` built from a bundle.
 
 They are not ONNX Runtime's *execution provider* of the name ``tensorrt``, an option of the backend ``onnxruntime``.
 """
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 
 def _entry(target: str, library: str) -> BackendEntry:
+    """Return the entry of one TensorRT."""
+
     def load(request: LoadRequest) -> Backend:
         from fastblt.runtime.backends.gpu.loading import load_tensorrt
 
