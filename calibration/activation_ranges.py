@@ -10,9 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastblt.calibration.layer_inputs import BINS, LayerInputs
-from fastblt.calibration.precision import LARGEST, CalibrationError
+from fastblt.calibration.precision import LARGEST, RANGES, CalibrationError
 
-RANGES = ("minmax", "percentile", "entropy", "mse")
 PERCENTILE = 99.99
 #: Thresholds that are tried: every this many bins.
 _STEP = 16

@@ -22,9 +22,6 @@ from fastblt.calibration.trace_store import TraceStore
 from fastblt.export.graph_file import save_graph
 from fastblt.runtime.bundle.manifest import GraphSpec, Manifest, load_manifest, write_manifest
 
-#: Ways of rounding weights.
-ROUNDINGS = ("rtn", "gptq")
-
 #: Precision of each layer, by part and name; layers that are missing stay as they are.
 Assignment = Mapping[str, Mapping[str, Precision]]
 
@@ -34,7 +31,7 @@ class Recipe:
     """How layers are made smaller, apart from which."""
 
     rounding: str = "rtn"
-    """One of `ROUNDINGS`."""
+    """One of `fastblt.calibration.precision.ROUNDINGS`."""
     ranges: str = "minmax"
     """How ranges of quantised inputs are chosen, see `fastblt.calibration.activation_ranges`."""
 

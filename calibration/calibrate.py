@@ -8,9 +8,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from fastblt.calibration.activation_ranges import RANGES
 from fastblt.calibration.bundle_quantizer import Assignment, Quantizer, Recipe, layers_of
-from fastblt.calibration.precision import CalibrationError, Precision
+from fastblt.calibration.precision import RANGES, CalibrationError, Precision
 from fastblt.calibration.quality import Outcomes, Quality, compare, exceeded, full_plan, measure
 from fastblt.calibration.report import CalibrationResult, write_report
 from fastblt.calibration.request import AUTO, CalibrationRequest

@@ -1,18 +1,61 @@
-"""Describes and validates what a quantization is asked to do."""
+"""Describes and validates what a quantization is asked to do; imports neither ONNX nor ONNX Runtime."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from fastblt.calibration.activation_ranges import RANGES
-from fastblt.calibration.bundle_quantizer import ROUNDINGS
-from fastblt.calibration.precision import CalibrationError, Scheme, parse_scheme
-from fastblt.calibration.trace_recorder import RecordingSetting
+from fastblt.calibration.precision import RANGES, ROUNDINGS, CalibrationError, Scheme, parse_scheme
+from fastblt.models.config import BltConfig
 from fastblt.runtime.backends.protocol import Ids
+from fastblt.runtime.methods.registry import trace_methods
 
 #: Lets the calibration choose.
 AUTO = "auto"
+
+
+#: Fewer samples per graph are not representative.
+LEAST_SAMPLES = 16
+
+
+@dataclass(frozen=True)
+class RecordingSetting:
+    """Describes a recording.
+
+    Raises:
+        CalibrationError: there are too few samples or prompts.
+    """
+
+    prompts: tuple[bytes, ...]
+    samples: int = 256
+    """Calls of each graph that are kept."""
+    new_bytes: int = 64
+    """Bytes generated after each prompt with each method."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Validate samples and prompts."""
+        if self.samples < LEAST_SAMPLES:
+            raise CalibrationError(f"--samples: found {self.samples}, expected at least {LEAST_SAMPLES}")
+        if not self.prompts:
+            raise CalibrationError("data: found no prompt, expected at least one")
+
+    def methods(self, config: BltConfig) -> tuple[str, ...]:
+        """Return the names of the methods that activations are recorded with."""
+        return trace_methods(config)
+
+    def facts(self, config: BltConfig) -> dict[str, object]:
+        """Return everything that determines the samples, in plain JSON types."""
+        digest = hashlib.sha256(b"\0".join(self.prompts)).hexdigest()
+        return {
+            "methods": list(self.methods(config)),
+            "prompts": len(self.prompts),
+            "prompts_sha256": digest,
+            "samples": self.samples,
+            "new_bytes": self.new_bytes,
+            "seed": self.seed,
+        }
 
 
 @dataclass(frozen=True)

@@ -6,66 +6,21 @@ patches. Prompts are therefore continued with each method, and the calls of each
 
 from __future__ import annotations
 
-import hashlib
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from fastblt.calibration.precision import CalibrationError
+from fastblt.calibration.request import RecordingSetting
 from fastblt.calibration.trace_store import Arrays, TraceStore
-from fastblt.models.config import BltConfig
 from fastblt.models.tokens import MASK_ID
 from fastblt.runtime.backends.cpu.backend import OnnxRuntimeBackend
 from fastblt.runtime.backends.cpu.bound_graph import Binding
 from fastblt.runtime.blt_runtime import BltRuntime
-from fastblt.runtime.methods.registry import trace_methods
 from fastblt.runtime.progress import OnProgress, no_progress
 
 #: Kinds of calls. Blocks that are denoised are distinguished by how much of them is hidden, in quarters.
 STRATA = ("prefill", "byte", "chunk")
 MASKED_STRATA = ("masked-25", "masked-50", "masked-75", "masked-100")
-#: Fewer samples per graph are not representative.
-LEAST_SAMPLES = 16
-
-
-@dataclass(frozen=True)
-class RecordingSetting:
-    """Describes a recording.
-
-    Raises:
-        CalibrationError: there are too few samples or prompts.
-    """
-
-    prompts: tuple[bytes, ...]
-    samples: int = 256
-    """Calls of each graph that are kept."""
-    new_bytes: int = 64
-    """Bytes generated after each prompt with each method."""
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Validate samples and prompts."""
-        if self.samples < LEAST_SAMPLES:
-            raise CalibrationError(f"--samples: found {self.samples}, expected at least {LEAST_SAMPLES}")
-        if not self.prompts:
-            raise CalibrationError("data: found no prompt, expected at least one")
-
-    def methods(self, config: BltConfig) -> tuple[str, ...]:
-        """Return the names of the methods that activations are recorded with."""
-        return trace_methods(config)
-
-    def facts(self, config: BltConfig) -> dict[str, object]:
-        """Return everything that determines the samples, in plain JSON types."""
-        digest = hashlib.sha256(b"\0".join(self.prompts)).hexdigest()
-        return {
-            "methods": list(self.methods(config)),
-            "prompts": len(self.prompts),
-            "prompts_sha256": digest,
-            "samples": self.samples,
-            "new_bytes": self.new_bytes,
-            "seed": self.seed,
-        }
 
 
 def record(

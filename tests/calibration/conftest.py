@@ -9,8 +9,8 @@ import pytest
 from shared_files import SharedFiles
 
 from fastblt.calibration.heldout import load_prompts, load_text
-from fastblt.calibration.request import CalibrationRequest
-from fastblt.calibration.trace_recorder import RecordingSetting, record
+from fastblt.calibration.request import CalibrationRequest, RecordingSetting
+from fastblt.calibration.trace_recorder import record
 from fastblt.calibration.trace_store import TraceStore, model_digest
 from fastblt.runtime.bundle.manifest import load_manifest
 from fastblt.runtime.measure.scoring.windows import Text, cut_windows

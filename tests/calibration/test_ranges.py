@@ -3,9 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fastblt.calibration.activation_ranges import RANGES, activation_scale
+from fastblt.calibration.activation_ranges import activation_scale
 from fastblt.calibration.layer_inputs import BINS, LayerInputs
-from fastblt.calibration.precision import CalibrationError
+from fastblt.calibration.precision import RANGES, CalibrationError
 
 ROWS = np.random.default_rng(0).standard_normal((4000, 8)).astype(np.float32)
 

@@ -12,7 +12,8 @@ import pytest
 from fastblt.calibration import trace_recorder, trace_store
 from fastblt.calibration.layer_inputs import CallReplay
 from fastblt.calibration.precision import CalibrationError
-from fastblt.calibration.trace_recorder import RecordingSetting, record
+from fastblt.calibration.request import RecordingSetting
+from fastblt.calibration.trace_recorder import record
 from fastblt.calibration.trace_store import INDEX_FILE, TraceStore, model_digest
 from fastblt.models.tokens import MASK_ID
 from fastblt.runtime.bundle.manifest import load_manifest

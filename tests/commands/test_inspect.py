@@ -17,6 +17,7 @@ from fastblt.models.formats.open import open_checkpoint
 from fastblt.models.parameters import count_parameters
 from fastblt.runtime.bundle.bundle import Bundle
 from fastblt.runtime.bundle.manifest import GRAPH_FILES, load_manifest
+from fastblt.runtime.measure.replay.paper import estimates
 
 
 def inspect(path: Path | str, *options: str) -> str:
@@ -40,7 +41,11 @@ def test_checkpoint_is_described(tiny_checkpoint: Path, tiny_model: Blt) -> None
     assert "2 of 97 rows x 32 (n-grams of 3, 4 bytes)" in text
     parameters = sum(p.numel() for p in tiny_model.parameters())
     assert row(text, "total ") == f"total {parameters:,} {4 * parameters / 1e6:.2f}"
-    assert "estimated weight traffic for 512 bytes: ar " in text
+    assert "estimated weight traffic for 512 bytes of text\n" in text
+    estimated = {each.point.method: each.gb for each in estimates(config)}
+    found = text.partition("estimated weight traffic")[2]
+    for method, gb in estimated.items():
+        assert row(found, f"{method} ").startswith(f"{method} {gb:.4g}")
     assert "2.05 bytes per patch" in text
     assert "s:8 keeps 91 % of its drafts" in text
 

@@ -13,8 +13,9 @@ pytest.importorskip("tensorrt_rtx")
 from fastblt.calibration.bundle_quantizer import Quantizer, Recipe, layers_of
 from fastblt.calibration.heldout import load_prompts
 from fastblt.calibration.precision import parse_scheme
+from fastblt.calibration.request import RecordingSetting
 from fastblt.calibration.sensitivity import assignment, groups_of
-from fastblt.calibration.trace_recorder import RecordingSetting, record
+from fastblt.calibration.trace_recorder import record
 from fastblt.calibration.trace_store import TraceStore, model_digest
 from fastblt.export.bundle_writer import export_bundle
 from fastblt.export.engine_compiler import CompileRequest, compile_bundle

@@ -1,4 +1,4 @@
-"""``fastblt inspect``: what a checkpoint or a bundle is, and what it needs."""
+"""``fastblt inspect``: describes a checkpoint or a bundle, and what it needs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fastblt.commands.checks import check_checkpoint, check_file_target
 from fastblt.commands.graphs import graph_table, tensor_table
 from fastblt.commands.inspect_facts import PARTS, Memory, ModelFacts, read_facts
 from fastblt.commands.options import JsonOption, PatcherOption
-from fastblt.commands.output import add_row, left, make_table, megabytes, print_table, right, stdout, words
+from fastblt.commands.output import add_row, left, make_table, megabytes, note, print_table, right, stdout, words
 from fastblt.models.config import BltConfig
 from fastblt.runtime.bundle.manifest import EMBEDDINGS_FILE, is_bundle
 from fastblt.runtime.measure.replay.paper import POINT_BYTES, Estimate, bytes_per_patch, estimates
@@ -48,17 +48,18 @@ def command(
     for table in (geometry_table(facts.config), facts_table(facts.config), parts_table(facts), memory_table(facts)):
         console.print()
         print_table(console, table)
-    console.print(_memory_note(facts), soft_wrap=True)
+    note(console, _memory_note(facts))
     if facts.manifest is not None:
         for table in (graph_table(Path(path), facts.manifest), *map(tensor_table, facts.manifest.graphs.values())):
             console.print()
             print_table(console, table)
     console.print()
-    console.print(_traffic_text(facts), soft_wrap=True)
+    print_table(console, traffic_table(facts))
+    note(console, _traffic_note(facts))
 
 
 def as_json(facts: ModelFacts) -> dict[str, Any]:
-    """The facts as plain JSON types."""
+    """Return the facts as plain JSON types."""
     found = {field.name: getattr(facts, field.name) for field in dataclasses.fields(facts)}
     found["config"], found["counts"] = facts.config.to_dict(), dataclasses.asdict(facts.counts)
     found["stored"] = {part: dataclasses.asdict(each) for part, each in facts.stored.items()}
@@ -104,7 +105,7 @@ def facts_table(config: BltConfig) -> Table:
 
 
 def patch_rule(config: BltConfig) -> str:
-    """What closes a patch, in words."""
+    """Return what ends a patch, in words."""
     rule, longest = config.patching, config.patching.max_patch_length
     limit = "of any length" if longest is None else f"of at most {longest} bytes"
     if rule.mode == "entropy":
@@ -148,29 +149,33 @@ def _device(memory: Memory) -> tuple[int, int]:
 
 def _memory_note(facts: ModelFacts) -> str:
     return (
-        f"buffers: for {facts.max_bytes} bytes of prompt and text, each a patch at worst, mostly keys and values; the "
-        "patcher is fp32 in every bundle; host: embedding tables, mapped from their file, of which a byte reads a few "
-        "rows"
+        f"buffers: for {facts.max_bytes} bytes of prompt and text, every byte a patch of its own at worst; mostly keys "
+        "and values. The patcher is fp32 in every bundle. host: embedding tables, mapped from their file; each byte "
+        "reads a few rows."
     )
 
 
-def _traffic_text(facts: ModelFacts) -> str:
+def traffic_table(facts: ModelFacts) -> Table:
+    """Return a table of the weight traffic that methods are estimated to cause."""
+    title = f"estimated weight traffic for {POINT_BYTES} bytes of text"
+    table = make_table(left("method"), right("GB"), right("saved"), words("assumed"), title=title)
     found = estimates(facts.config)
-    each = [
-        f"{e.point.method} {e.gb:.4g} GB" + ("" if e is found[0] else f" ({100 * (1 - e.gb / found[0].gb):.0f} % less)")
-        for e in found
-    ]
+    for each in found:
+        saved = "" if each is found[0] else f"{100 * (1 - each.gb / found[0].gb):.0f} %"
+        add_row(table, each.point.method, f"{each.gb:.4g}", saved, _assumption(each))
+    return table
+
+
+def _traffic_note(facts: ModelFacts) -> str:
     return (
-        f"estimated weight traffic for {POINT_BYTES} bytes: {', '.join(each)}\n"
-        f"assumed: 16-bit weights, {bytes_per_patch(facts.config):g} bytes per patch, one encoder and one global call "
-        f"per round; {', '.join(filter(None, map(_assumption, found)))} (1B models of arXiv 2605.08044); patcher and "
-        "caches left out"
+        f"16-bit weights, {bytes_per_patch(facts.config):g} bytes per patch, one encoder and one global call per "
+        "round; patcher and caches left out; rates of the 1B models in arXiv 2605.08044"
     )
 
 
 def _assumption(estimate: Estimate) -> str:
-    """Return what an estimate takes from the paper, in words; empty for ``ar``."""
+    """Return the rates that an estimate takes from the paper, in words; empty for ``ar``."""
     point = estimate.point
-    kept = "" if point.acceptance is None else f"keeps {100 * point.acceptance:.0f} % of its drafts"
-    steps = "" if point.steps in (None, 1.0) else f"takes {point.steps:.3g} steps per block"
-    return f"{point.method} {' and '.join(filter(None, (kept, steps)))}" if kept or steps else ""
+    kept = "" if point.acceptance is None else f"{100 * point.acceptance:.0f} % of drafts kept"
+    steps = "" if point.steps in (None, 1.0) else f"{point.steps:.3g} steps per block"
+    return ", ".join(filter(None, (kept, steps)))

@@ -1,4 +1,4 @@
-"""What is known of a checkpoint or a bundle without loading its weights."""
+"""Reads what is known of a checkpoint or a bundle without loading its weights."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ PARTS = {
 
 @dataclass(frozen=True)
 class Stored:
-    """A part as it lies on disk."""
+    """Describes a part on disk."""
 
     bytes: int
     dtype: str
@@ -43,7 +43,7 @@ class Stored:
 
 @dataclass(frozen=True)
 class Memory:
-    """What running a bundle of one type needs."""
+    """Describes the memory that a bundle of one type needs."""
 
     dtype: str
     weights: dict[str, int]
@@ -55,13 +55,13 @@ class Memory:
 
     @property
     def device(self) -> int:
-        """All of the device's."""
+        """Return all bytes on the device."""
         return sum(self.weights.values()) + sum(self.buffers.values())
 
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """One checkpoint or bundle."""
+    """Describes one checkpoint or bundle."""
 
     kind: str
     """E.g. ``bundle`` or ``transformers BltForCausalLM``."""
@@ -79,12 +79,12 @@ class ModelFacts:
 
 
 def read_facts(path: str, max_bytes: int, patcher: str | None = None) -> ModelFacts:
-    """ModelFacts about a bundle, or a checkpoint of any layout.
+    """Read the facts of a bundle, or of a checkpoint of any layout.
 
     Args:
         path: a folder, a hub id or ``random:PRESET``.
-        max_bytes: longest prompt plus new bytes that memory is told for.
-        patcher: of a checkpoint, see `open_checkpoint`.
+        max_bytes: longest text, prompt included, to report memory for.
+        patcher: another patcher for a checkpoint, see `open_checkpoint`.
 
     Raises:
         BundleError: it is a bundle that cannot be used, or a bundle and a patcher.
@@ -99,7 +99,7 @@ def read_facts(path: str, max_bytes: int, patcher: str | None = None) -> ModelFa
 
 
 def bundle_facts(folder: Path, max_bytes: int) -> ModelFacts:
-    """ModelFacts about a bundle; needs no PyTorch."""
+    """Read the facts of a bundle; PyTorch is not needed."""
     bundle = Bundle.open(folder, check=False)
     manifest, config = bundle.manifest, bundle.config
     sizes = {
@@ -118,7 +118,7 @@ def bundle_facts(folder: Path, max_bytes: int) -> ModelFacts:
 
 
 def _types(manifest: Manifest, part: str) -> str:
-    """What a part's weights are stored in: its type, or the precisions that its layers were quantised to."""
+    """Return the type of a part's weights, or the precisions that its layers were quantized to."""
     layers = manifest.quantization["graphs"].get(part, {}) if manifest.quantization else {}
     return ", ".join(sorted(set(layers.values()))) or ("fp32" if part == "patcher" else manifest.dtype)
 
@@ -131,7 +131,7 @@ def _table_type(folder: Path) -> str:
 
 
 def checkpoint_facts(path: str, max_bytes: int, patcher: str | None) -> ModelFacts:
-    """ModelFacts about a checkpoint; every tensor has been accounted for."""
+    """Read the facts of a checkpoint, every tensor of which is accounted for."""
     from fastblt.models.formats.open import open_checkpoint
 
     checkpoint = open_checkpoint(path, patcher=patcher)
@@ -160,7 +160,7 @@ def checkpoint_facts(path: str, max_bytes: int, patcher: str | None) -> ModelFac
 def _checkpoint_memory(
     config: BltConfig, shapes: Mapping[str, tuple[int, ...]], kinds: Mapping[str, str], dtype: str, max_bytes: int
 ) -> Memory:
-    """What a bundle of this checkpoint would need."""
+    """Return the memory that a bundle of this checkpoint would need."""
     weights: Counter[str] = Counter()
     for name, shape in shapes.items():
         size = weight_bytes(name, shape, dtype)
@@ -173,7 +173,7 @@ def _checkpoint_memory(
 
 
 def part_of(tensor: str) -> str:
-    """The part (a key of `PARTS`) that one of our tensors belongs to."""
+    """Return the part (a key of `PARTS`) that one of our tensors belongs to."""
     if "hash_embeddings" in tensor:
         return "hash embeddings"
     if "tok_embeddings" in tensor:

@@ -81,9 +81,12 @@ def print_table(console: Console, table: Table) -> None:
     if console.is_terminal or "COLUMNS" in os.environ:
         gaps = 2 * (len(table.columns) - 1)
         width = min(natural, max(console.width, gaps + sum(column.min_width or 0 for column in table.columns)))
+    title, table.title = table.title, None
+    if title is not None:
+        console.print(title, soft_wrap=not console.is_terminal)
     before, console.width = console.width, width
     console.print(table)
-    console.width = before
+    console.width, table.title = before, title
 
 
 def note(console: Console, text: str) -> None:

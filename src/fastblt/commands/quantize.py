@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fastblt.calibration.heldout import CORPORA, load_text
-from fastblt.calibration.precision import CalibrationError, parse_scheme
+from fastblt.calibration.precision import RANGES, ROUNDINGS, CalibrationError
+from fastblt.calibration.quality import parse_budget
+from fastblt.calibration.request import CalibrationRequest
 from fastblt.commands.checks import check_bundle, check_bundle_target
 from fastblt.commands.options import BundleArgument, ForceOption
 from fastblt.commands.output import add_row, left, make_table, print_table, progress, right, stdout
 from fastblt.commands.prompts import heldout_prompts
+from fastblt.runtime.measure.scoring.windows import Text, cut_prompts, cut_windows, read_texts
 
 if TYPE_CHECKING:
     from fastblt.calibration.report import CalibrationResult
@@ -60,21 +63,25 @@ def command(
         bool, typer.Option("--patcher", help="Quantize the entropy model as well, which moves patch boundaries.")
     ] = False,
     rounding: Annotated[
-        str, typer.Option(help="How weights are rounded: rtn (to nearest), gptq, or auto (gptq; fp8: rtn).")
-    ] = "auto",
+        str,
+        typer.Option(
+            help=f"How weights are rounded: {', '.join(ROUNDINGS)} (rtn: to the nearest) or auto (gptq; fp8: rtn)."
+        ),
+    ] = CalibrationRequest.rounding,
     ranges: Annotated[
         str,
         typer.Option(
             "--range",
-            help="How the range of a layer's inputs is chosen: minmax, percentile, entropy, mse, or auto (the best of "
-            "them).",
+            help=f"How the range of a layer's inputs is chosen: {', '.join(RANGES)} or auto (the best of them).",
         ),
-    ] = "auto",
+    ] = CalibrationRequest.ranges,
     sensitivity: Annotated[
         bool,
         typer.Option("--sensitivity", help="Always measure the loss of every group of layers alone, for the report."),
     ] = False,
-    samples: Annotated[int, typer.Option(help="Calls of each graph whose inputs are recorded.")] = 256,
+    samples: Annotated[
+        int, typer.Option(help="Calls of each graph whose inputs are recorded.")
+    ] = CalibrationRequest.samples,
     prompts: Annotated[int, typer.Option(min=1, help="Number of prompts to record after.")] = 16,
     traces: Annotated[
         Path | None,
@@ -82,7 +89,7 @@ def command(
     ] = None,
     windows: Annotated[int, typer.Option(min=1, help="Pieces of each held-out text to measure on, at most.")] = 6,
     window_bytes: Annotated[int, typer.Option(min=64, help="Bytes of a piece.")] = 512,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of everything that is sampled.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of everything that is sampled.")] = CalibrationRequest.seed,
     force: ForceOption = False,
 ) -> None:
     """Make a bundle smaller, and measure what that costs.
@@ -90,28 +97,25 @@ def command(
     Weights (and inputs of layers) are rounded to 8 or 4 bits. The loss is measured on held-out text; a bundle beyond
     the budget is not written. Lossless methods stay exact: they write what the quantized model writes byte by byte.
     """
-    parse_scheme(scheme, block)
-    _check_texts(data or [], heldout or [])
-    check_bundle(bundle)
-    check_bundle_target(out, force=force)
-    from fastblt.calibration.calibrate import calibrate
-    from fastblt.calibration.quality import parse_budget
-    from fastblt.calibration.request import CalibrationRequest
-
     request = CalibrationRequest(
-        scheme,
-        tuple(_prompts(data or [], prompts)),
-        tuple(_windows(heldout or [], windows, window_bytes)),
-        parse_budget(budget),
-        block,
-        rounding,
-        ranges,
-        samples,
+        scheme=scheme,
+        prompts=tuple(_prompts(data or [], prompts)),
+        windows=tuple(_windows(heldout or [], windows, window_bytes)),
+        budget=parse_budget(budget),
+        block=block,
+        rounding=rounding,
+        ranges=ranges,
+        samples=samples,
         seed=seed,
         patcher=patcher,
         uniform=uniform,
         sensitivity=sensitivity,
     )
+    _check_texts(data or [], heldout or [])
+    check_bundle(bundle)
+    check_bundle_target(out, force=force)
+    from fastblt.calibration.calibrate import calibrate
+
     with progress("quantizing") as on_progress:
         result = calibrate(bundle, out, request, traces=traces, force=force, on_progress=on_progress)
     _print(out, result)
@@ -125,21 +129,12 @@ def _check_texts(data: Sequence[Path], heldout: Sequence[Path]) -> None:
 
 def _prompts(files: Sequence[Path], count: int) -> list[bytes]:
     """Return beginnings of texts: the shipped prompts, or pieces of the user's files in turn."""
-    if not files:
-        return heldout_prompts(count, PROMPT_BYTES)
-    from fastblt.models.tokens import decode
-    from fastblt.runtime.measure.scoring.windows import Text, cut_windows
-
-    cuts = [cut_windows(Text(str(path), path.read_bytes()), -(-count // len(files)), PROMPT_BYTES) for path in files]
-    found = [decode(cut[i]) for i in range(max(map(len, cuts))) for cut in cuts if i < len(cut)]
-    return found[:count]
+    return cut_prompts(read_texts(files), count, PROMPT_BYTES) if files else heldout_prompts(count, PROMPT_BYTES)
 
 
 def _windows(files: Sequence[Path], count: int, size: int) -> list[Ids]:
-    from fastblt.runtime.measure.scoring.windows import Text, cut_windows
-
-    texts = [Text(str(path), path.read_bytes()) for path in files]
-    texts = texts or [Text(corpus, load_text(corpus)) for corpus in CORPORA]
+    """Return pieces of the user's files, or of the shipped held-out text, to measure quality on."""
+    texts = read_texts(files) if files else [Text(corpus, load_text(corpus)) for corpus in CORPORA]
     return [ids for text in texts for ids in cut_windows(text, count, size)]
 
 
