@@ -1,0 +1,120 @@
+"""A method of another package that drafts without the decoder: found by name, lossless, audited and measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fastblt.runtime.backends.protocol import Backend
+from fastblt.runtime.blt_runtime import BltRuntime
+from fastblt.runtime.measure.audit.comparison import audit
+from fastblt.runtime.measure.bench.plan import make_bench_plan
+from fastblt.runtime.measure.bench.timing import measure
+from fastblt.runtime.measure.replay.rates import ReplayRates
+from fastblt.runtime.methods import MethodError, parse_method, registry
+from fastblt.runtime.methods.replay_profile import ReplayError
+
+Scripted = Callable[..., Backend]
+
+SOURCE = '''
+"""Drafts what followed the last occurrence of the last byte, and lets the model verify it."""
+
+from dataclasses import dataclass
+
+from fastblt.runtime.methods import MethodEntry, MethodError
+from fastblt.runtime.methods.ar import sample_next
+from fastblt.runtime.methods.verification import verify
+from fastblt.runtime.sequence.sampling import Draft
+
+
+@dataclass(frozen=True)
+class Echo:
+    k: int
+    lossless: bool = True
+
+    @classmethod
+    def parse(cls, argument):
+        if not argument.isdigit():
+            raise MethodError(f"method 'echo:{argument}': found {argument!r}, expected a number")
+        return cls(int(argument))
+
+    @property
+    def name(self):
+        return f"echo:{self.k}"
+
+    def check(self, config):
+        pass
+
+    def rounds(self, session, sampler):
+        yield sample_next(session, sampler)
+        while True:
+            tokens = session.tokens.tolist()
+            earlier = [i for i, token in enumerate(tokens[:-1]) if token == tokens[-1]]
+            at = earlier[-1] + 1 if earlier else 0
+            yield verify(session, sampler, Draft(tokens[at : at + self.k]), in_parts=True)
+
+
+ENTRY = MethodEntry(
+    name="echo",
+    syntax="echo:K",
+    examples=("echo:4",),
+    summary="repeats the text so far, the model verifies it",
+    parse=Echo.parse,
+    audited=("echo:4",),
+    benchmarked=("echo:4",),
+)
+'''
+PROMPT = b"one fish two fish red fish blue "
+
+
+@pytest.fixture(autouse=True)
+def _installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Install the method's package, as pip would, for the time of a test."""
+    monkeypatch.setattr(registry, "_entries", dict(registry._entries))
+    (tmp_path / "echo_method.py").write_text(SOURCE)
+    folder = tmp_path / "echo_method-1.0.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: echo-method\nVersion: 1.0\n")
+    (folder / "entry_points.txt").write_text("[fastblt.methods]\necho = echo_method:ENTRY\n")
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+def test_text_is_the_models_and_drafts_are_kept(scripted: Scripted) -> None:
+    text = PROMPT * 4
+    found = BltRuntime(scripted(text)).generate(text[: len(PROMPT)], 64, method="echo:4")
+    assert found.data == text[len(PROMPT) :][:64]
+    assert found.stats.drafted > found.stats.accepted > 20
+
+
+def test_real_backends_write_what_they_write_byte_by_byte(backend: Backend) -> None:
+    runtime = BltRuntime(backend)
+    expected = runtime.generate(PROMPT, 50, method="ar", stop_at_eos=False)
+    found = runtime.generate(PROMPT, 50, method="echo:3", stop_at_eos=False)
+    assert found.data == expected.data
+    assert found.stats.drafted > 0
+    assert runtime.generate(PROMPT, 50, method=parse_method("echo:3"), stop_at_eos=False).data == expected.data
+
+
+def test_audit_and_benchmark_know_it(scripted: Scripted) -> None:
+    text = PROMPT * 4
+    runtime = BltRuntime(scripted(text))
+    methods = registry.audit_methods(runtime.config).names
+    assert methods[-1] == "echo:4"
+    (row,) = audit(runtime, [(runtime, "echo:4")], [("fish", PROMPT)], 40, 1e-4)
+    assert (row.method, row.identical, row.prompts) == ("echo:4", 1, 1)
+    assert registry.bench_methods(runtime.config).names[-1] == "echo:4"
+    plan = make_bench_plan("onnxruntime", ("ar", "echo:4"), ())
+    rows = measure({"onnxruntime": runtime}, plan, [PROMPT], 40, 1).rows()
+    assert [(row.method, row.lossless, row.identical_to_ar) for row in rows] == [
+        ("ar", True, True),
+        ("echo:4", True, True),
+    ]
+
+
+def test_bad_argument_and_replay_are_refused_in_its_name(scripted: Scripted) -> None:
+    with pytest.raises(MethodError, match="method 'echo:x': found 'x', expected a number"):
+        parse_method("echo:x")
+    with pytest.raises(ReplayError, match="found method echo:4, which has no replay profile"):
+        ReplayRates.parse("acceptance=0.9", ["echo:4"]).profile("echo:4", scripted(PROMPT).config)
