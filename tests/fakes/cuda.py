@@ -7,6 +7,7 @@ early carries the new bytes. While a stream is captured, nothing runs, and calls
 
 from __future__ import annotations
 
+import bisect
 import ctypes
 import itertools
 from collections.abc import Callable
@@ -77,6 +78,8 @@ class FakeCuda:
     def __init__(self, sm: int = 89, *, late: bool = True, forbid_capture: bool = False, devices: int = 1) -> None:
         self.sm, self.late, self.forbid_capture, self.devices = sm, late, forbid_capture, devices
         self.allocations: dict[int, Allocation] = {}
+        self._addresses: list[int] = []
+        """Of the allocations, ascending."""
         self.streams: dict[int, StreamState] = {}
         self.graphs: dict[int, list[Work]] = {}
         self.executables: dict[int, list[Work]] = {}
@@ -94,10 +97,13 @@ class FakeCuda:
         owner = np.full(size + _ALIGNMENT, 0xFF, dtype=np.uint8)
         address = -(-int(owner.ctypes.data) // _ALIGNMENT) * _ALIGNMENT
         self.allocations[address] = Allocation(kind, address, size, owner)
+        bisect.insort(self._addresses, address)
         return Status.cudaSuccess, address
 
     def _free(self, kind: str, address: int) -> tuple[Status]:
         found = self.allocations.pop(int(address), None)
+        if found:
+            self._addresses.remove(found.address)
         return (Status.cudaSuccess if found and found.kind == kind else Status.cudaErrorInvalidValue,)
 
     def cudaMalloc(self, size: int) -> tuple[Status, int]:
@@ -137,11 +143,11 @@ class FakeCuda:
 
     def check(self, address: int, size: int, kind: str) -> None:
         """Fail unless a range of bytes is inside of one allocation of a kind, ``device`` or ``pinned``."""
-        for found in self.allocations.values():
-            if found.address <= address and address + size <= found.address + found.size:
-                assert found.kind == kind, f"{size} bytes at {address:#x} are {found.kind} memory, expected {kind}"
-                return
-        raise AssertionError(f"{size} bytes at {address:#x} are in no allocation")
+        index = bisect.bisect_right(self._addresses, address) - 1
+        assert index >= 0, f"{size} bytes at {address:#x} are in no allocation"
+        found = self.allocations[self._addresses[index]]
+        assert address + size <= found.address + found.size, f"{size} bytes at {address:#x} are in no allocation"
+        assert found.kind == kind, f"{size} bytes at {address:#x} are {found.kind} memory, expected {kind}"
 
     # --- copies ---
 

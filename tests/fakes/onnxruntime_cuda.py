@@ -27,12 +27,17 @@ class FakeOnnxRuntime:
         refuse: what fails where CUDA graphs are enabled: ``session`` or ``run``; nothing if empty.
     """
 
-    SessionOptions = ort.SessionOptions
-
     def __init__(self, cuda: FakeCuda, refuse: str = "") -> None:
         self.cuda = cuda
         self.refuse = refuse
         self.sessions: list[InferenceSession] = []
+
+    @staticmethod
+    def SessionOptions() -> Any:
+        """Return ONNX Runtime's, with one thread: more would only wait for one another in models this small."""
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = 1
+        return options
 
     def get_available_providers(self) -> list[str]:
         return ["CUDAExecutionProvider", "CPUExecutionProvider"]
