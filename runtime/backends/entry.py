@@ -24,7 +24,7 @@ class ProviderError(ValueError):
 
 @dataclass(frozen=True)
 class LoadRequest:
-    """Says what to load and for what; every backend reads the fields that mean something to it."""
+    """Holds what to load and for what; every backend reads the fields that concern it."""
 
     folder: Path
     """A bundle; a checkpoint, for backends that read them (`BackendEntry.reads_checkpoints`)."""

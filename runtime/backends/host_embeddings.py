@@ -1,7 +1,7 @@
-"""Byte and hash n-gram embeddings, gathered on the host from memory-mapped tables.
+"""Gathers byte and hash n-gram embeddings on the host, from memory-mapped tables.
 
-The tables are most of a real checkpoint (6.1 of blt-1b's 9.3 GB), yet a byte reads a few rows: they stay on the
-host's disk and page cache, and the encoder graph gets the sum.
+The tables are most of a real checkpoint (6.1 of blt-1b's 9.3 GB), yet each byte reads only a few
+rows: they stay on the host's disk and page cache, and the encoder's graph takes the sum.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from fastblt.runtime.bundle.manifest import BundleError
 
 
 def map_tables(path: Path) -> dict[str, NDArray[Any]]:
-    """Read-only memory maps of the tensors of a safetensors file.
+    """Map the tensors of a safetensors file into memory, read-only, by name.
 
     Raises:
-        BundleError: the file is not one.
+        BundleError: the file cannot be read, is no safetensors file, or holds tensors that are not floating-point.
     """
     try:
         with path.open("rb") as file:
@@ -59,7 +59,15 @@ def _table(path: Path, tables: dict[str, NDArray[Any]], name: str, rows: int) ->
 
 
 class HostEmbeddings:
-    """Sums of one byte row and one row of each hash table."""
+    """Sums one row of the byte table and one row of each hash table.
+
+    Args:
+        path: safetensors file with the tables.
+        config: sizes and functions of the hash n-grams.
+
+    Raises:
+        BundleError: the file cannot be used, or a table is missing or has another number of rows.
+    """
 
     def __init__(self, path: Path, config: HashConfig) -> None:
         tables = map_tables(path)
@@ -77,11 +85,11 @@ class HostEmbeddings:
         self._offsets = np.arange(len(columns), dtype=np.int64) * config.rows
 
     def sum_rows(self, ids: Ids, out: NDArray[Any]) -> None:
-        """Write the embeddings of rows.
+        """Write the embeddings of n rows.
 
         Args:
             ids: int64 [context - 1 + n]: the tokens before the rows (0 before the sequence), then the rows.
-            out: [n, dim], in the tables' type; sums are made in fp32.
+            out: [n, dim], of any floating-point type; sums are computed in fp32.
         """
         current = ids[self._context - 1 :]
         total = self._bytes[current].astype(np.float32)

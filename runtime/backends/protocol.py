@@ -1,9 +1,8 @@
-"""What a backend must do: run the four parts of a model on new rows and keep its own caches.
+"""Defines what a backend does: it runs the four parts of a model on new rows and keeps its own caches.
 
-A backend knows tensors and positions, nothing of prompts, patches to come or decoding methods. Every call names
-the position of its first row; rows at later positions that an earlier call left in the caches are overwritten.
-Rewinding therefore needs no call at all, unless the caches have given up what is needed again
-(`Backend.can_resume_from`).
+A backend knows tensors and positions, and nothing of prompts, future patches or methods. Every call names the position
+of its first row; rows at later positions that an earlier call left in the caches are overwritten. Rewinding therefore
+needs no call at all, unless the caches have dropped what is needed again (`Backend.can_resume_from`).
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from fastblt.models.config import BltConfig
 Ids = NDArray[np.int64]
 Floats = NDArray[np.float32]
 
-#: Longest run of rows in one call; longer prompts are fed in pieces.
+#: Most rows in one call; longer prompts are fed in pieces.
 MAX_ROWS = 256
 #: Longest patch that is encoded in one piece when it closes (see `fastblt.runtime.sequence.session`).
 WHOLE_PATCH_LIMIT = 64
@@ -36,13 +35,16 @@ class CapacityError(ValueError):
 
 
 def encodes_whole_patches(config: BltConfig) -> bool:
-    """Whether a patch is encoded in one call, when it closes: nobody reads byte states, and patches are short."""
+    """Return whether a patch is encoded in one call, when it closes.
+
+    It is where the decoder does not read byte states and patches are limited to `WHOLE_PATCH_LIMIT` bytes.
+    """
     longest = config.patching.max_patch_length
     return config.decoder_input == "embedding" and longest is not None and longest <= WHOLE_PATCH_LIMIT
 
 
 class DecoderRows(NamedTuple):
-    """What the decoder says about n rows; arrays may be views that the next call overwrites."""
+    """Holds the decoder's results for n rows; the arrays may be views that the next call overwrites."""
 
     best: Ids
     """int64 [n]: most likely token."""
@@ -54,12 +56,12 @@ class DecoderRows(NamedTuple):
     """float32 [n, vocab]."""
 
     def part(self, start: int, end: int | None = None) -> DecoderRows:
-        """Some of the rows, views like these."""
+        """Return the rows from ``start`` to before ``end``, as views of these."""
         at = slice(start, end)
         return DecoderRows(self.best[at], self.probability[at], self.entropy[at], self.logits[at])
 
     def followed_by(self, other: DecoderRows) -> DecoderRows:
-        """A copy of these rows and others."""
+        """Return these rows and others behind them, copied."""
         return DecoderRows(
             np.concatenate([self.best, other.best]),
             np.concatenate([self.probability, other.probability]),
@@ -68,7 +70,7 @@ class DecoderRows(NamedTuple):
         )
 
     def copy(self) -> DecoderRows:
-        """The same rows in memory of their own."""
+        """Return the same rows in memory of their own."""
         return DecoderRows(self.best.copy(), self.probability.copy(), self.entropy.copy(), self.logits.copy())
 
 
@@ -86,30 +88,30 @@ class Drafted(NamedTuple):
     the wait for both graphs counts as the decoder's time, since nothing waits between the two."""
 
 
-#: Given the one row of a draft's step: the next token, and whether another row is wanted after it.
+#: Takes the one row of a draft's step and returns the next token, and whether to draft another row after it.
 Pick = Callable[[DecoderRows], tuple[int, bool]]
 
 
 class Backend(Protocol):
-    """One loaded model with its buffers, allocated once for ``max_bytes`` bytes.
+    """Runs one loaded model, with buffers that are allocated once for ``max_bytes`` bytes of text.
 
-    ``visible_from``, int64 [n], is the first position (of `run_global`: patch) that each row may see, besides what
-    windows and causality leave out; None: 0. Where documents are masked it is the beginning of the row's document.
+    ``visible_from``, int64 [n], is the first position (of `run_global`: patch) that each row may see; windows and
+    causality hide more. None: 0. Where documents are masked it is the beginning of the row's document.
     """
 
     name: str
-    """As the user names it: ``onnxruntime`` or ``eager``."""
+    """Name in `fastblt.runtime.backends.registry`, as the user writes it."""
     device: str
     """``cpu`` or ``cuda``."""
     config: BltConfig
     max_bytes: int
     owner: object
-    """The session that uses the caches at the moment."""
+    """The session that is using the caches."""
 
     def run_patcher(self, position: int, ids: Ids, visible_from: Ids | None = None) -> Floats:
-        """Entropies float32 [n] in nats of the token after each of ``ids`` int64 [n].
+        """Return the entropy of the token after each of ``ids`` int64 [n], float32 [n], in nats.
 
-        Not called where the model has no entropy patcher.
+        Not called where the model has no patcher.
         """
         ...
 
@@ -127,13 +129,16 @@ class Backend(Protocol):
         ...
 
     def run_global(self, first_patch: int, count: int, visible_from: Ids | None = None) -> None:
-        """Make the latents of the first ``count`` patches that `run_encoder` pooled last."""
+        """Compute the latents of the first ``count`` patches that the last `run_encoder` pooled.
+
+        They stay with the backend, from index ``first_patch`` on.
+        """
         ...
 
     def run_decoder(
         self, position: int, ids: Ids, latents: Ids, block: int = 0, visible_from: Ids | None = None
     ) -> DecoderRows:
-        """Decode rows.
+        """Decode rows, and return the distribution of the token after each.
 
         Args:
             position: of the first row.
@@ -148,15 +153,15 @@ class Backend(Protocol):
     def draft(
         self, position: int, ids: Ids, latent: int, count: int, pick: Pick | None = None, visible_from: int = 0
     ) -> Drafted:
-        """Bytes after a token by up to ``count`` decoder rows that all read one latent, one after the other.
+        """Decode up to ``count`` rows one after the other, all with one latent, each from the token before it.
 
         Args:
             position: of the token.
             ids: int64 [context]: the tokens that its hash n-grams reach back to, then the token.
             latent: index of the patch.
-            count: rows.
-            pick: chooses the token after each row and whether to go on; None: the most likely one, ``count`` times.
-            visible_from: of every row.
+            count: most rows to decode.
+            pick: chooses the token after each row and whether to continue; None: the most likely one, ``count`` times.
+            visible_from: first position that every row may see.
 
         Returns:
             n <= count tokens, their rows' probabilities, and the encoder's part of the time.
@@ -164,12 +169,14 @@ class Backend(Protocol):
         ...
 
     def can_resume_from(self, position: int, open_patch: int) -> bool:
-        """Whether the caches still hold all that rows from ``position`` on see; where not, a session starts over.
+        """Return whether the caches still hold all that rows from ``position`` on see; if not, a session starts over.
 
-        ``open_patch`` is the first position of the patch that is pooled next.
+        Args:
+            position: of the first row.
+            open_patch: first position of the patch that is pooled next.
         """
         ...
 
     def moved_bytes(self, part: str, position: int, rows: int) -> int:
-        """Weight and cache bytes that one call of a part reads, at this position."""
+        """Return the bytes of weights and caches that one call of a part reads, for ``rows`` rows at this position."""
         ...

@@ -1,4 +1,4 @@
-"""Which ONNX Runtime execution provider really works here.
+"""Finds out which ONNX Runtime execution provider really works here.
 
 `onnxruntime.get_available_providers()` lists what the package was built with, not what can load, and a session
 that asks for CUDA without it falls back to the CPU with a printed error. So: probe, and compare.
@@ -40,7 +40,7 @@ _IDENTITY = bytes.fromhex(
 
 @functools.cache
 def cuda_works() -> bool:
-    """Whether the CUDA provider loads and runs; tried once, quietly."""
+    """Return whether the CUDA provider loads and runs; it is tried once, without output."""
     if PROVIDERS["cuda"] not in ort.get_available_providers() or not _has_nvidia_driver():
         return False
     try:
@@ -56,7 +56,7 @@ def cuda_works() -> bool:
 
 
 def _loads(*names: str) -> bool:
-    """Whether one of these libraries can be loaded."""
+    """Return whether one of these libraries can be loaded."""
     for name in names:
         try:
             ctypes.CDLL(name)
@@ -67,21 +67,21 @@ def _loads(*names: str) -> bool:
 
 
 def _has_nvidia_driver() -> bool:
-    """Whether the driver library can be loaded; without it ONNX Runtime would print errors."""
+    """Return whether the driver library can be loaded; without it ONNX Runtime would print errors."""
     return _loads("libcuda.so.1", "nvcuda.dll")
 
 
 def tensorrt_works() -> bool:
-    """Whether ONNX Runtime's TensorRT provider can load: it is built in, and TensorRT 10 is there."""
+    """Return whether ONNX Runtime's TensorRT provider can load: it is built in, and TensorRT 10 is installed."""
     return PROVIDERS["tensorrt"] in ort.get_available_providers() and cuda_works() and _loads(*_TENSORRT_LIBRARIES)
 
 
 def provider_options(name: str, bundle: Path) -> list[tuple[str, dict[str, str]]]:
-    """Execution providers of sessions on a GPU, best first, with their options.
+    """Return the execution providers of sessions on a GPU, best first, with their options.
 
     Args:
         name: ``cuda`` or ``tensorrt``.
-        bundle: whose engines are cached under its own name.
+        bundle: folder of the bundle; the engines that the provider builds are cached by its path.
     """
     cuda = (PROVIDERS["cuda"], {"use_tf32": "0"})
     if name == "cuda":
@@ -98,10 +98,10 @@ def provider_options(name: str, bundle: Path) -> list[tuple[str, dict[str, str]]
 
 
 def choose_provider(name: str) -> str:
-    """``cpu``, ``cuda`` or ``tensorrt`` for what the user asked.
+    """Return ``cpu``, ``cuda`` or ``tensorrt`` for the name of a provider, which may be ``auto``.
 
     Raises:
-        ProviderError: the name is unknown, or what was asked for does not work.
+        ProviderError: the name is unknown, or that provider does not work on this machine.
     """
     if name == "auto":
         # Not CUDA, even where it loads, until an audit has passed on a GPU.
@@ -119,10 +119,10 @@ def choose_provider(name: str) -> str:
 
 
 def check_session(session: Any, provider: str, path: str) -> None:
-    """Refuse a session that fell back to another provider than the one with this (long) name.
+    """Check that a session runs on a provider, given by ONNX Runtime's name, and has not fallen back to another.
 
     Raises:
-        ProviderError: it did.
+        ProviderError: it has.
     """
     found = session.get_providers()[0]
     if found != provider:

@@ -1,4 +1,4 @@
-"""One file for a box: a bundle with its engines as a tar archive, the same bytes from the same content.
+"""Packs a bundle with its engines into one tar archive to ship; the same content makes the same bytes.
 
 Entries are sorted and carry no time, owner or mode of their own. ``SHA256SUMS`` comes last; after unpacking, by
 ``fastblt unpack`` or any tar, ``sha256sum -c SHA256SUMS`` checks all files.
@@ -34,19 +34,19 @@ ALL, NONE = "all", "none"
 
 
 class ArchiveError(ValueError):
-    """An archive that cannot be made or unpacked."""
+    """Reports an archive that cannot be written or unpacked."""
 
 
 def contents(bundle: Path, engines: str = ALL) -> list[str]:
-    """Names of the files of a bundle that go into an archive, checked against the manifests.
+    """Return the names of the files of a bundle that go into an archive, checked against the manifests.
 
     Args:
         bundle: folder of the bundle.
-        engines: ``all``, ``none``, or the name of one folder of engines.
+        engines: ``all``, ``none``, or the name of one engine folder.
 
     Raises:
         BundleError: a file is missing or damaged.
-        ArchiveError: there are no such engines.
+        ArchiveError: the bundle has no engine folder of that name.
     """
     names = [MANIFEST_FILE, *Bundle.open(bundle).manifest.files]
     folders = [path for path in engine_folders(bundle) if engines in (ALL, path.name)]
@@ -65,15 +65,15 @@ def pack(bundle: Path, archive: Path, engines: str = ALL) -> list[str]:
 
     Args:
         bundle: folder of the bundle.
-        archive: file to write, the whole of it or nothing.
+        archive: file to write, atomically.
         engines: as in `contents`.
 
     Returns:
-        Names of the files in it.
+        The names of the files in it.
 
     Raises:
         BundleError: a file is missing or damaged.
-        ArchiveError: there are no such engines.
+        ArchiveError: the bundle has no engine folder of that name.
         OSError: the archive cannot be written.
     """
     names = contents(bundle, engines)
@@ -111,17 +111,17 @@ def _entry(name: str, size: int) -> tarfile.TarInfo:
 
 
 def unpack(archive: Path, folder: Path) -> list[str]:
-    """Unpack an archive and compare every file with its sum; all of it or nothing.
+    """Unpack an archive atomically, and compare every file with its sum.
 
     Args:
         archive: file that `pack` wrote.
         folder: to make; must not exist, or be empty.
 
     Returns:
-        Names of the files.
+        The names of the files.
 
     Raises:
-        ArchiveError: it is no such archive, or a file differs from its sum, or the folder is not empty.
+        ArchiveError: it is no archive of `pack`, a file differs from its sum, or the folder is not empty.
         OSError: it cannot be read or written.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):

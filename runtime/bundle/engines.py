@@ -1,4 +1,4 @@
-"""Folders of compiled engines, ``BUNDLE/engines/<target>-<version>-<sm>/``, and the one that fits a machine."""
+"""Describes folders of compiled engines, ``BUNDLE/engines/<target>-<version>-<sm>/``, and finds the one that fits."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class ShapeProfile:
-    """Shapes that an engine takes, by input with sizes that calls choose."""
+    """Holds the shapes that an engine takes, for each input with sizes that calls choose."""
 
     name: str
     """``byte``, ``verify`` or ``prefill``."""
     shapes: dict[str, tuple[Shape, Shape, Shape]]
-    """Smallest, usual and largest."""
+    """Smallest, usual and largest shape, by input."""
 
     def takes(self, shapes: Mapping[str, Shape]) -> bool:
-        """Whether all inputs have shapes of this profile."""
+        """Return whether all inputs have shapes of this profile."""
         return all(
             all(low <= size <= high for low, size, high in zip(least, shapes[name], most, strict=True))
             for name, (least, _, most) in self.shapes.items()
@@ -38,16 +38,16 @@ class ShapeProfile:
 
 @dataclass(frozen=True)
 class EngineSpec:
-    """One compiled graph."""
+    """Describes one compiled graph."""
 
     part: str
     file: str
     bytes: int
     sha256: str
     slots: int
-    """Slots of its caches."""
+    """Number of slots of each cache."""
     pool_slots: int
-    """Slots of the encoder's pool; 0 for the other graphs."""
+    """Number of slots of the encoder's pool; 0 for the other graphs."""
     profiles: tuple[ShapeProfile, ...]
     aliases: dict[str, str]
     """Cache that each cache update overwrites in place, by output."""
@@ -56,13 +56,13 @@ class EngineSpec:
     build_seconds: float
 
     def profile_of(self, shapes: Mapping[str, Shape]) -> int | None:
-        """Index of the first profile that takes these shapes."""
+        """Return the index of the first profile that takes these shapes; None: no profile does."""
         return next((index for index, profile in enumerate(self.profiles) if profile.takes(shapes)), None)
 
 
 @dataclass(frozen=True)
 class EngineFolder:
-    """A folder of engines: every graph of a bundle, for one or more capacities."""
+    """Describes a folder of engines: every graph of a bundle, for one or more capacities."""
 
     path: Path
     target: str
@@ -71,20 +71,20 @@ class EngineFolder:
     dtype: str
     operators: str
     bundle_sha256: str
-    """Of the manifest of the bundle that was compiled."""
+    """Digest of the manifest of the bundle that was compiled."""
     engines: tuple[EngineSpec, ...]
     capacities: dict[int, dict[str, int]]
     """Index of the engine of each part, by the ``max_bytes`` that they are for."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types, without the path."""
+        """Return what the folder's manifest holds, in plain JSON types, without the path."""
         plain = dataclasses.asdict(self)
         del plain["path"]
         found: dict[str, Any] = json.loads(json.dumps({"format": FORMAT, "format_version": FORMAT_VERSION, **plain}))
         return found
 
     def engines_for(self, max_bytes: int) -> dict[str, EngineSpec] | None:
-        """Engine of each part for the smallest capacity that holds ``max_bytes``."""
+        """Return the engine of each part for the smallest capacity that holds ``max_bytes``; None: none does."""
         fitting = [capacity for capacity in self.capacities if capacity >= max_bytes]
         if not fitting:
             return None
@@ -92,15 +92,15 @@ class EngineFolder:
 
 
 def folder_name(target: str, version: str, sms: tuple[int, ...]) -> str:
-    """Name of an engines' folder."""
+    """Return the name of the engine folder for a target, its version and compute capabilities."""
     return f"{target}-{version}-sm{'_'.join(str(sm) for sm in sms)}"
 
 
 def load_engine_folder(path: Path) -> EngineFolder:
-    """Read the manifest of an engines' folder.
+    """Read the manifest of an engine folder.
 
     Raises:
-        BundleError: it is missing or not one that this version reads.
+        BundleError: it is missing, or not one that this version reads.
     """
     file = path / ENGINES_FILE
     try:
@@ -165,13 +165,13 @@ def _shape(sizes: Any) -> Shape:
 
 
 def engine_folders(bundle: Path) -> list[Path]:
-    """Folders of engines that a bundle has."""
+    """Return the engine folders of a bundle."""
     found = sorted(path.parent for path in (bundle / ENGINES_FOLDER).glob(f"*/{ENGINES_FILE}"))
     return [path for path in found if not path.name.startswith(".")]  # what a killed compilation left
 
 
 def choose_engines(bundle: Path, target: str, version: str, sm: int, max_bytes: int) -> EngineFolder:
-    """The folder whose engines run here.
+    """Return the engine folder whose engines run on this machine.
 
     Args:
         bundle: folder of the bundle.
@@ -181,7 +181,7 @@ def choose_engines(bundle: Path, target: str, version: str, sm: int, max_bytes: 
         max_bytes: longest prompt plus new bytes.
 
     Raises:
-        BundleError: there is none; the message says what there is, and the command that makes one.
+        BundleError: there is none; the message names those that exist, and the command that makes one.
     """
     reasons = []
     for path in engine_folders(bundle):
@@ -200,7 +200,7 @@ def choose_engines(bundle: Path, target: str, version: str, sm: int, max_bytes: 
 
 
 def _misfit(bundle: Path, folder: EngineFolder, target: str, version: str, sm: int, max_bytes: int) -> str | None:
-    """Why engines do not run here; None where they do."""
+    """Return why engines do not run on this machine; None: they do."""
     if folder.target != target:
         return f"for {folder.target}"
     if folder.version != version:
@@ -215,7 +215,7 @@ def _misfit(bundle: Path, folder: EngineFolder, target: str, version: str, sm: i
 
 
 def check_engine(folder: EngineFolder, engine: EngineSpec) -> Path:
-    """An engine's file, if it is what the manifest says.
+    """Return the path of an engine's file, compared with the manifest.
 
     Raises:
         BundleError: it is missing or differs in size or sha256.

@@ -1,4 +1,4 @@
-"""Bundles: a folder with one ONNX graph for each part of a model, and a manifest that describes every file.
+"""Reads and writes the manifest of a bundle: a folder with one ONNX graph for each part of a model.
 
 ====================  ================================================================================
 manifest.json         format, dtypes, each graph's inputs and outputs, size and sha256 of every file
@@ -47,12 +47,12 @@ _Value = TypeVar("_Value", dict[str, Any], list[Any], str, int)
 
 
 class BundleError(ValueError):
-    """A bundle that cannot be used; the message names the file, what was found and what is expected."""
+    """Reports a bundle that cannot be used; the message names the file, what was found and what is expected."""
 
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """An input or output of a graph."""
+    """Describes an input or output of a graph."""
 
     name: str
     dtype: str
@@ -65,7 +65,7 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class GraphSpec:
-    """One graph."""
+    """Describes one graph."""
 
     file: str
     inputs: tuple[TensorSpec, ...]
@@ -74,13 +74,13 @@ class GraphSpec:
     """Bytes of weights that a call reads (embedding tables excluded)."""
 
     def input(self, name: str) -> TensorSpec | None:
-        """The input of this name."""
+        """Return the input of this name; None: there is none."""
         return next((spec for spec in self.inputs if spec.name == name), None)
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What is in a bundle."""
+    """Describes a bundle and every file in it."""
 
     model: str
     dtype: str
@@ -97,27 +97,27 @@ class Manifest:
     operators: str = "standard"
     """``standard``, or ``lowered``: without Attention and TensorScatter, for TensorRT that has no such layers."""
     quantization: dict[str, Any] | None = None
-    """What ``fastblt calibrate`` did: ``scheme``, ``graphs`` (by part, the precision of each layer), ``quality``."""
+    """What ``fastblt quantize`` did: ``scheme``, ``graphs`` (by part, the precision of each layer), ``quality``."""
 
     @property
     def quantized_parts(self) -> tuple[str, ...]:
-        """Parts whose graphs have quantised layers."""
+        """Return the parts whose graphs have quantized layers."""
         return tuple(self.quantization["graphs"]) if self.quantization else ()
 
     @property
     def precisions(self) -> set[str]:
-        """Labels of the precisions that layers were quantised to, e.g. ``w4/32``, ``int8`` or ``fp8``."""
+        """Return the labels of the precisions that layers were quantized to, e.g. ``w4/32``, ``int8`` or ``fp8``."""
         graphs = self.quantization["graphs"] if self.quantization else {}
         return {label for layers in graphs.values() for label in layers.values()}
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types."""
+        """Return what ``manifest.json`` holds, in plain JSON types."""
         plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
         return {"format": FORMAT, "version": FORMAT_VERSION, **plain}
 
 
 def sha256_of(path: Path) -> str:
-    """Hexadecimal sha256 of a file."""
+    """Return the hexadecimal sha256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -132,11 +132,11 @@ def _read_json(path: Path) -> Any:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
-    """Write a manifest that lists every file of a folder; what was written.
+    """Write a manifest that lists every file of a folder, and return it.
 
     Args:
         folder: with every other file of the bundle.
-        manifest: files that it lists are taken to be as it says; of the others size and digest are taken.
+        manifest: entries of files that it lists are kept; size and digest of the others are measured.
     """
     paths = sorted(path for path in folder.iterdir() if path.is_file() and path.name != MANIFEST_FILE)
     known = manifest.files
@@ -148,7 +148,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
 
 
 def is_bundle(folder: Path) -> bool:
-    """Whether a folder has the manifest of a bundle, of whatever version."""
+    """Return whether a folder has the manifest of a bundle, of any version."""
     try:
         data = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -173,7 +173,7 @@ def load_manifest(bundle: Path) -> Manifest:
 
 
 class _ManifestReader:
-    """Turns the JSON of a manifest into dataclasses; whatever is amiss is one error that names the entry."""
+    """Turns the JSON of a manifest into dataclasses; anything wrong is one error that names the entry."""
 
     def __init__(self, path: Path, data: dict[str, Any]) -> None:
         self.path = path
@@ -199,7 +199,7 @@ class _ManifestReader:
             },
             files,
             self._get(self.data, "verification", list),
-            # Bundles of earlier versions do not say.
+            # Manifests of earlier versions lack it.
             self._one_of("operators", OPERATORS) if "operators" in self.data else OPERATORS[0],
             self._quantization(graphs) if self.data.get("quantization") is not None else None,
         )

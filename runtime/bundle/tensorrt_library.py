@@ -1,4 +1,4 @@
-"""TensorRT and TensorRT-RTX as one: which module, which version, what it can do (found by looking, not by version)."""
+"""Imports TensorRT or TensorRT-RTX and finds out what it can do, by its attributes and not by its version."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _TENSORRT_VERSIONS = ((10, 3), (12,))
 
 
 class TensorRtError(ValueError):
-    """TensorRT is missing, or refuses something; the message is its own."""
+    """Reports that TensorRT is missing, or has refused something, in its own words."""
 
 
 @dataclass(frozen=True)
 class TensorRtLibrary:
-    """An importable TensorRT."""
+    """Wraps the module of an installed TensorRT or TensorRT-RTX."""
 
     target: str
     """``tensorrt`` or ``tensorrt-rtx``."""
@@ -26,22 +26,22 @@ class TensorRtLibrary:
 
     @property
     def version(self) -> str:
-        """Its version."""
+        """Return its version."""
         return str(self.module.__version__)
 
     @property
     def label(self) -> str:
-        """What people call it."""
+        """Return its name and version for messages: ``TensorRT-RTX 1.7.1``."""
         return f"{'TensorRT-RTX' if self.target == 'tensorrt-rtx' else 'TensorRT'} {self.version}"
 
     @property
     def updates_caches(self) -> bool:
-        """Whether there are layers for standard graphs: TensorScatter and Attention. Else graphs must be lowered."""
+        """Return whether it has layers for TensorScatter and Attention; without them, graphs must be lowered."""
         network = self.module.INetworkDefinition
         return hasattr(network, "add_kv_cache_update") and hasattr(network, "add_attention")
 
     def new_log(self) -> Any:
-        """A logger that keeps what went wrong, for an exception, instead of printing it."""
+        """Return a logger that keeps errors for an exception, instead of printing them."""
         trt = self.module
         base: Any = trt.ILogger
         bad = (base.Severity.ERROR, base.Severity.INTERNAL_ERROR)

@@ -19,7 +19,8 @@ from fastblt.calibration.report import JSON_FILE, MARKDOWN_FILE, PICTURE_FILE
 from fastblt.calibration.request import CalibrationRequest
 from fastblt.calibration.trace_store import TraceStore
 from fastblt.models.tokens import encode
-from fastblt.runtime.backends.cpu.backend import OnnxRuntimeBackend, session_options
+from fastblt.runtime.backends.cpu.backend import OnnxRuntimeBackend
+from fastblt.runtime.backends.cpu.sessions import session_options
 from fastblt.runtime.backends.eager.backend import EagerBackend
 from fastblt.runtime.backends.eager.bundle_weights import load_eager_model
 from fastblt.runtime.blt_runtime import BltRuntime

@@ -1,4 +1,4 @@
-"""The ONNX Runtime backend: the four graphs of a bundle over buffers that are allocated once."""
+"""Runs the four graphs of a bundle with ONNX Runtime on the CPU, over buffers that are allocated once."""
 
 from __future__ import annotations
 
@@ -7,16 +7,15 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from fastblt.models.config import BltConfig
-from fastblt.runtime.backends.cpu.bound_graph import Binding, BoundGraph, ControlInput
-from fastblt.runtime.backends.cpu.buffers import POOL_STEP, Buffer
+from fastblt.runtime.backends.cpu.bound_graph import Binding, BoundGraph
+from fastblt.runtime.backends.cpu.buffers import POOL_STEP, Buffer, CallBuffers
+from fastblt.runtime.backends.cpu.sessions import session_options
 from fastblt.runtime.backends.host_embeddings import HostEmbeddings
 from fastblt.runtime.backends.protocol import (
     DRAFT_SLACK,
-    ROW_CAPACITY,
     DecoderRows,
     Drafted,
     Floats,
@@ -25,17 +24,25 @@ from fastblt.runtime.backends.protocol import (
 )
 from fastblt.runtime.bundle.bundle import Bundle
 from fastblt.runtime.bundle.dtypes import numpy_dtype
-from fastblt.runtime.bundle.manifest import BundleError, Manifest
-from fastblt.runtime.machine import default_threads
+from fastblt.runtime.bundle.manifest import BundleError
 
-#: Rows of a call of a quantised graph, at least. One row alone is multiplied by another kernel (in attention a product
-#: of a vector and a matrix), whose last bit differs; inputs that are rounded to 8 bits make some 1e-2 of that. With a
+#: Fewest rows in a call of a quantized graph. A single row is multiplied by another kernel (in attention a product of a
+#: vector and a matrix), whose last bit differs; inputs that are rounded to 8 bits turn that into some 1e-2. With a
 #: second row, which nobody reads, a row is the same to the bit in calls of any size, and verified drafts are exact.
 QUANTIZED_ROWS = 2
 
 
 class OnnxRuntimeBackend:
-    """See `fastblt.runtime.backends.protocol.Backend`; `load` is the constructor for users."""
+    """Implements `fastblt.runtime.backends.protocol.Backend`; `load` is the constructor for users.
+
+    Args:
+        bundle: an opened bundle.
+        max_bytes: longest prompt plus new bytes.
+        options: of the sessions, an ``onnxruntime.SessionOptions``.
+
+    Raises:
+        BundleError: a graph cannot be loaded, or is not the one that manifest and configuration describe.
+    """
 
     name = "onnxruntime"
     device = "cpu"
@@ -56,13 +63,22 @@ class OnnxRuntimeBackend:
         self._tables = None if bundle.embeddings is None else HostEmbeddings(bundle.embeddings, self.config.hash)
         self._reads_states = self.config.decoder_input == "encoder"
         self._check_config(bundle)
-        self._allocate(capacity)
+        kind = numpy_dtype(self._decoder.spec.inputs[-1].dtype)
+        self._buffers = CallBuffers(self.config, kind, capacity)
 
     @classmethod
     def load(cls, bundle: Path, max_bytes: int, threads: int | None, options: Any = None) -> OnnxRuntimeBackend:
-        """Load a bundle; arguments and errors as in `fastblt.runtime.blt_runtime.BltRuntime.from_pretrained`.
+        """Load a bundle.
 
-        ``options``, an ``onnxruntime.SessionOptions``, takes the place of ours and of ``threads``.
+        Args:
+            bundle: its folder.
+            max_bytes: longest prompt plus new bytes.
+            threads: of one operator; None: as many as suit the model.
+            options: an ``onnxruntime.SessionOptions`` that replaces ours and ``threads``; None: ours.
+
+        Raises:
+            BundleError: a file is missing or damaged, or a graph cannot be loaded.
+            ConfigError: the configuration is invalid.
         """
         opened = Bundle.open(bundle)
         if options is None:
@@ -71,11 +87,11 @@ class OnnxRuntimeBackend:
 
     @property
     def providers(self) -> list[str]:
-        """What ONNX Runtime says of the decoder's session, the fallback included."""
+        """Return the execution providers that ONNX Runtime reports for the decoder's session, the fallback included."""
         return list(self._decoder.session.get_providers())
 
     def _check_config(self, bundle: Bundle) -> None:
-        """Raise `BundleError` where the configuration means other tensors than the graphs have."""
+        """Raise `BundleError` if the configuration implies other tensors than the graphs have."""
         config = self.config
         kv_shape = ("latents", config.decoder.layers, 2, config.cross_attn_k * config.decoder.dim)
         first = "states" if self._reads_states else "ids"
@@ -92,46 +108,27 @@ class OnnxRuntimeBackend:
                     f"{bundle.graph(part)}: input {name}: found shape {found}, expected {shape} (config.json)"
                 )
 
-    def _allocate(self, capacity: int) -> None:
-        """Every buffer that is not a cache."""
-        config = self.config
-        dim, layers, k = config.decoder.dim, config.decoder.layers, config.cross_attn_k
-        kind, floats = numpy_dtype(self._decoder.spec.inputs[-1].dtype), np.dtype(np.float32)
-        self._ids, self._latent_index, self._best = ControlInput(), ControlInput(), ControlInput()
-        self._patch_start, self._patch_end, self._pool_index = ControlInput(), ControlInput(), ControlInput()
-        self._context_ids = Buffer(1, (ROW_CAPACITY + config.hash.context,), np.dtype(np.int64))
-        self._embedded = Buffer(ROW_CAPACITY, (dim,), kind)
-        self._entropies = Buffer(ROW_CAPACITY, (), floats)
-        self._probability = Buffer(ROW_CAPACITY, (), floats)
-        self._entropy = Buffer(ROW_CAPACITY, (), floats)
-        self._logits = Buffer(ROW_CAPACITY, (config.vocab_size,), floats)
-        self._states = Buffer(capacity if self._reads_states else 1, (dim,), kind)
-        self._pool = Buffer(capacity + POOL_STEP, (3 * dim,), kind)
-        self._patch_embeddings = Buffer(ROW_CAPACITY, (config.patch_dim,), kind)
-        self._latents = Buffer(ROW_CAPACITY, (config.global_transformer.dim,), kind)
-        self._latent_kv = Buffer(capacity, (layers, 2, k * dim), kind)
-
     def run_patcher(self, position: int, ids: Ids, visible_from: Ids | None = None) -> Floats:
-        """See `Backend.run_patcher`."""
+        """Implement `Backend.run_patcher`; the result is a view that the next call overwrites."""
         rows, graph = max(len(ids), self._least_rows["patcher"]), self.graphs["patcher"]
         binding = graph.prepare(position, rows, (), visible_from=visible_from)
         if binding.fresh:
             binding.fresh = False
-            binding.point("ids", (1, rows), self._ids.buffer)
-            binding.point("entropy", (1, rows), self._entropies)
-        self._ids.values[:rows] = ids
+            binding.point("ids", (1, rows), self._buffers.ids.buffer)
+            binding.point("entropy", (1, rows), self._buffers.entropies)
+        self._buffers.ids.values[:rows] = ids
         graph.run(binding)
-        entropies: Floats = self._entropies.array[: len(ids)]
+        entropies: Floats = self._buffers.entropies.array[: len(ids)]
         return entropies
 
     def run_encoder(
         self, position: int, ids: Ids, starts: Ids, ends: Ids, visible_from: int | Ids | None = None
     ) -> None:
-        """See `Backend.run_encoder`."""
+        """Implement `Backend.run_encoder`; ``visible_from`` may be one position for all rows."""
         if self._least_rows["encoder"] == 1 or len(starts) == 1:
             self._encode(position, ids, starts, ends, visible_from)
             return
-        # A patch's place in the pool changes the last bit of what it is pooled to: each has a call of its own.
+        # Where a patch is in the pool changes the last bit of its embedding: each patch has a call of its own.
         before, end = self.config.hash.context - 1, position + len(ids) - (self.config.hash.context - 1)
         for patch in range(len(starts)):
             first = max(position, int(starts[patch]))
@@ -150,7 +147,7 @@ class OnnxRuntimeBackend:
         visible_from: int | Ids | None,
         first_patch: int = 0,
     ) -> None:
-        """One call; the patch embeddings go to the buffer's rows from ``first_patch`` on."""
+        """Run the encoder once; the patch embeddings go to the buffer's rows from ``first_patch`` on."""
         rows, patches, origin = len(ids) - (self.config.hash.context - 1), len(starts), int(starts[0])
         rows = max(rows, self._least_rows["encoder"])
         slots = -(-(position + rows - origin) // POOL_STEP) * POOL_STEP
@@ -160,61 +157,63 @@ class OnnxRuntimeBackend:
         dim = self.config.encoder.dim
         if binding.fresh:
             binding.fresh = False
-            binding.point("patch_start", (1, patches), self._patch_start.buffer)
-            binding.point("patch_end", (1, patches), self._patch_end.buffer)
-            binding.point("pool_index", (1,), self._pool_index.buffer)
-        binding.point("patch_embeddings", (1, patches, self.config.patch_dim), self._patch_embeddings, first_patch)
-        binding.point("pool", (1, 1, slots, 3 * dim), self._pool, origin)
+            binding.point("patch_start", (1, patches), self._buffers.patch_start.buffer)
+            binding.point("patch_end", (1, patches), self._buffers.patch_end.buffer)
+            binding.point("pool_index", (1,), self._buffers.pool_index.buffer)
+        binding.point(
+            "patch_embeddings", (1, patches, self.config.patch_dim), self._buffers.patch_embeddings, first_patch
+        )
+        binding.point("pool", (1, 1, slots, 3 * dim), self._buffers.pool, origin)
         if self.manifest.operators == "lowered":
-            binding.point("pool_rows", (1, 1, rows, 3 * dim), self._pool, position)
+            binding.point("pool_rows", (1, 1, rows, 3 * dim), self._buffers.pool, position)
         else:
-            binding.point("pool_out", (1, 1, slots, 3 * dim), self._pool, origin)
+            binding.point("pool_out", (1, 1, slots, 3 * dim), self._buffers.pool, origin)
         if self._reads_states:
-            binding.point("states", (1, rows, dim), self._states, position)
-        self._patch_start.values[:patches] = starts - origin
-        self._patch_end.values[:patches] = ends - origin
-        self._pool_index.values[0] = position - origin
+            binding.point("states", (1, rows, dim), self._buffers.states, position)
+        self._buffers.patch_start.values[:patches] = starts - origin
+        self._buffers.patch_end.values[:patches] = ends - origin
+        self._buffers.pool_index.values[0] = position - origin
         graph.run(binding)
 
     def _embed(self, binding: Binding, ids: Ids, count: int) -> None:
-        """Hand over the embeddings of rows, or ``count`` ids, those before the rows included."""
+        """Bind and write the rows' embeddings, or ``count`` ids that include those before the rows."""
         before = self.config.hash.context - 1
         if self._tables is None:
-            binding.point("ids", (1, count), self._context_ids)
-            self._context_ids.array[0, : len(ids)] = ids
+            binding.point("ids", (1, count), self._buffers.context_ids)
+            self._buffers.context_ids.array[0, : len(ids)] = ids
         else:
-            binding.point("embedded", (1, count - before, self.config.encoder.dim), self._embedded)
-            self._tables.sum_rows(ids, self._embedded.array[: len(ids) - before])
+            binding.point("embedded", (1, count - before, self.config.encoder.dim), self._buffers.embedded)
+            self._tables.sum_rows(ids, self._buffers.embedded.array[: len(ids) - before])
 
     def run_global(self, first_patch: int, count: int, visible_from: Ids | None = None) -> None:
-        """See `Backend.run_global`."""
+        """Implement `Backend.run_global`."""
         graph, config = self._global, self.config
         count = max(count, self._least_rows["global"])
         binding = graph.prepare(first_patch, count, (), visible_from=visible_from)
         if binding.fresh:
             binding.fresh = False
-            binding.point("patch_embeddings", (1, count, config.patch_dim), self._patch_embeddings)
-            binding.point("latents", (1, count, config.global_transformer.dim), self._latents)
-        binding.point("latent_kv", (count, *self._latent_kv.row_shape), self._latent_kv, first_patch)
+            binding.point("patch_embeddings", (1, count, config.patch_dim), self._buffers.patch_embeddings)
+            binding.point("latents", (1, count, config.global_transformer.dim), self._buffers.latents)
+        binding.point("latent_kv", (count, *self._buffers.latent_kv.row_shape), self._buffers.latent_kv, first_patch)
         graph.run(binding)
 
     def run_decoder(
         self, position: int, ids: Ids, latents: Ids, block: int = 0, visible_from: Ids | None = None
     ) -> DecoderRows:
-        """See `Backend.run_decoder`."""
+        """Implement `Backend.run_decoder`; the result is views that the next call overwrites."""
         rows, first = max(len(ids), self._least_rows["decoder"]), int(latents[0])
         binding = self._decoder_binding(position, rows, first, int(latents[-1]) + 1 - first, block, visible_from)
-        self._ids.values[:rows] = ids
-        np.subtract(latents, first, out=self._latent_index.values[:rows])
+        self._buffers.ids.values[:rows] = ids
+        np.subtract(latents, first, out=self._buffers.latent_index.values[:rows])
         self._decoder.run(binding)
         return self._rows(len(ids))
 
     def _rows(self, count: int) -> DecoderRows:
         return DecoderRows(
-            self._best.values[:count],
-            self._probability.array[:count],
-            self._entropy.array[:count],
-            self._logits.array[:count],
+            self._buffers.best.values[:count],
+            self._buffers.probability.array[:count],
+            self._buffers.entropy.array[:count],
+            self._buffers.logits.array[:count],
         )
 
     def _decoder_binding(
@@ -230,15 +229,15 @@ class OnnxRuntimeBackend:
         if binding.fresh:
             binding.fresh = False
             if not self._reads_states:
-                binding.point("ids", (1, rows), self._ids.buffer)
-            binding.point("latent_index", (1, rows), self._latent_index.buffer)
-            binding.point("best", (1, rows), self._best.buffer)
-            binding.point("probability", (1, rows), self._probability)
-            binding.point("entropy", (1, rows), self._entropy)
-            binding.point("logits", (1, rows, self.config.vocab_size), self._logits)
+                binding.point("ids", (1, rows), self._buffers.ids.buffer)
+            binding.point("latent_index", (1, rows), self._buffers.latent_index.buffer)
+            binding.point("best", (1, rows), self._buffers.best.buffer)
+            binding.point("probability", (1, rows), self._buffers.probability)
+            binding.point("entropy", (1, rows), self._buffers.entropy)
+            binding.point("logits", (1, rows, self.config.vocab_size), self._buffers.logits)
         if self._reads_states:
-            binding.point("states", (1, rows, self.config.decoder.dim), self._states, position)
-        binding.point("latent_kv", (latents, *self._latent_kv.row_shape), self._latent_kv, first_latent)
+            binding.point("states", (1, rows, self.config.decoder.dim), self._buffers.states, position)
+        binding.point("latent_kv", (latents, *self._buffers.latent_kv.row_shape), self._buffers.latent_kv, first_latent)
         return binding
 
     def draft(
@@ -248,9 +247,13 @@ class OnnxRuntimeBackend:
         tokens = np.empty(count, dtype=np.int64)
         probabilities = np.empty(count, dtype=np.float32)
         context = ids.copy()
-        best, probability, current = self._best.values, self._probability.array, self._ids.values
+        best, probability, current = (
+            self._buffers.best.values,
+            self._buffers.probability.array,
+            self._buffers.ids.values,
+        )
         rows = self._least_rows["decoder"]
-        self._latent_index.values[:rows] = 0
+        self._buffers.latent_index.values[:rows] = 0
         token, row, more = int(ids[-1]), self._rows(1), True
         seen, encoder_seconds = visible_from or None, 0.0
         for step in range(count):
@@ -273,52 +276,31 @@ class OnnxRuntimeBackend:
         return Drafted(tokens, probabilities, encoder_seconds)
 
     def _buffer(self, name: str) -> Buffer:
-        """A buffer that passes from graph to graph, or a cache, by the name that `tensor` takes."""
+        """Return a buffer that passes from graph to graph, or a cache, by the name that `tensor` takes."""
         if name in ("patch_embeddings", "latent_kv", "states"):
-            found: Buffer = getattr(self, f"_{name}")
+            found: Buffer = getattr(self._buffers, name)
             return found
         part, _, cache = name.partition(".")
         return self.graphs[part].caches.buffers[cache]
 
     def tensor(self, name: str, first: int, count: int) -> NDArray[Any]:
-        """See `fastblt.runtime.measure.verify.lockstep.Inspectable.tensor`."""
+        """Return a copy of rows of a buffer or cache.
+
+        Args:
+            name: ``patch_embeddings``, ``latent_kv``, ``states``, or a cache: ``decoder.key_0``.
+            first: first row.
+            count: number of rows.
+        """
         return self._buffer(name).array[first : first + count].copy()
 
     def set_tensor(self, name: str, first: int, values: NDArray[Any]) -> None:
-        """See `fastblt.runtime.measure.verify.lockstep.Inspectable.set_tensor`."""
+        """Overwrite rows of a buffer or cache, from ``first`` on; names as in `tensor`."""
         self._buffer(name).array[first : first + len(values)] = values
 
     def can_resume_from(self, position: int, open_patch: int) -> bool:
-        """See `Backend.can_resume_from`: the caches hold every position."""
+        """Return True: the caches hold every position."""
         return True
 
     def moved_bytes(self, part: str, position: int, rows: int) -> int:
-        """See `Backend.moved_bytes`."""
+        """Implement `Backend.moved_bytes`."""
         return self.graphs[part].moved_bytes(position, rows)
-
-
-def session_options(manifest: Manifest, threads: int | None, *, exact: bool = False) -> Any:
-    """Options of every session: quiet, one thread for small models, spinning only within a run.
-
-    Args:
-        manifest: of the bundle.
-        threads: of one operator; None: as many as suit the model.
-        exact: compute products with quantised weights in fp32, as their graph says. Else ONNX Runtime rounds their
-            inputs to 8 bits, which is several times as fast.
-    """
-    if threads is None:
-        weights = sum(spec.weight_bytes for spec in manifest.graphs.values())
-        threads = default_threads(weights)
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = threads
-    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1" if exact else "4")
-    if "fp8" in manifest.precisions:
-        # There is no product of E4M3 numbers on CPUs: as the graph says, in fp32 (the fused one refuses to load).
-        options.add_session_config_entry("session.disable_quant_qdq", "1")
-    options.inter_op_num_threads = 1
-    # Threads wait for the next operator of a run awake, which is quicker than to be woken for each. Four sessions take
-    # turns, so they must not go on when the run has ended.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "1")
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    return options

@@ -1,4 +1,4 @@
-"""One ONNX Runtime session whose inputs and outputs are bound to memory by address.
+"""Runs one ONNX Runtime session whose inputs and outputs are bound to memory by address.
 
 A cache's input and its update are bound to the same address, so TensorScatter works in place and no cache is ever
 copied. Bindings are kept for each number of rows and size of the caches' view, and pointed elsewhere when the view
@@ -17,19 +17,18 @@ from numpy.typing import NDArray
 
 from fastblt.models.config import StackConfig
 from fastblt.runtime.backends.controls import Controls, write_controls
-from fastblt.runtime.backends.cpu.buffers import Buffer, KvBuffers, View
-from fastblt.runtime.backends.protocol import ROW_CAPACITY, Ids
+from fastblt.runtime.backends.cpu.buffers import Buffer, ControlInput, KvBuffers, View
+from fastblt.runtime.backends.protocol import Ids
 from fastblt.runtime.backends.providers import PROVIDERS
 from fastblt.runtime.bundle.dtypes import ONNXRUNTIME_TYPES, TENSOR_TYPES, numpy_dtype
 from fastblt.runtime.bundle.manifest import BundleError, GraphSpec
 
-_INT64 = np.dtype(np.int64)
 #: Enough for every number of rows and patches that a method uses, while the view has one size.
 _BINDINGS_KEPT = 4096
 
 
 class Binding:
-    """An IO binding that remembers addresses, so that binding the same memory again costs nothing."""
+    """Wraps an IO binding and remembers addresses, so that binding the same memory again costs nothing."""
 
     def __init__(self, session: Any, spec: GraphSpec) -> None:
         self.io = session.io_binding()
@@ -42,7 +41,7 @@ class Binding:
         """First slot of the caches' view that is bound."""
 
     def point(self, name: str, shape: tuple[int, ...], buffer: Buffer, row: int = 0) -> None:
-        """Bind an input or output to a buffer, from ``row`` on. A binding serves one shape of each tensor."""
+        """Bind an input or output to a buffer, from ``row`` on; each tensor has one shape for the binding's life."""
         address = buffer.address + row * buffer.row_bytes
         known = self._bound.get(name)
         if known is not None and known[2] == address:
@@ -52,7 +51,7 @@ class Binding:
         bind(name, "cpu", 0, self._types[name], shape, address)
 
     def inputs(self, names: Set[str] | None = None) -> dict[str, NDArray[Any]]:
-        """Copies of what inputs are bound to, by name; of all of them, or of those of ``names`` that there are."""
+        """Return copies of what inputs are bound to, by name: all of them, or those whose names are in ``names``."""
         found = {}
         for name in self._inputs & (self._bound.keys() if names is None else names):
             shape, buffer, address = self._bound[name]
@@ -69,7 +68,7 @@ def _type_name(text: str) -> str:
 
 
 def _compare(path: Path, session: Any, spec: GraphSpec, stack: StackConfig) -> None:
-    """Raise `BundleError` where the graph, the manifest and the configuration disagree."""
+    """Raise `BundleError` if the graph, the manifest and the configuration disagree."""
     for kind, values, specs in (
         ("inputs", session.get_inputs(), spec.inputs),
         ("outputs", session.get_outputs(), spec.outputs),
@@ -87,16 +86,8 @@ def _compare(path: Path, session: Any, spec: GraphSpec, stack: StackConfig) -> N
         )
 
 
-class ControlInput:
-    """A small int64 input [1, n] that the host writes before each call."""
-
-    def __init__(self) -> None:
-        self.buffer = Buffer(1, (ROW_CAPACITY,), _INT64)
-        self.values = self.buffer.array[0]
-
-
 class BoundGraph:
-    """A session, its caches, its control inputs and its bindings.
+    """Holds a session with its caches, control inputs and bindings.
 
     Args:
         path: the graph.
@@ -106,7 +97,7 @@ class BoundGraph:
         options: session options.
 
     Raises:
-        BundleError: ONNX Runtime cannot load the graph.
+        BundleError: ONNX Runtime cannot load the graph, or it is not the one that manifest and configuration describe.
     """
 
     def __init__(self, path: Path, spec: GraphSpec, stack: StackConfig, capacity: int, options: Any) -> None:
@@ -128,7 +119,7 @@ class BoundGraph:
         self._appends = any(t.role == "cache_rows" for t in spec.outputs)
         """Whether outputs are the caches' new rows, which are bound to where they belong (lowered graphs)."""
         self.on_run: Callable[[Binding], None] | None = None
-        """Told of every call before it runs."""
+        """Called with the binding of every call before it runs."""
 
     def prepare(
         self,
@@ -138,14 +129,17 @@ class BoundGraph:
         block: int = 0,
         visible_from: int | Ids | None = None,
     ) -> Binding:
-        """Write the control inputs and give the binding of a call.
+        """Write the control inputs of a call and return its binding.
 
         Args:
             position: of the first row.
             rows: number of rows.
             key: every other size that the caller's own tensors depend on.
             block: the last ``block`` rows see each other; the others are causal.
-            visible_from: first position that each row may see; None: 0.
+            visible_from: first position that each row, or every row, may see; None: 0.
+
+        Raises:
+            ValueError: the rows do not fit the caches.
         """
         view = self.caches.view(position, rows)
         if view.end > self.caches.slots:
@@ -188,5 +182,5 @@ class BoundGraph:
         self.session.run_with_iobinding(binding.io)
 
     def moved_bytes(self, position: int, rows: int) -> int:
-        """Weight and cache bytes that a call reads."""
+        """Return the bytes of weights and caches that a call reads."""
         return self.spec.weight_bytes + self.caches.moved_bytes(position, rows)

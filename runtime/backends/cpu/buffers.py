@@ -1,4 +1,4 @@
-"""Memory that graphs are bound to: allocated once, addressed by pointer, on the host."""
+"""Allocates the host memory that graphs are bound to, once, and addresses it by pointer."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from fastblt.models.config import BltConfig
+from fastblt.runtime.backends.protocol import ROW_CAPACITY
+
+_INT64 = np.dtype(np.int64)
 #: Bound views of caches begin and end at multiples of this many slots, so that a view serves many steps.
 VIEW_SLOTS = 64
 #: Views of the encoder's pool end at multiples of this many slots, which bounds the number of shapes.
@@ -14,10 +18,10 @@ POOL_STEP = 8
 
 
 class Buffer:
-    """Zeroed memory of ``rows`` equal rows on the host.
+    """Holds ``rows`` equal rows of zeroed memory on the host.
 
-    It is reserved, and the system commits it page by page as a sequence reaches it. Zeros matter: a slot that the mask
-    hides still meets a softmax weight of 0, and 0 * NaN would be NaN.
+    The memory is reserved, and the system commits it page by page as a sequence reaches it. Zeros matter: a slot that
+    the mask hides is still multiplied by a softmax weight of 0, and 0 * NaN would be NaN.
 
     Attributes:
         array: the contents, [rows, *row_shape].
@@ -32,24 +36,24 @@ class Buffer:
         self.address = int(self.array.ctypes.data)
 
     def at(self, row: int) -> int:
-        """Address of a row."""
+        """Return the address of a row."""
         return self.address + row * self.row_bytes
 
 
 class View(NamedTuple):
-    """A run of cache slots that a call sees."""
+    """Describes the contiguous range of cache slots that a call is bound to."""
 
     start: int
     end: int
 
     @property
     def slots(self) -> int:
-        """Number of slots."""
+        """Return the number of slots."""
         return self.end - self.start
 
 
 class KvBuffers:
-    """The caches of one graph; slot = position, so rewinding is a smaller position and nothing is ever moved."""
+    """Holds the caches of one graph; slot = position, so rewinding needs no copies and nothing is ever moved."""
 
     def __init__(self, names: list[str], capacity: int, dim: int, dtype: np.dtype[Any], window: int | None) -> None:
         slots = -(-capacity // VIEW_SLOTS) * VIEW_SLOTS
@@ -60,10 +64,45 @@ class KvBuffers:
         self.slot_bytes = len(names) * dim * dtype.itemsize
 
     def view(self, position: int, rows: int) -> View:
-        """The slots that rows at ``position`` may see, widened to multiples of `VIEW_SLOTS`."""
+        """Return the slots that ``rows`` rows at ``position`` may see, widened to multiples of `VIEW_SLOTS`."""
         first = 0 if self.window is None else max(0, position - self.window + 1)
         return View(first // VIEW_SLOTS * VIEW_SLOTS, -(-(position + rows) // VIEW_SLOTS) * VIEW_SLOTS)
 
     def moved_bytes(self, position: int, rows: int) -> int:
-        """Bytes that a call reads of all caches."""
+        """Return the bytes of all caches that a call reads."""
         return self.view(position, rows).slots * self.slot_bytes
+
+
+class ControlInput:
+    """Holds a small int64 input [1, n] that the host writes before each call."""
+
+    def __init__(self) -> None:
+        self.buffer = Buffer(1, (ROW_CAPACITY,), _INT64)
+        self.values = self.buffer.array[0]
+
+
+class CallBuffers:
+    """Holds the inputs and outputs of all graphs that are neither caches nor what places rows.
+
+    Args:
+        config: the model's.
+        kind: type of activations.
+        capacity: positions of a sequence.
+    """
+
+    def __init__(self, config: BltConfig, kind: np.dtype[Any], capacity: int) -> None:
+        dim, floats = config.decoder.dim, np.dtype(np.float32)
+        self.ids, self.latent_index, self.best = ControlInput(), ControlInput(), ControlInput()
+        self.patch_start, self.patch_end, self.pool_index = ControlInput(), ControlInput(), ControlInput()
+        self.context_ids = Buffer(1, (ROW_CAPACITY + config.hash.context,), _INT64)
+        self.embedded = Buffer(ROW_CAPACITY, (dim,), kind)
+        self.entropies = Buffer(ROW_CAPACITY, (), floats)
+        self.probability = Buffer(ROW_CAPACITY, (), floats)
+        self.entropy = Buffer(ROW_CAPACITY, (), floats)
+        self.logits = Buffer(ROW_CAPACITY, (config.vocab_size,), floats)
+        self.patch_embeddings = Buffer(ROW_CAPACITY, (config.patch_dim,), kind)
+        self.latents = Buffer(ROW_CAPACITY, (config.global_transformer.dim,), kind)
+        # These hold every position or patch of the sequence.
+        self.states = Buffer(capacity if config.decoder_input == "encoder" else 1, (dim,), kind)
+        self.pool = Buffer(capacity + POOL_STEP, (3 * dim,), kind)
+        self.latent_kv = Buffer(capacity, (config.decoder.layers, 2, config.cross_attn_k * dim), kind)

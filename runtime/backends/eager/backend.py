@@ -1,7 +1,7 @@
-"""The eager PyTorch backend: the reference, and the baseline that latency is compared with.
+"""Runs a model with eager PyTorch: the reference, and the baseline that latency is compared with.
 
 It runs the incremental path of `fastblt.models` with preallocated caches under inference mode: no recomputation, no
-growing tensors, one call a part, the same as a compiled backend does.
+growing tensors, one call per part, as a compiled backend does.
 """
 
 from __future__ import annotations
@@ -24,7 +24,13 @@ from fastblt.runtime.machine import default_threads
 
 
 class EagerBackend:
-    """`fastblt.models.blt.Blt` step by step."""
+    """Runs `fastblt.models.blt.Blt` step by step; `load` is the constructor for users.
+
+    Args:
+        model: in eager mode, on the device that it is to run on.
+        max_bytes: longest prompt plus new bytes.
+        threads: of one operator, for the whole process; None: as many as suit the model.
+    """
 
     name = "eager"
 
@@ -59,7 +65,7 @@ class EagerBackend:
 
     @classmethod
     def load(cls, folder: Path, provider: str, max_bytes: int, threads: int | None) -> EagerBackend:
-        """Load a checkpoint of any layout, or the weights inside a bundle; ``auto`` is the CPU."""
+        """Load a checkpoint of any layout, or the weights inside a bundle; arguments and errors as in `load_eager`."""
         return cls(load_eager(folder, provider), max_bytes, threads)
 
     def _cache(self, stack: StackConfig, capacity: int, dtype: torch.dtype) -> StackCache:
@@ -73,7 +79,7 @@ class EagerBackend:
 
     @torch.inference_mode()
     def run_patcher(self, position: int, ids: Ids, visible_from: Ids | None = None) -> Floats:
-        """See `Backend.run_patcher`."""
+        """Implement `Backend.run_patcher`."""
         assert self.model.patcher is not None
         cache, seen = self._caches["patcher"], self._optional(visible_from)
         found: Floats = self.model.patcher.step(self._ids(ids), cache, position, seen)[0].cpu().numpy()
@@ -84,7 +90,7 @@ class EagerBackend:
 
     @torch.inference_mode()
     def run_encoder(self, position: int, ids: Ids, starts: Ids, ends: Ids, visible_from: Ids | None = None) -> None:
-        """See `Backend.run_encoder`."""
+        """Implement `Backend.run_encoder`."""
         self._encode(position, self._ids(ids), self._optional(visible_from))
         first = int(starts[0])
         longest = int((ends - starts).max())
@@ -104,7 +110,7 @@ class EagerBackend:
 
     @torch.inference_mode()
     def run_global(self, first_patch: int, count: int, visible_from: Ids | None = None) -> None:
-        """See `Backend.run_global`."""
+        """Implement `Backend.run_global`."""
         embeddings = self._patch_embeddings[:, :count]
         seen = self._optional(visible_from)
         latents = self.model.global_transformer.step(embeddings, self._caches["global"], first_patch, seen)
@@ -114,7 +120,7 @@ class EagerBackend:
     def run_decoder(
         self, position: int, ids: Ids, latents: Ids, block: int = 0, visible_from: Ids | None = None
     ) -> DecoderRows:
-        """See `Backend.run_decoder`."""
+        """Implement `Backend.run_decoder`."""
         first = int(latents[0])
         index = self._ids(latents - first)
         known = self._latent_kv[:, first : int(latents[-1]) + 1]
@@ -166,11 +172,11 @@ class EagerBackend:
         return Drafted(chosen, sure, encoder_seconds)
 
     def can_resume_from(self, position: int, open_patch: int) -> bool:
-        """See `Backend.can_resume_from`: the caches hold every position."""
+        """Return True: the caches hold every position."""
         return True
 
     def moved_bytes(self, part: str, position: int, rows: int) -> int:
-        """See `Backend.moved_bytes`."""
+        """Implement `Backend.moved_bytes`."""
         stack = self._caches[part]
         live = position + rows if stack.window is None else min(position + rows, stack.window + rows - 1)
         per_slot = 2 * stack.keys.shape[0] * stack.keys[0, 0, 0].numel() * stack.keys.element_size()
@@ -178,7 +184,11 @@ class EagerBackend:
 
 
 def load_eager(folder: Path, provider: str) -> Blt:
-    """The eager model of a checkpoint of any layout, or of the weights inside a bundle.
+    """Load the eager model of a checkpoint of any layout, or of the weights inside a bundle.
+
+    Args:
+        folder: of the checkpoint or bundle.
+        provider: ``auto`` (the CPU), ``cpu`` or ``cuda``.
 
     Raises:
         ProviderError: the provider is unknown, or PyTorch sees no GPU.
@@ -198,7 +208,7 @@ def load_eager(folder: Path, provider: str) -> Blt:
 
 
 def _decoder_rows(logits: Tensor) -> DecoderRows:
-    """What `Backend.run_decoder` returns, of logits [rows, vocab]."""
+    """Return what `Backend.run_decoder` returns, for logits [rows, vocab]."""
     best_logp, best = logits.log_softmax(-1).max(-1)
     return DecoderRows(
         best.cpu().numpy(), best_logp.exp().cpu().numpy(), entropy(logits).cpu().numpy(), logits.cpu().numpy()
@@ -206,5 +216,5 @@ def _decoder_rows(logits: Tensor) -> DecoderRows:
 
 
 def _weight_bytes(module: nn.Module) -> int:
-    """Bytes of weights that a call reads, embedding tables excluded."""
+    """Return the bytes of weights that a call reads, embedding tables excluded."""
     return sum(p.numel() * p.element_size() for n, p in module.named_parameters() if "embeddings" not in n)

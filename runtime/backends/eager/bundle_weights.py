@@ -1,4 +1,4 @@
-"""The eager model of a bundle: its weights are read back from the graphs' initializers.
+"""Builds the eager model of a bundle from the initializers of its graphs.
 
 Initializers have the names of the checkpoint's tensors; a matrix that a graph multiplies by is stored transposed,
 with ``.T`` after its name. So a bundle alone is enough to compare a compiled runtime with eager PyTorch.
@@ -22,11 +22,11 @@ from fastblt.runtime.bundle.manifest import BundleError
 
 
 def load_eager_model(bundle: Path, device: str) -> Blt:
-    """The eager model in fp32, with the weights as the bundle's dtype rounded them.
+    """Build the eager model in fp32, with the weights as the bundle's dtype rounded them.
 
     Args:
         bundle: folder of a bundle.
-        device: where the parameters go.
+        device: ``cpu`` or ``cuda``, for the parameters.
 
     Raises:
         BundleError: a file is damaged, or a weight is in none of them.
@@ -56,7 +56,7 @@ def load_eager_model(bundle: Path, device: str) -> Blt:
 
 
 def _arrays(initializers: Mapping[str, ir.Value]) -> Iterator[tuple[str, NDArray[np.float32]]]:
-    """Names and values of a graph's weights; those that are quantised under the name of what they stand for."""
+    """Yield names and values of a graph's weights; quantized ones are expanded, under the name of the original."""
     for name, value in initializers.items():
         if value.const_value is None:
             continue

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastblt.runtime.backends.cpu.backend import OnnxRuntimeBackend, session_options
+from fastblt.runtime.backends.cpu.backend import OnnxRuntimeBackend
+from fastblt.runtime.backends.cpu.sessions import session_options
 from fastblt.runtime.backends.entry import LoadRequest
 from fastblt.runtime.backends.gpu.backend import DeviceBackend
 from fastblt.runtime.backends.registry import load_backend

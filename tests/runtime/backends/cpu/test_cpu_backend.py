@@ -21,9 +21,10 @@ from fastblt.models.config import BltConfig
 from fastblt.models.tokens import BYTE_OFFSET, encode
 from fastblt.runtime.backends import providers
 from fastblt.runtime.backends.cpu import bound_graph
-from fastblt.runtime.backends.cpu.backend import OnnxRuntimeBackend, session_options
+from fastblt.runtime.backends.cpu.backend import OnnxRuntimeBackend
 from fastblt.runtime.backends.cpu.bound_graph import Binding, BoundGraph
 from fastblt.runtime.backends.cpu.buffers import VIEW_SLOTS, Buffer, KvBuffers
+from fastblt.runtime.backends.cpu.sessions import session_options
 from fastblt.runtime.backends.eager.backend import EagerBackend
 from fastblt.runtime.backends.entry import ProviderError
 from fastblt.runtime.backends.protocol import ROW_CAPACITY, Backend, Ids
@@ -181,7 +182,7 @@ def test_torch_is_not_imported_when_backend_is_onnxruntime(tiny_bundle: Path) ->
 def all_buffers(backend: OnnxRuntimeBackend) -> dict[str, Buffer]:
     """Every buffer of a backend, by where it is kept."""
     found = {}
-    for name, value in vars(backend).items():
+    for name, value in (vars(backend) | vars(backend._buffers)).items():
         inner = getattr(value, "buffer", value)
         if isinstance(inner, Buffer):
             found[name] = inner
@@ -344,7 +345,11 @@ def test_step_changes_nothing_but_its_own_rows(open_backend: OpenBackend, decode
 
     def caches() -> Arrays:
         kept = {f"{part}.{n}": b for part, g in backend.graphs.items() for n, b in g.caches.buffers.items()}
-        kept |= {"pool": backend._pool, "latent_kv": backend._latent_kv, "states": backend._states}
+        kept |= {
+            "pool": backend._buffers.pool,
+            "latent_kv": backend._buffers.latent_kv,
+            "states": backend._buffers.states,
+        }
         return {name: buffer.array.copy() for name, buffer in kept.items()}
 
     ids = random.integers(4, 260, size=rows)
@@ -514,7 +519,7 @@ def test_caches_are_the_same_when_rewound_and_generated_again(
             for part, graph in onnx_backend.graphs.items()
             for name, buffer in graph.caches.buffers.items()
         }
-        return found | {"latent_kv": onnx_backend._latent_kv.array[: lengths["global"]].copy()}
+        return found | {"latent_kv": onnx_backend._buffers.latent_kv.array[: lengths["global"]].copy()}
 
     session.append(encode(prompt, bos=False))
     first = session.length

@@ -1,0 +1,38 @@
+"""Chooses the options of ONNX Runtime's sessions on the CPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import onnxruntime as ort
+
+from fastblt.runtime.bundle.manifest import Manifest
+from fastblt.runtime.machine import default_threads
+
+
+def session_options(manifest: Manifest, threads: int | None, *, exact: bool = False) -> Any:
+    """Return the options of every session: quiet, one thread for small models, spinning only within a run.
+
+    Args:
+        manifest: of the bundle.
+        threads: of one operator; None: as many as suit the model.
+        exact: compute products with quantized weights in fp32, as the graph defines them. Otherwise ONNX Runtime
+            rounds their inputs to 8 bits, which is several times as fast.
+    """
+    if threads is None:
+        weights = sum(spec.weight_bytes for spec in manifest.graphs.values())
+        threads = default_threads(weights)
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1" if exact else "4")
+    if "fp8" in manifest.precisions:
+        # CPUs have no product of E4M3 numbers, and the fused operator refuses to load: compute it in fp32, as the
+        # graph defines it.
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
+    options.inter_op_num_threads = 1
+    # Threads stay awake for the next operator of a run, which is quicker than waking them for each. Four sessions take
+    # turns, so the threads must not keep spinning when the run has ended.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1")
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    return options
