@@ -21,7 +21,7 @@ def long_patches(
     tiny_encoder_config: BltConfig,
     shared_files: SharedFiles,
 ) -> Path:
-    """A bundle whose patches never close."""
+    """Compile a bundle whose patches never close."""
     patching = dataclasses.replace(tiny_encoder_config.patching, threshold=1e9, max_patch_length=None)
     model = make_model(dataclasses.replace(tiny_encoder_config, patching=patching))
     return compiled(shared_files.make("long-patches", lambda folder: save_checkpoint(folder, model)))
