@@ -13,7 +13,6 @@ is asked for. One that cannot be loaded is reported where it is asked for and li
 from __future__ import annotations
 
 from collections.abc import Iterable
-from importlib import metadata
 from typing import NamedTuple
 
 from fastblt.models.config import BltConfig
@@ -21,6 +20,7 @@ from fastblt.runtime.methods import ar, block_diffusion, diffusion_verification,
 from fastblt.runtime.methods.adaptive import policy
 from fastblt.runtime.methods.entry import MethodEntry
 from fastblt.runtime.methods.method import Method, MethodError
+from fastblt.runtime.plugins import Plugins
 
 #: Group of the entry points of other packages.
 ENTRY_POINT_GROUP = "fastblt.methods"
@@ -33,7 +33,7 @@ BUILT_IN = (
     policy.ENTRY,
 )
 
-_entries: dict[str, MethodEntry] = {entry.name: entry for entry in BUILT_IN}
+_plugins = Plugins("method", ENTRY_POINT_GROUP, MethodEntry, MethodError, BUILT_IN)
 
 
 class Selection(NamedTuple):
@@ -47,13 +47,9 @@ def register_method(entry: MethodEntry) -> None:
     """Make a method known by name for the rest of the process.
 
     Raises:
-        ValueError: the name is taken, or is no name that a user could write before a colon.
+        ValueError: the name is taken, empty, or holds ``:``, ``,``, ``/`` or a space.
     """
-    if not entry.name or any(c in entry.name for c in ":,/ "):
-        raise ValueError(f"method entry: found name {entry.name!r}, expected one without ':', ',', '/' and spaces")
-    if entry.name in _entries:
-        raise ValueError(f"method entry: found {entry.name!r}, which is registered already, expected a new name")
-    _entries[entry.name] = entry
+    _plugins.register(entry)
 
 
 def parse_method(method: str | Method) -> Method:
@@ -68,7 +64,10 @@ def parse_method(method: str | Method) -> Method:
             raise MethodError(f"method: found {type(method).__name__}, expected a name or an object with rounds()")
         return method
     name, _, argument = method.partition(":")
-    entry = _entries.get(name) or _load_named(method, name)
+    try:
+        entry = _plugins.get(name)
+    except MethodError as error:
+        raise MethodError(f"method {method!r}: {error}") from error
     if entry is None:
         raise MethodError(f"method {method!r}: unknown, expected {_choices()}")
     return entry.parse(argument)
@@ -76,24 +75,12 @@ def parse_method(method: str | Method) -> Method:
 
 def methods() -> tuple[MethodEntry, ...]:
     """Return every method that can be used: built in, registered, then those of other packages."""
-    for point in _entry_points():
-        if point.name not in _entries:
-            try:
-                _load(point)
-            except MethodError:
-                continue
-    return tuple(_entries.values())
+    return _plugins.all()
 
 
 def unavailable_methods() -> dict[str, str]:
     """Return the reason for each entry point that cannot be used, by its name."""
-    reasons: dict[str, str] = {}
-    for point in _entry_points():
-        try:
-            _load(point)
-        except MethodError as error:
-            reasons[point.name] = str(error)
-    return reasons
+    return _plugins.unavailable()
 
 
 def methods_help() -> str:
@@ -165,41 +152,3 @@ def _choices() -> str:
 def _shown(entry: MethodEntry) -> str:
     examples = [example for example in entry.examples if example != entry.syntax]
     return f"{entry.syntax} (such as {', '.join(examples)})" if examples else entry.syntax
-
-
-def _entry_points() -> tuple[metadata.EntryPoint, ...]:
-    return tuple(metadata.entry_points(group=ENTRY_POINT_GROUP))
-
-
-def _load_named(method: str, name: str) -> MethodEntry | None:
-    """Return the entry that another package has under a name; None where no package has one."""
-    for point in _entry_points():
-        if point.name == name:
-            try:
-                return _load(point)
-            except MethodError as error:
-                raise MethodError(f"method {method!r}: {error}") from error
-    return None
-
-
-def _load(point: metadata.EntryPoint) -> MethodEntry:
-    """Load and register the entry that an entry point refers to.
-
-    Raises:
-        MethodError: it cannot be loaded, is no `MethodEntry`, or has a name that differs or is taken.
-    """
-    source = f"entry point {point.name} = {point.value!r} of {point.dist.name if point.dist else 'an unknown package'}"
-    try:
-        found = point.load()
-    except Exception as error:  # whatever a foreign module does when it is imported
-        raise MethodError(f"{source} cannot be loaded ({type(error).__name__}: {error})") from error
-    if not isinstance(found, MethodEntry):
-        raise MethodError(f"{source}: found {type(found).__name__}, expected a MethodEntry")
-    if found.name != point.name:
-        raise MethodError(f"{source}: found a method named {found.name!r}, expected {point.name!r}")
-    if _entries.get(found.name) is not found:
-        try:
-            register_method(found)
-        except ValueError as error:
-            raise MethodError(f"{source}: {error}") from error
-    return found

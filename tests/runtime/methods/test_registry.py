@@ -8,8 +8,10 @@ import pytest
 
 from fastblt.models.config import BltConfig
 from fastblt.models.presets import preset
+from fastblt.runtime import plugins
 from fastblt.runtime.methods import MethodEntry, MethodError, parse_method, register_method, registry
 from fastblt.runtime.methods.ar import Autoregressive
+from fastblt.runtime.plugins import Plugins
 
 Publish = Callable[..., None]
 
@@ -17,7 +19,8 @@ Publish = Callable[..., None]
 @pytest.fixture(autouse=True)
 def _own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a test registers is forgotten after it."""
-    monkeypatch.setattr(registry, "_entries", dict(registry._entries))
+    fresh = Plugins("method", registry.ENTRY_POINT_GROUP, MethodEntry, MethodError, registry.BUILT_IN)
+    monkeypatch.setattr(registry, "_plugins", fresh)
 
 
 @pytest.fixture
@@ -129,7 +132,7 @@ def test_entry_points_are_read_only_for_names_that_are_not_built_in(monkeypatch:
     def fail(**_: object) -> None:
         raise AssertionError("entry points were read")
 
-    monkeypatch.setattr(registry, "metadata", SimpleNamespace(entry_points=fail))
+    monkeypatch.setattr(plugins, "metadata", SimpleNamespace(entry_points=fail))
     assert parse_method("s:8").name == "s:8"
     with pytest.raises(AssertionError, match="entry points were read"):
         parse_method("other")
@@ -166,7 +169,7 @@ def test_entry_point_cannot_replace_a_method(publish: Publish) -> None:
 
 
 def test_scan_of_entry_points_is_that_of_the_installed_packages() -> None:
-    assert list(registry._entry_points()) == list(metadata.entry_points(group=registry.ENTRY_POINT_GROUP))
+    assert list(registry._plugins._entry_points()) == list(metadata.entry_points(group=registry.ENTRY_POINT_GROUP))
 
 
 def test_names_that_a_model_cannot_run_are_told_apart() -> None:
