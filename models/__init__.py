@@ -1,4 +1,4 @@
-"""PyTorch definition of the Byte Latent Transformer, its configurations and its checkpoints.
+"""Defines the Byte Latent Transformer, its configurations and its checkpoints, in PyTorch.
 
 This subpackage never imports ``fastblt.runtime``.
 """

@@ -1,4 +1,4 @@
-"""Writing a folder all at once: under a temporary name, then renamed."""
+"""Writes folders atomically: under a temporary name, then renamed."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from pathlib import Path
 
 @contextmanager
 def replacing_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder beside ``folder`` that takes its place when the body succeeds, and vanishes if not.
+    """Yield a temporary folder that replaces ``folder`` if the body succeeds, and is deleted otherwise.
 
-    What a killed process left behind is removed by the next one that writes to the same ``folder``. A link stays: what
-    it points to is replaced.
+    Leftovers of a killed process are removed by the next one that writes to the same ``folder``. A link stays; its
+    target is replaced.
     """
     folder = folder.resolve()
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -53,7 +53,7 @@ def _remove_leftovers(folder: Path) -> None:
 
 def _is_alive(process: int) -> bool:
     if os.name == "nt":
-        return True  # signal 0 is no probe there: leftovers stay
+        return True  # signal 0 does not probe there: leftovers stay
     if process == os.getpid():
         return False  # a container's processes often have the same number at each start
     try:

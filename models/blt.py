@@ -1,4 +1,4 @@
-"""The whole model: bytes -> patcher -> encoder -> global transformer -> decoder -> bytes."""
+"""Defines the whole model: bytes -> patcher -> encoder -> global transformer -> decoder -> bytes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fastblt.models.patching import Patches, closes_patch, find_patches, space_e
 
 
 class Blt(nn.Module):
-    """A Byte Latent Transformer (BLT or BLT-D, by its configuration) with its entropy patcher."""
+    """Holds a Byte Latent Transformer (BLT or BLT-D, depending on its configuration) with its entropy patcher."""
 
     def __init__(self, config: BltConfig) -> None:
         super().__init__()
@@ -29,11 +29,11 @@ class Blt(nn.Module):
 
     @torch.no_grad()
     def segment(self, ids: Tensor, pad_to: int = 1) -> Patches:
-        """Patches of whole sequences ``ids`` [batch, length], each beginning with BOS; see `find_patches`."""
+        """Return the patches of sequences ``ids`` [batch, length], each beginning with BOS; see `find_patches`."""
         return find_patches(closes_patch(self._patch_ends(ids), self.config.patching), pad_to)
 
     def _patch_ends(self, ids: Tensor) -> Tensor:
-        """What `closes_patch` judges: entropies, or where another rule ends a patch."""
+        """Return the input of `closes_patch`: entropies, or the ends of patches by another rule."""
         if self.patcher is not None:
             return entropy(self.patcher(ids, self._first_bytes(ids)))
         if self.config.patching.mode == "space":
@@ -44,7 +44,7 @@ class Blt(nn.Module):
         return first_bytes(ids) if self.config.document_masks else None
 
     def encode(self, ids: Tensor, patches: Patches) -> tuple[Tensor, Tensor]:
-        """Byte states [batch, length, dim] and latents [batch, patches, global dim] of whole sequences."""
+        """Return byte states [batch, length, dim] and latents [batch, patches, global dim] of whole sequences."""
         states, patch_embeddings = self.encoder(ids, patches, self._first_bytes(ids))
         seen = first_patches(ids, patches) if self.config.document_masks else None
         return states, self.global_transformer(patch_embeddings, seen)
@@ -56,14 +56,14 @@ class Blt(nn.Module):
         blocks: BlockRows | None = None,
         latent_index: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Logits of whole sequences.
+        """Return the logits of whole sequences.
 
         Args:
             ids: int64 [batch, length], each beginning with BOS.
             patches: from `segment`; None: computed here.
             blocks: corrupted blocks (BLT-D training).
-            latent_index: int64 [batch, length]: read these latents instead of the last closed ones, to see what
-                a draft sees.
+            latent_index: int64 [batch, length]: read these latents instead of the last closed ones, as
+                drafts do.
 
         Returns:
             Logits [batch, length, vocab] of the byte after each position, and logits of the block rows or None.

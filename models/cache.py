@@ -1,4 +1,4 @@
-"""Preallocated key/value caches of the eager incremental path."""
+"""Holds the preallocated key/value caches of the eager incremental path."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from fastblt.models.layers import Attend, attention, rope_table
 
 
 class StackCache:
-    """Keys and values of every layer of a stack, allocated once; slot = position, so rewinding needs no work.
+    """Holds keys and values of every layer of a stack; slot = position, so that rewinding needs no work.
 
-    Rows at and after the position that the caller regards as its length are garbage and get overwritten.
+    Rows at and after the caller's length are garbage and will be overwritten.
     """
 
     def __init__(self, config: StackConfig, capacity: int, dtype: torch.dtype, device: torch.device) -> None:
@@ -23,7 +23,7 @@ class StackCache:
         self.rope = rope_table(torch.arange(capacity, device=device), config.head_dim, config.rope_theta)
 
     def rows(self, position: int, count: int, block: int = 0, visible_from: Tensor | None = None) -> CacheRows:
-        """New rows at ``position``, ``position + 1``, ...
+        """Return what the layers share for new rows at ``position``, ``position + 1``, ...
 
         Args:
             position: slot of the first row.
@@ -48,14 +48,14 @@ class StackCache:
 
 
 class CacheRows:
-    """What all layers of a stack share for some new rows: rotations, mask, and the live part of the cache."""
+    """Holds what all layers of a stack share for new rows: rotations, mask, and the live part of the cache."""
 
     def __init__(self, cache: StackCache, position: int, start: int, end: int, mask: Tensor | None) -> None:
         self.rope = cache.rope[position:end]
         self._cache, self._position, self._start, self._end, self._mask = cache, position, start, end, mask
 
     def attend(self, layer: int) -> Attend:
-        """An ``attend`` that appends the rows to a layer's cache and reads what is live."""
+        """Return an ``attend`` that appends the rows to a layer's cache and reads its live part."""
         keys, values = self._cache.keys[layer], self._cache.values[layer]
 
         def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

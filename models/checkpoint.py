@@ -1,6 +1,7 @@
-"""Eager models from checkpoints of any layout, and checkpoint folders of this project's own layout.
+"""Loads eager models from checkpoints of any layout, and saves them in this project's own layout.
 
-Those have ``config.json`` and ``model.safetensors``, patcher included. Other layouts: `fastblt.models.formats`.
+A saved folder has ``config.json`` and ``model.safetensors``, patcher included. For other layouts see
+`fastblt.models.formats`.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ from fastblt.models.formats.stores import DTYPES
 
 
 def save_checkpoint(folder: Path, model: Blt, dtype: torch.dtype = torch.float32) -> None:
-    """Write a checkpoint folder, all of it or nothing.
+    """Write a checkpoint folder atomically.
 
     Args:
-        folder: created, or replaced.
+        folder: created or replaced.
         model: its parameters are stored as ``dtype``.
         dtype: storage type.
     """
@@ -39,13 +40,13 @@ def save_checkpoint(folder: Path, model: Blt, dtype: torch.dtype = torch.float32
 
 
 def load_checkpoint(path: str | Path, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Blt:
-    """The eager model of a checkpoint, in evaluation mode.
+    """Return the eager model of a checkpoint, in evaluation mode.
 
     Args:
         path: of any layout, see `open_checkpoint`.
         device: where the parameters go.
-        dtype: parameter type; the patcher is fp32 whatever this says, and a hash table that is stored in 16 bits stays
-            as it is (blt-1b's would take 12 GB in fp32; on the CPU it is mapped from its file).
+        dtype: parameter type; the patcher is always fp32, and a hash table that is stored in 16 bits keeps its
+            type (blt-1b's would take 12 GB in fp32; on the CPU it is mapped from its file).
 
     Raises:
         CheckpointError: files are missing or damaged, tensors do not fit, or weights are not finite.
@@ -55,7 +56,7 @@ def load_checkpoint(path: str | Path, *, device: str = "cpu", dtype: torch.dtype
 
 
 def load_model(checkpoint: Checkpoint, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Blt:
-    """`load_checkpoint` of a checkpoint that is open."""
+    """Return the eager model of an open checkpoint; see `load_checkpoint`."""
     with torch.device("meta"):
         model = Blt(checkpoint.config)
     tensors = {}

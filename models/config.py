@@ -1,6 +1,6 @@
-"""The geometry of a Byte Latent Transformer: one frozen, validated, JSON-serialisable dataclass.
+"""Describes the geometry of a Byte Latent Transformer as one frozen, validated, JSON-serializable dataclass.
 
-Nothing here imports torch: the runtime reads the same configuration on boxes that have no PyTorch.
+Nothing here imports torch: the runtime reads the same configuration on machines without PyTorch.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ HASH_PRIMES: tuple[int, ...] = (
 
 
 class ConfigError(ValueError):
-    """A configuration that no model can have; the message names the field, the value and what is expected."""
+    """Reports a configuration that no model can have; the message names field, value and what was expected."""
 
 
 def expect(condition: bool, name: str, found: object, expected: str) -> None:
@@ -45,7 +45,7 @@ def expect(condition: bool, name: str, found: object, expected: str) -> None:
 
 @dataclass(frozen=True)
 class StackConfig:
-    """One stack of pre-norm transformer blocks (RMSNorm, RoPE attention, SwiGLU)."""
+    """Describes one stack of pre-norm transformer blocks (RMSNorm, RoPE attention, SwiGLU)."""
 
     dim: int
     """Width of the residual stream."""
@@ -64,11 +64,11 @@ class StackConfig:
 
     @property
     def head_dim(self) -> int:
-        """Width of one attention head."""
+        """Return the width of one attention head."""
         return self.dim // self.heads
 
     def validate(self, name: str) -> None:
-        """Raise `ConfigError` unless the stack can exist; ``name`` prefixes the field in the message."""
+        """Raise `ConfigError` unless the stack is valid; ``name`` prefixes the field in the message."""
         for key in ("dim", "layers", "heads", "ffn_dim"):
             value = getattr(self, key)
             expect(isinstance(value, int) and value > 0, f"{name}.{key}", value, "a positive integer")
@@ -87,9 +87,9 @@ class StackConfig:
 
 @dataclass(frozen=True)
 class PatchingConfig:
-    """The rule that closes patches; BOS is a patch by itself in every mode.
+    """Describes the rule that closes patches; BOS is a patch by itself in every mode.
 
-    ``entropy``, the mode of released checkpoints, asks an entropy model. The others need none: ``space`` closes a
+    ``entropy``, the mode of released checkpoints, consults an entropy model. The others need none: ``space`` closes a
     patch at a space-like byte (neither Latin letter, digit nor UTF-8 continuation) that follows another byte, and at
     every special token; ``static`` only at ``max_patch_length`` (1: every byte is a patch).
     """
@@ -102,7 +102,7 @@ class PatchingConfig:
     """What closes a patch."""
 
     def validate(self) -> None:
-        """Raise `ConfigError` unless the rule makes sense."""
+        """Raise `ConfigError` unless the rule is valid."""
         modes = get_args(PatchingMode)
         expect(self.mode in modes, "patching.mode", self.mode, f"one of {', '.join(modes)}")
         expect(self.threshold >= 0, "patching.threshold", self.threshold, "a number >= 0 (nats)")
@@ -122,7 +122,7 @@ class PatchingConfig:
 
 @dataclass(frozen=True)
 class HashConfig:
-    """Hash n-gram embedding tables; table ``f * len(sizes) + g`` belongs to function f and size ``sizes[g]``."""
+    """Describes the hash n-gram tables; table ``f * len(sizes) + g`` belongs to function f and size ``sizes[g]``."""
 
     sizes: tuple[int, ...] = (3, 4, 5, 6, 7, 8)
     """n-gram lengths in tokens."""
@@ -133,16 +133,16 @@ class HashConfig:
 
     @property
     def tables(self) -> int:
-        """Number of tables."""
+        """Return the number of tables."""
         return len(self.sizes) * self.functions
 
     @property
     def context(self) -> int:
-        """Tokens that the longest n-gram spans; 1 where there are no tables."""
+        """Return the number of tokens that the longest n-gram spans; 1 if there are no tables."""
         return max(self.sizes) if self.tables else 1
 
     def validate(self) -> None:
-        """Raise `ConfigError` unless the tables can exist."""
+        """Raise `ConfigError` unless the tables are valid."""
         ok = all(isinstance(n, int) and n > 0 for n in self.sizes) and len(set(self.sizes)) == len(self.sizes)
         expect(ok, "hash.sizes", list(self.sizes), "distinct positive integers")
         expect(isinstance(self.rows, int) and self.rows > 0, "hash.rows", self.rows, "a positive integer")
@@ -156,7 +156,7 @@ class HashConfig:
 
 @dataclass(frozen=True)
 class BltConfig:
-    """Everything that determines the shapes and the control flow of one model.
+    """Holds everything that determines the shapes and the control flow of one model.
 
     ``decoder_input`` separates the two families: "encoder" is BLT (the decoder starts from the encoder's byte
     states), "embedding" is BLT-D (the decoder has an embedding table of its own, with a [MASK] row, and can
@@ -165,7 +165,7 @@ class BltConfig:
 
     name: str
     patcher: StackConfig | None
-    """The entropy model; None exactly where ``patching.mode`` needs none."""
+    """The entropy model; None exactly if ``patching.mode`` needs none."""
     encoder: StackConfig
     global_transformer: StackConfig
     decoder: StackConfig
@@ -177,7 +177,7 @@ class BltConfig:
     block_size: int = 0
     """Longest block that the model was trained to denoise; 0: no block diffusion."""
     document_masks: bool = False
-    """Whether self-attention stays inside a document: no row sees what stands before the last EOS before it."""
+    """Whether self-attention stays inside a document: no row sees anything before the last EOS that precedes it."""
     vocab_size: int = VOCAB_SIZE
 
     def __post_init__(self) -> None:
@@ -219,13 +219,13 @@ class BltConfig:
 
     @property
     def stacks(self) -> dict[str, StackConfig]:
-        """The transformer stacks by part: patcher (where there is one), encoder, global, decoder."""
+        """Return the transformer stacks by part: patcher (if there is one), encoder, global, decoder."""
         stacks = {"patcher": self.patcher} if self.patcher is not None else {}
         return {**stacks, "encoder": self.encoder, "global": self.global_transformer, "decoder": self.decoder}
 
     @property
     def patch_dim(self) -> int:
-        """Width of a patch embedding before the global transformer: ``cross_attn_k * encoder.dim``."""
+        """Return the width of a patch embedding before the global transformer: ``cross_attn_k * encoder.dim``."""
         return self.cross_attn_k * self.encoder.dim
 
     @property
@@ -235,17 +235,17 @@ class BltConfig:
 
     @property
     def latent_kv_dim(self) -> int:
-        """Elements of one latent's decoder keys and values: ``2 * decoder.layers * cross_attn_k * decoder.dim``."""
+        """Return the number of elements of one latent's keys and values in all decoder layers."""
         return 2 * self.decoder.layers * self.cross_attn_k * self.decoder.dim
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types, nested like the dataclasses."""
+        """Return plain JSON types, nested like the dataclasses."""
         plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
         return plain
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> BltConfig:
-        """Inverse of `to_dict`.
+        """Build a configuration from what `to_dict` returns.
 
         Raises:
             ConfigError: a field is unknown, missing or invalid.
@@ -255,11 +255,11 @@ class BltConfig:
         return config
 
     def to_json(self) -> str:
-        """The text that `load` reads."""
+        """Return the text that `load` reads."""
         return json.dumps(self.to_dict(), indent=2) + "\n"
 
     def save(self, path: Path) -> None:
-        """Write as JSON."""
+        """Write the configuration as JSON."""
         path.write_text(self.to_json(), encoding="utf-8")
 
     @classmethod

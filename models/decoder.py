@@ -1,4 +1,4 @@
-"""The local decoder: one row predicts one byte, reading earlier bytes and one latent."""
+"""Defines the local decoder: one row predicts one byte and reads earlier bytes and one latent."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fastblt.models.tokens import VOCAB_SIZE
 
 @dataclass(frozen=True)
 class BlockRows:
-    """Corrupted blocks of a BLT-D training step; a block row predicts its own byte, not the next one."""
+    """Holds the corrupted blocks of a BLT-D training step; a block row predicts its own byte, not the next one."""
 
     ids: Tensor
     """int64 [batch, blocks, block_size], MASK_ID where a byte is hidden."""
@@ -26,13 +26,13 @@ class BlockRows:
 
     @property
     def positions(self) -> Tensor:
-        """int64 [batch, blocks * block_size]: original byte positions of the rows."""
+        """Return the original byte positions of the rows, int64 [batch, blocks * block_size]."""
         offset = torch.arange(self.ids.shape[2], device=self.ids.device)
         return (self.starts.unsqueeze(-1) + offset).flatten(1)
 
 
 class Decoder(nn.Module):
-    """Per layer: cross-attention to one latent, then a windowed block; at the end norm and output matrix."""
+    """Applies cross-attention to one latent and a windowed block per layer, then norm and output matrix."""
 
     def __init__(self, config: BltConfig) -> None:
         super().__init__()
@@ -51,14 +51,14 @@ class Decoder(nn.Module):
         self.output = nn.Linear(stack.dim, config.vocab_size, bias=False)
 
     def rows(self, ids: Tensor, states: Tensor | None) -> Tensor:
-        """Input rows: embeddings of ``ids`` (BLT-D), or the encoder's byte states (BLT)."""
+        """Return the input rows: embeddings of ``ids`` (BLT-D), or the encoder's byte states (BLT)."""
         if self.tok_embeddings is not None:
             return self.tok_embeddings(ids)
         assert states is not None, "this decoder reads the encoder's byte states"
         return states
 
     def latent_kv(self, latents: Tensor) -> Tensor:
-        """Keys and values of every layer for latents [batch, patches, global dim].
+        """Return the keys and values of every layer for latents [batch, patches, global dim].
 
         Returns:
             [batch, patches, layers, 2, cross_attn_k, dim]; computed once for a latent, read by many rows.
@@ -78,7 +78,7 @@ class Decoder(nn.Module):
         blocks: BlockRows | None = None,
         visible_from: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Whole sequences, optionally with corrupted blocks beside them.
+        """Run whole sequences, optionally with corrupted blocks beside them.
 
         Args:
             clean: input rows, [batch, length, dim], see `rows`.
@@ -86,7 +86,7 @@ class Decoder(nn.Module):
             latent_index: int64 [batch, length], the latent that each clean row reads.
             blocks: corrupted blocks.
             visible_from: int64 [batch, length], first position that each clean row may see; None: 0. A block's
-                rows see what the row at its first position does.
+                rows see what the row at its first position sees.
 
         Returns:
             Logits of the clean rows [batch, length, vocab], and of the block rows
@@ -116,7 +116,7 @@ class Decoder(nn.Module):
         block: int = 0,
         visible_from: Tensor | None = None,
     ) -> Tensor:
-        """New rows with a cache.
+        """Run new rows with a cache.
 
         Args:
             rows: [1, rows, dim], see `rows`; the first is at ``position``.
@@ -125,7 +125,7 @@ class Decoder(nn.Module):
             cache: the decoder's cache.
             position: byte position and cache slot of the first row.
             block: the last ``block`` rows are denoised together and see each other; the others are causal.
-            visible_from: as in `run_cached`.
+            visible_from: see `run_cached`.
 
         Returns:
             Logits [1, rows, vocab].
@@ -135,7 +135,7 @@ class Decoder(nn.Module):
         return self.run(rows, latent_kv, latent_index, live.rope, attends)
 
     def run(self, x: Tensor, latent_kv: Tensor, latent_index: Tensor, rope: Tensor, attends: list[Attend]) -> Tensor:
-        """All layers on rows [batch, rows, dim]; ``attends`` has one self-attention a layer. Returns logits."""
+        """Run all layers on rows [batch, rows, dim], with one of ``attends`` per layer; return logits."""
         batch, rows, dim = x.shape
         patches = latent_kv.shape[1]
         flat = (latent_index + torch.arange(batch, device=x.device).unsqueeze(1) * patches).flatten()
@@ -149,7 +149,7 @@ class Decoder(nn.Module):
 def _sequence_attend(
     length: int, window: int | None, blocks: BlockRows | None, device: torch.device, visible_from: Tensor | None
 ) -> Attend:
-    """Clean rows see clean rows causally; a block row sees clean bytes before its block, and its block."""
+    """Return an ``attend``: clean rows see clean rows causally; block rows see clean bytes before and their block."""
     clean_attend = causal_attend(length, window, device, visible_from)
     block_mask = None if blocks is None else _block_mask(length, window, blocks, visible_from)
 
@@ -163,7 +163,7 @@ def _sequence_attend(
 
 
 def _block_mask(length: int, window: int | None, blocks: BlockRows, visible_from: Tensor | None) -> Tensor:
-    """Bool [batch, 1, block rows, length + block rows]."""
+    """Return the mask of block rows, bool [batch, 1, block rows, length + block rows]."""
     batch, count, size = blocks.ids.shape
     device = blocks.ids.device
     key = torch.arange(length, device=device)

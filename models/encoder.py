@@ -1,4 +1,4 @@
-"""The local encoder: bytes to byte states, byte states of a patch to its patch embedding."""
+"""Defines the local encoder: bytes to byte states, and the byte states of a patch to its embedding."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fastblt.models.stack import run_cached, run_sequence
 
 
 class Encoder(nn.Module):
-    """Byte and hash n-gram embeddings, windowed blocks, max-pool and patch cross-attention."""
+    """Applies byte and hash n-gram embeddings, windowed blocks, max-pool and patch cross-attention."""
 
     def __init__(self, config: BltConfig) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class Encoder(nn.Module):
         self.cross_attention = CrossAttention(stack.dim, stack.heads, stack.norm_eps)
 
     def embed(self, ids: Tensor, history: Tensor | None = None) -> Tensor:
-        """Sum of the byte embedding and one row of every hash table.
+        """Return the sum of the byte embedding and one row of every hash table.
 
         Args:
             ids: int64 [batch, rows].
@@ -47,21 +47,21 @@ class Encoder(nn.Module):
         rows = torch.stack(hash_rows(torch.cat([history, ids], dim=1), self.hash), dim=-1)
         table = self.hash_embeddings.weight
         if table.dtype != x.dtype:
-            # A table that stays in the 16 bits that it is stored in, mapped from its file: see `load_model`.
+            # The table may be in 16 bits and mapped from its file, see `load_model`.
             return x + table[rows].to(x.dtype).sum(-2)
         bags = F.embedding_bag(rows.flatten(0, 1), table, mode="sum")
         return x + bags.view_as(x)
 
     def pool(self, states: Tensor, positions: Tensor, valid: Tensor) -> Tensor:
-        """Patch embeddings from byte states.
+        """Pool byte states into patch embeddings.
 
         Args:
             states: [batch, length, dim].
             positions: int64 [batch, patches, longest], the bytes of each patch.
-            valid: bool, like ``positions``; False where a patch is shorter.
+            valid: bool, like ``positions``; False beyond the end of a shorter patch.
 
         Returns:
-            [batch, patches, cross_attn_k * dim]; meaningless where a patch has no byte.
+            [batch, patches, cross_attn_k * dim]; meaningless for patches without bytes.
         """
         batch, patches, longest = positions.shape
         flat = (positions + torch.arange(batch, device=states.device).view(-1, 1, 1) * states.shape[1]).flatten()
@@ -78,7 +78,7 @@ class Encoder(nn.Module):
         return pooled.view(batch, patches, -1)
 
     def forward(self, ids: Tensor, patches: Patches, visible_from: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Byte states [batch, length, dim] and patch embeddings of whole sequences ``ids`` [batch, length].
+        """Return byte states [batch, length, dim] and patch embeddings of whole sequences ``ids`` [batch, length].
 
         ``visible_from``, int64 [batch, length]: first position that each row may see; None: 0.
         """
@@ -86,8 +86,8 @@ class Encoder(nn.Module):
         return states, self.pool(states, *patches.members)
 
     def step(self, embedded: Tensor, cache: StackCache, position: int, visible_from: Tensor | None = None) -> Tensor:
-        """Byte states [1, rows, dim] of new rows ``embedded`` [1, rows, dim], the first at ``position``.
+        """Return byte states [1, rows, dim] of new rows ``embedded`` [1, rows, dim], the first at ``position``.
 
-        ``visible_from`` as in `run_cached`.
+        ``visible_from``: see `run_cached`.
         """
         return run_cached(self.layers, embedded, cache, position, visible_from)

@@ -1,4 +1,4 @@
-"""The global transformer: patch embeddings to latents."""
+"""Defines the global transformer, which turns patch embeddings into latents."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fastblt.models.stack import run_cached, run_sequence
 
 
 class GlobalTransformer(nn.Module):
-    """Causal blocks over patches, RoPE by patch index; no embedding and no final norm."""
+    """Runs causal blocks over patches, with RoPE by patch index; no embedding and no final norm."""
 
     def __init__(self, config: BltConfig) -> None:
         super().__init__()
@@ -22,7 +22,7 @@ class GlobalTransformer(nn.Module):
         self.layers = nn.ModuleList(Block(self.config) for _ in range(self.config.layers))
 
     def forward(self, patch_embeddings: Tensor, visible_from: Tensor | None = None) -> Tensor:
-        """Latents [batch, patches, dim] of patch embeddings [batch, patches, cross_attn_k * encoder dim].
+        """Return latents [batch, patches, dim] of patch embeddings [batch, patches, cross_attn_k * encoder dim].
 
         ``visible_from``, int64 [batch, patches]: first patch that each may see; None: 0.
         """
@@ -31,8 +31,8 @@ class GlobalTransformer(nn.Module):
     def step(
         self, patch_embeddings: Tensor, cache: StackCache, patch: int, visible_from: Tensor | None = None
     ) -> Tensor:
-        """Latents of new patches [1, rows, ...], the first of which has index ``patch``.
+        """Return the latents of new patches [1, rows, ...], the first of which has index ``patch``.
 
-        ``visible_from`` as in `run_cached`.
+        ``visible_from``: see `run_cached`.
         """
         return run_cached(self.layers, self.input_projection(patch_embeddings), cache, patch, visible_from)

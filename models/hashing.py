@@ -1,4 +1,4 @@
-"""Rolling n-gram hashes: which row of each table a token's n-grams select.
+"""Computes rolling n-gram hashes: the row of each table that a token's n-grams select.
 
 Written in plain array arithmetic that numpy and torch share (int64 that wraps, modulo of the sign of the
 divisor), so that training and the torch-free runtime use one definition.
@@ -12,17 +12,17 @@ from fastblt.models.config import HASH_PRIMES, HashConfig
 
 
 def _wrap(value: int) -> int:
-    """A Python integer reduced to the signed 64-bit range."""
+    """Return a Python integer reduced to the signed 64-bit range."""
     return (value + 2**63) % 2**64 - 2**63
 
 
 def hash_powers(config: HashConfig) -> list[list[int]]:
-    """``powers[f][m]`` = prime_f ** m in wrapping int64, for m below the longest n-gram."""
+    """Return ``powers[f][m]`` = prime_f ** m in wrapping int64, for m below the longest n-gram."""
     return [[_wrap(p**m) for m in range(config.context)] for p in HASH_PRIMES[: config.functions]]
 
 
 def hash_rows(ids: Any, config: HashConfig) -> list[Any]:
-    """Row indices into the fused table (all tables stacked, table t at offset ``t * rows``).
+    """Return row indices into the fused table (all tables stacked, table t at offset ``t * rows``).
 
     The oldest token of an n-gram has exponent 0, the current one exponent n-1.
 

@@ -1,4 +1,4 @@
-"""How random weights are scaled before training."""
+"""Scales random weights before training."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def initial_std(name: str, shape: Sequence[int]) -> float:
-    """Standard deviation of a weight's normal distribution: fan_in ** -0.5, less for embeddings.
+    """Return the standard deviation of a weight's normal distribution: fan_in ** -0.5, less for embeddings.
 
     Args:
         name: of the tensor, in a checkpoint.

@@ -1,7 +1,7 @@
-"""Building blocks that every part of the model shares: RMSNorm, RoPE, SwiGLU blocks, cross-attention.
+"""Provides the building blocks that every part of the model shares: RMSNorm, RoPE, SwiGLU blocks, cross-attention.
 
 A block does not know where its keys come from. It projects its rows and calls ``attend(q, k, v)``; a whole
-sequence passes an ``attend`` that masks (training, reference), an incremental step passes one that appends to a
+sequence passes an ``attend`` that masks (training, reference); an incremental step passes one that appends to a
 cache and reads it back. Both paths therefore run the same modules.
 """
 
@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from fastblt.models.config import StackConfig
 
-#: ``(q, k, v)``, each [batch, rows, heads, head_dim], to the attention output [batch, rows, heads * head_dim].
+#: Maps ``(q, k, v)``, each [batch, rows, heads, head_dim], to the attention output [batch, rows, heads * head_dim].
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class RMSNorm(nn.Module):
-    """x * rsqrt(mean(x^2) + eps) * weight over the last axis, computed in fp32."""
+    """Computes x * rsqrt(mean(x^2) + eps) * weight over the last axis, in fp32."""
 
     def __init__(self, dim: int, eps: float) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise ``x`` [..., dim]; the result has the dtype of ``x``."""
+        """Normalize ``x`` [..., dim]; the result has the dtype of ``x``."""
         wide = x.float()
         if not torch.is_grad_enabled():
             # One kernel instead of five: faster for the few rows of a step; its backward pass is slower.
@@ -38,12 +38,12 @@ class RMSNorm(nn.Module):
 
 
 def rope_frequencies(head_dim: int, theta: float) -> Tensor:
-    """``theta**(-2i / head_dim)``, float32 [head_dim / 2]."""
+    """Return ``theta**(-2i / head_dim)``, float32 [head_dim / 2]."""
     return theta ** -(torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
 
 
 def rope_table(positions: Tensor, head_dim: int, theta: float) -> Tensor:
-    """Rotations of interleaved pairs (2i, 2i+1) by ``position * theta**(-2i / head_dim)``.
+    """Return the rotations of interleaved pairs (2i, 2i+1) by ``position * theta**(-2i / head_dim)``.
 
     Args:
         positions: integers, shape [..., rows].
@@ -58,13 +58,13 @@ def rope_table(positions: Tensor, head_dim: int, theta: float) -> Tensor:
 
 
 def rotate(x: Tensor, table: Tensor) -> Tensor:
-    """Apply `rope_table` to ``x`` [..., rows, heads, head_dim]."""
+    """Apply the rotations of `rope_table` to ``x`` [..., rows, heads, head_dim]."""
     pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
     return torch.view_as_real(pairs * table).flatten(-2).to(x.dtype)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, causal: bool = False) -> Tensor:
-    """Scaled dot-product attention.
+    """Compute scaled dot-product attention.
 
     Args:
         q: [batch, rows, heads, head_dim].
@@ -83,13 +83,13 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, causal: b
 
 
 def causal_attend(length: int, window: int | None, device: torch.device, visible_from: Tensor | None = None) -> Attend:
-    """An ``attend`` for ``length`` rows that see each other: row i sees key j when ``i - window < j <= i``.
+    """Return an ``attend`` for ``length`` rows that see each other: row i sees key j if ``i - window < j <= i``.
 
     Args:
         length: rows.
         window: None: no limit.
         device: of the rows.
-        visible_from: int64 [batch, length], first key that each row may see besides (its document's); None: 0.
+        visible_from: int64 [batch, length], first key that each row may see in any case, that of its document; None: 0.
     """
     if visible_from is not None:
         key = torch.arange(length, device=device)
@@ -104,7 +104,7 @@ def causal_attend(length: int, window: int | None, device: torch.device, visible
 
 
 def _banded_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
-    """Windowed causal attention in chunks of ``window`` rows, each of which sees two chunks of keys."""
+    """Compute windowed causal attention in chunks of ``window`` rows, each of which sees two chunks of keys."""
     chunks = q.shape[1] // window
     first = attention(q[:, :window], k[:, :window], v[:, :window], None, causal=True)
     row = torch.arange(window, device=q.device).unsqueeze(1)
@@ -121,7 +121,7 @@ def _banded_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
 
 
 def causal_mask(length: int, window: int | None, device: torch.device) -> Tensor:
-    """Bool [length, length]: row i sees key j when ``i - window < j <= i``."""
+    """Return bool [length, length]: row i sees key j if ``i - window < j <= i``."""
     row = torch.arange(length, device=device).unsqueeze(1)
     key = torch.arange(length, device=device).unsqueeze(0)
     seen = key <= row
@@ -129,7 +129,7 @@ def causal_mask(length: int, window: int | None, device: torch.device) -> Tensor
 
 
 class FeedForward(nn.Module):
-    """SwiGLU: ``w2(silu(gate) * up)``; gate and up are one matrix (rows: gate first)."""
+    """Computes SwiGLU, ``w2(silu(gate) * up)``; gate and up are one matrix (rows: gate first)."""
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
@@ -137,13 +137,13 @@ class FeedForward(nn.Module):
         self.w2 = nn.Linear(hidden, dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Shape [..., dim] in and out."""
+        """Apply the network to ``x`` [..., dim]; the result has the same shape."""
         gate, up = self.w13(x).chunk(2, dim=-1)
         return self.w2(F.silu(gate) * up)
 
 
 class Block(nn.Module):
-    """One pre-norm transformer block; queries, keys and values come from one matrix (rows: q, k, v)."""
+    """Holds one pre-norm transformer block; queries, keys and values come from one matrix (rows: q, k, v)."""
 
     def __init__(self, config: StackConfig) -> None:
         super().__init__()
@@ -164,7 +164,7 @@ class Block(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Cross-attention without RoPE and with a double residual: ``2 x + wo attn(norm_q(x), norm_kv(tokens))``.
+    """Computes cross-attention without RoPE and with a double residual: ``2 x + wo attn(norm_q(x), norm_kv(tokens))``.
 
     The doubling is part of the published model: the module adds its input and its caller adds it again.
     """
@@ -179,7 +179,7 @@ class CrossAttention(nn.Module):
         self.wo = nn.Linear(dim, dim, bias=False)
 
     def keys_values(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values, each [..., dim], of tokens [..., dim]."""
+        """Return keys and values, each [..., dim], of tokens [..., dim]."""
         k, v = self.wkv(self.norm_kv(tokens)).chunk(2, dim=-1)
         return k, v
 

@@ -1,4 +1,4 @@
-"""How many parameters each part of a model has, from its configuration alone."""
+"""Counts the parameters of each part of a model, given only its configuration."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fastblt.models.tokens import MASK_ID
 
 @dataclass(frozen=True)
 class ParameterCounts:
-    """Parameters of each part; the parts of the paper's traffic formula leave out embedding tables."""
+    """Holds the parameters of each part; those in the traffic formula of arXiv 2605.08044 exclude embeddings."""
 
     patcher: int
     """Entropy model without its embedding."""
@@ -27,7 +27,7 @@ class ParameterCounts:
 
     @property
     def total(self) -> int:
-        """All of them."""
+        """Return the sum over all parts."""
         return (
             self.patcher
             + self.encoder
@@ -47,7 +47,7 @@ def _cross_attention(dim: int) -> int:
 
 
 def count_parameters(config: BltConfig) -> ParameterCounts:
-    """Parameters of every part of ``config``."""
+    """Return the number of parameters of every part of ``config``."""
     patcher, encoder, decoder = config.patcher, config.encoder, config.decoder
     latent_dim = config.global_transformer.dim
     head = decoder.dim + config.vocab_size * decoder.dim

@@ -1,4 +1,4 @@
-"""The entropy patcher: a small causal byte language model whose uncertainty opens patches."""
+"""Defines the entropy patcher, a small causal byte language model whose uncertainty closes patches."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fastblt.models.stack import run_cached, run_sequence
 
 
 class Patcher(nn.Module):
-    """Byte embedding, blocks, norm, output matrix; always fp32 (lower precision moves patch boundaries)."""
+    """Predicts the next byte; always fp32, because lower precision moves patch boundaries."""
 
     def __init__(self, config: StackConfig, vocab_size: int) -> None:
         super().__init__()
@@ -22,7 +22,7 @@ class Patcher(nn.Module):
         self.output = nn.Linear(config.dim, vocab_size, bias=False)
 
     def forward(self, ids: Tensor, visible_from: Tensor | None = None) -> Tensor:
-        """Logits [batch, length, vocab] of the next token, for whole sequences ``ids`` [batch, length].
+        """Return logits [batch, length, vocab] of the next token for whole sequences ``ids`` [batch, length].
 
         ``visible_from``, int64 [batch, length]: first position that each row may see; None: 0.
         """
@@ -30,15 +30,15 @@ class Patcher(nn.Module):
         return self.output(self.norm(x))
 
     def step(self, ids: Tensor, cache: StackCache, position: int, visible_from: Tensor | None = None) -> Tensor:
-        """Entropies [1, rows] in nats of the token after each of ``ids`` [1, rows], the first at ``position``.
+        """Return the entropies [1, rows], nats, of the token after each of ``ids`` [1, rows] from ``position`` on.
 
-        ``visible_from`` as in `run_cached`.
+        ``visible_from``: see `run_cached`.
         """
         x = run_cached(self.layers, self.tok_embeddings(ids), cache, position, visible_from)
         return entropy(self.output(self.norm(x)))
 
 
 def entropy(logits: Tensor) -> Tensor:
-    """Entropy in nats of the softmax over the last axis, in fp32."""
+    """Return the entropy in nats of the softmax over the last axis, in fp32."""
     logp = logits.float().log_softmax(-1)
     return -(logp.exp() * logp).sum(-1)

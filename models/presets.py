@@ -1,4 +1,4 @@
-"""Named configurations: the test model, the shipped one, one to measure with, and the published geometries."""
+"""Names configurations: the test model, the shipped one, one to measure with, and the published geometries."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _DECODER_1B = StackConfig(dim=1024, layers=9, heads=16, ffn_dim=2816, window=512
 
 
 def _tiny(name: str) -> BltConfig:
-    """Two heads everywhere, windows shorter than the tests' sequences."""
+    """Return a model for tests: two heads everywhere, windows shorter than the tests' sequences."""
     local = StackConfig(dim=32, layers=1, heads=2, ffn_dim=48, window=24)
     return BltConfig(
         name=name,
@@ -21,7 +21,7 @@ def _tiny(name: str) -> BltConfig:
         encoder=local,
         global_transformer=StackConfig(dim=64, layers=2, heads=2, ffn_dim=96),
         decoder=StackConfig(dim=32, layers=2, heads=2, ffn_dim=48, window=24),
-        # With random weights entropies lie between 4.7 and 5.2 nats: about a third of them are greater than this.
+        # With random weights entropies are between 4.7 and 5.2 nats: about a third of them are greater than this.
         patching=PatchingConfig(threshold=5.1, max_patch_length=6),
         hash=HashConfig(sizes=(3, 4), rows=97),
         decoder_input="embedding",
@@ -30,7 +30,7 @@ def _tiny(name: str) -> BltConfig:
 
 
 def _blt_d_8m(name: str) -> BltConfig:
-    """The shipped checkpoint: real proportions (heavy global, light encoder and decoder) at CPU size."""
+    """Return the shipped checkpoint's geometry: real proportions (heavy global transformer) at CPU size."""
     return BltConfig(
         name=name,
         patcher=StackConfig(dim=128, layers=3, heads=4, ffn_dim=384, rope_theta=10_000.0, window=256),
@@ -46,7 +46,7 @@ def _blt_d_8m(name: str) -> BltConfig:
 
 
 def _mid(name: str) -> BltConfig:
-    """blt-d-1b with all widths times 9/32 and small hash tables: its cost profile, measurable on two CPU cores."""
+    """Return blt-d-1b with all widths times 9/32 and small hash tables: its cost profile at CPU size."""
     local = StackConfig(dim=288, layers=1, heads=9, ffn_dim=792, window=512)
     return BltConfig(
         name=name,
@@ -62,7 +62,7 @@ def _mid(name: str) -> BltConfig:
 
 
 def _blt_30m(name: str) -> BltConfig:
-    """A BLT of 29.5 M parameters in the released models' proportions, for comparison with other software."""
+    """Return a BLT of 29.5 M parameters in the released models' proportions, for comparison with other software."""
     local = StackConfig(dim=192, layers=1, heads=3, ffn_dim=512, window=512)
     return BltConfig(
         name=name,
@@ -75,7 +75,7 @@ def _blt_30m(name: str) -> BltConfig:
 
 
 def _blt_300m(name: str) -> BltConfig:
-    """The same at 321.5 M."""
+    """Return a BLT of 321.5 M parameters in the same proportions."""
     local = StackConfig(dim=512, layers=1, heads=8, ffn_dim=1536, window=512)
     return BltConfig(
         name=name,
@@ -109,14 +109,17 @@ def _blt_7b(name: str) -> BltConfig:
 
 
 def _blt_d_1b(name: str) -> BltConfig:
-    """blt-1b's geometry, as the paper's BLT-D."""
+    """Return blt-1b's geometry as a BLT-D, like the model of arXiv 2605.08044."""
     return dataclasses.replace(
         _blt_1b(name), patching=PatchingConfig(max_patch_length=8), decoder_input="embedding", block_size=16
     )
 
 
 def _blt_d_3b(name: str) -> BltConfig:
-    """The paper gives parameters (2.82e9 global, 26e6 encoder, 160e6 decoder), not widths; these meet them."""
+    """Return a BLT-D with the parameters that arXiv 2605.08044 reports for 3B.
+
+    These are 2.82e9 global, 26e6 encoder and 160e6 decoder; the paper does not report widths.
+    """
     return BltConfig(
         name=name,
         patcher=_PATCHER_RELEASED,
@@ -144,10 +147,10 @@ PRESETS = {
 
 
 def preset(name: str) -> BltConfig:
-    """The configuration with this name.
+    """Return the configuration with this name.
 
     Raises:
-        ConfigError: no such preset; the message lists those that exist.
+        ConfigError: there is no such preset; the message lists those that exist.
     """
     if name not in PRESETS:
         raise ConfigError(f"preset {name!r}: unknown, expected one of {', '.join(PRESETS)}")

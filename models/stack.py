@@ -1,4 +1,4 @@
-"""Running a stack of blocks: over whole sequences, or over new rows with a cache."""
+"""Runs a stack of blocks over whole sequences, or over new rows with a cache."""
 
 from __future__ import annotations
 

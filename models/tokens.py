@@ -1,4 +1,4 @@
-"""Byte-level token ids: four special ids, then one id per byte value."""
+"""Maps bytes to token ids: four special ids, then one id per byte value."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ SPACE_LIKE: tuple[bool, ...] = (True,) * BYTE_OFFSET + tuple(
 
 
 def encode(data: bytes | str, *, bos: bool = True) -> NDArray[np.int64]:
-    """Token ids of a prompt.
+    """Return the token ids of a prompt.
 
     Args:
         data: bytes, or text that is encoded as UTF-8. Any byte string is valid.
-        bos: put `BOS_ID` in front.
+        bos: begin with `BOS_ID`.
 
     Returns:
         int64 ids, shape [len(data) + bos].
@@ -39,6 +39,6 @@ def encode(data: bytes | str, *, bos: bool = True) -> NDArray[np.int64]:
 
 
 def decode(ids: NDArray[np.int64] | list[int]) -> bytes:
-    """Bytes of token ids; special ids (< 4) are dropped."""
+    """Return the bytes of token ids; special ids (< 4) are dropped."""
     values = np.asarray(ids, dtype=np.int64)
     return (values[values >= BYTE_OFFSET] - BYTE_OFFSET).astype(np.uint8).tobytes()

@@ -21,7 +21,7 @@ from fastblt.models.checkpoint import save_checkpoint
 from fastblt.models.config import BltConfig
 from fastblt.models.presets import preset
 from fastblt.models.training.corpus import Split
-from fastblt.models.training.loop import initialise
+from fastblt.models.training.loop import initialize
 from fastblt.runtime.backends.gpu import kernel_cache
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -61,7 +61,7 @@ def random_model(config: BltConfig, seed: int = 0) -> Blt:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Blt(config)
-        initialise(model)
+        initialize(model)
         for name, p in model.named_parameters():
             if p.ndim == 1:
                 assert "norm" in name

@@ -1,1 +1,1 @@
-"""Checkpoints of every layout that users hold, as this project's tensors: see `opening.open_checkpoint`."""
+"""Reads checkpoints of every supported layout as this project's tensors: see `open.open_checkpoint`."""

@@ -27,14 +27,14 @@ _CHUNK_ROWS = 65_536
 
 
 def expected_shapes(config: BltConfig) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor of a model with this configuration."""
+    """Return name and shape of every tensor of a model with this configuration."""
     with torch.device("meta"):
         return {name: tuple(p.shape) for name, p in Blt(config).state_dict().items()}
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Configuration and weights; `fastblt.models.formats.open.open_checkpoint` makes one that is complete."""
+    """Holds configuration and weights; `fastblt.models.formats.open.open_checkpoint` returns a checked one."""
 
     layout: Layout
     path: Path
@@ -77,17 +77,17 @@ class Checkpoint:
             raise CheckpointError(f"{self.path}: tensors do not fit the configuration: {listing(problems)}")
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of one of our tensors."""
+        """Return the shape of one of our tensors."""
         parts = [self.store.tensors[piece].shape for piece in self.pieces[name]]
         return (sum(part[0] for part in parts), *parts[0][1:])
 
     def dtype(self, name: str) -> str:
-        """Type in which one of our tensors is stored, safetensors' name (the widest of its pieces)."""
+        """Return the stored type of one of our tensors, safetensors' name; F32 if its pieces differ."""
         kinds = {self.store.tensors[piece].dtype for piece in self.pieces[name]}
         return kinds.pop() if len(kinds) == 1 else "F32"
 
     def read(self, name: str, dtype: torch.dtype) -> Tensor:
-        """One of our tensors, converted.
+        """Read and convert one of our tensors.
 
         Raises:
             CheckpointError: it has values that are not finite, or that the type cannot hold.
@@ -96,9 +96,10 @@ class Checkpoint:
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def chunks(self, name: str, dtype: torch.dtype, first: int = 0, last: int | None = None) -> Iterator[Tensor]:
-        """Rows ``first`` to ``last`` (exclusive; None: all) of a tensor, converted, a few thousand at a time.
+        """Yield rows ``first`` to ``last`` (exclusive; None: all) of a tensor, converted, a few thousand at a time.
 
-        Errors as in `read`.
+        Raises:
+            CheckpointError: see `read`.
         """
         begin = 0
         last = self.shape(name)[0] if last is None else last
@@ -110,7 +111,7 @@ class Checkpoint:
             begin = end
 
     def gather(self, name: str, rows: Tensor, dtype: torch.dtype) -> Tensor:
-        """Some rows of a table that may be larger than memory.
+        """Read some rows of a table that may be larger than memory.
 
         Args:
             name: of a tensor [rows, dim].
@@ -141,10 +142,10 @@ class Checkpoint:
 
 
 def identity_pieces(config: BltConfig) -> Pieces:
-    """The table of a layout whose tensors are ours."""
+    """Return the names of a layout whose tensors are ours."""
     return {name: (name,) for name in expected_shapes(config)}
 
 
 def _is_finite(tensor: Tensor) -> bool:
-    """Whether all values are; a few thousand rows at a time, for tables that are mapped from a file."""
+    """Decide whether all values are finite; read a few thousand rows at a time, for tables mapped from a file."""
     return all(bool(torch.isfinite(rows).all()) for rows in tensor.split(_CHUNK_ROWS))

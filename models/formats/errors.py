@@ -1,4 +1,4 @@
-"""The error of everything that reads or writes checkpoints."""
+"""Defines the error of everything that reads or writes checkpoints."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ _LISTED = 20
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be used; the message names file or tensor, what was found and what is expected."""
+    """Reports a checkpoint that cannot be used: file or tensor, what was found and what was expected."""
 
 
 def listing(problems: Sequence[str]) -> str:
-    """Problems as one line, the first of them if there are many."""
+    """Return problems as one line; only the first of them if there are many."""
     more = f"; and {len(problems) - _LISTED} more" if len(problems) > _LISTED else ""
     return "; ".join(problems[:_LISTED]) + more

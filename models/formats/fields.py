@@ -1,4 +1,4 @@
-"""Reading the configuration files of other projects: fields with defaults, types checked, errors that name them."""
+"""Reads the configuration files of other projects: fields with defaults, checked types, errors that name them."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _KINDS: dict[type, tuple[tuple[type, ...], str]] = {
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
+    """Return the object in a JSON file.
 
     Raises:
-        ConfigError: the file is missing or holds something else.
+        ConfigError: the file is missing or contains something else.
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
@@ -39,7 +39,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def naming(where: str) -> Iterator[None]:
-    """Put the file, and the path of the object in it, before what a `ConfigError` says."""
+    """Prefix the message of a `ConfigError` with the file and the path of the object in it."""
     try:
         yield
     except ConfigError as error:
@@ -48,41 +48,41 @@ def naming(where: str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Fields:
-    """An object of a configuration file; unknown fields are left alone, they belong to other software."""
+    """Holds an object of a configuration file; unknown fields are ignored, they belong to other software."""
 
     data: Mapping[str, Any]
     where: str
     """File and path of the object, for messages."""
 
     def inside(self, name: str) -> Fields:
-        """An object in the object; an empty one where there is none."""
+        """Return an object in the object; an empty one if there is none."""
         value = self.data.get(name)
         self.expect(value is None or isinstance(value, dict), name, "an object")
         return Fields(value or {}, f"{self.where}: {name}")
 
     def integer(self, name: str, default: int | None = None) -> int:
-        """An integer; ``default`` where it is missing or null."""
+        """Return an integer; ``default`` if it is missing or null."""
         value: int = self._value(name, int, default)
         return value
 
     def number(self, name: str, default: float | None = None) -> float:
-        """A finite number; ``default`` where it is missing or null."""
+        """Return a finite number; ``default`` if it is missing or null."""
         value = self._value(name, float, default)
         self.expect(abs(value) <= sys.float_info.max, name, "a finite number")
         return float(value)
 
     def flag(self, name: str, default: bool) -> bool:
-        """A truth value; ``default`` where it is missing or null."""
+        """Return a truth value; ``default`` if it is missing or null."""
         value: bool = self._value(name, bool, default)
         return value
 
     def text(self, name: str, default: str) -> str:
-        """A string; ``default`` where it is missing or null."""
+        """Return a string; ``default`` if it is missing or null."""
         value: str = self._value(name, str, default)
         return value
 
     def optional_integer(self, name: str, missing: int | None = None) -> int | None:
-        """An integer or null, which are told from nothing at all (``missing``)."""
+        """Return an integer or None for null; ``missing`` if there is no such field."""
         if name not in self.data:
             return missing
         return None if self.data[name] is None else self.integer(name)

@@ -1,4 +1,4 @@
-"""Writing tables that may be larger than memory as one safetensors file."""
+"""Writes tables that may be larger than memory to one safetensors file."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Table:
-    """A table to write."""
+    """Describes a table to write."""
 
     dtype: str
     """safetensors' name: F32, F16 or BF16."""
     itemsize: int
     shape: list[int]
     chunks: Callable[[], Iterator[np.ndarray]]
-    """Gives the table's bytes piece by piece, uint8."""
+    """Yields the table's bytes piece by piece, uint8."""
 
 
 def write_tables(path: Path, tables: Mapping[str, Table]) -> None:
     """Write a safetensors file without holding a table in memory; the format is the published one.
 
-    Data begin at a multiple of 64 bytes, so that a memory map of them is aligned.
+    Data begins at a multiple of 64 bytes, so that a memory map of it is aligned.
     """
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offset = 0

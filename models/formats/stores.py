@@ -1,7 +1,7 @@
-"""Named tensors in files, read one at a time or by rows; nothing is held in memory.
+"""Reads named tensors from files, one at a time or by rows; nothing is kept in memory.
 
 A store knows names, shapes and types without touching data. Files are memory-mapped by the libraries that read them
-and opened anew for each read: pages of a mapping that stays open would pile up to a copy of the file.
+and opened anew for each read: the pages of a mapping that stays open would accumulate to a copy of the file.
 """
 
 from __future__ import annotations
@@ -27,38 +27,38 @@ DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """What is known of a tensor before it is read."""
+    """Describes a tensor before it is read."""
 
     shape: tuple[int, ...]
     dtype: str
     """safetensors' name, e.g. BF16."""
     file: str
-    """Where it lies, for messages."""
+    """Where it is stored, for messages."""
 
 
 class TensorStore(Protocol):
-    """Named tensors somewhere."""
+    """Reads tensors by name."""
 
     @property
     def tensors(self) -> Mapping[str, StoredTensor]:
-        """All of them."""
+        """Return the description of every tensor by name."""
         ...
 
     def read(self, name: str) -> Tensor:
-        """A tensor as it is stored, backed by its file where the platform allows it."""
+        """Return a tensor in its stored type, backed by its file where the platform allows it."""
         ...
 
     def rows(self, name: str, first: int, last: int) -> Tensor:
-        """Rows ``first`` to ``last`` (exclusive) of a tensor as it is stored."""
+        """Return rows ``first`` to ``last`` (exclusive) of a tensor in its stored type."""
         ...
 
     def gather(self, name: str, rows: Tensor) -> Tensor:
-        """Rows int64 [n] of a table as it is stored."""
+        """Return the rows int64 [n] of a table in its stored type."""
         ...
 
 
 class SafetensorsStore:
-    """One safetensors file, or the shards of several.
+    """Reads one safetensors file, or several shards.
 
     Raises:
         CheckpointError: a file is missing, truncated or damaged.
@@ -77,19 +77,19 @@ class SafetensorsStore:
                     self.tensors[name] = StoredTensor(tuple(piece.get_shape()), str(piece.get_dtype()), str(path))
 
     def read(self, name: str) -> Tensor:
-        """See `TensorStore.read`."""
+        """Implement `TensorStore.read`."""
         with _open_safetensors(self._file_of[name]) as file:
             found: Tensor = file.get_tensor(name)
         return found
 
     def rows(self, name: str, first: int, last: int) -> Tensor:
-        """See `TensorStore.rows`."""
+        """Implement `TensorStore.rows`."""
         with _open_safetensors(self._file_of[name]) as file:
             found: Tensor = file.get_slice(name)[first:last]
         return found
 
     def gather(self, name: str, rows: Tensor) -> Tensor:
-        """See `TensorStore.gather`."""
+        """Implement `TensorStore.gather`."""
         return self.read(name)[rows]
 
 
@@ -103,12 +103,12 @@ def _open_safetensors(path: Path) -> Any:
 
 
 def open_safetensors(folder: Path, name: str = "model.safetensors") -> SafetensorsStore:
-    """The weights of a folder: ``model.safetensors``, or the shards that ``model.safetensors.index.json`` lists.
+    """Open the weights of a folder: ``model.safetensors``, or the shards in ``model.safetensors.index.json``.
 
-    Where there are both, transformers reads the one file, and so is done here.
+    If both exist, the one file is read, as transformers does.
 
     Raises:
-        CheckpointError: files are missing or damaged, or the index is not about them.
+        CheckpointError: files are missing or damaged, or the index does not match them.
     """
     index = folder / f"{name}.index.json"
     if (folder / name).exists() or not index.is_file():
@@ -121,12 +121,12 @@ def open_safetensors(folder: Path, name: str = "model.safetensors") -> Safetenso
         if tensor not in store.tensors or store.tensors[tensor].file != str(folder / shard)
     ]
     if lost:
-        raise CheckpointError(f"{index}: found tensors that are not where it says: {listing(lost)}")
+        raise CheckpointError(f"{index}: found tensors that are not in the shards that it lists: {listing(lost)}")
     return store
 
 
 def _read_index(index: Path) -> dict[str, str]:
-    """File of each tensor."""
+    """Return the file of each tensor that an index lists."""
     try:
         file_of = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
@@ -140,13 +140,13 @@ def _read_index(index: Path) -> dict[str, str]:
 
 
 class PthStore:
-    """A ``.pth`` file that holds ``{"model": {name: tensor}}`` or the inner mapping alone.
+    """Reads a ``.pth`` file that contains ``{"model": {name: tensor}}`` or the inner mapping alone.
 
-    It is read by ``torch.load(weights_only=True, mmap=True)``, whose unpickler makes tensors and plain containers
-    and runs nothing; what else the file holds (optimizer state) is not touched.
+    The file is read by ``torch.load(weights_only=True, mmap=True)``, whose unpickler creates tensors and plain
+    containers and runs nothing; other content (optimizer state) is not touched.
 
     Raises:
-        CheckpointError: the file is missing or damaged, or holds something else.
+        CheckpointError: the file is missing or damaged, or contains something else.
     """
 
     def __init__(self, path: Path) -> None:
@@ -173,15 +173,15 @@ class PthStore:
         return dict(state)
 
     def read(self, name: str) -> Tensor:
-        """See `TensorStore.read`."""
+        """Implement `TensorStore.read`."""
         return self._load()[name]
 
     def rows(self, name: str, first: int, last: int) -> Tensor:
-        """See `TensorStore.rows`."""
+        """Implement `TensorStore.rows`."""
         return self._load()[name][first:last]
 
     def gather(self, name: str, rows: Tensor) -> Tensor:
-        """See `TensorStore.gather`."""
+        """Implement `TensorStore.gather`."""
         return self.read(name)[rows]
 
 
@@ -190,7 +190,7 @@ def _is_named_tensor(name: object, value: object) -> bool:
 
 
 class JoinedStore:
-    """Several stores as one; a prefix goes before the names of each."""
+    """Joins several stores to one; the names of each get a prefix."""
 
     def __init__(self, stores: Sequence[tuple[str, TensorStore]]) -> None:
         self._place: dict[str, tuple[TensorStore, str]] = {}
@@ -204,23 +204,23 @@ class JoinedStore:
         }
 
     def read(self, name: str) -> Tensor:
-        """See `TensorStore.read`."""
+        """Implement `TensorStore.read`."""
         store, own = self._place[name]
         return store.read(own)
 
     def rows(self, name: str, first: int, last: int) -> Tensor:
-        """See `TensorStore.rows`."""
+        """Implement `TensorStore.rows`."""
         store, own = self._place[name]
         return store.rows(own, first, last)
 
     def gather(self, name: str, rows: Tensor) -> Tensor:
-        """See `TensorStore.gather`."""
+        """Implement `TensorStore.gather`."""
         store, own = self._place[name]
         return store.gather(own, rows)
 
 
 class PartOfStore:
-    """Some of a store's tensors."""
+    """Exposes some of a store's tensors."""
 
     def __init__(self, store: TensorStore, keep: Callable[[str], bool]) -> None:
         self.read, self.rows, self.gather = store.read, store.rows, store.gather

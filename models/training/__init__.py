@@ -1,1 +1,1 @@
-"""Training of small Byte Latent Transformers from byte text."""
+"""Trains small Byte Latent Transformers on byte text."""

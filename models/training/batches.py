@@ -1,4 +1,4 @@
-"""Training batches: windows of text, corrupted blocks, stale stretches; all a function of (seed, step)."""
+"""Makes training batches: windows of text, corrupted blocks, stale stretches; a function of (seed, step)."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ IGNORE = -100
 
 
 def sample_windows(text: Split, count: int, length: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """Windows that begin at random bytes of random documents (chosen in proportion to their length).
+    """Sample windows that begin at random bytes of random documents, chosen in proportion to their length.
 
     Args:
         text: documents.
         count: windows.
         length: tokens of a window: BOS, then bytes; EOS where the document ends.
-        rng: randomness.
+        rng: source of randomness.
 
     Returns:
         ids int64 [count, length] and targets int64 [count, length], the token after each position or IGNORE.
@@ -52,12 +52,12 @@ def sample_windows(text: Split, count: int, length: int, rng: np.random.Generato
 
 @dataclass(frozen=True)
 class BlockSites:
-    """Where the blocks of a step are, before anything in them is hidden."""
+    """Holds the blocks of a step before anything in them is hidden."""
 
     starts: Tensor
     """int64 [batch, blocks]: position of each block's first byte."""
     latent_index: Tensor
-    """int64 [batch, blocks]: the latent its rows read, the last one that is closed before it."""
+    """int64 [batch, blocks]: the latent that its rows read, the last one that is closed before it."""
     content: Tensor
     """int64 [batch, blocks, size]: the bytes of the text, IGNORE past the end of the document."""
 
@@ -65,14 +65,14 @@ class BlockSites:
 def place_blocks(
     targets: Tensor, patches: Patches, size: int, config: TrainConfig, rng: np.random.Generator
 ) -> BlockSites:
-    """Choose where blocks begin: at the first byte of a patch, or anywhere (``config.mid_patch``).
+    """Choose where blocks begin: at the first byte of a patch, or anywhere (part ``config.mid_patch`` of them).
 
     Args:
         targets: int64 [batch, length], the token after each position.
         patches: of the windows.
         size: bytes of a block.
-        config: how many blocks, and which.
-        rng: randomness.
+        config: number of blocks, and the part that begins anywhere.
+        rng: source of randomness.
     """
     batch, length = targets.shape
     count = max(1, config.blocks * length // 256)
@@ -91,7 +91,7 @@ def corrupt_blocks(
 ) -> tuple[BlockRows, Tensor, Tensor]:
     """Hide bytes of blocks.
 
-    Each block has its own mask rate t, stratified over [0.1, 1]; a part of the blocks is masked wholly.
+    Each block has its own mask rate t, stratified over [0.1, 1]; a part of the blocks is masked entirely.
 
     Returns:
         The rows, their targets int64 [batch, blocks * size] (IGNORE where the byte is not masked), and the
@@ -113,9 +113,9 @@ def _stratified_rates(batch: int, count: int, fully_masked: float, rng: np.rando
 
 
 def stale_latent_index(patches: Patches, config: TrainConfig, rng: np.random.Generator) -> Tensor:
-    """The latent each clean row reads, with stretches that read the one from before the stretch.
+    """Return the latent that each clean row reads; stretches of rows read the latent from before the stretch.
 
-    A draft reads the last available latent for all its bytes; rows that were trained on such latents are
+    All bytes of a draft read the last available latent; drafts of a model that was trained on such latents are
     accepted more often.
 
     Returns:

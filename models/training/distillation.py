@@ -1,10 +1,10 @@
-"""Blocks that hold the model's own greedy draft: sequence-level distillation of the causal rows into the block rows.
+"""Fills blocks with the model's own greedy draft: distills the causal rows into the block rows, by sequence.
 
-A block is denoised without knowing which of several likely continuations was meant, so one-step bytes taken from
-*text* are blurred between them. Verification, however, only asks for the model's own greedy bytes, which are one
-definite continuation. Trained on those (Kim and Rush, 2016, do this for translation models that are not
-autoregressive), block rows agree with the causal rows more often. The draft is BLT-S's: causal decoder rows that
-all read the latent that the block reads.
+A block is denoised without knowing which of several likely continuations was meant, so a model trained on *text*
+blurs them in one step. Verification, however, compares with the model's own greedy bytes, which are one definite
+continuation. Trained on those (as Kim and Rush, 2016, do for translation models that are not autoregressive), block
+rows agree with the causal rows more often. The draft is BLT-S's: causal decoder rows that all read the block's
+latent.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ def distil(
     part: float,
     rng: np.random.Generator,
 ) -> BlockSites:
-    """Replace the bytes of a random part of the blocks by the model's own.
+    """Replace the bytes of a random part of the blocks by the model's own draft.
 
     Args:
         decoder: with an embedding of its own (BLT-D).
         ids: int64 [batch, length], clean text.
         latents: [batch, patches, global dim]; no gradient flows back through them.
         latent_index: int64 [batch, length], the latent that each clean row reads.
-        sites: blocks of the text; those that begin past the end of a document stay as they are.
-        part: of the blocks, in [0, 1].
-        rng: randomness.
+        sites: blocks of the text; those that begin past the end of a document are left unchanged.
+        part: share of the blocks, in [0, 1].
+        rng: source of randomness.
     """
     own = own_drafts(decoder, ids, latents, latent_index.to(ids.device), sites).to(sites.content.device)
     chosen = torch.from_numpy(rng.random(sites.starts.shape) < part) & (sites.content[..., 0] != IGNORE)
@@ -47,7 +47,7 @@ def distil(
 
 @torch.no_grad()
 def own_drafts(decoder: Decoder, ids: Tensor, latents: Tensor, latent_index: Tensor, sites: BlockSites) -> Tensor:
-    """Greedy bytes from the first position of every block on, int64 [batch, blocks, size]."""
+    """Return the greedy bytes from the first position of every block on, int64 [batch, blocks, size]."""
     length, window = ids.shape[1], decoder.config.window
     starts = sites.starts.to(ids.device)
     index = sites.latent_index.to(ids.device)
@@ -55,7 +55,7 @@ def own_drafts(decoder: Decoder, ids: Tensor, latents: Tensor, latent_index: Ten
     layers = [_Rollout(causal_attend(length, window, ids.device)) for _ in decoder.layers]
     clean_rope = rope_table(torch.arange(length, device=ids.device), decoder.config.head_dim, decoder.config.rope_theta)
     decoder.run(decoder.rows(ids, None), latent_kv, latent_index, clean_rope, [layer.clean for layer in layers])
-    # The row before a block is run again as the first row of its rollout, so rollouts see clean bytes before that one.
+    # The row before a block runs again as the first row of its rollout: rollouts see the clean bytes before it.
     token = ids.gather(1, starts - 1)
     drafted = []
     for step in range(sites.content.shape[2]):
@@ -69,7 +69,7 @@ def own_drafts(decoder: Decoder, ids: Tensor, latents: Tensor, latent_index: Ten
 
 
 class _Rollout:
-    """Keys and values of one layer: those of the clean rows, then one row of every block a step."""
+    """Holds keys and values of one layer: those of the clean rows, then one row of every block per step."""
 
     def __init__(self, clean: Attend) -> None:
         self._clean = clean
@@ -90,7 +90,7 @@ class _Rollout:
 
 
 def _rollout_mask(first: Tensor, positions: Tensor, length: int, window: int | None, steps: int) -> Tensor:
-    """Bool [batch, 1, blocks, length + blocks * steps]: clean keys before ``first``, and the block's own rows."""
+    """Return bool [batch, 1, blocks, length + blocks * steps]: clean keys before ``first`` and the block's rows."""
     batch, blocks = first.shape
     key = torch.arange(length, device=first.device)
     seen = key < first.unsqueeze(-1)

@@ -1,6 +1,6 @@
-"""Held-out quality during training: bits per byte, masked accuracy, teacher-forced draft acceptance.
+"""Measures held-out quality during training: bits per byte, masked accuracy, teacher-forced draft acceptance.
 
-Teacher-forced: every draft starts from true held-out text, so that looping text cannot flatter the rates.
+Teacher-forced means that every draft follows true held-out text, so that looping text cannot raise the rates.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _CONTEXT = 192
 
 @torch.no_grad()
 def evaluate(model: Blt, text: Split, *, windows: int = 64, length: int = 512, seed: int = 0) -> dict[str, float]:
-    """Quality on held-out text; the same windows at every call.
+    """Measure quality on held-out text, on the same windows at every call.
 
     Returns:
         ``bits_per_byte``, ``masked_accuracy_t50`` and ``_t100`` (B = the trained block), ``acceptance_s4`` and
@@ -49,7 +49,7 @@ def evaluate(model: Blt, text: Split, *, windows: int = 64, length: int = 512, s
 
 
 def draft_acceptance(model: Blt, prefix: Tensor, k: int) -> dict[str, float]:
-    """Part of BLT-S drafts that verification accepts, for drafts of ``k`` and ``k // 2`` bytes.
+    """Return the part of BLT-S drafts that verification accepts, for drafts of ``k`` and ``k // 2`` bytes.
 
     Args:
         model: the model.
@@ -74,13 +74,13 @@ def draft_acceptance(model: Blt, prefix: Tensor, k: int) -> dict[str, float]:
 
 
 def count_accepted(model: Blt, ids: Tensor, length: int) -> Tensor:
-    """How many of the bytes after the first ``length`` equal the model's own greedy bytes, int64 [anchors]."""
+    """Count the bytes after the first ``length`` that equal the model's own greedy bytes, int64 [anchors]."""
     greedy = model(ids[:, :-1])[0].argmax(-1)[:, length - 1 :]
     return (greedy == ids[:, length:]).long().cumprod(1).sum(1)
 
 
 def block_quality(model: Blt, ids: Tensor, rng: np.random.Generator) -> dict[str, float]:
-    """Masked accuracy of the last bytes of ``ids`` at t = 0.5 and 1, and one-step BLT-DV acceptance."""
+    """Return the masked accuracy of the last bytes of ``ids`` at t = 0.5 and 1, and one-step BLT-DV acceptance."""
     size = model.config.block_size
     length = ids.shape[1] - size
     prefix, true = ids[:, :length], ids[:, length:]

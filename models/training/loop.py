@@ -1,4 +1,4 @@
-"""The training loop: patcher first, then the model; the same on a CPU and on one GPU."""
+"""Trains the patcher first, then the model; the same on a CPU and on one GPU."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Trainer:
         self.model = Blt(model_config)
         assert self.model.patcher is not None
         self.patcher: Patcher = self.model.patcher
-        initialise(self.model)
+        initialize(self.model)
         self.model.to(self.device)
         self.progress = Progress()
         self._saved_optimizers: dict[str, Tensor] = {}
@@ -82,11 +82,11 @@ class Trainer:
         return True
 
     def start_from(self, checkpoint: Path) -> None:
-        """Begin with the weights of a checkpoint, its frozen patcher and its threshold included.
+        """Begin with the weights of a checkpoint, including its frozen patcher and its threshold.
 
         Raises:
             CheckpointError: it is missing or damaged.
-            ConfigError: it is of another geometry than the recipe's model.
+            ConfigError: its geometry is not that of the recipe's model.
         """
         found = load_checkpoint(checkpoint)
         threshold = found.config.patching.threshold
@@ -95,7 +95,7 @@ class Trainer:
         for field in dataclasses.fields(wanted):
             has, needs = getattr(found.config, field.name), getattr(wanted, field.name)
             if has != needs:
-                raise ConfigError(f"{checkpoint}: found {field.name} {has}, expected {needs}, the recipe's model")
+                raise ConfigError(f"{checkpoint}: found {field.name} {has}, expected {needs} as in the recipe's model")
         self.model.load_state_dict(found.state_dict())
         self.progress = Progress("model")
         self._set_threshold(threshold)
@@ -113,7 +113,7 @@ class Trainer:
         """Train until the recipe is done or ``max_seconds`` of wall time have passed.
 
         Returns:
-            Whether the recipe is done; its checkpoint then lies in the folder.
+            Whether the recipe is done; its checkpoint is then in the folder.
         """
         self.out.mkdir(parents=True, exist_ok=True)
         if self.progress.total_seconds == 0:
@@ -145,7 +145,9 @@ class Trainer:
         ours, theirs = dataclasses.asdict(self.config), dataclasses.asdict(TrainConfig.load(path))
         for name, value in ours.items():
             if name not in ("eval_every", "save_every") and value != theirs[name]:
-                raise ConfigError(f"{path}: the run has {name}={theirs[name]!r}, the recipe given {value!r}")
+                raise ConfigError(
+                    f"{path}: found a run with {name}={theirs[name]!r}, expected {value!r} as in the recipe"
+                )
 
     def _start_phase(self, name: str) -> None:
         p = self.progress
@@ -154,7 +156,7 @@ class Trainer:
         save_state(self.out / STATE_FILE, self.model, [], self.progress)
 
     def _clock(self) -> float:
-        # Processor time ignores pauses and neighbours; a GPU run waits for the device, so wall time is right.
+        # Processor time ignores pauses and other processes; a GPU run waits for the device, so wall time is right.
         return time.process_time() if self.device.type == "cpu" else time.monotonic()
 
     def _phase(
@@ -164,14 +166,14 @@ class Trainer:
         deadline: float,
         on_step: OnStep | None,
     ) -> bool:
-        """Optimise ``module`` until its budget is spent (True) or the deadline passes (False)."""
+        """Optimize ``module`` until its budget is spent (True) or the deadline passes (False)."""
         config, progress = self.config, self.progress
         budget = config.patcher_seconds if progress.phase == "patcher" else config.budget_seconds
         optimizers = build_optimizers(module, config.matrix_lr, config.embedding_lr, config.weight_decay)
         restore_optimizers(optimizers, self.model, self._saved_optimizers)
         parameters = [p for p in module.parameters() if p.requires_grad]
         saved = progress.seconds
-        evaluated = saved - saved % config.eval_every  # runs in pieces shorter than eval_every are evaluated too
+        evaluated = saved - saved % config.eval_every  # runs in pieces shorter than eval_every are evaluated, too
         report: dict[str, float] = {}  # stays empty when a run was killed after its last step
         for seconds in self._ticks(budget, deadline):
             done = progress.seconds / budget
@@ -204,7 +206,7 @@ class Trainer:
         return progress.seconds >= budget
 
     def _ticks(self, budget: float, deadline: float) -> Iterator[Callable[[], float]]:
-        """One item a step: a function that tells the training seconds since the step began."""
+        """Yield one function per step; it returns the training seconds since the step began."""
         while self.progress.seconds < budget and time.monotonic() < deadline:
             begin = self._clock()
             yield lambda begin=begin: self._clock() - begin  # type: ignore[misc]
@@ -278,8 +280,8 @@ def _on_cpu(model: Blt) -> Blt:
     return copy.eval()
 
 
-def initialise(model: nn.Module) -> None:
-    """Random weights of `initial_std`; norms stay 1."""
+def initialize(model: nn.Module) -> None:
+    """Draw random weights with the standard deviations of `initial_std`; norms stay 1."""
     for name, p in model.named_parameters():
         if p.ndim >= 2:
             nn.init.normal_(p, std=initial_std(name, p.shape))
@@ -296,5 +298,5 @@ _Tensors = TypeVar("_Tensors", Patches, BlockRows)
 
 
 def move(value: _Tensors, device: torch.device | str) -> _Tensors:
-    """A dataclass of tensors on another device."""
+    """Return a copy of a dataclass of tensors on another device."""
     return dataclasses.replace(value, **{f.name: getattr(value, f.name).to(device) for f in dataclasses.fields(value)})

@@ -1,8 +1,8 @@
-"""Muon for matrices, AdamW for everything else.
+"""Optimizes matrices with Muon and everything else with AdamW.
 
-Muon (Jordan et al., 2024) orthogonalises each matrix's momentum by Newton-Schulz iteration. The iteration is our
-own and runs in fp32: torch's runs in bf16, which is slow on CPUs. Fused matrices (q|k|v, gate|up, k|v) are
-orthogonalised part by part, and parts of equal shape are iterated as one batch.
+Muon (Jordan et al., 2024) orthogonalizes each matrix's momentum by Newton-Schulz iteration. The iteration is our own
+and runs in fp32: PyTorch's runs in bf16, which is slow on CPUs. Fused matrices (q|k|v, gate|up, k|v) are
+orthogonalized part by part, and parts of equal shape are iterated as one batch.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _STEPS = 5
 
 
-def orthogonalise(matrices: Tensor) -> Tensor:
-    """Newton-Schulz approximation of U V^T for each of ``matrices`` [count, rows, columns], rows <= columns."""
+def orthogonalize(matrices: Tensor) -> Tensor:
+    """Approximate U V^T by Newton-Schulz iteration for each of ``matrices`` [count, rows, columns], rows <= columns."""
     a, b, c = _COEFFICIENTS
     x = matrices / (matrices.flatten(1).norm(dim=1).view(-1, 1, 1) + 1e-7)
     for _ in range(_STEPS):
@@ -29,12 +29,12 @@ def orthogonalise(matrices: Tensor) -> Tensor:
 
 
 def fused_parts(name: str) -> int:
-    """How many matrices a parameter holds, stacked by rows."""
+    """Return how many matrices a parameter contains, stacked by rows."""
     return {"wqkv": 3, "w13": 2, "wkv": 2}.get(name.split(".")[-2], 1)
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon over named matrices; ``lr`` is the size of an update in units of an orthogonal matrix."""
+    """Applies Muon to named matrices; ``lr`` is the size of an update in units of an orthogonal matrix."""
 
     def __init__(self, params: Iterable[tuple[str, nn.Parameter]], lr: float, momentum: float = 0.95) -> None:
         named = list(params)
@@ -64,7 +64,7 @@ class Muon(torch.optim.Optimizer):
         rows, columns = shape
         stacked = torch.stack([part for _, part in pairs])
         flip = rows > columns
-        ortho = orthogonalise(stacked.transpose(1, 2) if flip else stacked)
+        ortho = orthogonalize(stacked.transpose(1, 2) if flip else stacked)
         ortho = ortho.transpose(1, 2) if flip else ortho
         for (target, _), direction in zip(pairs, ortho, strict=True):
             target.add_(direction, alpha=-lr * max(1.0, rows / columns) ** 0.5)
@@ -73,7 +73,7 @@ class Muon(torch.optim.Optimizer):
 def build_optimizers(
     module: nn.Module, matrix_lr: float, embedding_lr: float, weight_decay: float
 ) -> list[torch.optim.Optimizer]:
-    """Muon for matrices inside the network, AdamW for embeddings, norms and output matrices."""
+    """Return Muon for matrices inside the network, and AdamW for embeddings, norms and output matrices."""
     matrices: list[tuple[str, nn.Parameter]] = []
     others: list[tuple[str, nn.Parameter]] = []
     for name, p in module.named_parameters():
@@ -94,7 +94,7 @@ def build_optimizers(
 
 
 def schedule(progress: float, warmup: float, hold: float) -> float:
-    """Factor of the peak learning rate at ``progress`` in [0, 1]: linear up, flat, linear down to zero."""
+    """Return the factor of the peak learning rate at ``progress`` in [0, 1]: linear up, flat, linear down to zero."""
     if progress < warmup:
         return progress / warmup
     return 1.0 if progress < hold else max(0.0, (1.0 - progress) / (1.0 - hold))

@@ -1,4 +1,4 @@
-"""What a training run is: one frozen dataclass, read from JSON."""
+"""Describes a training run: one frozen dataclass, read from JSON."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fastblt.models.presets import preset
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """A training recipe; `fastblt.models.training.loop.Trainer` runs it.
+    """Holds a training recipe; `fastblt.models.training.loop.Trainer` runs it.
 
     The schedule follows ``budget_seconds`` of training: processor seconds of all threads on a CPU (a paused or
     crowded machine does not shorten the run), wall seconds on a GPU.
@@ -25,31 +25,31 @@ class TrainConfig:
     budget_seconds: float
     """Training time, without the patcher's."""
     patcher_seconds: float
-    """Training time of the entropy patcher, which comes first and is then frozen; no part of a run that starts from a
-    checkpoint."""
+    """Training time of the entropy patcher, which is trained first and then frozen; a run that starts from a checkpoint
+    skips it."""
     bytes_per_patch: float = 4.0
     """The patcher's threshold is bisected to this average on training text."""
     seed: int = 1
     window: int = 256
     """Tokens of a training window, BOS included."""
     long_window: int = 1024
-    """Window of the last part of the run, which teaches the positions that short windows never show."""
+    """Tokens of a window in the last part of the run, which teaches positions that short windows do not contain."""
     long_fraction: float = 0.12
-    """Part of the run that uses ``long_window``; the tokens of a step stay the same."""
+    """Part of the run that uses ``long_window``; the number of tokens per step stays the same."""
     batch: int = 32
-    """Windows of ``window`` tokens in a step."""
+    """Windows of ``window`` tokens per step."""
     blocks: int = 10
-    """Corrupted blocks for every 256 tokens of a window."""
+    """Corrupted blocks per 256 tokens of a window."""
     mid_patch: float = 0.4
     """Part of the blocks that start anywhere instead of at the first byte of a patch."""
     fully_masked: float = 0.2
     """Part of the blocks with every byte masked."""
     distilled: float = 0.0
-    """Part of the blocks that hold the model's own greedy draft instead of the text's bytes (see `distillation`)."""
+    """Part of the blocks that contain the model's own greedy draft instead of the text's bytes (see `distillation`)."""
     mask_weight: tuple[tuple[float, float], ...] = ((0.0, 0.1), (0.35, 1.0))
     """Weight of the masked loss: (part of the run, weight) points, linear between them, constant after the last."""
     stale_segments: int = 3
-    """Stretches of 4-16 bytes for every 256 tokens that read the latent from before the stretch, as drafts do."""
+    """Stretches of 4-16 bytes per 256 tokens that read the latent from before the stretch, as drafts do."""
     matrix_lr: float = 0.02
     """Muon's learning rate, for matrices."""
     embedding_lr: float = 3e-3
@@ -67,7 +67,7 @@ class TrainConfig:
     """Seconds of training between saves."""
 
     def __post_init__(self) -> None:
-        """Refuse what no run can follow.
+        """Validate every field.
 
         Raises:
             ConfigError: a field is out of range; the message names it.
@@ -93,13 +93,13 @@ class TrainConfig:
         expect(bool(points) and points == sorted(points), "mask_weight", self.mask_weight, "points in rising order")
 
     def mask_weight_at(self, done: float) -> float:
-        """Weight of the masked loss when the part ``done`` of the run is over."""
+        """Return the weight of the masked loss when the part ``done`` of the run is over."""
         at, weights = zip(*self.mask_weight, strict=True)
         return float(np.interp(done, at, weights))
 
     @property
     def model_config(self) -> BltConfig:
-        """The preset's geometry; the threshold is replaced when the patcher has been trained."""
+        """Return the preset's geometry; the threshold is replaced when the patcher has been trained."""
         return preset(self.model)
 
     @classmethod

@@ -1,4 +1,4 @@
-"""The end of a run: quality on every held-out corpus, and the curves as a picture."""
+"""Reports on a finished run: quality on every held-out corpus, and a picture of the curves."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ _PANELS: tuple[tuple[str, str, dict[str, str]], ...] = (
 
 
 def of_corpus(split: Split, corpus: int) -> Split:
-    """The documents of one corpus."""
+    """Return the documents of one corpus."""
     mine = split.corpus_ids == corpus
     return Split(split.text, split.offsets[mine], split.lengths[mine], split.corpus_ids[mine], split.names[mine])
 
 
 def heldout_report(model: Blt, corpus: Corpus, *, windows: int = 96, length: int = 1024) -> dict[str, Any]:
-    """Held-out quality of a model, over everything and by corpus.
+    """Measure the held-out quality of a model, over everything and by corpus.
 
     Args:
         model: in fp32.
         corpus: its held-out split is read.
-        windows: number of random windows of each figure.
+        windows: number of random windows per figure.
         length: bytes of a window; each begins without context.
     """
     everything = evaluate(model, corpus.heldout, windows=windows, length=length)
@@ -48,7 +48,11 @@ def heldout_report(model: Blt, corpus: Corpus, *, windows: int = 96, length: int
 
 
 def plot_curves(log: Path, picture: Path) -> None:
-    """Plot the evaluations of a ``log.jsonl`` over the bytes seen."""
+    """Plot the evaluations of a ``log.jsonl`` over the bytes seen.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is not installed.
+    """
     import matplotlib as mpl
 
     mpl.use("Agg")

@@ -1,4 +1,4 @@
-"""Saving and resuming a run: one safetensors file, replaced atomically."""
+"""Saves and restores the state of a run in one safetensors file, replaced atomically."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fastblt.models.formats.errors import CheckpointError
 
 @dataclass
 class Progress:
-    """How far a run has come; randomness is a function of (seed, phase, step), so nothing else is needed."""
+    """Records how far a run has come; randomness is a function of (seed, phase, step), so nothing else is needed."""
 
     phase: str = "patcher"
     step: int = 0
@@ -46,7 +46,7 @@ def save_state(path: Path, model: nn.Module, optimizers: list[torch.optim.Optimi
 
 
 def optimizer_tensors(optimizers: list[torch.optim.Optimizer], model: nn.Module) -> dict[str, Tensor]:
-    """Momenta and step counts by parameter name, as `restore_optimizers` takes them."""
+    """Return momenta and step counts by parameter name, as `restore_optimizers` takes them."""
     return {
         f"optimizer.{name}.{key}": value.detach().contiguous()
         for name, p in model.named_parameters()
@@ -56,7 +56,7 @@ def optimizer_tensors(optimizers: list[torch.optim.Optimizer], model: nn.Module)
 
 
 def load_state(path: Path, model: nn.Module) -> tuple[Progress, dict[str, Tensor]]:
-    """Restore parameters; optimizer tensors are returned for `restore_optimizers`.
+    """Restore parameters and return progress and optimizer tensors (for `restore_optimizers`).
 
     Raises:
         CheckpointError: the file is damaged or belongs to another model.
@@ -73,7 +73,7 @@ def load_state(path: Path, model: nn.Module) -> tuple[Progress, dict[str, Tensor
 
 
 def restore_optimizers(optimizers: list[torch.optim.Optimizer], model: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Put saved momenta back."""
+    """Put saved momenta back into the optimizers."""
     for name, p in model.named_parameters():
         for optimizer in optimizers:
             if not any(p is q for group in optimizer.param_groups for q in group["params"]):

@@ -8,6 +8,7 @@ import time
 from dataclasses import dataclass, field
 from enum import StrEnum
 from importlib.resources import as_file, files
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -93,7 +94,10 @@ def _report(out: Path, corpus: Corpus, console: Console) -> None:
 
     console.print("evaluating on every held-out corpus")
     write_json(out / REPORT_FILE, heldout_report(load_checkpoint(out / CHECKPOINT_FOLDER), corpus))
-    plot_curves(out / LOG_FILE, out / CURVES_FILE)
+    if find_spec("matplotlib") is None:
+        console.print("no plot of the curves: matplotlib is not installed (pip install matplotlib)", soft_wrap=True)
+    else:
+        plot_curves(out / LOG_FILE, out / CURVES_FILE)
 
 
 def load_recipe(name: str) -> TrainConfig:

@@ -135,7 +135,9 @@ def test_index_is_refused_when_tensors_lie_elsewhere_or_twice(theirs: Path, tmp_
     error = refused(tmp_path, theirs)
     assert f"{theirs / 'b.safetensors'}: found {Q_PROJ} here and in {theirs / 'a.safetensors'}, expected one" in error
     index.write_text(json.dumps({"weight_map": {**dict.fromkeys(tensors, "a.safetensors"), "x": "a.safetensors"}}))
-    assert f"{index}: found tensors that are not where it says: x in a.safetensors" in refused(tmp_path, theirs)
+    assert f"{index}: found tensors that are not in the shards that it lists: x in a.safetensors" in refused(
+        tmp_path, theirs
+    )
 
 
 def test_one_file_is_read_as_transformers_does_when_there_is_an_index_too(theirs: Path) -> None:

@@ -18,7 +18,7 @@ from fastblt.models.checkpoint import CheckpointError, load_checkpoint
 from fastblt.models.config import ConfigError
 from fastblt.models.training import loop, state
 from fastblt.models.training.corpus import Split
-from fastblt.models.training.loop import Trainer, initialise
+from fastblt.models.training.loop import Trainer, initialize
 from fastblt.models.training.recipe import TrainConfig
 from fastblt.models.training.run_files import CHECKPOINT_FOLDER, LOG_FILE, RECIPE_FILE, STATE_FILE
 from fastblt.models.training.state import Progress
@@ -345,7 +345,7 @@ def test_error_names_field_when_the_run_has_another_recipe(
     text: Split, finished: Path, changes: dict[str, Any]
 ) -> None:
     (field,) = changes
-    with pytest.raises(ConfigError, match=rf"recipe\.json: the run has {field}="):
+    with pytest.raises(ConfigError, match=rf"recipe\.json: found a run with {field}="):
         trainer(text, finished, dataclasses.replace(RECIPE, **changes)).resume()
 
 
@@ -356,7 +356,7 @@ def test_run_may_be_saved_and_evaluated_more_often_when_resumed(text: Split, fin
 def test_initial_weights_have_the_documented_scales(tiny_model: Blt) -> None:
     model = Blt(tiny_model.config)
     torch.manual_seed(0)
-    initialise(model)
+    initialize(model)
     found = dict(model.named_parameters())
     for name, scale in (
         ("decoder.layers.0.wqkv.weight", 1.0),

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from fastblt.models.blt import Blt
 from fastblt.models.config import BltConfig
 from fastblt.models.training.loop import set_rates
-from fastblt.models.training.optimizer import Muon, build_optimizers, fused_parts, orthogonalise, schedule
+from fastblt.models.training.optimizer import Muon, build_optimizers, fused_parts, orthogonalize, schedule
 
 
 def gaussian(*shape: int, seed: int = 0) -> Tensor:
@@ -13,8 +13,8 @@ def gaussian(*shape: int, seed: int = 0) -> Tensor:
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 8, 24), (2, 32, 96)])
-def test_singular_values_are_near_one_when_orthogonalised(shape: tuple[int, int, int]) -> None:
-    found = orthogonalise(gaussian(*shape))
+def test_singular_values_are_near_one_when_orthogonalized(shape: tuple[int, int, int]) -> None:
+    found = orthogonalize(gaussian(*shape))
     assert found.shape == shape
     values = torch.linalg.svdvals(found)
     # The quintic iteration aims at a band around 1, not at 1; the smallest values may need more steps.
@@ -22,10 +22,10 @@ def test_singular_values_are_near_one_when_orthogonalised(shape: tuple[int, int,
     assert float(values.median()) > 0.65
 
 
-def test_singular_vectors_are_kept_when_orthogonalised() -> None:
+def test_singular_vectors_are_kept_when_orthogonalized() -> None:
     matrix = gaussian(6, 10)
     u, _, v = torch.linalg.svd(matrix, full_matrices=False)
-    turned = u.T @ orthogonalise(matrix.unsqueeze(0))[0] @ v.T
+    turned = u.T @ orthogonalize(matrix.unsqueeze(0))[0] @ v.T
     off_diagonal = turned - turned.diagonal().diag()
     assert float(off_diagonal.abs().max()) < 1e-4
     assert float(turned.diagonal().min()) > 0.0
@@ -33,18 +33,18 @@ def test_singular_vectors_are_kept_when_orthogonalised() -> None:
 
 def test_scale_of_the_gradient_does_not_matter() -> None:
     matrix = gaussian(1, 6, 10)
-    torch.testing.assert_close(orthogonalise(matrix * 1e3), orthogonalise(matrix), atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(orthogonalize(matrix * 1e3), orthogonalize(matrix), atol=1e-4, rtol=1e-3)
 
 
-def test_each_matrix_of_a_batch_is_orthogonalised_alone() -> None:
+def test_each_matrix_of_a_batch_is_orthogonalized_alone() -> None:
     matrices = gaussian(3, 6, 10) * torch.tensor([1.0, 100.0, 0.01]).view(3, 1, 1)
-    together = orthogonalise(matrices)
+    together = orthogonalize(matrices)
     for i in range(3):
-        torch.testing.assert_close(together[i], orthogonalise(matrices[i : i + 1])[0])
+        torch.testing.assert_close(together[i], orthogonalize(matrices[i : i + 1])[0])
 
 
 def test_zero_gradient_gives_zero_update() -> None:
-    assert (orthogonalise(torch.zeros(2, 4, 6)) == 0).all()
+    assert (orthogonalize(torch.zeros(2, 4, 6)) == 0).all()
 
 
 @pytest.mark.parametrize(
