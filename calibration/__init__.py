@@ -1,1 +1,1 @@
-"""Measures an exported model on held-out text and derives its quantization from what it saw."""
+"""Quantizes exported models, and measures on held-out text what that costs."""

@@ -1,7 +1,8 @@
-"""The scale of a layer's quantised inputs, from how their magnitudes are distributed.
+"""Computes the scale of a layer's quantized inputs from the distribution of their magnitudes.
 
-``minmax`` keeps the largest exactly; the others clip: ``percentile`` all but one in ten thousand, ``mse`` where the
-squared error is least, ``entropy`` where the distribution changes least (Kullback-Leibler, as TensorRT's calibrator).
+``minmax`` represents the largest exactly; the others clip: ``percentile`` the largest one in ten thousand, ``mse`` at
+the least squared error, ``entropy`` where the distribution changes least (Kullback-Leibler, as in TensorRT's
+calibrator).
 """
 
 from __future__ import annotations
@@ -13,15 +14,15 @@ from fastblt.calibration.layer_inputs import BINS, LayerInputs
 from fastblt.calibration.precision import LARGEST, RANGES, CalibrationError
 
 PERCENTILE = 99.99
-#: Thresholds that are tried: every this many bins.
+#: Distance of the thresholds that are tried, in bins.
 _STEP = 16
 
 
 def activation_scale(inputs: LayerInputs, kind: str, method: str, name: str) -> float:
-    """The scale of one layer's inputs.
+    """Return the scale of one layer's inputs.
 
     Args:
-        inputs: statistics of them.
+        inputs: their statistics.
         kind: ``int8`` or ``fp8``.
         method: one of `RANGES`; fp8 has a wide range and always takes ``minmax``.
         name: of the layer, for errors.
@@ -48,19 +49,19 @@ def _percentile(histogram: NDArray[np.int64]) -> int:
 
 
 def _least_squares(histogram: NDArray[np.int64]) -> int:
-    """Bins up to the threshold of the least squared error, clipping and rounding together."""
-    centres = np.arange(BINS) + 0.5
+    """Return the number of bins below the threshold with the least squared error of clipping and rounding."""
+    centers = np.arange(BINS) + 0.5
 
     def error(edge: int) -> float:
         step = edge / LARGEST["int8"]
-        rounded = np.minimum(np.rint(centres / step), LARGEST["int8"]) * step
-        return float((histogram * (centres - rounded) ** 2).sum())
+        rounded = np.minimum(np.rint(centers / step), LARGEST["int8"]) * step
+        return float((histogram * (centers - rounded) ** 2).sum())
 
     return min(range(_STEP, BINS + 1, _STEP), key=error)
 
 
 def _least_divergence(histogram: NDArray[np.int64]) -> int:
-    """Bins up to the threshold at which the quantised distribution is nearest to the true one."""
+    """Return the number of bins below the threshold whose quantized distribution is nearest to the true one."""
     levels = int(LARGEST["int8"]) + 1
 
     def divergence(edge: int) -> float:

@@ -1,4 +1,4 @@
-"""Writes a bundle whose linear layers have other precisions; what does not change is shared with the first one."""
+"""Writes a bundle with other precisions of its linear layers; unchanged files are copied or shared."""
 
 from __future__ import annotations
 
@@ -20,31 +20,32 @@ from fastblt.calibration.precision import Precision
 from fastblt.calibration.rounding import QuantizedMatrix, round_to_nearest
 from fastblt.calibration.trace_store import TraceStore
 from fastblt.export.graph_file import save_graph
-from fastblt.runtime.bundle.manifest import GraphSpec, Manifest, load_manifest, write_manifest
+from fastblt.runtime.bundle.bundle import Bundle
+from fastblt.runtime.bundle.manifest import GraphSpec, Manifest, write_manifest
 
-#: Precision of each layer, by part and name; layers that are missing stay as they are.
+#: Precision of each layer, by part and name; layers that are missing keep theirs.
 Assignment = Mapping[str, Mapping[str, Precision]]
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How layers are made smaller, apart from which."""
+    """Describes how layers are quantized, but not which."""
 
     rounding: str = "rtn"
     """One of `fastblt.calibration.precision.ROUNDINGS`."""
     ranges: str = "minmax"
-    """How ranges of quantised inputs are chosen, see `fastblt.calibration.activation_ranges`."""
+    """How ranges of quantized inputs are chosen, see `fastblt.calibration.activation_ranges`."""
 
 
 @dataclass
 class Quantizer:
-    """Makes bundles from one bundle; what layers are fed is measured once.
+    """Makes quantized bundles from one bundle; the inputs of its layers are measured once.
 
     Args:
-        bundle: to quantise.
-        runnable: the same on a CPU: ``bundle`` itself, unless its type has no CPU kernels.
-        store: traces; needed for GPTQ and for quantised inputs.
-        recipe: how.
+        bundle: folder of the bundle to quantize.
+        runnable: folder of the same bundle for CPUs: ``bundle`` itself, unless its type has no CPU kernels.
+        store: traces; needed for GPTQ and for quantized inputs.
+        recipe: rounding and ranges.
     """
 
     bundle: Path
@@ -59,15 +60,15 @@ class Quantizer:
         """Write a bundle.
 
         Args:
-            folder: empty, to write to.
+            folder: empty folder to write to.
             assignment: precision of layers.
-            facts: what its manifest says of the quantisation, besides the precisions.
-            link: share files that do not change, for bundles that are soon deleted.
+            facts: content of the manifest about the quantization, besides the precisions.
+            link: share unchanged files instead of copying them, for bundles that are soon deleted.
 
         Raises:
             CalibrationError: weights or inputs are not finite, or there are too few traces.
         """
-        manifest = load_manifest(self.bundle)
+        manifest = Bundle.open(self.bundle, check=False).manifest
         changed = {part for part, layers in assignment.items() if layers}
         replaced = {manifest.graphs[part].file for part in changed}
         kept = {name: entry for name, entry in manifest.files.items() if name.removesuffix(".data") not in replaced}
@@ -101,7 +102,7 @@ class Quantizer:
         return replace(spec, weight_bytes=save_graph(model, folder / spec.file))
 
     def _measure(self, part: str, spec: GraphSpec, layers: Mapping[str, Precision]) -> None:
-        """Statistics of the inputs of layers that need them."""
+        """Measure the inputs of layers whose quantization depends on them."""
         moments = self.recipe.rounding == "gptq"
         wanted = [
             name
@@ -130,20 +131,20 @@ class Quantizer:
 
 
 def _is_compensated(recipe: Recipe, precision: Precision) -> bool:
-    """Whether roundings are made up for; E4M3's are relative, which GPTQ's grid is not."""
+    """Decide whether GPTQ compensates roundings; those of E4M3 are relative, which its grid does not support."""
     return recipe.rounding == "gptq" and precision.weights != "fp8"
 
 
 def layers_of(bundle: Path, parts: Sequence[str]) -> Iterator[tuple[str, LinearLayer]]:
-    """Part and layer, of the graphs of these parts."""
-    manifest = load_manifest(bundle)
+    """Yield part and layer for every linear layer in the graphs of these parts."""
+    opened = Bundle.open(bundle, check=False)
     for part in parts:
-        for layer in linear_layers(ir.load(bundle / manifest.graphs[part].file).graph):
+        for layer in linear_layers(ir.load(opened.graph(part)).graph):
             yield part, layer
 
 
 def share(source: Path, target: Path) -> None:
-    """The same file at another place: a hard link, or a copy where there are none."""
+    """Make a file available at another path: a hard link, or a copy if links are not supported."""
     try:
         os.link(source, target)
     except OSError:

@@ -1,7 +1,7 @@
-"""GPTQ (Frantar et al., arXiv 2210.17323): round row after row, and let the rest make up for each rounding.
+"""Rounds weights with GPTQ (Frantar et al., arXiv 2210.17323): row by row, later rows compensate for each rounding.
 
-With second moments H of a layer's inputs, the error of row i is spread over the rows behind it so that the layer's
-output changes least on such inputs.
+Given the second moments H of a layer's inputs, the error of row i is spread over the rows behind it such that the
+layer's output changes least on such inputs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _BATCH = 128
 def gptq(
     weight: Floats, moments: Floats, precision: Precision, dtype: np.dtype[Any], name: str = "weight"
 ) -> QuantizedMatrix:
-    """Quantise a matrix.
+    """Quantize a matrix.
 
     Args:
         weight: float32 [in, out].
@@ -60,7 +60,7 @@ def gptq(
 
 
 def _inverse_factor(moments: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Upper Cholesky factor of the inverse of H, damped; inputs that are always 0 stand alone."""
+    """Return the upper Cholesky factor of the inverse of damped H; inputs that are always 0 are decoupled."""
     diagonal = np.diag_indices(len(moments))
     unseen = moments[diagonal] == 0
     moments[unseen, unseen] = 1.0

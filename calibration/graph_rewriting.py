@@ -1,7 +1,8 @@
-"""Puts quantised weights into a graph, in the form that ONNX Runtime fuses and TensorRT packs.
+"""Writes quantized weights into a graph, in the form that ONNX Runtime fuses and TensorRT packs.
 
-Weights become ``DequantizeLinear`` of an initializer (``<name>.weight.T.quantized`` with ``.scale``); quantised inputs
-pass ``QuantizeLinear`` and ``DequantizeLinear``. Standard operators, symmetric, so any runtime reads them.
+Weights become ``DequantizeLinear`` of an initializer (``<name>.weight.T.quantized`` with ``.scale``); quantized inputs
+pass through ``QuantizeLinear`` and ``DequantizeLinear``. These are standard operators, used symmetrically, so that any
+runtime reads them.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ from fastblt.calibration.linear_layers import LinearLayer
 from fastblt.calibration.rounding import NUMPY_TYPES, QuantizedMatrix
 
 QUANTIZED, SCALE = ".quantized", ".scale"
-#: Opset and IR version from which on blocks and 4 bits exist; lowered graphs have older ones.
+#: First opset and IR version with blocks and 4 bits; lowered graphs have older ones.
 LEAST_OPSET, LEAST_IR = 21, 10
 
 
 def quantize_weight(graph: ir.Graph, layer: LinearLayer, matrix: QuantizedMatrix) -> None:
-    """Replace the weights of a layer."""
+    """Replace the weights of a layer by a quantized matrix."""
     values, scales = (
         _initializer(graph, f"{layer.weight.name}{end}", array)
         for end, array in ((QUANTIZED, matrix.values), (SCALE, matrix.scales))
@@ -35,11 +36,11 @@ def quantize_weight(graph: ir.Graph, layer: LinearLayer, matrix: QuantizedMatrix
 
 
 def quantize_input(graph: ir.Graph, layer: LinearLayer, kind: str, scale: float) -> None:
-    """Quantise the rows that a layer reads.
+    """Quantize the rows that a layer reads.
 
     Args:
-        graph: that the layer is in.
-        layer: whose input it is.
+        graph: contains the layer.
+        layer: reads the rows.
         kind: ``int8`` or ``fp8``.
         scale: of all inputs.
     """
@@ -57,9 +58,9 @@ def quantize_input(graph: ir.Graph, layer: LinearLayer, kind: str, scale: float)
 
 
 def raise_opset(model: ir.Model) -> None:
-    """Declare the opset in which blocks and 4 bits exist, where the graph's is older.
+    """Declare the opset in which blocks and 4 bits exist if the graph's is older.
 
-    The operators of lowered graphs mean the same in both.
+    The operators of lowered graphs have the same meaning in both.
     """
     imports = model.graph.opset_imports
     imports[""] = max(imports[""], LEAST_OPSET)
@@ -67,7 +68,7 @@ def raise_opset(model: ir.Model) -> None:
 
 
 def _initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
-    """An initializer; the same name is the same value."""
+    """Return an initializer; one that is already in the graph under this name is used again."""
     if name in graph.initializers:
         return graph.initializers[name]
     tensor = ir.tensor(array, name=name)

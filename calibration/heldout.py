@@ -1,4 +1,4 @@
-"""Reads the held-out text that ships with the package (sources, licences: ``heldout/README.md``)."""
+"""Reads the held-out text that ships with the package (sources and licenses: ``heldout/README.md``)."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ CORPORA = ("pycode", "pydocs", "web", "shak")
 
 @dataclass(frozen=True)
 class Prompt:
-    """The beginning of a generation: a cut from a held-out document that no training text shares.
+    """Holds the beginning of a generation: a piece of a held-out document, not part of any training text.
 
     Attributes:
         id: ``<corpus>-<number>``, unique.
-        corpus: One of ``CORPORA``.
-        document: Name of the held-out document within its corpus.
-        offset: First byte of the prompt within the document.
+        corpus: one of ``CORPORA``.
+        document: name of the held-out document within its corpus.
+        offset: first byte of the prompt within the document.
         text: 64-160 bytes when encoded as UTF-8.
     """
 
@@ -32,16 +32,16 @@ class Prompt:
 
     @property
     def data(self) -> bytes:
-        """The prompt as the model sees it: UTF-8 bytes, exactly those of the document."""
+        """Return the bytes that the model sees: UTF-8, exactly those of the document."""
         return self.text.encode()
 
 
 def load_prompts(corpus: str | None = None) -> list[Prompt]:
-    """Returns the shipped prompts, of one corpus or of all, in a fixed order (24 per corpus).
+    """Return the shipped prompts, of one corpus or of all, in a fixed order (24 per corpus).
 
     Raises:
-        ValueError: There is no such corpus, or the shipped file is malformed.
-        FileNotFoundError: The installation lacks the file.
+        ValueError: there is no such corpus, or the shipped file is malformed.
+        FileNotFoundError: the installation lacks the file.
     """
     if corpus is not None:
         _check_corpus(corpus)
@@ -50,13 +50,13 @@ def load_prompts(corpus: str | None = None) -> list[Prompt]:
 
 
 def load_text(corpus: str) -> bytes:
-    """Returns about 48 KB of held-out UTF-8 text: pieces of documents, whole lines, one after the other.
+    """Return about 48 KB of held-out UTF-8 text: pieces of documents, whole lines, one after the other.
 
-    The text overlaps none of the prompts.
+    The text does not overlap with the prompts.
 
     Raises:
-        ValueError: There is no such corpus.
-        FileNotFoundError: The installation lacks the file.
+        ValueError: there is no such corpus.
+        FileNotFoundError: the installation lacks the file.
     """
     _check_corpus(corpus)
     return (_folder() / f"{corpus}.txt").read_bytes()
@@ -68,7 +68,7 @@ def _folder() -> Traversable:
 
 def _check_corpus(corpus: str) -> None:
     if corpus not in CORPORA:
-        raise ValueError(f"held-out corpus is {corpus!r}, expected one of {', '.join(CORPORA)}")
+        raise ValueError(f"held-out corpus: found {corpus!r}, expected one of {', '.join(CORPORA)}")
 
 
 def _parse_prompts(path: Traversable) -> list[Prompt]:

@@ -1,4 +1,4 @@
-"""What the linear layers of a graph are fed, over recorded calls: ranges, channel maxima, second moments."""
+"""Measures the inputs of a graph's linear layers over recorded calls: ranges, channel maxima, second moments."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ Floats = NDArray[np.float32]
 MOMENT_BYTES = 2**30
 #: Bins of a layer's histogram.
 BINS = 2048
-#: Fewer rows say nothing about a layer.
+#: Fewer rows are not representative of a layer.
 LEAST_ROWS = 32
 
 
 @dataclass
 class LayerInputs:
-    """Statistics of one layer's inputs."""
+    """Holds statistics of one layer's inputs."""
 
     rows: int = 0
     channel_largest: Floats = field(default_factory=lambda: np.zeros(0, dtype=np.float32))
@@ -40,28 +40,28 @@ class LayerInputs:
 
     @property
     def largest(self) -> float:
-        """Largest magnitude."""
+        """Return the largest magnitude."""
         return float(self.channel_largest.max())
 
 
 class CallReplay:
-    """Runs the recorded calls of a graph again, and gives what chosen layers are fed.
+    """Replays the recorded calls of a graph, and returns the inputs of chosen layers.
 
     Args:
-        path: the graph, runnable on a CPU.
-        part: which part of the model it is.
-        store: traces of it.
+        path: graph that a CPU can run.
+        part: part of the model that it belongs to.
+        store: its traces.
     """
 
     def __init__(self, path: Path, part: str, store: TraceStore) -> None:
         self.path, self.part, self.store = path, part, store
 
     def statistics(self, names: Sequence[str], *, moments: bool) -> Iterator[tuple[str, LayerInputs]]:
-        """Statistics of layers, one after the other.
+        """Yield name and statistics of layers, one after the other.
 
         Args:
             names: of the layers.
-            moments: whether second moments are wanted, too.
+            moments: compute second moments, too.
 
         Raises:
             CalibrationError: a layer's inputs are not finite, or too few.
@@ -94,7 +94,7 @@ class CallReplay:
         yield from found.items()
 
     def rows(self, names: Sequence[str]) -> Iterator[tuple[str, Floats]]:
-        """Name of a layer and its inputs, float32 [n, in], call after call."""
+        """Yield the name of a layer and its inputs, float32 [n, in], call after call."""
         with tempfile.TemporaryDirectory() as folder:
             values = _expose(self.path, names, Path(folder) / "exposed.onnx")
             session = ort.InferenceSession(
@@ -138,7 +138,7 @@ def _size(path: Path) -> int:
 
 
 def _expose(path: Path, names: Sequence[str], target: Path) -> dict[str, str]:
-    """Write a graph whose outputs are the inputs of layers; name of each layer's value."""
+    """Write a graph whose outputs are the inputs of layers; return the name of each layer's value."""
     model = ir.load(path)
     layers: dict[str, LinearLayer] = {layer.name: layer for layer in linear_layers(model.graph)}
     model.graph.outputs.clear()

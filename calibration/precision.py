@@ -1,4 +1,4 @@
-"""What a layer's weights, and perhaps its inputs, are stored and computed in; and the schemes that users name."""
+"""Describes the precisions of layers (of weights, or of weights and inputs), and the schemes that users name."""
 
 from __future__ import annotations
 
@@ -10,42 +10,42 @@ SCHEMES = ("w8", "w4", "int8", "fp8")
 #: How weights are rounded, and how the ranges of inputs are chosen.
 ROUNDINGS = ("rtn", "gptq")
 RANGES = ("minmax", "percentile", "entropy", "mse")
-#: Largest magnitude of a quantised weight or input, by type.
+#: Largest magnitude of a quantized weight or input, by type.
 LARGEST = {"int8": 127.0, "int4": 7.0, "fp8": 448.0}
 BITS = {"int8": 8, "int4": 4, "fp8": 8}
 
 
 class CalibrationError(ValueError):
-    """A calibration that cannot be done as asked, or whose result is not good enough."""
+    """Reports a quantization that cannot be done as requested, or whose result is not good enough."""
 
 
 @dataclass(frozen=True)
 class Precision:
-    """How one linear layer is quantised; symmetric, i.e. zero points are 0."""
+    """Describes how one linear layer is quantized; symmetric, i.e. zero points are 0."""
 
     weights: str
     """``int8``, ``int4`` or ``fp8`` (E4M3)."""
     block: int = 0
-    """Inputs that share a scale; 0: all of an output channel's."""
+    """Inputs that share a scale; 0: all inputs of an output channel."""
     activations: bool = False
-    """Whether inputs are quantised, too, to the same type with one scale."""
+    """Whether inputs are quantized, too, to the same type with one scale."""
 
     @property
     def bits(self) -> int:
-        """Of a weight."""
+        """Return the bits of a weight."""
         return BITS[self.weights]
 
     @property
     def label(self) -> str:
-        """As reports name it, e.g. ``w4/32`` or ``int8``."""
+        """Return the name in reports, e.g. ``w4/32`` or ``int8``."""
         if self.activations:
             return self.weights
         return f"{'fp8' if self.weights == 'fp8' else f'w{self.bits}'}{f'/{self.block}' if self.block else ''}"
 
     def fitted(self, inputs: int) -> Precision:
-        """The same with a block that divides ``inputs``: whole blocks are all that TensorRT takes.
+        """Return the precision with a block that divides ``inputs``, because TensorRT only accepts whole blocks.
 
-        A smaller block where one fits; 8 bits and a scale a channel where none does, 4 bits being too few for that.
+        If no smaller block fits, this is 8 bits and a scale per channel; 4 bits would be too few for that.
         """
         if not self.block:
             return self
@@ -55,18 +55,18 @@ class Precision:
 
 @dataclass(frozen=True)
 class Scheme:
-    """What a user asks for."""
+    """Describes a kind of quantization that a user can choose."""
 
     name: str
     precision: Precision
     fallback: Precision | None
-    """What a layer gets that the budget does not allow this precision, before it keeps the bundle's own."""
+    """Precision of layers for which `precision` exceeds the budget; None: they keep the bundle's own."""
     needs_activations: bool
-    """Whether inputs have to be known to make it."""
+    """Whether the inputs of layers must be known."""
 
 
 def parse_scheme(name: str, block: int | None = None) -> Scheme:
-    """A scheme by its name.
+    """Return the scheme with this name.
 
     Args:
         name: one of `SCHEMES`.

@@ -1,4 +1,4 @@
-"""How good a bundle is on held-out text, beside the bundle that it was made from."""
+"""Measures the quality of a bundle on held-out text, compared with the bundle that it was made from."""
 
 from __future__ import annotations
 
@@ -20,39 +20,39 @@ from fastblt.runtime.measure.scoring.windows import OVERALL
 from fastblt.runtime.sequence.likelihood import score_tokens
 from fastblt.runtime.sequence.session import Session
 
-#: What a budget can limit: bits per byte by how much they grow, relatively; shares of outcomes by how much they shrink.
+#: Losses that a budget can limit: relative growth of bits per byte, decrease of shares of outcomes.
 LIMITS = ("bpb", "agreement", "boundaries", "masked", "acceptance")
 
 
 @dataclass(frozen=True)
 class Outcomes:
-    """What a bundle did on the windows."""
+    """Holds the outcomes of a bundle on the windows."""
 
     bits_per_byte: float
     best: list[Ids]
-    """Most likely token after each one, of each window."""
+    """Most likely token after each token, per window."""
     ends: list[tuple[int, ...]]
-    """Patch ends of each window."""
+    """Patch ends per window."""
     masked: float | None = None
     """Accuracy on hidden bytes, all rates together, reading the last closed patch."""
     acceptance: Mapping[str, float] = field(default_factory=dict)
-    """By method."""
+    """Accepted part of the drafts, by method."""
 
 
 @dataclass(frozen=True)
 class Quality:
-    """One bundle beside another; shares are in [0, 1]."""
+    """Compares one bundle with another; shares are in [0, 1]."""
 
     bits_per_byte: float
     agreement: float
-    """Next bytes that are the reference's."""
+    """Share of next bytes that equal the reference's."""
     boundaries: float
-    """Patch ends of either that both have."""
+    """Share of the patch ends of either bundle that both have."""
     masked: float | None
     acceptance: Mapping[str, float]
 
     def losses(self, reference: Quality) -> dict[str, float]:
-        """By how much it is worse, by the names of `LIMITS`."""
+        """Return how much worse the bundle is, by the names of `LIMITS`."""
         found = {
             "bpb": self.bits_per_byte / reference.bits_per_byte - 1.0,
             "agreement": 1.0 - self.agreement,
@@ -66,7 +66,7 @@ class Quality:
 
 
 def full_plan(config: BltConfig, anchors: int) -> ScoringPlan:
-    """Everything that is measured of a candidate that may be kept."""
+    """Return the plan of everything that is measured of a candidate that may be kept."""
     request = ScoringRequest(
         k=(4, 8), draft_rules=("one", "0.3"), rules=(), mask_rates=(0.25, 0.5, 0.75, 1.0), top_p=(), gamma=(),
         anchors=anchors,
@@ -78,12 +78,12 @@ def measure(bundle: Path, windows: Sequence[Ids], plan: ScoringPlan | None = Non
     """Score windows of true text.
 
     Args:
-        bundle: that the CPU can run.
+        bundle: one that the CPU can run.
         windows: int64 [1 + bytes] each, beginning with BOS.
-        plan: drafts and masks to try, too; None: code length only.
+        plan: drafts and masks to measure, too; None: code length only.
 
     Raises:
-        CalibrationError: the model gives numbers that are not finite.
+        CalibrationError: the model returns numbers that are not finite.
     """
     runtime = BltRuntime.from_pretrained(bundle, max_bytes=max(map(len, windows)))
     nats, best, ends = 0.0, [], []
@@ -111,7 +111,7 @@ def measure(bundle: Path, windows: Sequence[Ids], plan: ScoringPlan | None = Non
 
 
 def compare(found: Outcomes, reference: Outcomes) -> Quality:
-    """One bundle's outcomes beside another's on the same windows."""
+    """Compare one bundle's outcomes with another's on the same windows."""
     equal = sum(int((a == b).sum()) for a, b in zip(found.best, reference.best, strict=True))
     pairs = [(set(a), set(b)) for a, b in zip(found.ends, reference.ends, strict=True)]
     return Quality(
@@ -124,7 +124,7 @@ def compare(found: Outcomes, reference: Outcomes) -> Quality:
 
 
 def parse_budget(text: str) -> dict[str, float]:
-    """Limits by name, e.g. ``bpb=0.5%,acceptance=1%``.
+    """Return limits by name, given e.g. ``bpb=0.5%,acceptance=1%``.
 
     Raises:
         CalibrationError: a name is not one of `LIMITS`, or a limit is no percentage.
@@ -144,5 +144,5 @@ def parse_budget(text: str) -> dict[str, float]:
 
 
 def exceeded(losses: Mapping[str, float], budget: Mapping[str, float]) -> dict[str, float]:
-    """The losses that are beyond their limits."""
+    """Return the losses that exceed their limits."""
     return {name: losses[name] for name, limit in budget.items() if losses.get(name, 0.0) > limit}

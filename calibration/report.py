@@ -1,4 +1,4 @@
-"""What a calibration found, as JSON, Markdown and a picture; the files are part of the bundle."""
+"""Reports on a quantization as JSON, Markdown and a picture; the files are part of the bundle."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ JSON_FILE, MARKDOWN_FILE, PICTURE_FILE = "quantization.json", "quantization.md",
 
 @dataclass(frozen=True)
 class CalibrationResult:
-    """One calibration."""
+    """Holds the result of one quantization."""
 
     model: str
     dtype: str
@@ -36,23 +36,23 @@ class CalibrationResult:
     heldout_bytes: int
     sensitivities: Sequence[Sensitivity]
     range_losses: Mapping[str, float]
-    """Relative growth of bits per byte, by the way of choosing ranges; empty where none was chosen."""
+    """Relative growth of bits per byte for each choice of ranges; empty if they were not compared."""
     traces: Index | None
 
     @property
     def losses(self) -> dict[str, float]:
-        """By how much the bundle is worse."""
+        """Return how much worse the bundle is, by the names of `fastblt.calibration.quality.LIMITS`."""
         return self.after.losses(self.before)
 
     @property
     def precisions(self) -> dict[str, dict[str, str]]:
-        """Label of each layer's precision, by part."""
+        """Return the label of each layer's precision, by part."""
         assert self.quantized.quantization is not None
         found: dict[str, dict[str, str]] = self.quantized.quantization["graphs"]
         return found
 
     def summary(self) -> dict[str, Any]:
-        """What the manifest records, plain JSON."""
+        """Return what the manifest records, in plain JSON types."""
         return {
             "rounding": self.recipe.rounding,
             "ranges": self.recipe.ranges if self.scheme.needs_activations else None,
@@ -66,7 +66,7 @@ class CalibrationResult:
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, plain JSON."""
+        """Return everything, in plain JSON types."""
         return {
             "model": self.model,
             "dtype": self.dtype,
@@ -80,16 +80,19 @@ class CalibrationResult:
 
 
 def write_report(folder: Path, result: CalibrationResult) -> None:
-    """Write the files; the picture only where matplotlib is installed."""
+    """Write the report's files; without matplotlib there is no picture, and the report says so."""
     text = json.dumps(result.to_dict(), indent=1) + "\n"
     (folder / JSON_FILE).write_text(text, encoding="utf-8")
-    (folder / MARKDOWN_FILE).write_text("\n".join(_markdown(result)) + "\n", encoding="utf-8")
-    if find_spec("matplotlib") is not None:
+    lines = list(_markdown(result))
+    if find_spec("matplotlib") is None:
+        lines += ["There is no picture: matplotlib is not installed (pip install matplotlib)."]
+    else:
         _picture(folder / PICTURE_FILE, result)
+    (folder / MARKDOWN_FILE).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def quality_rows(result: CalibrationResult) -> Iterator[tuple[str, str, str, str]]:
-    """Figure, before, after, loss: as text, for tables."""
+    """Yield figure, before, after and loss as text, for tables."""
     before, after, losses = result.before, result.after, result.losses
     yield (
         "bits per byte",
@@ -107,11 +110,11 @@ def quality_rows(result: CalibrationResult) -> Iterator[tuple[str, str, str, str
 
 
 def size_rows(result: CalibrationResult) -> Iterator[tuple[str, str, str, str, str]]:
-    """Graph, megabytes of weights before and after, ratio, layers by precision: as text, for tables."""
+    """Yield graph, megabytes of weights before and after, ratio and layers by precision as text, for tables."""
     for part, spec in result.source.graphs.items():
         after = result.quantized.graphs[part].weight_bytes
         counts = Counter(result.precisions.get(part, {}).values())
-        told = ", ".join(f"{count} x {label}" for label, count in sorted(counts.items())) or "as they were"
+        told = ", ".join(f"{count} x {label}" for label, count in sorted(counts.items())) or "unchanged"
         ratio = f"{spec.weight_bytes / after:.2f}"
         yield spec.file, f"{spec.weight_bytes / 1e6:.2f}", f"{after / 1e6:.2f}", ratio, told
 
@@ -129,7 +132,7 @@ def _markdown(result: CalibrationResult) -> Iterator[str]:
         yield from _table(("ranges of inputs", "bits per byte"), rows)
     if result.sensitivities:
         alone = [(s.part, s.group, f"{s.saved_bytes / 1e6:.3f}", f"{s.loss:+.4%}") for s in result.sensitivities]
-        yield from _table(("graph", "quantised alone", "MB saved", "bits per byte"), alone)
+        yield from _table(("graph", "quantized alone", "MB saved", "bits per byte"), alone)
 
 
 def _table(header: Sequence[str], rows: Iterator[tuple[str, ...]] | Sequence[tuple[str, ...]]) -> Iterator[str]:
@@ -141,7 +144,7 @@ def _table(header: Sequence[str], rows: Iterator[tuple[str, ...]] | Sequence[tup
 
 
 def _picture(path: Path, result: CalibrationResult) -> None:
-    """Bits lost against bytes saved by each group alone; or, without sensitivities, acceptance before and after."""
+    """Plot bits lost against bytes saved by each group alone; without sensitivities, acceptance before and after."""
     from matplotlib.figure import Figure
 
     plot = Figure(figsize=(7, 4.5), layout="constrained")

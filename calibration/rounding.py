@@ -1,4 +1,4 @@
-"""A matrix as small integers (or E4M3 numbers) and scales."""
+"""Represents a matrix as small integers (or E4M3 numbers) and scales."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ NUMPY_TYPES = {"int8": np.dtype(np.int8), "int4": np.dtype(ml_dtypes.int4), "fp8
 
 @dataclass(frozen=True)
 class QuantizedMatrix:
-    """A matrix [in, out] and its scales."""
+    """Holds a quantized matrix [in, out] and its scales."""
 
     values: NDArray[Any]
     """int8, int4 or float8_e4m3fn [in, out]."""
     scales: NDArray[Any]
-    """[in / block, out], or [out]: in the type that the matrix had."""
+    """[in / block, out], or [out]: in the matrix's original type."""
     precision: Precision
 
     def dequantized(self) -> Floats:
-        """The matrix that it stands for, float32 [in, out]."""
+        """Return the matrix that it represents, float32 [in, out]."""
         values = self.values.astype(np.float32)
         scales = self.scales.astype(np.float32)
         return values * (np.repeat(scales, self.precision.block, axis=0) if self.precision.block else scales)
 
     @property
     def nbytes(self) -> int:
-        """Bytes that it takes."""
+        """Return the bytes of numbers and scales."""
         return int(self.values.size) * self.precision.bits // 8 + self.scales.nbytes
 
 
 def scales_of(weight: Floats, precision: Precision, dtype: np.dtype[Any], name: str = "weight") -> NDArray[Any]:
-    """Scales that let the largest weight of each block (or channel) be the largest number of the type.
+    """Return scales that map the largest weight of each block (or channel) to the largest number of the type.
 
     Args:
         weight: float32 [in, out].
-        precision: what it is to be stored in.
+        precision: of the quantized matrix.
         dtype: of the scales; they are rounded to it, never to 0.
         name: of the weight, for errors.
 
@@ -60,14 +60,14 @@ def scales_of(weight: Floats, precision: Precision, dtype: np.dtype[Any], name: 
 
 
 def _smallest(dtype: np.dtype[Any]) -> float:
-    """Smallest normal number of a type."""
+    """Return the smallest normal number of a type."""
     return float(ml_dtypes.finfo(dtype).smallest_normal)  # type: ignore[no-untyped-call]
 
 
 def round_to_nearest(
     weight: Floats, precision: Precision, dtype: np.dtype[Any], name: str = "weight"
 ) -> QuantizedMatrix:
-    """Every weight to the nearest number that its scale allows; arguments and errors as of `scales_of`."""
+    """Round every weight to the nearest number that its scale allows; arguments and errors: see `scales_of`."""
     scales = scales_of(weight, precision, dtype, name)
     wide = scales.astype(np.float32)
     divisors = np.repeat(wide, precision.block, axis=0) if precision.block else wide
@@ -75,6 +75,6 @@ def round_to_nearest(
 
 
 def to_grid(values: Floats, kind: str) -> NDArray[Any]:
-    """Numbers in units of their scale, as a type; what is too large becomes the largest."""
+    """Convert numbers in units of their scale to a type; larger ones become its largest."""
     limited = np.clip(values, -LARGEST[kind], LARGEST[kind])
     return (limited if kind == "fp8" else np.rint(limited)).astype(NUMPY_TYPES[kind])

@@ -1,4 +1,4 @@
-"""What each part of a model loses when it alone is quantised, and the mixture of precisions that a budget allows."""
+"""Orders mixtures of precisions by what each part of a model loses when it alone is quantized."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from fastblt.calibration.linear_layers import LinearLayer
 from fastblt.calibration.precision import Precision, Scheme
 
-#: Stands for all groups of a graph.
+#: Denotes all groups of a graph.
 WHOLE_GRAPH = "*"
 
 
 @dataclass(frozen=True)
 class Group:
-    """Layers that share a precision: a transformer block, or a layer outside of one."""
+    """Describes layers that share a precision: a transformer block, or a layer outside of one."""
 
     part: str
     name: str
@@ -22,22 +22,22 @@ class Group:
     inputs: Mapping[str, int]
     """Width of each layer's input."""
     bytes: int
-    """In the bundle's own type."""
+    """Bytes of the weights in the bundle's own type."""
     smaller: int
-    """Bytes in the scheme's precision, scales left out."""
+    """Bytes of the weights in the scheme's precision, without scales."""
 
     def precisions(self, precision: Precision) -> dict[str, Precision]:
-        """Of each of its layers, with blocks that fit."""
+        """Return the precision of each of its layers, with blocks that fit."""
         return {name: precision.fitted(self.inputs[name]) for name in self.layers}
 
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """What quantising one group costs and gives."""
+    """Holds what quantizing one group costs and saves."""
 
     part: str
     group: str
-    """`WHOLE_GRAPH`: all of the part."""
+    """Name of the group; `WHOLE_GRAPH`: all groups of the part."""
     saved_bytes: int
     bits_per_byte: float
     loss: float
@@ -45,7 +45,7 @@ class Sensitivity:
 
 
 def groups_of(layers: Sequence[tuple[str, LinearLayer]], scheme: Scheme) -> list[Group]:
-    """Groups in the order of the graphs."""
+    """Return the groups in the order of the graphs."""
     found: dict[tuple[str, str], list[LinearLayer]] = {}
     for part, layer in layers:
         found.setdefault((part, layer.group), []).append(layer)
@@ -65,7 +65,7 @@ def groups_of(layers: Sequence[tuple[str, LinearLayer]], scheme: Scheme) -> list
 
 
 def assignment(choice: Sequence[tuple[Group, Precision | None]]) -> dict[str, dict[str, Precision]]:
-    """Precision of each layer, by part; groups without one stay as they are."""
+    """Return the precision of each layer, by part; groups without one are left out and keep theirs."""
     found: dict[str, dict[str, Precision]] = {}
     for group, precision in choice:
         if precision is not None:
@@ -76,13 +76,13 @@ def assignment(choice: Sequence[tuple[Group, Precision | None]]) -> dict[str, di
 def choices(
     groups: Sequence[Group], scheme: Scheme, sensitivities: Sequence[Sensitivity]
 ) -> list[list[Precision | None]]:
-    """Mixtures from the smallest to the most exact: at each step the group that loses most for its bytes is raised.
+    """Return mixtures from the smallest to the most exact; each step raises the group that loses most per saved byte.
 
-    First every group to the scheme's fallback, then every one to its own type.
+    First every group is raised to the scheme's fallback, then every group to its own type.
 
     Args:
         groups: of the model.
-        scheme: that the first choice is made of throughout.
+        scheme: precision of every group in the first mixture.
         sensitivities: of every group.
     """
     loss = {(s.part, s.group): s.loss / max(s.saved_bytes, 1) for s in sensitivities}
@@ -97,10 +97,10 @@ def choices(
 
 
 def first_that_fits(count: int, fits: Callable[[int], bool]) -> int | None:
-    """The first of ``count`` choices that fits, by bisection: each is supposed to be better than those before.
+    """Find the first of ``count`` choices that fits, by bisection; each is assumed to be better than those before.
 
     Returns:
-        Its index, for which ``fits`` was true; None where not even the last one fits.
+        Its index, for which ``fits`` was true; None if not even the last one fits.
     """
     low, high, found = 0, count - 1, None
     while low <= high:

@@ -1,8 +1,8 @@
-"""Samples of graph calls on disk: npz shards and an index, a fair choice of all calls that were offered.
+"""Stores samples of graph calls on disk: npz shards and an index, a fair choice of all calls that were offered.
 
 Each stratum of a graph (one byte, a verified chunk, a block of which half is hidden, ...) keeps the calls with the
-smallest of random numbers, which is a reservoir: whatever the number of calls, each has the same chance. The numbers
-depend on the seed and on the call alone, so a recording that was interrupted and went on gives the same samples.
+smallest random numbers, which is a reservoir: whatever the number of calls, each has the same chance. The numbers
+depend only on the seed and the call, so that a recording that was interrupted and continued has the same samples.
 
 ==================  ==================================================================
 ``traces.json``     format, digest of the model, what was recorded, where samples are
@@ -29,7 +29,7 @@ from fastblt.runtime.bundle.manifest import Manifest
 
 INDEX_FILE = "traces.json"
 FORMAT, VERSION = "fastblt-traces", 1
-#: Arrays that wait in memory, before they are written to a shard.
+#: Bytes of arrays that are kept in memory before they are written to a shard.
 PENDING_BYTES = 128 * 2**20
 
 Arrays = dict[str, NDArray[Any]]
@@ -37,7 +37,7 @@ Arrays = dict[str, NDArray[Any]]
 
 @dataclass(frozen=True)
 class Sample:
-    """One call that is kept."""
+    """Describes one call that is kept."""
 
     part: str
     stratum: str
@@ -45,43 +45,43 @@ class Sample:
     rows: int
     shard: int
     key: int
-    """Of its arrays in the shard."""
+    """Key of its arrays in the shard."""
 
 
 @dataclass
 class Index:
-    """What the index file holds."""
+    """Holds the content of the index file."""
 
     model: str
     """`model_digest` of the bundle."""
     setting: dict[str, Any]
-    """What determines the samples: methods, prompts, seed, samples a graph."""
+    """What determines the samples: methods, prompts, seed, samples per graph."""
     units: int = 0
     """Units of work (a prompt with a method) that are recorded."""
     complete: bool = False
     shards: int = 0
-    """Shards that were ever begun."""
+    """Number of shards that were ever begun."""
     offered: dict[str, int] = field(default_factory=dict)
     """Calls that were made, by graph and stratum."""
     samples: list[Sample] = field(default_factory=list)
 
 
 def model_digest(manifest: Manifest) -> str:
-    """Tells models apart: sha256 over the digests of a bundle's files."""
+    """Return a digest that identifies a model: sha256 over the digests of a bundle's files."""
     digests = {name: entry["sha256"] for name, entry in manifest.files.items()}
     return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
 
 
 class TraceStore:
-    """A folder of traces.
+    """Reads and writes a folder of traces.
 
     Args:
-        folder: made if it is missing.
+        folder: created if it is missing.
         model: digest of the model, see `model_digest`.
         setting: what determines the samples.
 
     Raises:
-        CalibrationError: the folder has traces of another model or setting, or is damaged.
+        CalibrationError: the folder contains traces of another model or setting, or is damaged.
     """
 
     def __init__(self, folder: Path, model: str, setting: dict[str, Any]) -> None:
@@ -94,7 +94,7 @@ class TraceStore:
 
     @property
     def samples(self) -> list[Sample]:
-        """What is kept."""
+        """Return the samples that are kept."""
         return self.index.samples
 
     def offer(
@@ -103,12 +103,12 @@ class TraceStore:
         """Offer a call; ``read`` copies its inputs, and is called only if it is kept for now.
 
         Args:
-            part: whose graph.
+            part: part of the model whose graph is called.
             stratum: kind of call.
             priority: random number in [0, 1).
-            capacity: calls of the stratum that are kept.
+            capacity: number of calls of the stratum that are kept.
             rows: of the call.
-            read: gives its inputs by name.
+            read: returns its inputs by name.
         """
         name = f"{part}/{stratum}"
         self.index.offered[name] = self.index.offered.get(name, 0) + 1
@@ -124,7 +124,7 @@ class TraceStore:
             self._write_shard()
 
     def end_unit(self, *, last: bool = False) -> None:
-        """A unit of work is done: what it gave is safe from now on."""
+        """Save the samples of a finished unit of work; an interruption cannot lose them any more."""
         self._write_shard()
         self.index.units += 1
         self.index.complete = last
@@ -132,7 +132,7 @@ class TraceStore:
         self._remove_strays()
 
     def read(self, part: str) -> Iterator[tuple[Sample, Arrays]]:
-        """The samples of a graph, shard by shard."""
+        """Yield the samples of a graph with their arrays, shard by shard."""
         by_shard: dict[int, list[Sample]] = {}
         for sample in self.samples:
             if sample.part == part:
@@ -182,7 +182,7 @@ class TraceStore:
         partial.replace(self.folder / INDEX_FILE)
 
     def _remove_strays(self) -> None:
-        """Delete shards that hold no sample any more, or that an interrupted unit left."""
+        """Delete shards without samples, and those that an interrupted unit left."""
         used = {self._path(sample.shard) for sample in self.index.samples}
         for path in self.folder.glob("shard-*.npz"):
             if path not in used:

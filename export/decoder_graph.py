@@ -1,9 +1,9 @@
-"""``decoder.onnx``: rows of bytes to distributions of bytes; one graph for every kind of row.
+"""Builds ``decoder.onnx``: rows of bytes to distributions of bytes; one graph for every kind of row.
 
 ======  ================  =======  ======================  ================================================
 in      ids               int64    [1, n]                  tokens, [MASK] included (BLT-D), or
 in      states            dtype    [1, n, d]               byte states from the encoder (BLT)
-in      latent_kv         dtype    [m, layers, 2, k * d]   a run of latents, from ``global.onnx``
+in      latent_kv         dtype    [m, layers, 2, k * d]   consecutive latents, from ``global.onnx``
 in      latent_index      int64    [1, n]                  which of them each row reads
 in      (stack inputs)                                     see `fastblt.export.graph_builder.CachedStack`
 out     best              int64    [1, n]                  most likely token
@@ -23,7 +23,7 @@ from fastblt.models.config import BltConfig
 
 
 def build_decoder_graph(config: BltConfig, weights: Weights, dtype: ir.DataType, kind: type[BltGraph]) -> BltGraph:
-    """The decoder's graph."""
+    """Build the decoder's graph."""
     stack_config = config.decoder
     dim, layers, k = stack_config.dim, stack_config.layers, config.cross_attn_k
     graph = kind("decoder", weights, dtype)
@@ -46,7 +46,7 @@ def build_decoder_graph(config: BltConfig, weights: Weights, dtype: ir.DataType,
 
 
 def _by_layer(graph: BltGraph, latent_kv: ir.Value, latent_index: ir.Value, config: BltConfig) -> list[ir.Value]:
-    """Key and value tokens [n, k, d] of the latent that each row reads, of each layer in turn."""
+    """Yield key and value tokens [n, k, d] of the latent that each row reads, layer by layer."""
     op, dim, layers, k = graph.op, config.decoder.dim, config.decoder.layers, config.cross_attn_k
     read = op.Gather(latent_kv, op.Squeeze(latent_index, [0]), axis=0)
     by_layer = op.Reshape(op.Transpose(read, perm=[1, 2, 0, 3]), [2 * layers, -1, k, dim])
@@ -61,9 +61,9 @@ def _cross_attention(
     keys: ir.Value,
     values: ir.Value,
 ) -> ir.Value:
-    """``2 x + wo attn(norm_q(x))`` over latent tokens (see `fastblt.models.layers.CrossAttention`).
+    """Compute ``2 x + wo attn(norm_q(x))`` over latent tokens (see `fastblt.models.layers.CrossAttention`).
 
-    Every row is a batch of its own with its own tokens [k, d]: what it gives does not depend on which other rows and
+    Every row is a batch of its own with its own tokens [k, d]: its result does not depend on which other rows and
     latents are in the call, not even in the last bit.
     """
     op, name = graph.op, f"decoder.cross_layers.{layer}"
@@ -75,7 +75,7 @@ def _cross_attention(
 
 
 def _declare_choice(graph: BltGraph, logits: ir.Value, vocab_size: int) -> None:
-    """What the control flow needs of each row, so that logits rarely cross to the host."""
+    """Declare as outputs what the control flow needs of each row, so that logits rarely cross to the host."""
     op = graph.op
     logp = op.LogSoftmax(logits, axis=-1)
     p = op.Exp(logp)

@@ -1,8 +1,8 @@
-"""A bf16 bundle as one that ONNX Runtime's CPU provider runs: fp32 graphs whose values are rounded as bf16 would.
+"""Turns a bf16 bundle into one that ONNX Runtime's CPU provider runs: fp32 graphs with values rounded to bf16.
 
-There are no bf16 kernels on CPUs. Weights keep the values that rounding gave them, and every value that the graph
-computes in bf16 is rounded to it and back; sums inside of a matrix product stay wider, as they do on a GPU. What
-comes out is what bf16 costs in quality, and the reference that a GPU is compared with.
+There are no bf16 kernels on CPUs. Weights keep their rounded values, and every value that the graph computes in bf16
+is rounded to it and back; sums inside a matrix product stay wider, as they do on a GPU. The result shows what bf16
+costs in quality, and is the reference that a GPU is compared with.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from pathlib import Path
 
 from fastblt.export.widening import widen
 from fastblt.models.atomic_folder import replacing_folder
-from fastblt.runtime.bundle.manifest import GraphSpec, Manifest, TensorSpec, load_manifest, write_manifest
+from fastblt.runtime.bundle.bundle import Bundle
+from fastblt.runtime.bundle.manifest import GraphSpec, Manifest, TensorSpec, write_manifest
 
 
 def emulate_bf16(bundle: Path, out: Path) -> Manifest:
@@ -29,7 +30,7 @@ def emulate_bf16(bundle: Path, out: Path) -> Manifest:
     Raises:
         BundleError: ``bundle`` cannot be read.
     """
-    manifest = load_manifest(bundle)
+    manifest = Bundle.open(bundle, check=False).manifest
     graph_files = {spec.file for spec in manifest.graphs.values()}
     with replacing_folder(out) as new:
         for name in manifest.files:
@@ -42,7 +43,7 @@ def emulate_bf16(bundle: Path, out: Path) -> Manifest:
 
 
 def wide_spec(spec: GraphSpec) -> GraphSpec:
-    """A graph's inputs and outputs with float32 where bfloat16 was."""
+    """Return a graph's description with float32 in place of bfloat16."""
 
     def wide(tensors: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
         return tuple(replace(t, dtype="float32") if t.dtype == "bfloat16" else t for t in tensors)

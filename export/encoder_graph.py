@@ -1,4 +1,4 @@
-"""``encoder.onnx``: byte states of new rows, and the patch embeddings of patches that end among them.
+"""Builds ``encoder.onnx``: byte states of new rows, and the patch embeddings of patches that end among them.
 
 ======  ================  =======  ===============  ======================================================
 in      embedded          dtype    [1, n, d]        sum of byte and hash n-gram embeddings (tables on host), or
@@ -9,12 +9,12 @@ in      pool_index        int64    [1]              pool slot of the first row
 in      pool              dtype    [1, 1, C, 3d]    per byte: state, pooling key, pooling value; updated in place
 in      (stack inputs)                              see `fastblt.export.graph_builder.CachedStack`
 out     patch_embeddings  dtype    [1, p, k * d]
-out     states            dtype    [1, n, d]        only where the decoder reads byte states
+out     states            dtype    [1, n, d]        only if the decoder reads byte states
 out     pool_out          dtype    [1, 1, C, 3d]
 out     (cache updates)
 ======  ================  =======  ===============  ======================================================
 
-The pool keeps what pooling needs of each byte, so a patch may have begun in an earlier call; keys and values are
+The pool keeps what pooling needs of each byte, so that a patch may have begun in an earlier call; keys and values are
 projected once per byte.
 """
 
@@ -31,7 +31,7 @@ from fastblt.models.hashing import hash_powers
 def build_encoder_graph(
     config: BltConfig, weights: Weights, dtype: ir.DataType, kind: type[BltGraph], *, tables_inside: bool
 ) -> BltGraph:
-    """The encoder's graph; ``tables_inside`` puts byte embedding and hash tables into it."""
+    """Build the encoder's graph; ``tables_inside`` puts byte embedding and hash tables into it."""
     stack_config = config.encoder
     dim, patch_dim = stack_config.dim, config.patch_dim
     graph = kind("encoder", weights, dtype)
@@ -62,7 +62,7 @@ def build_encoder_graph(
 
 
 def _pool(graph: BltGraph, config: BltConfig, pool: Pool, starts: ir.Value, ends: ir.Value) -> ir.Value:
-    """Patch embeddings [1, p, k * d] from the pool: maximum, k queries, attention, double residual."""
+    """Compute patch embeddings [1, p, k * d] from the pool: maximum, k queries, attention, double residual."""
     op, dim, k = graph.op, config.encoder.dim, config.cross_attn_k
     states, keys, values = graph.split(pool.entries, [dim] * 3)
     member = graph.in_range(pool.slots, op.Unsqueeze(starts, [2]), op.Unsqueeze(ends, [2]))  # [1, p, C]
@@ -86,13 +86,13 @@ def _pool(graph: BltGraph, config: BltConfig, pool: Pool, starts: ir.Value, ends
 
 
 def _embed(graph: BltGraph, config: BltConfig) -> ir.Value:
-    """Byte embedding plus one row of every hash table, for tables inside the graph."""
+    """Compute the byte embedding plus one row of every hash table, for tables inside the graph."""
     op, context = graph.op, config.hash.context
     ids = graph.input("ids", INT64, [1, "context_rows"], "ids_with_history")
     end = op.Shape(ids, start=1, end=2)
 
     def shifted(back: int) -> ir.Value:
-        """The token ``back`` places before each row."""
+        """Return the token ``back`` places before each row."""
         return op.Slice(ids, [context - 1 - back], op.Sub(end, back), [1])
 
     x = graph.embedding(shifted(0), "encoder.tok_embeddings")

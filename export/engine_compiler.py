@@ -83,7 +83,7 @@ def compile_bundle(
         bundle: folder that ``fastblt export`` wrote; the folder of engines is created in it, or replaced.
         library: the compiler.
         request: what to compile for.
-        on_progress: a step is an engine; the what of it contains the compiler's phase.
+        on_progress: a step is an engine; its name includes the compiler's phase.
 
     Returns:
         The manifest of the folder of engines.
@@ -121,11 +121,13 @@ def _check_request(bundle: Path, manifest: Manifest, library: TensorRtLibrary, r
     oldest = min(request.sms, default=FP8_SM)
     if "fp8" in manifest.precisions and oldest < FP8_SM:
         raise TensorRtError(
-            f"sm: found {oldest}, expected {FP8_SM} or newer: {bundle} has layers in fp8 (fastblt calibrate --scheme "
+            f"sm: found {oldest}, expected {FP8_SM} or newer: {bundle} has layers in fp8 (fastblt quantize --scheme "
             "int8 or w8 makes one for older GPUs)"
         )
     if request.timing_cache is not None and library.target == "tensorrt-rtx":
-        raise TensorRtError("timing cache: TensorRT-RTX measures no kernels when it builds, expected target tensorrt")
+        raise TensorRtError(
+            "timing cache: found one, but TensorRT-RTX measures no kernels when it builds, expected target tensorrt"
+        )
 
 
 class _Compiler:

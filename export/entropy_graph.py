@@ -1,4 +1,4 @@
-"""``entropy.onnx``: the patcher. Always fp32: lower precision moves patch boundaries.
+"""Builds ``entropy.onnx``, the patcher; always fp32, because lower precision moves patch boundaries.
 
 ======  ===============  =======  ==========  ==========================================================
 in      ids              int64    [1, n]      tokens
@@ -15,7 +15,7 @@ from fastblt.models.config import BltConfig
 
 
 def build_entropy_graph(config: BltConfig, weights: Weights, kind: type[BltGraph]) -> BltGraph:
-    """The patcher's graph."""
+    """Build the patcher's graph."""
     assert config.patcher is not None, "a model without an entropy model has no such graph"
     graph = kind("entropy", weights, FLOAT)
     op = graph.op

@@ -1,4 +1,4 @@
-"""``global.onnx``: patch embeddings to latents, and to the decoder's keys and values of each latent.
+"""Builds ``global.onnx``: patch embeddings to latents, and to the decoder's keys and values of each latent.
 
 ======  ================  =====  ==================  =====================================================
 in      patch_embeddings  dtype  [1, p, k * d]
@@ -20,7 +20,7 @@ from fastblt.models.config import BltConfig
 
 
 def build_global_graph(config: BltConfig, weights: Weights, dtype: ir.DataType, kind: type[BltGraph]) -> BltGraph:
-    """The global transformer's graph, with the decoder's latent projections."""
+    """Build the global transformer's graph, with the decoder's latent projections."""
     graph = kind("global", weights, dtype)
     op, width = graph.op, config.patch_dim
     x = graph.input("patch_embeddings", dtype, [1, "patches", width], "patch_embeddings")

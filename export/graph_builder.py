@@ -1,11 +1,11 @@
-"""The vocabulary in which the four graphs are written: linear maps, norms, cached attention.
+"""Provides the operations that the four graphs are made of: linear maps, norms, cached attention.
 
-Built on onnxscript's `GraphBuilder`. Weights are `onnx_ir.LazyTensor`s, read from the checkpoint when they are
-written, so a graph never holds a second copy of the model.
+It is built on onnxscript's `GraphBuilder`. Weights are `onnx_ir.LazyTensor`s, read from the checkpoint when they are
+written, so that a graph never holds a second copy of the model.
 
-Layout of the caches: time-major, ``[1, 1, slots, heads * head_dim]``. A run of slots is contiguous, so a runtime
-can bind any window of a large buffer without a copy, and pays for what it binds; four axes with the slots third
-are what TensorRT's KVCacheUpdate takes.
+Caches are time-major, ``[1, 1, slots, heads * head_dim]``. A range of slots is contiguous, so that a runtime can bind
+any window of a large buffer without a copy, and pays only for what it binds; TensorRT's KVCacheUpdate requires four
+axes with the slots third.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from fastblt.models.layers import rope_frequencies
 FLOAT = ir.DataType.FLOAT
 INT64 = ir.DataType.INT64
 
-#: Gives a checkpoint tensor by name, as a type; True turns [out, in] into [in, out].
+#: Returns a checkpoint tensor by name, in a type; True turns [out, in] into [in, out].
 Weights = Callable[[str, ir.DataType, bool], ir.TensorProtocol]
 Shape = Sequence[int | str]
 
 
 class Update(NamedTuple):
-    """What a graph says of new rows in a cache, as one of its outputs."""
+    """Describes new rows in a cache that a graph returns as one of its outputs."""
 
     name: str
     value: ir.Value
@@ -37,7 +37,7 @@ class Update(NamedTuple):
 
 
 class Pool(NamedTuple):
-    """The encoder's pool with the new rows in it."""
+    """Holds the encoder's pool with the new rows in it."""
 
     entries: ir.Value
     """[1, m, 3 d]."""
@@ -47,17 +47,17 @@ class Pool(NamedTuple):
 
 
 class BltGraph:
-    """One graph under construction.
+    """Builds one graph.
 
     Args:
         name: graph name.
         weights: source of the weights.
-        dtype: type of weights, activations and caches; norms, RoPE angles and what is computed from logits are fp32.
+        dtype: type of weights, activations and caches; norms, RoPE angles and values computed from logits are fp32.
     """
 
     opset = 24
     ir_version = 11
-    """Newest that goes with the opset; TensorRT and ONNX Runtime refuse newer ones first."""
+    """Newest version that matches the opset; TensorRT and ONNX Runtime refuse newer ones."""
 
     def __init__(self, name: str, weights: Weights, dtype: ir.DataType) -> None:
         self.graph = ir.Graph(inputs=[], outputs=[], nodes=[], name=name, opset_imports={"": self.opset})
@@ -68,7 +68,7 @@ class BltGraph:
         self._weights = weights
 
     def input(self, name: str, dtype: ir.DataType, shape: Shape, role: str) -> ir.Value:
-        """Add a graph input; ``role`` says in the manifest what a runtime binds there."""
+        """Add a graph input; ``role`` tells runtimes (through the manifest) what to bind there."""
         self.roles[name] = role
         return self.builder.input(name, dtype, list(shape))
 
@@ -80,57 +80,57 @@ class BltGraph:
         self.builder.add_output(value, name)
 
     def weight(self, name: str, *, dtype: ir.DataType | None = None) -> ir.Value:
-        """A checkpoint tensor as an initializer of the same name."""
+        """Return a checkpoint tensor as an initializer of the same name."""
         return self.builder.initializer(self._weights(name, dtype or self.dtype, False), name)
 
     def linear(self, x: ir.Value, name: str) -> ir.Value:
-        """``x @ W.T``; the initializer is stored as [in, out] and named ``<name>.weight.T``."""
+        """Compute ``x @ W.T``; the initializer is stored as [in, out] and named ``<name>.weight.T``."""
         weight = self._weights(f"{name}.weight", self.dtype, True)
         return self.op.MatMul(x, self.builder.initializer(weight, f"{name}.weight.T"))
 
     def embedding(self, ids: ir.Value, name: str) -> ir.Value:
-        """Rows of the table ``<name>.weight``."""
+        """Gather rows of the table ``<name>.weight``."""
         return self.op.Gather(self.weight(f"{name}.weight"), ids, axis=0)
 
     def split(self, x: ir.Value, sizes: Sequence[int], axis: int = -1) -> list[ir.Value]:
-        """Cut an axis."""
+        """Split an axis."""
         return list(self.op.Split(x, list(sizes), axis=axis, _outputs=len(sizes)))
 
     def to_float(self, x: ir.Value) -> ir.Value:
-        """``x`` in fp32."""
+        """Convert ``x`` to fp32."""
         return x if self.dtype == FLOAT else self.op.Cast(x, to=FLOAT)
 
     def from_float(self, x: ir.Value) -> ir.Value:
-        """An fp32 value in the graph's type."""
+        """Convert an fp32 value to the graph's type."""
         return x if self.dtype == FLOAT else self.op.Cast(x, to=self.dtype)
 
     def rms_norm(self, x: ir.Value, name: str, eps: float) -> ir.Value:
-        """RMSNorm over the last axis, in fp32."""
+        """Compute RMSNorm over the last axis, in fp32."""
         scale = self.weight(f"{name}.weight", dtype=FLOAT)
         return self.from_float(self.op.RMSNormalization(self.to_float(x), scale, axis=-1, epsilon=eps))
 
     def attention(self, q: ir.Value, k: ir.Value, v: ir.Value, mask: ir.Value | None, heads: int) -> ir.Value:
-        """Attention of rows [b, n, dim] over keys [b, m, dim]; bool ``mask`` is True where a row sees a key.
+        """Compute attention of rows [b, n, dim] over keys [b, m, dim]; bool ``mask`` is True where a row sees a key.
 
-        An explicit mask is the only form that TensorRT and ONNX Runtime read alike. None: rows see every key.
+        An explicit mask is the only form that TensorRT and ONNX Runtime interpret alike. None: rows see every key.
         """
         inputs = (q, k, v) if mask is None else (q, k, v, mask)
         return self.op.Attention(*inputs, q_num_heads=heads, kv_num_heads=heads)
 
     def rotate(self, x: ir.Value, cos: ir.Value, sin: ir.Value, heads: int) -> ir.Value:
-        """Rows [1, n, dim] with interleaved pairs rotated (RoPE); ``cos`` and ``sin`` are [1, n, head_dim / 2]."""
+        """Rotate interleaved pairs of rows [1, n, dim] (RoPE); ``cos`` and ``sin`` are [1, n, head_dim / 2]."""
         return self.op.RotaryEmbedding(x, cos, sin, interleaved=1, num_heads=heads)
 
     def swish(self, x: ir.Value) -> ir.Value:
-        """``x * sigmoid(x)``."""
+        """Compute ``x * sigmoid(x)``."""
         return self.op.Swish(x)
 
     def stack(self, config: StackConfig, prefix: str, rows: str = "rows") -> CachedStack:
-        """The blocks ``<prefix>.layers``; ``rows`` is the name of the number of rows."""
+        """Return the blocks ``<prefix>.layers``; ``rows`` is the symbolic number of rows."""
         return CachedStack(self, config, prefix, rows)
 
     def add_to_pool(self, pool: ir.Value, shape: Shape, rows: ir.Value, index: ir.Value) -> Pool:
-        """The pool of ``shape`` [1, 1, C, 3 d] with rows [1, n, 3 d] from slot ``index`` [1] on."""
+        """Return the pool of ``shape`` [1, 1, C, 3 d] with rows [1, n, 3 d] from slot ``index`` [1] on."""
         updated = self.scatter(pool, rows, index)
         entries = self.op.Squeeze(updated, [1])
         slots = self.op.Range(0, self.count(entries, 1), 1)
@@ -141,22 +141,22 @@ class BltGraph:
         self.output(update.name, update.value, self.dtype, update.shape, update.role)
 
     def in_range(self, key: ir.Value, start: ir.Value, end: ir.Value) -> ir.Value:
-        """``start <= key < end``, broadcast."""
+        """Compute ``start <= key < end``, broadcast."""
         return self.op.And(self.op.GreaterOrEqual(key, start), self.op.Less(key, end))
 
     def count(self, x: ir.Value, axis: int) -> ir.Value:
-        """Length of an axis, int64 scalar."""
+        """Return the length of an axis, int64 scalar."""
         return self.op.Squeeze(self.op.Shape(x, start=axis, end=axis + 1), [0])
 
     def scatter(self, cache: ir.Value, rows: ir.Value, index: ir.Value) -> ir.Value:
-        """Cache [1, 1, slots, dim] with rows [1, n, dim] written from slot ``index`` [1] on, in place."""
+        """Write rows [1, n, dim] into a cache [1, 1, slots, dim] from slot ``index`` [1] on, in place."""
         return self.op.TensorScatter(cache, self.op.Unsqueeze(rows, [1]), index)
 
 
 class CachedStack:
-    """The blocks of one stack over new rows: its control inputs, its caches, its layers.
+    """Builds the blocks of one stack over new rows: its control inputs, its caches, its layers.
 
-    Inputs it declares (n = rows of this call, S = slots that the runtime binds):
+    Its inputs (n = rows of this call, S = slots that the runtime binds):
 
     ==================  =======  ============  ================================================================
     positions           int64    [1, n]        RoPE positions
@@ -166,8 +166,8 @@ class CachedStack:
     key_i, value_i      dtype    [1, 1, S, d]  cache of layer i; bound to the same memory as the output
     ==================  =======  ============  ================================================================
 
-    Outputs: ``key_i_out``, ``value_i_out``, the updated caches. What a row sees is data, so causal rows, windows
-    and blocks that are denoised all run the same graph.
+    Outputs: ``key_i_out``, ``value_i_out``, the updated caches. What a row sees is data, so that
+    causal rows, windows and blocks that are denoised all run the same graph.
     """
 
     def __init__(self, graph: BltGraph, config: StackConfig, prefix: str, rows: str = "rows") -> None:
@@ -190,12 +190,12 @@ class CachedStack:
         self.cos, self.sin = self._rope(positions)
 
     def _see(self, start: ir.Value, end: ir.Value, positions: ir.Value) -> None:
-        """Make the masks of which slots rows see, from ``start`` and ``end`` [1, 1, n, 1]."""
+        """Compute the masks of the slots that rows see, from ``start`` and ``end`` [1, 1, n, 1]."""
         slot = self.graph.op.Range(0, self.graph.count(self.caches[0]["key"], 2), 1)
         self.mask = self.graph.in_range(slot, start, end)
 
     def _rope(self, positions: ir.Value) -> tuple[ir.Value, ir.Value]:
-        """Cosines and sines [1, n, head_dim / 2], angles in fp32."""
+        """Compute cosines and sines [1, n, head_dim / 2], angles in fp32."""
         graph, op, config = self.graph, self.graph.op, self.config
         frequencies = rope_frequencies(config.head_dim, config.rope_theta).tolist()
         table = graph.builder.initializer(ir.tensor(frequencies, dtype=FLOAT, name="rope_frequencies"))
@@ -203,7 +203,7 @@ class CachedStack:
         return graph.from_float(op.Cos(angles)), graph.from_float(op.Sin(angles))
 
     def block(self, x: ir.Value, layer: int) -> ir.Value:
-        """Block ``<prefix>.layers.<layer>`` on rows [1, n, dim] (see `fastblt.models.layers.Block`)."""
+        """Apply block ``<prefix>.layers.<layer>`` to rows [1, n, dim] (see `fastblt.models.layers.Block`)."""
         graph, op, config = self.graph, self.graph.op, self.config
         name = f"{self.prefix}.layers.{layer}"
         hidden = graph.rms_norm(x, f"{name}.attention_norm", config.norm_eps)
@@ -216,7 +216,7 @@ class CachedStack:
         return op.Add(x, graph.linear(op.Mul(graph.swish(gate), up), f"{name}.feed_forward.w2"))
 
     def run(self, x: ir.Value) -> ir.Value:
-        """All blocks."""
+        """Apply all blocks."""
         for layer in range(self.config.layers):
             x = self.block(x, layer)
         return x
@@ -227,7 +227,7 @@ class CachedStack:
         return self.graph.attention(q, keys, values, self.mask, self.config.heads)
 
     def _append(self, layer: int, kind: str, rows: ir.Value) -> ir.Value:
-        """Write rows into a cache; the whole of it, [1, slots, dim]."""
+        """Write rows into a cache and return the whole cache, [1, slots, dim]."""
         updated = self.graph.scatter(self.caches[layer][kind], rows, self.write_index)
         self._updates.append(Update(f"{kind}_{layer}_out", updated, self.shape, "cache_update"))
         return self.graph.op.Squeeze(updated, [1])

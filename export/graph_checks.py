@@ -1,4 +1,4 @@
-"""Computes what each graph of a bundle should return with the eager model, beside what it does return.
+"""Computes what each graph of a bundle returns, and what it should return according to the eager model.
 
 Each graph is fed what the *eager* model passes on (teacher forcing), so that an error shows in the graph that causes
 it. Calls of several lengths follow one another, past the window, with their caches; one call is a block whose rows
@@ -130,7 +130,7 @@ def _check_encoder(eager: EagerParts, runner: GraphRunner) -> Iterator[tuple[Cal
         embedded = eager.embed(encoder, tokens[:, before:], tokens[:, :before])
         end = call.position + call.rows
         states[:, call.position : end] = encoder.step(embedded, cache, call.position)
-        # Patches of a few bytes, the first of which may have begun in the call before.
+        # Patches of a few bytes; the first may have begun in the previous call.
         starts = np.arange(max(0, call.position - 2), end, _PATCH, dtype=np.int64)[None]
         ends = np.minimum(starts + _PATCH, end)
         found = runner.run(

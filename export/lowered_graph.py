@@ -1,9 +1,9 @@
-"""The same vocabulary in operators of opset 18, for TensorRT that has no layers for attention and cache updates.
+"""Provides the same operations in opset 18, for TensorRT without layers for attention and cache updates.
 
-Those came with TensorRT 10.15; a Jetson Orin's has them not (10.3). Here attention is made of matrix products, and a
-graph does not write to its caches: it gives the new rows, which the runtime puts there. Attention sees old slots and
-new rows side by side, so nothing is copied inside of the graph either. Slots from ``write_index`` on may hold
-anything finite, even rows that this very call writes.
+TensorRT has them since 10.15; a Jetson Orin has 10.3. Here attention is made of matrix products, and a graph does not
+write to its caches: it returns the new rows, which the runtime stores there. Attention sees old slots and new rows
+side by side, so that nothing is copied inside the graph either. Slots from ``write_index`` on may contain any finite
+values, even rows that this very call writes.
 """
 
 from __future__ import annotations
@@ -14,29 +14,29 @@ import onnx_ir as ir
 from fastblt.export.graph_builder import FLOAT, BltGraph, CachedStack, Pool, Shape, Update
 from fastblt.models.config import StackConfig
 
-#: What a score becomes that nobody may see.
+#: Value of a score that no row may see.
 _HIDDEN = float(np.finfo(np.float32).min)
 
 
 class LoweredGraph(BltGraph):
-    """See `BltGraph`; only what has no operator in opset 18 is made differently."""
+    """Builds a graph like `BltGraph`, without the operators that opset 18 lacks."""
 
     opset = 18
     ir_version = 9
 
     def rms_norm(self, x: ir.Value, name: str, eps: float) -> ir.Value:
-        """See `BltGraph.rms_norm`."""
+        """Implement `BltGraph.rms_norm` with elementary operators."""
         op, wide = self.op, self.to_float(x)
         mean = op.ReduceMean(op.Mul(wide, wide), [-1], keepdims=1)
         normal = op.Div(wide, op.Sqrt(op.Add(mean, self.constant(eps))))
         return self.from_float(op.Mul(normal, self.weight(f"{name}.weight", dtype=FLOAT)))
 
     def swish(self, x: ir.Value) -> ir.Value:
-        """See `BltGraph.swish`."""
+        """Implement `BltGraph.swish` with elementary operators."""
         return self.op.Mul(x, self.op.Sigmoid(x))
 
     def rotate(self, x: ir.Value, cos: ir.Value, sin: ir.Value, heads: int) -> ir.Value:
-        """See `BltGraph.rotate`."""
+        """Implement `BltGraph.rotate` with elementary operators."""
         op = self.op
         pairs = op.Reshape(x, [0, 0, heads, -1, 2])
         even, odd = self.split(pairs, [1, 1])
@@ -47,44 +47,44 @@ class LoweredGraph(BltGraph):
         return op.Reshape(turned, op.Shape(x))
 
     def attention(self, q: ir.Value, k: ir.Value, v: ir.Value, mask: ir.Value | None, heads: int) -> ir.Value:
-        """See `BltGraph.attention`."""
+        """Implement `BltGraph.attention` with matrix products."""
         q, k, v = (self.by_head(x, heads) for x in (q, k, v))
         seen = self.probabilities(self.scores(self.scaled(q), k), mask)
         return self.joined(self.op.MatMul(self.from_float(seen), v))
 
     def scaled(self, q: ir.Value) -> ir.Value:
-        """``q`` [b, heads, n, head_dim] over the root of head_dim, before a product that fp16 may not hold."""
+        """Divide ``q`` [b, heads, n, head_dim] by the root of head_dim, before a product that may overflow fp16."""
         op = self.op
         size = op.Cast(self.count(q, 3), to=FLOAT)
         return op.Div(q, self.from_float(op.Sqrt(size)))
 
     def by_head(self, x: ir.Value, heads: int) -> ir.Value:
-        """[b, heads, n, head_dim] of rows [b, n, dim]."""
+        """Split rows [b, n, dim] by head: [b, heads, n, head_dim]."""
         return self.op.Transpose(self.op.Reshape(x, [0, 0, heads, -1]), perm=[0, 2, 1, 3])
 
     def joined(self, x: ir.Value) -> ir.Value:
-        """Rows [b, n, dim] of [b, heads, n, head_dim]."""
+        """Join [b, heads, n, head_dim] to rows [b, n, dim]."""
         return self.op.Reshape(self.op.Transpose(x, perm=[0, 2, 1, 3]), [0, 0, -1])
 
     def scores(self, q: ir.Value, k: ir.Value) -> ir.Value:
-        """Products [b, heads, n, m] of rows by head, fp32."""
+        """Compute products [b, heads, n, m] of rows by head, fp32."""
         return self.to_float(self.op.MatMul(q, self.op.Transpose(k, perm=[0, 1, 3, 2])))
 
     def probabilities(self, scores: ir.Value, mask: ir.Value | None) -> ir.Value:
-        """Softmax over the keys that a row sees, fp32."""
+        """Compute the softmax over the keys that a row sees, fp32."""
         seen = scores if mask is None else self.op.Where(mask, scores, self.constant(_HIDDEN))
         return self.op.Softmax(seen, axis=-1)
 
     def constant(self, value: float) -> ir.Value:
-        """An fp32 scalar."""
+        """Return an fp32 scalar."""
         return self.op.Constant(value_float=value)
 
     def stack(self, config: StackConfig, prefix: str, rows: str = "rows") -> CachedStack:
-        """See `BltGraph.stack`."""
+        """Implement `BltGraph.stack` with blocks that return their new rows."""
         return AppendingStack(self, config, prefix, rows)
 
     def add_to_pool(self, pool: ir.Value, shape: Shape, rows: ir.Value, index: ir.Value) -> Pool:
-        """See `BltGraph.add_to_pool`: the entries are the old ones, then the new rows."""
+        """Implement `BltGraph.add_to_pool`: the entries are the old ones, followed by the new rows."""
         op = self.op
         old, new = self.slot_numbers(self.count(pool, 2), self.count(rows, 1), index)
         entries = op.Concat(op.Squeeze(pool, [1]), rows, axis=1)
@@ -92,14 +92,14 @@ class LoweredGraph(BltGraph):
         return Pool(entries, op.Concat(old, new, axis=0), update)
 
     def slot_numbers(self, slots: ir.Value, rows: ir.Value, index: ir.Value) -> tuple[ir.Value, ir.Value]:
-        """Slot of each entry of a cache, -1 (which nobody sees) from ``index`` on; and of each new row."""
+        """Return the slot of each entry of a cache, -1 (invisible) from ``index`` on, and of each new row."""
         op = self.op
         slot = op.Range(0, slots, 1)
         return op.Where(op.Less(slot, index), slot, -1), op.Add(op.Range(0, rows, 1), index)
 
 
 class AppendingStack(CachedStack):
-    """See `CachedStack`; its outputs are ``key_i_rows`` and ``value_i_rows``, dtype [1, 1, n, d]: the new rows."""
+    """Builds a `CachedStack` with outputs ``key_i_rows`` and ``value_i_rows``, dtype [1, 1, n, d]: the new rows."""
 
     graph: LoweredGraph
 

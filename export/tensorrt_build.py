@@ -1,7 +1,7 @@
-"""Compiling one graph with TensorRT or TensorRT-RTX; TensorRT-RTX needs neither a GPU nor a driver for that.
+"""Compiles one graph with TensorRT or TensorRT-RTX; TensorRT-RTX needs neither a GPU nor a driver for that.
 
 Polygraphy is not used here: it chooses between the two libraries by an environment variable when it is imported, and
-prints what the compiler says instead of handing it over.
+prints the compiler's messages instead of returning them.
 
 The caches' symbolic sizes (``slots``, ``pool_slots``) become numbers, the others (``rows``, ``patches``, ...) ranges.
 """
@@ -22,11 +22,11 @@ from fastblt.runtime.bundle.tensorrt_library import TensorRtError, TensorRtLibra
 
 
 class TensorRtGraph:
-    """A parsed graph.
+    """Holds a parsed graph and compiles it.
 
     Args:
         library: the compiler.
-        path: the graph; its external weights lie beside it.
+        path: the graph; its external weights are beside it.
         capacity: slots of its caches, by symbolic size.
 
     Raises:
@@ -43,7 +43,7 @@ class TensorRtGraph:
         if not self._parser.parse(_with_sizes(path, capacity), str(path)):
             raise TensorRtError(f"{path}: {library.label} cannot parse it: {self._parser_errors()}")
         self.decomposed = False
-        """Whether attention without a kernel of its own is made of matrix products."""
+        """Whether attention that has no kernel is made of matrix products."""
         if any(layer.get_input(0).dtype == self._trt.float32 for layer in self._attentions()):
             # There are kernels for fp16 and bf16 only.
             self._decompose_attention()
@@ -51,7 +51,7 @@ class TensorRtGraph:
         self._let_decompose([layer for layer in self._attentions() if layer.attention.mask is None])
 
     def _parser_errors(self) -> str:
-        """What the parser says, with the node and its operator."""
+        """Return the parser's errors, each with its node and operator."""
         found = []
         for error in (self._parser.get_error(index) for index in range(self._parser.num_errors)):
             operator = error.node_operator() if hasattr(error, "node_operator") else "unknown"
@@ -68,7 +68,7 @@ class TensorRtGraph:
         return found
 
     def _decompose_attention(self) -> None:
-        """Let attention be made of matrix products, in those profiles that there is no kernel for."""
+        """Let attention be made of matrix products in profiles without a kernel."""
         self._let_decompose(self._attentions())
         self.decomposed = True
 
@@ -77,7 +77,7 @@ class TensorRtGraph:
             layer.attention.decomposable = True
 
     def aliases(self) -> dict[str, str]:
-        """Cache of each cache update that is made in place, by the name of the update."""
+        """Return the caches that are updated in place, by the name of the update."""
         trt, found = self._trt, {}
         if hasattr(trt.LayerType, "KV_CACHE_UPDATE"):
             for layer in (self.network.get_layer(i) for i in range(self.network.num_layers)):
@@ -92,23 +92,23 @@ class TensorRtGraph:
         timing_cache: Path | None = None,
         progress: Callable[[str], None] | None = None,
     ) -> memoryview:
-        """An engine; no second copy of its bytes is made.
+        """Build an engine and return its bytes, without a second copy of them.
 
         Args:
-            profiles: shapes that it is to take.
-            sms: compute capabilities, e.g. 89. TensorRT builds for the GPU of this machine whatever they are.
+            profiles: shapes that it must accept.
+            sms: compute capabilities, e.g. 89. TensorRT ignores them and builds for the GPU of this machine.
             timing_cache: TensorRT's measurements of kernels; read if it exists, and written.
-            progress: told the compiler's phases.
+            progress: called with the name of each phase of the compiler.
 
         Raises:
             TensorRtError: the graph cannot be compiled for them.
         """
         config = self._builder.create_builder_config()
         if hasattr(self._trt.BuilderFlag, "TF32"):
-            # On by default: the fp32 patcher's entropies would be rounded to ten bits, and patches end elsewhere.
+            # On by default; it would round the fp32 patcher's entropies to ten bits and move the ends of patches.
             config.clear_flag(self._trt.BuilderFlag.TF32)
         if hasattr(self._trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):
-            # TensorRT-RTX: without it, a run allocates memory and cannot be captured as a CUDA graph.
+            # TensorRT-RTX: without it, an inference allocates memory and cannot be captured as a CUDA graph.
             config.set_flag(self._trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
         for profile in profiles:
             config.add_optimization_profile(self._profile(profile))
@@ -119,7 +119,7 @@ class TensorRtGraph:
         with quiet_stderr():
             engine = self._builder.build_serialized_network(self.network, config)
         if engine is None and self._attentions() and not self.decomposed:
-            # One row and narrow heads, for one, have no kernel; nothing but a failed build tells.
+            # For example, one row with narrow heads has no kernel; only a failed build shows that.
             self._decompose_attention()
             self._log.errors.clear()
             engine = self._builder.build_serialized_network(self.network, config)
@@ -152,13 +152,13 @@ class TensorRtGraph:
             return None
         cache = config.create_timing_cache(path.read_bytes() if path.is_file() else b"")
         if cache is None or not config.set_timing_cache(cache, False):
-            raise TensorRtError(f"{path}: {self._library.label} does not take this timing cache: {self._log.text()}")
+            raise TensorRtError(f"{path}: {self._library.label} does not accept this timing cache: {self._log.text()}")
         return cache
 
 
 @contextmanager
 def quiet_stderr() -> Iterator[None]:
-    """Keep what libraries print themselves, past Python, from standard error; the log has it too."""
+    """Suppress what libraries write to standard error directly; the log contains it, too."""
     sys.stderr.flush()
     kept = os.dup(2)
     try:
@@ -171,17 +171,17 @@ def quiet_stderr() -> Iterator[None]:
 
 
 def _network_flags(trt: Any) -> int:
-    """Strongly typed: types come from the graph. From version 11 on there are no others, and the flag means nothing."""
+    """Return the flag of strongly typed networks, whose types come from the graph; from version 11 on all are."""
     return 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
 
 
 def _with_sizes(path: Path, capacity: Mapping[str, int]) -> bytes:
-    """A graph with numbers for the sizes of its caches; weights in other files stay there."""
+    """Return a serialized graph with numbers for the sizes of its caches; weights in other files stay there."""
     model = ir.load(path)
     for value in (*model.graph.inputs, *model.graph.outputs):
         value.shape = ir.Shape([capacity.get(str(size), size) for size in value.shape or ()])
-    serialised: bytes = ir.to_proto(model).SerializeToString()
-    return serialised
+    serialized: bytes = ir.to_proto(model).SerializeToString()
+    return serialized
 
 
 def _progress_monitor(trt: Any, progress: Callable[[str], None]) -> Any:

@@ -15,7 +15,8 @@ from fastblt.export.graph_runner import Call, GraphRunner
 from fastblt.export.weights import CheckpointWeights
 from fastblt.export.widening import widen
 from fastblt.models.config import BltConfig
-from fastblt.runtime.bundle.manifest import EMBEDDINGS_FILE, GraphSpec, load_manifest
+from fastblt.runtime.bundle.bundle import Bundle
+from fastblt.runtime.bundle.manifest import EMBEDDINGS_FILE, GraphSpec
 from fastblt.runtime.progress import OnProgress, no_progress
 
 #: Largest accepted difference, relative to the largest magnitude of the reference (at least 1). bf16 graphs are
@@ -49,16 +50,15 @@ def verify_bundle(
     Raises:
         VerificationError: a difference is beyond `TOLERANCE`; the message names graph, output and call.
     """
-    manifest = load_manifest(bundle)
-    tables = bundle / EMBEDDINGS_FILE if manifest.hash_tables == "host" else None
+    opened = Bundle.open(bundle, check=False)
     results: list[dict[str, Any]] = []
     done, total = 0, count_checks(weights.config)
-    for part, spec in manifest.graphs.items():
+    for part, spec in opened.manifest.graphs.items():
         on_progress(done, total, spec.file)
-        runner = _runner(bundle / spec.file, spec)
+        runner = _runner(opened.graph(part), spec)
         limit = TOLERANCE["fp32" if part == "patcher" else dtype]
         # One object per part: it keeps the weights that it has loaded.
-        for call, outputs in CHECKS[part](EagerParts(weights, dtype, tables), runner):
+        for call, outputs in CHECKS[part](EagerParts(weights, dtype, opened.embeddings), runner):
             for name, (found, expected) in outputs.items():
                 file = EMBEDDINGS_FILE if name == "embedded" else spec.file
                 results.append(_compare(file, name, call, found, expected, limit))

@@ -1,4 +1,4 @@
-"""A checkpoint's tensors as what graphs and table files are written from: read one at a time, never held."""
+"""Reads a checkpoint's tensors for graphs and table files one at a time; none is kept in memory."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ TORCH_DTYPES = {
 
 
 class CheckpointWeights:
-    """A checkpoint's tensors, as lazy initializers and as row chunks."""
+    """Provides a checkpoint's tensors as lazy initializers and as chunks of rows."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
         self.config = checkpoint.config
 
     def __call__(self, name: str, dtype: ir.DataType, transpose: bool) -> ir.TensorProtocol:
-        """A lazy initializer: read, converted and perhaps transposed each time its bytes are asked for.
+        """Return a lazy initializer, which is read, converted and transposed each time its bytes are requested.
 
         Args:
             name: of the tensor.
@@ -47,16 +47,16 @@ class CheckpointWeights:
         return tensor.t().contiguous() if transpose else tensor
 
     def table_dtype(self, name: str, dtype: ir.DataType) -> torch.dtype:
-        """Type of a table on the host, in a bundle of type ``dtype``.
+        """Return the type of a table on the host in a bundle of type ``dtype``.
 
-        Hash tables that are stored in 16 bits stay as they are: rows are summed in fp32, so nothing is gained by
-        widening them, and rounding them to another 16-bit type would lose something.
+        Hash tables that are stored in 16 bits keep their type: rows are summed in fp32, so that widening them gains
+        nothing, and rounding them to another 16-bit type would lose precision.
         """
         if name == HASH_TABLE and self.checkpoint.dtype(name) != "F32":
             return DTYPES[self.checkpoint.dtype(name)]
         return TORCH_DTYPES[dtype]
 
     def chunks(self, name: str, dtype: torch.dtype) -> Iterator[np.ndarray]:
-        """The rows of a table, a few thousand at a time, as raw bytes (uint8)."""
+        """Yield the rows of a table, a few thousand at a time, as raw bytes (uint8)."""
         for rows in self.checkpoint.chunks(name, dtype):
             yield rows.contiguous().view(torch.uint8).numpy()

@@ -1,7 +1,7 @@
-"""A bf16 graph as an fp32 graph with the same (rounded) weights, for machines without bf16 kernels.
+"""Turns a bf16 graph into an fp32 graph with the same (rounded) weights, for machines without bf16 kernels.
 
-ONNX Runtime has no bf16 matrix product on CPUs. What such a graph computes can still be checked: every bf16 type in it
-becomes fp32, and the weights keep the values that bf16 rounding gave them.
+ONNX Runtime has no bf16 matrix product on CPUs. Such a graph can still be checked: every bf16 type in it becomes fp32,
+and the weights keep their rounded values.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import onnx_ir as ir
 _NARROW, _WIDE = ir.DataType.BFLOAT16, ir.DataType.FLOAT
 
 
-#: Operators whose results are values that they were given: nothing to round again.
+#: Operators whose results are values of their inputs, which need no rounding again.
 _MOVERS = {
     *("Concat", "Expand", "Gather", "Identity", "ReduceMax", "Reshape", "Slice", "Split", "Squeeze", "TensorScatter"),
     *("Transpose", "Unsqueeze", "Where"),
@@ -28,7 +28,7 @@ def widen(source: Path, target: Path, *, round_values: bool = False) -> None:
     Args:
         source: the graph.
         target: file to write.
-        round_values: round what the graph computes in bf16 to bf16, too; else only weights are rounded.
+        round_values: round the values that the graph computes in bf16, too; otherwise only weights are rounded.
     """
     model = ir.load(source)
     graph = model.graph
@@ -53,7 +53,7 @@ def widen(source: Path, target: Path, *, round_values: bool = False) -> None:
 
 
 def _narrow_values(source: Path) -> set[str]:
-    """Names of the values that are bf16."""
+    """Return the names of the values that are bf16."""
     model = onnx.shape_inference.infer_shapes(onnx.load(source, load_external_data=False), strict_mode=True)
     kind = onnx.TensorProto.BFLOAT16
     values = (*model.graph.value_info, *model.graph.output)
@@ -61,7 +61,7 @@ def _narrow_values(source: Path) -> set[str]:
 
 
 def _round_values(graph: ir.Graph, narrow: set[str]) -> None:
-    """Put casts to bf16 and back behind every node that computes one of these values."""
+    """Insert casts to bf16 and back behind every node that computes one of these values."""
     for node in list(graph):
         for value in node.outputs:
             if node.op_type in _MOVERS or value.name not in narrow:
@@ -78,12 +78,12 @@ def _round_values(graph: ir.Graph, narrow: set[str]) -> None:
 
 
 def _is_rounding(node: ir.Node) -> bool:
-    """Whether a node is one of those that round: it stays as it is."""
+    """Decide whether a node is one of the inserted casts, which must stay."""
     return node.op_type == "Cast" and (node.name or "").endswith(".round")
 
 
 def _keep_output(graph: ir.Graph, value: ir.Value, rounded: ir.Value) -> None:
-    """Where a rounded value is an output of the graph, give the output's name to what was rounded."""
+    """If a rounded value is an output of the graph, give its name to the rounded result."""
     for index, output in enumerate(graph.outputs):
         if output is value:
             name = value.name

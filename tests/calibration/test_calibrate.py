@@ -95,7 +95,7 @@ def test_products_are_fused(quantized: Path, tmp_path: Path) -> None:
 def test_graphs_compute_what_the_rounded_weights_say(quantized: Path) -> None:
     """The eager model of the same rounded weights, and graphs whose inputs are not rounded."""
     if quantized.name not in ("w8", "w4"):
-        pytest.skip("inputs are quantised: there is no eager model of that")
+        pytest.skip("inputs are quantized: there is no eager model of that")
     manifest = load_manifest(quantized)
     exact = OnnxRuntimeBackend.load(quantized, 200, None, session_options(manifest, 1, exact=True))
     eager = EagerBackend(load_eager_model(quantized, "cpu"), 200)
@@ -130,7 +130,7 @@ def test_verified_drafts_write_the_same_bytes(quantized: Path) -> None:
         assert runtime.generate(TEXT, 150, method=method).data == expected, method
 
 
-def test_model_that_reads_byte_states_is_quantised_too(
+def test_model_that_reads_byte_states_is_quantized_too(
     tiny_encoder_bundle: Path, request_for: Make, tmp_path: Path
 ) -> None:
     calibrate(tiny_encoder_bundle, tmp_path / "out", request_for("w4", patcher=True))
@@ -141,7 +141,7 @@ def test_model_that_reads_byte_states_is_quantised_too(
 
 
 @pytest.mark.parametrize(("dtype", "lowered"), [("bf16", False), ("fp16", False), ("fp32", True), ("bf16", True)])
-def test_other_types_and_lowered_graphs_are_quantised(
+def test_other_types_and_lowered_graphs_are_quantized(
     dtype: str,
     lowered: bool,
     tiny_checkpoint: Path,
@@ -173,7 +173,7 @@ def test_some_layers_stay_more_exact_when_the_budget_is_small(
     assert labels & {"w4/32", "w4/16"}
     assert mixed.precisions != uniform["graphs"]
     assert {row.group for row in mixed.sensitivities} >= {"*", "decoder.layers.0", "global_transformer.layers.1"}
-    assert "quantised alone" in (tmp_path / "mixed" / MARKDOWN_FILE).read_text()
+    assert "quantized alone" in (tmp_path / "mixed" / MARKDOWN_FILE).read_text()
 
 
 def test_nothing_is_left_when_too_much_is_lost(

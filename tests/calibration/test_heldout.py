@@ -52,12 +52,12 @@ def test_unknown_corpus_is_named_with_the_choices() -> None:
         load_prompts("milton")
 
 
-def test_readme_and_licence_lie_beside_the_text() -> None:
+def test_readme_and_license_are_beside_the_text() -> None:
     folder = files("fastblt.calibration") / "heldout"
     readme = (folder / "README.md").read_text(encoding="utf-8")
     assert all(f"`{corpus}.txt`" in readme for corpus in CORPORA)
-    licence = (folder / "LICENSE-PSF-2.0.txt").read_text(encoding="utf-8")
-    assert licence.startswith("PYTHON SOFTWARE FOUNDATION LICENSE VERSION 2")
+    license = (folder / "LICENSE-PSF-2.0.txt").read_text(encoding="utf-8")
+    assert license.startswith("PYTHON SOFTWARE FOUNDATION LICENSE VERSION 2")
 
 
 def test_prompt_data_is_utf8_of_its_text() -> None:

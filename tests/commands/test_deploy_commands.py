@@ -63,7 +63,7 @@ def test_compile_prints_every_engine_and_its_size_and_replaces_earlier_ones(tiny
         (("--sm", "x"), "error: --sm: found 'x', expected whole numbers"),
         (("--max-bytes", "0"), "error: --max-bytes: found '0'"),
         (("--dtype", "fp16"), "error: dtype: found 'fp16', expected 'fp32'"),
-        (("--timing-cache", "t"), "error: timing cache: TensorRT-RTX measures no kernels"),
+        (("--timing-cache", "t"), "error: timing cache: found one, but TensorRT-RTX measures no kernels"),
     ],
 )
 def test_compile_refuses_with_one_line_and_leaves_nothing(bundle: Path, options: tuple[str, ...], message: str) -> None:

@@ -55,7 +55,7 @@ def quantize(bundle: Path, store: TraceStore | None, out: Path, scheme_name: str
         *(("int8", None, (86, 89, 120)), ("fp8", None, (89, 120))),
     ],
 )
-def test_every_quantised_graph_compiles(
+def test_every_quantized_graph_compiles(
     scheme: str,
     block: int | None,
     sms: tuple[int, ...],

@@ -147,7 +147,10 @@ def test_request_without_a_gpu_or_a_capacity_is_refused(sms: tuple[int, ...], ca
     [
         (CompileRequest((87,), (256,)), r"sm: found 87, expected one of 75, 80, 86, 89, 120, 121"),
         (CompileRequest((89,), (256,), dtype="fp32"), r"dtype: found 'fp32', expected '(fp16|bf16)'.*--dtype fp32"),
-        (CompileRequest((89,), (256,), timing_cache=Path("timings")), "timing cache: TensorRT-RTX measures no kernels"),
+        (
+            CompileRequest((89,), (256,), timing_cache=Path("timings")),
+            "found one, but TensorRT-RTX measures no kernels",
+        ),
     ],
 )
 def test_nothing_is_left_when_a_request_cannot_be_met(bundle: Path, request_: CompileRequest, message: str) -> None:

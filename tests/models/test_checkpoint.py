@@ -131,8 +131,8 @@ def test_error_names_tensor_when_it_is_missing(folder: Path) -> None:
 
 
 def test_error_names_tensor_when_it_is_unknown(folder: Path) -> None:
-    edit_weights(folder, decoder__colour=torch.zeros(2, 3))
-    with pytest.raises(CheckpointError, match=r"unknown decoder\.colour \[2, 3\]"):
+    edit_weights(folder, decoder__color=torch.zeros(2, 3))
+    with pytest.raises(CheckpointError, match=r"unknown decoder\.color \[2, 3\]"):
         load_checkpoint(folder)
 
 

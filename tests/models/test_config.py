@@ -77,8 +77,8 @@ def put(*path: str, value: object) -> Edit:
 
 
 BAD_FIELDS: list[tuple[Edit, str]] = [
-    (put("colour", value="red"), "colour"),
-    (put("decoder", "colour", value="red"), "decoder.colour"),
+    (put("color", value="red"), "color"),
+    (put("decoder", "color", value="red"), "decoder.color"),
     (lambda d: d.pop("name"), "name"),
     (put("patcher", value=None), "patcher"),
     (put("patching", "mode", value="space"), "patcher"),

@@ -113,7 +113,7 @@ def test_embedding_reaches_back_into_history_when_rows_are_new(tiny_model: Blt) 
     torch.testing.assert_close(encoder.embed(tokens[:, 4:], tokens[:, 4 - context : 4]), whole[:, 4:])
 
 
-def test_byte_states_are_not_normalised(tiny_model: Blt) -> None:
+def test_byte_states_are_not_normalized(tiny_model: Blt) -> None:
     """Pooling and (in BLT) the decoder read the last block's output as it is."""
     ids = torch.tensor([[BOS_ID, 50, 60, 70]])
     states, pooled = tiny_model.encoder(ids, tiny_model.segment(ids))

@@ -140,7 +140,7 @@ def build(structure: Structure, seed: int) -> BltForCausalLM:
 
 
 def between(entropies: Tensor, quantile: float) -> float:
-    """A threshold halfway between two neighbours of the sorted entropies, so that rounding moves no boundary."""
+    """A threshold halfway between two neighbors of the sorted entropies, so that rounding moves no boundary."""
     ordered = entropies.flatten().sort().values
     at = int(quantile * len(ordered))
     return float((ordered[at - 1] + ordered[at]) / 2)

@@ -76,14 +76,14 @@ def test_every_faulty_tensor_is_listed_in_one_error(theirs: Path, tmp_path: Path
     edit_tensors(
         theirs,
         lm_head__weight=None,
-        model__colour=torch.zeros(2, 3),
+        model__color=torch.zeros(2, 3),
         **{Q_PROJ.replace(".", "__"): torch.zeros(64, 32)},
         **{"model.patcher.norm.weight".replace(".", "__"): torch.zeros(32, dtype=torch.float64)},
     )
     error = refused(tmp_path, theirs)
     assert "theirs: tensors do not fit the configuration: " in error
     assert "missing lm_head.weight [260, 32]" in error
-    assert "unknown model.colour [2, 3]" in error
+    assert "unknown model.color [2, 3]" in error
     assert f"{Q_PROJ}: found shape [64, 32], expected [64, 64]" in error
     assert "model.patcher.norm.weight: found type F64, expected one of F32, F16, BF16" in error
 

@@ -138,7 +138,7 @@ def folder(request: pytest.FixtureRequest, model: Blt, tmp_path: Path) -> Path:
     return path
 
 
-def test_layout_is_recognised_and_the_model_is_the_same(folder: Path, model: Blt) -> None:
+def test_layout_is_recognized_and_the_model_is_the_same(folder: Path, model: Blt) -> None:
     checkpoint = open_checkpoint(folder)
     assert checkpoint.layout.name == ("meta-release" if (folder / "params.json").exists() else "meta-hub")
     assert checkpoint.config == dataclasses.replace(model.config, document_masks=True)

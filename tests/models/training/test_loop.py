@@ -432,7 +432,7 @@ def test_run_that_started_from_a_checkpoint_goes_on_where_it_was_killed(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"block_size": 2}, "found block_size 2, expected 4, the recipe's model"),
+        ({"block_size": 2}, "found block_size 2, expected 4 as in the recipe's model"),
         ({"decoder_input": "encoder", "block_size": 0}, "found decoder_input encoder, expected embedding"),
         ({"cross_attn_k": 4}, "found cross_attn_k 4, expected 2"),
     ],

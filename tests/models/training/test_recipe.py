@@ -47,7 +47,7 @@ def test_mask_weight_is_linear_between_its_points(tmp_path: Path, done: float, w
 @pytest.mark.parametrize(
     ("changes", "field"),
     [
-        ({"colour": "red"}, "colour"),
+        ({"color": "red"}, "color"),
         ({"model": None}, "model"),
         ({"batch": 2.5}, "batch"),
         ({"clip": "1"}, "clip"),
