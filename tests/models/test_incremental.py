@@ -4,8 +4,9 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
+from properties import examples
 from torch import Tensor
 
 from fastblt.models.blt import Blt
@@ -104,7 +105,7 @@ def assert_chunks_equal_whole(model: Blt, text: bytes, sizes: list[int]) -> None
     assert_logits_equal(torch.stack(stepper.logits), model(whole, patches)[0][0])
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(text=st.binary(max_size=100), sizes=st.lists(st.integers(1, 60), max_size=20))
 def test_logits_and_boundaries_equal_whole_sequence_for_any_split(
     either_model: Blt, text: bytes, sizes: list[int]
@@ -126,7 +127,7 @@ def test_logits_equal_whole_sequence_around_and_beyond_windows(either_model: Blt
     assert_chunks_equal_whole(either_model, text, [size] * (length // size))
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(text=st.binary(min_size=1, max_size=70), other=st.binary(max_size=30), data=st.data())
 def test_earlier_logits_stay_when_later_bytes_change(
     either_model: Blt, text: bytes, other: bytes, data: st.DataObject

@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from properties import examples
 
 from fastblt.models.blt import Blt
 from fastblt.models.config import PatchingConfig
@@ -100,7 +101,7 @@ def test_padding_adds_empty_patches_only(pad_to: int) -> None:
     assert not padded.lengths[:, count:].any()
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(
     text=st.lists(st.integers(2, 259), min_size=1, max_size=60),
     other=st.lists(st.integers(2, 259), min_size=1, max_size=20),

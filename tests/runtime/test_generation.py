@@ -3,8 +3,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from properties import examples
 
 from fastblt.models.blt import Blt
 from fastblt.models.presets import preset
@@ -69,7 +70,7 @@ def test_text_ends_before_the_first_stop_string(
     assert found.stats.new_bytes == len(expected)
 
 
-@settings(max_examples=120)
+@examples(120)
 @given(
     text=st.text("ab", min_size=34, max_size=34),
     strings=st.lists(st.text("ab", min_size=1, max_size=5), max_size=3),

@@ -3,8 +3,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from properties import examples
 from torch import Tensor
 
 from fastblt.models.decoder import BlockRows
@@ -36,7 +37,7 @@ def text_windows(make_split: MakeSplit, count: int, seed: int = 0) -> tuple[Tens
     return sample_windows(split, count, LENGTH, rng)
 
 
-@settings(max_examples=50)
+@examples(50)
 @given(
     documents=st.lists(st.binary(max_size=40), min_size=1, max_size=5).filter(any),
     length=st.integers(2, 24),

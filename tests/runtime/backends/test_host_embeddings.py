@@ -11,9 +11,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from properties import examples
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -80,7 +81,7 @@ def test_sums_equal_the_eager_encoder(
         assert narrow.tobytes() == found.astype(KINDS[dtype]).tobytes()
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(ids=st.lists(st.integers(0, 259), min_size=8, max_size=30))
 def test_rows_are_those_of_the_published_hash(tmp_path: Path, ids: list[int]) -> None:
     config = HashConfig(sizes=(3, 8), rows=499, functions=2)

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from properties import examples
 
 from fastblt.models.config import BltConfig, ConfigError
 from fastblt.runtime.blt_runtime import BltRuntime
@@ -165,7 +166,7 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(data=st.data())
 def test_error_is_a_bundle_error_when_any_part_of_the_manifest_is_something_else(
     tiny_bundle: Path, tmp_path: Path, data: st.DataObject

@@ -4,8 +4,9 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from properties import examples
 
 from fastblt.models.config import BltConfig
 from fastblt.models.tokens import encode
@@ -166,7 +167,7 @@ def test_what_is_learned_belongs_to_the_runtime(scripted: Scripted) -> None:
     assert policy_of(other) is not policy
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(surprising=st.sets(st.integers(1, 200)), misdrafted=st.sets(st.integers(1, 200)))
 def test_drafts_never_show_in_the_text(scripted: Scripted, surprising: set[int], misdrafted: set[int]) -> None:
     backend = scripted(encode(TEXT, bos=False).tolist(), surprising=surprising, misdrafted=misdrafted)

@@ -8,9 +8,10 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from properties import examples
 
 from fastblt.models.blt import Blt
 from fastblt.models.decoder import BlockRows
@@ -64,7 +65,7 @@ def close(found: Logits, expected: Logits) -> None:
     np.testing.assert_allclose(found, expected, atol=TOLERANCE, rtol=0)
 
 
-@settings(max_examples=12)
+@examples(12)
 @given(
     text=st.binary(min_size=2, max_size=60),
     before=st.integers(0, 59),
@@ -99,7 +100,7 @@ def test_block_rows_equal_whole_sequence_and_leave_no_trace(
     close(session.score().logits[-1], whole(tiny_model, tokens, [MASK_ID], "closed")[0][-1])
 
 
-@settings(max_examples=12)
+@examples(12)
 @given(text=st.binary(min_size=2, max_size=60), size=st.integers(1, SIZE))
 def test_drafted_block_equals_whole_sequence_with_stale_latents(
     blt_d: Backend, tiny_model: Blt, text: bytes, size: int
@@ -123,7 +124,7 @@ def test_drafted_block_equals_whole_sequence_with_stale_latents(
     close(session.score().logits[-1], whole(tiny_model, tokens, [MASK_ID], "closed")[0][-1])
 
 
-@settings(max_examples=15)
+@examples(15)
 @given(text=st.binary(min_size=4, max_size=60), known=st.integers(1, 30), wanted=st.booleans())
 def test_rows_in_parts_are_the_rows_and_need_no_latent_first(
     blt_d: Backend, tiny_model: Blt, text: bytes, known: int, wanted: bool
@@ -320,7 +321,7 @@ def test_diffusion_with_verification_equals_autoregression_when_greedy(
     assert 0 < accepted < 0.9 * drafted
 
 
-@settings(max_examples=8)
+@examples(8)
 @given(prompt=st.binary(max_size=40), count=st.integers(1, 12), method=st.sampled_from(VERIFYING))
 def test_diffusion_with_verification_equals_autoregression_for_any_prompt(
     blt_d: Backend, tiny_model: Blt, prompt: bytes, count: int, method: str
@@ -402,7 +403,7 @@ def test_methods_are_refused_on_a_model_without_blocks(open_backend: OpenBackend
 TEXT = b"It is a truth universally acknowledged, that a single man in possession of a good fortune, must be in want. "
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(
     method=st.sampled_from(
         ["dv:4@one", "dv:3@0.6", "dv:4@eb1.0", "dv:4@0.99+partial", "dv:2@one+partial+block", "dv:1"]
@@ -427,7 +428,7 @@ def test_blocks_never_show_in_the_text(
         assert found.stats.accepted == found.stats.drafted
 
 
-@settings(max_examples=30)
+@examples(30)
 @given(
     method=st.sampled_from(["d:4@one", "d:3@0.6+closed", "d:4@eb1.0", "d:2@0.99+block"]),
     surprising=st.sets(st.integers(1, 90)),

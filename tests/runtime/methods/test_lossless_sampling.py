@@ -26,8 +26,9 @@ from fakes.table_backend import (
     surprise,
     table_logits,
 )
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from properties import examples
 
 from fastblt.models.blt import Blt
 from fastblt.models.config import BltConfig
@@ -242,7 +243,7 @@ def rows_of(logits: Floats) -> DecoderRows:
 WEIGHTS = st.lists(st.integers(0, 20), min_size=4, max_size=4).filter(lambda w: sum(w) > 0)
 
 
-@settings(max_examples=12)
+@examples(12)
 @given(p=WEIGHTS, q=WEIGHTS)
 def test_judged_byte_has_the_distribution_of_the_model(p: list[int], q: list[int]) -> None:
     points = 40
@@ -251,7 +252,7 @@ def test_judged_byte_has_the_distribution_of_the_model(p: list[int], q: list[int
     np.testing.assert_allclose(found, model, atol=2.5 / points)
 
 
-@settings(max_examples=12)
+@examples(12)
 @given(p=WEIGHTS, token=st.integers(0, 3))
 def test_judged_byte_of_unknown_origin_has_the_distribution_of_the_model(p: list[int], token: int) -> None:
     """Whatever was drafted."""
@@ -259,7 +260,7 @@ def test_judged_byte_of_unknown_origin_has_the_distribution_of_the_model(p: list
     np.testing.assert_allclose(judged(model, None, token, 40), model, atol=2.5 / 40)
 
 
-@settings(max_examples=30)
+@examples(30)
 @given(p=WEIGHTS, data=st.data())
 def test_byte_drawn_from_the_model_itself_is_always_kept(p: list[int], data: st.DataObject) -> None:
     logits = np.log(np.array(p) + 1e-9)[None].astype(np.float32)

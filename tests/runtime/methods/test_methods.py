@@ -3,8 +3,9 @@ from functools import cache
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from properties import examples
 
 from fastblt.models.tokens import BOS_ID, EOS_ID, encode
 from fastblt.runtime.backends.protocol import DRAFT_SLACK, MAX_ROWS, Backend
@@ -54,7 +55,7 @@ def test_random_models_do_not_only_loop_and_end_some_documents(generate: Callabl
     assert all(len(set(generate(p, "ar", False).data)) > 5 for p in PROMPTS)
 
 
-@settings(max_examples=80)
+@examples(80)
 @given(
     k=st.integers(1, 20),
     surprising=st.sets(st.integers(1, 90)),

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from properties import examples
 
 from fastblt.models.config import PatchingConfig
 from fastblt.models.patch_rule import closes_by_rule, ends_by_entropy, ends_by_space, is_full
@@ -42,7 +43,7 @@ def read(table: PatchTable, tokens: Ids, nats: Floats, end: int) -> None:
     table.read(tokens[first:end], before, nats[first:end] if table.config.mode == "entropy" else None)
 
 
-@settings(max_examples=300)
+@examples(300)
 @given(
     config=configs,
     text=st.lists(st.tuples(ids, entropies), max_size=60),

@@ -5,9 +5,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from properties import examples
 
 from fastblt.models.blt import Blt
 from fastblt.models.patcher import entropy
@@ -40,7 +41,7 @@ def fresh(backend: Backend, tokens: list[int]) -> tuple[Session, NDArray[np.floa
     return session, session.score().logits[-1].copy()
 
 
-@settings(max_examples=25)
+@examples(25)
 @given(text=st.binary(max_size=90), sizes=st.lists(st.integers(1, 50), max_size=12))
 def test_rows_equal_whole_sequence_for_any_split(
     backend: Backend, model_of: ModelOf, text: bytes, sizes: list[int]
@@ -95,7 +96,7 @@ steps = st.one_of(
 )
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(plan=st.lists(steps, min_size=4, max_size=25))
 def test_nothing_remembers_what_was_rewound(
     backend: Backend, model_of: ModelOf, latents_of: LatentsOf, plan: list[tuple[str, object]]
@@ -129,7 +130,7 @@ def test_nothing_remembers_what_was_rewound(
     np.testing.assert_allclose(latents, latents_of(backend, len(other.patch_ends)), atol=TOLERANCE, rtol=1e-4)
 
 
-@settings(max_examples=8)
+@examples(8)
 @given(prompt=st.binary(max_size=40), data=st.data(), method=st.sampled_from(["ar", "s:1", "s:4", "s:7"]))
 def test_generation_is_the_same_when_rewound_and_generated_again(
     backend: Backend, latents_of: LatentsOf, prompt: bytes, method: str, data: st.DataObject

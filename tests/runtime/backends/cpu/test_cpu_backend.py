@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from properties import examples
 
 from fastblt.models.config import BltConfig
 from fastblt.models.tokens import BYTE_OFFSET, encode
@@ -441,7 +442,7 @@ def test_step_time_does_not_depend_on_the_capacity(open_backend: OpenBackend, de
     assert best[MANY] < 1.5 * best[512], best
 
 
-@settings(max_examples=300)
+@examples(300)
 @given(
     position=st.integers(0, 5000),
     rows=st.integers(1, ROW_CAPACITY),
@@ -491,7 +492,7 @@ def test_prompt_is_read_in_the_windows_when_rows_are_few(onnx_backend: OnnxRunti
     assert onnx_backend.graphs["global"].window is None
 
 
-@settings(max_examples=15)
+@examples(15)
 @given(prompt=st.binary(max_size=60), count=st.integers(2, 60), data=st.data())
 def test_caches_are_the_same_when_rewound_and_generated_again(
     onnx_backend: OnnxRuntimeBackend, prompt: bytes, count: int, data: st.DataObject

@@ -6,7 +6,8 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 from fakes.cuda import FakeCuda
-from hypothesis import given, settings
+from hypothesis import given
+from properties import examples
 
 from fastblt.runtime.backends.gpu.cuda import Cuda, Stream
 from fastblt.runtime.backends.gpu.sliding import RewindError, SlidingBuffer
@@ -44,7 +45,7 @@ class Model:
                 self.slot(lane, row).value = 10 * self.stamp + lane
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(st.lists(st.tuples(st.integers(1, 16), st.integers(0, KEEP)), min_size=1, max_size=80), st.integers(1, 24))
 def test_rows_that_are_needed_are_there_after_any_calls_and_short_rewinds(
     steps: list[tuple[int, int]], window: int

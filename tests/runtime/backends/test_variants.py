@@ -10,8 +10,9 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from properties import examples
 from shared_files import SharedFiles
 
 from fastblt.models.blt import Blt
@@ -98,7 +99,7 @@ def scored(backend: Backend, ids: Ids, sizes: list[int]) -> tuple[np.ndarray, li
     return np.concatenate(rows), session.patch_ends
 
 
-@settings(max_examples=8)
+@examples(8)
 @given(seed=st.integers(0, 1000), sizes=st.lists(st.integers(1, 60), max_size=8))
 def test_any_split_equals_the_whole_sequence_when_there_are_eos_inside(
     variant: Variant, seed: int, sizes: list[int]
@@ -207,7 +208,7 @@ def test_rewound_rows_are_scored_anew_when_an_eos_is_taken_back(variant: Variant
     np.testing.assert_allclose(again, first[30:], atol=5e-5, rtol=0)
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(text=st.text(max_size=40), cut=st.integers(0, 40))
 def test_space_patches_end_at_space_like_bytes(base: BltConfig, text: str, cut: int) -> None:
     """The rule in words, for whole sequences and in two pieces."""
