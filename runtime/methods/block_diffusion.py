@@ -54,6 +54,7 @@ ENTRY = MethodEntry(
     examples=("d:8@0.7", "d:8@eb1.0"),
     summary="diffusion: blocks of B bytes are denoised and kept unverified",
     parse=BlockDiffusion.parse,
+    needs="BLT-D",
     audited=("d:8@0.7", "d:8@eb1.0"),
     traced=lambda config: (f"d:{config.block_size}@0.7",) if config.block_size else (),
 )

@@ -93,7 +93,7 @@ def parse_rule(text: str) -> Rule:
 
 @runtime_checkable
 class Unmasking(Protocol):
-    """A method that decides the bytes of its blocks by a rule; another rule can observe or replace it."""
+    """Marks a method that decides the bytes of its blocks by a rule, which another one can observe or replace."""
 
     @property
     def rule(self) -> Rule:

@@ -87,6 +87,7 @@ ENTRY = MethodEntry(
     examples=("dv:8@one",),
     summary="diffusion with verification: blocks of B bytes are denoised, the model verifies them",
     parse=DiffusionVerification.parse,
+    needs="BLT-D",
     audited=("dv:8@one", "dv:8@0.3", "dv:8@eb1.5", "dv:8@one+partial"),
     traced=lambda config: (f"dv:{config.block_size}@one",) if config.block_size else (),
 )

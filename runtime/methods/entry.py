@@ -34,8 +34,10 @@ class MethodEntry:
     """Complete names that ``bench`` measures by default."""
     traced: Callable[[BltConfig], tuple[str, ...]] = no_names
     """Returns the complete names that calibration records a model's activations with."""
+    needs: str = "any model"
+    """Which models can run it, in a few words; `Method.check` decides."""
 
     @property
     def lossless(self) -> bool:
-        """Whether the method writes what the autoregressive method would write (see `Method.lossless`)."""
+        """Return whether the method writes what the autoregressive method would write (see `Method.lossless`)."""
         return self.parse(self.examples[0].partition(":")[2]).lossless

@@ -91,10 +91,11 @@ def methods_help() -> str:
 
 def methods_table() -> str:
     """Return a Markdown table of all methods."""
-    rows = ["| method | example | what it does | lossless |", "| --- | --- | --- | --- |"]
+    rows = ["| method | example | what it does | lossless | needs |", "| --- | --- | --- | --- | --- |"]
     for entry in methods():
         examples = ", ".join(f"`{example}`" for example in entry.examples)
-        rows.append(f"| `{entry.syntax}` | {examples} | {entry.summary} | {'yes' if entry.lossless else 'no'} |")
+        lossless = "yes" if entry.lossless else "no"
+        rows.append(f"| `{entry.syntax}` | {examples} | {entry.summary} | {lossless} | {entry.needs} |")
     return "\n".join(rows) + "\n"
 
 

@@ -17,7 +17,7 @@ ACCEPTANCE, STEPS = "acceptance", "steps"
 
 
 class ReplayError(ValueError):
-    """A replay that is malformed, or that no generation with a method can show."""
+    """Reports a replay that is malformed, or that no generation with a method can show."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class ReplayProfile:
 
 
 class Rates(Protocol):
-    """The rates that a user asked for; ``key`` is `ACCEPTANCE` or `STEPS`."""
+    """Answers which rates a user asked for; ``key`` is `ACCEPTANCE` or `STEPS`."""
 
     def needed(self, method: str, key: str) -> float:
         """Return the rate that holds for a method; raise `ReplayError` where there is none."""
@@ -65,7 +65,7 @@ class Rates(Protocol):
 
 @runtime_checkable
 class Replayable(Protocol):
-    """A method that can be replayed."""
+    """Marks a method that can be replayed."""
 
     def replay_profile(self, rates: Rates, config: BltConfig) -> ReplayProfile:
         """Return how rates drive this method on a model; ``patch_rate`` and ``patch`` are filled in by the caller.

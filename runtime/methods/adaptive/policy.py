@@ -100,6 +100,7 @@ ENTRY = MethodEntry(
     examples=("auto",),
     summary="chooses method and draft length as it goes, by what is fastest",
     parse=Adaptive.parse,
+    needs="any model; blocks need BLT-D",
     audited=("auto",),
     benchmarked=("auto",),
 )

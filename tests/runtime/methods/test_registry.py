@@ -87,6 +87,11 @@ def test_text_about_methods_names_all_of_them() -> None:
     assert "| `d:B@RULE` | `d:8@0.7`, `d:8@eb1.0` |" in registry.methods_table()
 
 
+def test_table_of_the_documentation_is_the_generated_one() -> None:
+    root = Path(__file__).resolve().parents[3]
+    assert registry.methods_table() in (root / "docs" / "decoding.md").read_text(encoding="utf-8")
+
+
 def test_method_object_is_its_own_method() -> None:
     method = Autoregressive(name="mine")
     assert parse_method(method) is method
@@ -104,7 +109,7 @@ def test_registered_method_is_offered_everywhere() -> None:
     for names in (registry.audit_methods(config).names, registry.bench_defaults(), registry.trace_methods(config)):
         assert names[-1] == "mine"
     assert "mine (for a test)" in registry.methods_help()
-    assert "| `mine` | `mine` | for a test | yes |" in registry.methods_table()
+    assert "| `mine` | `mine` | for a test | yes | any model |" in registry.methods_table()
     with pytest.raises(MethodError, match=r"expected ar, .* or mine"):
         parse_method("other")
 
