@@ -7,8 +7,9 @@ from dataclasses import dataclass
 #: Blocks of TensorRT and of ONNX Runtime's fused kernel, largest first.
 BLOCKS = (128, 64, 32, 16)
 SCHEMES = ("w8", "w4", "int8", "fp8")
-#: How weights are rounded, and how the ranges of inputs are chosen.
+#: How weights are rounded.
 ROUNDINGS = ("rtn", "gptq")
+#: How the ranges of inputs are chosen.
 RANGES = ("minmax", "percentile", "entropy", "mse")
 #: Largest magnitude of a quantized weight or input, by type.
 LARGEST = {"int8": 127.0, "int4": 7.0, "fp8": 448.0}

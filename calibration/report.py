@@ -114,9 +114,9 @@ def size_rows(result: CalibrationResult) -> Iterator[tuple[str, str, str, str, s
     for part, spec in result.source.graphs.items():
         after = result.quantized.graphs[part].weight_bytes
         counts = Counter(result.precisions.get(part, {}).values())
-        told = ", ".join(f"{count} x {label}" for label, count in sorted(counts.items())) or "unchanged"
+        layers = ", ".join(f"{count} x {label}" for label, count in sorted(counts.items())) or "unchanged"
         ratio = f"{spec.weight_bytes / after:.2f}"
-        yield spec.file, f"{spec.weight_bytes / 1e6:.2f}", f"{after / 1e6:.2f}", ratio, told
+        yield spec.file, f"{spec.weight_bytes / 1e6:.2f}", f"{after / 1e6:.2f}", ratio, layers
 
 
 def _markdown(result: CalibrationResult) -> Iterator[str]:

@@ -122,13 +122,13 @@ class CalibrationRequest:
 
     @property
     def tries_ranges(self) -> bool:
-        """Whether all ways to choose the ranges of inputs are compared."""
+        """Decide whether all choices of the ranges of inputs are compared."""
         scheme = self.parsed_scheme
         return scheme.needs_activations and self.ranges == AUTO and scheme.name != "fp8"
 
     @property
     def needs_traces(self) -> bool:
-        """Whether the inputs of layers must be recorded."""
+        """Decide whether the inputs of layers must be recorded."""
         return self.parsed_scheme.needs_activations or self.chosen_rounding == "gptq"
 
     @property

@@ -83,7 +83,7 @@ def _is_rounding(node: ir.Node) -> bool:
 
 
 def _keep_output(graph: ir.Graph, value: ir.Value, rounded: ir.Value) -> None:
-    """If a rounded value is an output of the graph, give its name to the rounded result."""
+    """Give the name of a value that is an output of the graph to its rounded result."""
     for index, output in enumerate(graph.outputs):
         if output is value:
             name = value.name

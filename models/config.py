@@ -230,7 +230,7 @@ class BltConfig:
 
     @property
     def has_global_projection(self) -> bool:
-        """Whether a matrix maps patch embeddings to the global width (7B has one, 1B does not)."""
+        """Decide whether a matrix maps patch embeddings to the global width (7B has one, 1B does not)."""
         return self.patch_dim != self.global_transformer.dim
 
     @property

@@ -26,7 +26,7 @@ BUNDLE_FILE = "manifest.json"
 
 
 class Layout(Protocol):
-    """A way to store a checkpoint."""
+    """Reads checkpoints that are stored in one way."""
 
     @property
     def name(self) -> str:
@@ -50,7 +50,7 @@ class Layout(Protocol):
 
     @property
     def recognized_by(self) -> str:
-        """Return how the layout is told from others, for tables of documentation (Markdown)."""
+        """Return how the layout is distinguished from others, for tables of documentation (Markdown)."""
         ...
 
     @property
@@ -77,7 +77,7 @@ class Layout(Protocol):
         """Decide whether a checkpoint has this layout, without PyTorch.
 
         Args:
-            path: folder, or whatever else names a checkpoint; it may not exist.
+            path: folder or another name of a checkpoint; it may not exist.
             config: content of its ``config.json``; empty if it has none.
 
         Raises:
@@ -108,13 +108,13 @@ class Layout(Protocol):
         ...
 
     def pieces(self, config: BltConfig) -> Pieces:
-        """Return the names that this layout gives to the tensors of a model."""
+        """Return the names of a model's tensors in this layout."""
         ...
 
 
 @runtime_checkable
 class WritableLayout(Layout, Protocol):
-    """A layout that checkpoints can be written in: ``config.json`` and ``model.safetensors``."""
+    """Reads and writes checkpoints: ``config.json`` and ``model.safetensors``."""
 
     def config_text(self, config: BltConfig, dtype: str) -> str:
         """Return the text of ``config.json``.

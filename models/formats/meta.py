@@ -66,7 +66,7 @@ NAMES = Vocabulary(
 
 
 class _MetaLayout:
-    """What Meta's two layouts have in common: tensor names, and patchers in folders of their own."""
+    """Reads what Meta's two layouts have in common: tensor names, and patchers in folders of their own."""
 
     patcher_prefix = None
 
@@ -102,7 +102,7 @@ class _MetaLayout:
 
 
 class MetaHub(_MetaLayout):
-    """The layout of Meta's folders on the Hugging Face hub."""
+    """Reads Meta's folders on the Hugging Face hub."""
 
     name = "meta-hub"
     description = "Meta BLT hub folder"
@@ -122,7 +122,7 @@ class MetaHub(_MetaLayout):
 
 
 class MetaRelease(_MetaLayout):
-    """The layout that Meta's training code writes."""
+    """Reads folders that Meta's training code writes."""
 
     name = "meta-release"
     description = "Meta BLT release folder"

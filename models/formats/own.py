@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class FastbltLayout:
-    """The layout that `fastblt.models.checkpoint.save_checkpoint` writes, patcher included."""
+    """Reads and writes the folders of `fastblt.models.checkpoint.save_checkpoint`, patcher included."""
 
     name = "fastblt"
     description = "fastblt checkpoint"

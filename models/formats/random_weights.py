@@ -23,7 +23,7 @@ PREFIX = "random:"
 
 
 class RandomWeights:
-    """The layout of ``random:PRESET``, which has no files."""
+    """Opens ``random:PRESET``, which has no files."""
 
     name = "random"
     description = "random weights"
@@ -53,7 +53,7 @@ class RandomWeights:
         return Checkpoint(self, path, config, RandomStore(config), self.pieces(config))
 
     def open_patcher(self, path: Path) -> StoredPatcher:
-        """Refuse: implement `Layout.open_patcher` by an error."""
+        """Raise CheckpointError: implement `Layout.open_patcher` for a checkpoint that has no trained patcher."""
         raise CheckpointError(f"{path}: found random weights, expected a trained entropy model")
 
     def pieces(self, config: BltConfig) -> Pieces:

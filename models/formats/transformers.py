@@ -62,7 +62,7 @@ NAMES = Vocabulary(
 
 
 class TransformersLayout:
-    """The layout of transformers' ``BltForCausalLM``."""
+    """Reads and writes folders of transformers' ``BltForCausalLM``."""
 
     name = "transformers"
     description = "transformers BltForCausalLM"

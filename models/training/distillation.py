@@ -20,7 +20,7 @@ from fastblt.models.layers import Attend, attention, causal_attend, rope_table
 from fastblt.models.training.batches import IGNORE, BlockSites
 
 
-def distil(
+def distill(
     decoder: Decoder,
     ids: Tensor,
     latents: Tensor,

@@ -23,7 +23,7 @@ from fastblt.models.patcher import Patcher, entropy
 from fastblt.models.patching import Patches, closes_patch
 from fastblt.models.training.batches import corrupt_blocks, place_blocks, sample_windows, stale_latent_index
 from fastblt.models.training.corpus import Split
-from fastblt.models.training.distillation import distil
+from fastblt.models.training.distillation import distill
 from fastblt.models.training.evaluation import evaluate
 from fastblt.models.training.objective import clean_loss, masked_loss
 from fastblt.models.training.optimizer import build_optimizers, schedule
@@ -227,7 +227,7 @@ class Trainer:
             if model.config.block_size:
                 sites = place_blocks(targets.cpu(), patches, model.config.block_size, config, rng)
                 if config.distilled:
-                    sites = distil(model.decoder, ids, latents, patches.latent_index, sites, config.distilled, rng)
+                    sites = distill(model.decoder, ids, latents, patches.latent_index, sites, config.distilled, rng)
                 rows, wanted, weights = corrupt_blocks(sites, config, rng)
                 blocks = move(rows, self.device)
             clean, masked = model.decoder(model.decoder.rows(ids, states), latents, index, blocks)

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from fastblt.cli import app
+from fastblt.commands import train
 from fastblt.commands.train import Display, RunError, evaluation_line, load_recipe, refuse_existing_run
 from fastblt.models.training.corpus import build_corpus
 from fastblt.models.training.corpus_sources import Document, Source, text_digest
@@ -127,3 +128,15 @@ def test_evaluations_are_printed_once_and_only_new_whole_lines(tmp_path: Path) -
             display.on_step(Progress("model", step, tokens=100 * step), 0.5, {"clean_nats": 1.0})
     lines = [line for line in out.getvalue().splitlines() if "step" in line and "bits_per_byte" in line]
     assert lines == [evaluation_line(new)] == ["model step 2 (1 s)  bits_per_byte 2.5"]
+
+
+def test_missing_matplotlib_leaves_out_the_curves_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "find_spec", lambda name: None)
+    monkeypatch.setattr("fastblt.models.checkpoint.load_checkpoint", lambda path: None)
+    monkeypatch.setattr("fastblt.models.training.report.heldout_report", lambda model, corpus: {"windows": 1})
+    console = Console(file=io.StringIO(), width=200)
+    train._report(tmp_path, None, console)  # type: ignore[arg-type]
+    assert console.file.getvalue().splitlines()[1:] == [  # type: ignore[attr-defined]
+        "no plot of the curves: matplotlib is not installed (pip install matplotlib)"
+    ]
+    assert [path.name for path in tmp_path.iterdir()] == ["report.json"]

@@ -12,7 +12,7 @@ from torch import Tensor
 from fastblt.models.blt import Blt
 from fastblt.models.tokens import BOS_ID
 from fastblt.models.training.batches import IGNORE, BlockSites, place_blocks
-from fastblt.models.training.distillation import distil, own_drafts
+from fastblt.models.training.distillation import distill, own_drafts
 from fastblt.models.training.recipe import TrainConfig
 
 LENGTH = 48
@@ -106,7 +106,7 @@ def setting(tiny_model: Blt) -> tuple[Tensor, Tensor, Tensor, BlockSites]:
 def test_no_block_is_distilled_when_the_part_is_zero(
     tiny_model: Blt, setting: tuple[Tensor, Tensor, Tensor, BlockSites]
 ) -> None:
-    found = distil(tiny_model.decoder, *setting, 0.0, np.random.default_rng(0))
+    found = distill(tiny_model.decoder, *setting, 0.0, np.random.default_rng(0))
     assert torch.equal(found.content, setting[3].content)
 
 
@@ -114,7 +114,7 @@ def test_every_block_within_a_document_is_distilled_when_the_part_is_one(
     tiny_model: Blt, setting: tuple[Tensor, Tensor, Tensor, BlockSites]
 ) -> None:
     sites = setting[3]
-    found = distil(tiny_model.decoder, *setting, 1.0, np.random.default_rng(0))
+    found = distill(tiny_model.decoder, *setting, 1.0, np.random.default_rng(0))
     own = own_drafts(tiny_model.decoder, *setting)
     assert (found.content[:, 0] == IGNORE).all()
     assert torch.equal(found.content[:, 1:], own[:, 1:])
@@ -129,7 +129,7 @@ def test_blocks_are_distilled_whole_in_the_given_proportion(
     own = own_drafts(tiny_model.decoder, *setting)
     random, taken = np.random.default_rng(0), []
     for _ in range(30):
-        content = distil(tiny_model.decoder, *setting, 0.3, random).content[:, 1:]
+        content = distill(tiny_model.decoder, *setting, 0.3, random).content[:, 1:]
         is_own = (content == own[:, 1:]).all(-1)
         assert (is_own | (content == sites.content[:, 1:]).all(-1)).all()
         taken.append(float(is_own.float().mean()))
