@@ -137,7 +137,7 @@ class BltRuntime:
         """Return the log-probability of each byte of a continuation, given the prompt and the bytes before it.
 
         The model reads the given text; nothing is drafted, so the figures are the model's own. A stream that is open
-        cannot go on afterwards: it has lost its caches.
+        raises ValueError when it is continued, because it has lost its caches.
 
         Args:
             prompt: any bytes, or text (UTF-8); may be empty. Or token ids, int64 [n], BOS first.
