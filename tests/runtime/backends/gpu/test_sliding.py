@@ -50,11 +50,13 @@ class Model:
 def test_rows_that_are_needed_are_there_after_any_calls_and_short_rewinds(
     steps: list[tuple[int, int]], window: int
 ) -> None:
-    model, length = Model(), 0
+    model, length, furthest = Model(), 0, 0
     for rows, back in steps:
-        position = max(0, length - back)
+        # Rewinds add up: rows are kept behind the newest one that was ever written.
+        position = max(0, length - back, furthest - KEEP)
         model.write(max(0, position - window + 1), position, rows)
         length = position + rows
+        furthest = max(furthest, length)
 
 
 def test_rewind_further_than_what_is_kept_is_an_error() -> None:
