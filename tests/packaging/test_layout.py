@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from shared_files import SharedFiles
 
 ROOT = Path(__file__).resolve().parents[2]
 SUBPACKAGES = ("calibration", "export", "models", "runtime")
@@ -19,10 +20,8 @@ OPTIMUM_COMMAND = "optimum/commands/register/register_fastblt.py"
 BUILD_INPUTS = ("LICENSE", "NOTICE", "README.md", "pyproject.toml", "setup.py", "src", *SUBPACKAGES)
 
 
-@pytest.fixture
-def tree(tmp_path: Path) -> Path:
-    """A copy of what a build reads, links kept as links."""
-    copy = tmp_path / "tree"
+def copy_tree(copy: Path) -> None:
+    """Copy what a build reads, links kept as links, and add a file to the held-out text."""
     copy.mkdir()
     for name in BUILD_INPUTS:
         if (ROOT / name).is_dir():
@@ -30,21 +29,47 @@ def tree(tmp_path: Path) -> Path:
             shutil.copytree(ROOT / name, copy / name, symlinks=True, ignore=ignore)
         elif (ROOT / name).exists():
             shutil.copy2(ROOT / name, copy / name)
-    return copy
+    (copy / "calibration" / "heldout" / "sample.txt").write_text("held out\n", encoding="utf-8")
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """A copy of what a build reads."""
+    copy_tree(tmp_path / "tree")
+    return tmp_path / "tree"
+
+
+@pytest.fixture(scope="module")
+def wheel(shared_files: SharedFiles) -> Path:
+    """A wheel of the tree."""
+
+    def write(folder: Path) -> None:
+        folder.mkdir()
+        copy_tree(folder / "tree")
+        build_wheel(folder / "tree", folder / "wheels")
+        shutil.rmtree(folder / "tree")
+
+    (found,) = (shared_files.make("wheel", write) / "wheels").glob("*.whl")
+    return found
+
+
+def names_in(wheel: Path) -> set[str]:
+    """Return the names of a wheel's files."""
+    with zipfile.ZipFile(wheel) as archive:
+        return set(archive.namelist())
 
 
 def run_python(*args: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *args], cwd=cwd, capture_output=True, text=True, check=False)
 
 
-def build_wheel(tree: Path, out: Path) -> set[str]:
-    """Builds a wheel of `tree` with the installed setuptools and returns the names of its files."""
+def build_wheel(tree: Path, out: Path) -> Path:
+    """Build a wheel of `tree` with the installed setuptools."""
     options = ("--no-build-isolation", "--no-deps", "--no-index", "--quiet")
     built = run_python("-m", "pip", "wheel", *options, "--wheel-dir", str(out), str(tree), cwd=out.parent)
     assert built.returncode == 0, built.stdout + built.stderr
     (wheel,) = out.glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        return set(archive.namelist())
+    return wheel
 
 
 @pytest.mark.parametrize("name", SUBPACKAGES)
@@ -131,13 +156,9 @@ def test_setup_stops_when_link_is_copy_of_folder(tree: Path) -> None:
     assert f"{link}: found a copy of the folder" in done.stderr
 
 
-def test_wheel_holds_every_module_and_type_marker(tree: Path, tmp_path: Path) -> None:
-    heldout = tree / "calibration" / "heldout"
-    heldout.mkdir(exist_ok=True)
-    (heldout / "sample.txt").write_text("held out\n", encoding="utf-8")
-    files = build_wheel(tree, tmp_path / "wheels")
-
-    modules = {f"fastblt/{p.relative_to(tree)}" for name in SUBPACKAGES for p in (tree / name).rglob("*.py")}
+def test_wheel_holds_every_module_and_type_marker(wheel: Path) -> None:
+    files = names_in(wheel)
+    modules = {f"fastblt/{p.relative_to(ROOT)}" for name in SUBPACKAGES for p in (ROOT / name).rglob("*.py")}
     assert modules <= files
     assert {f"fastblt/{name}/__init__.py" for name in SUBPACKAGES} <= files
     assert {"fastblt/__init__.py", "fastblt/py.typed", "fastblt/calibration/heldout/sample.txt"} <= files
@@ -146,9 +167,7 @@ def test_wheel_holds_every_module_and_type_marker(tree: Path, tmp_path: Path) ->
     assert others == {OPTIMUM_COMMAND}
 
 
-def test_optimum_cli_finds_command_of_wheel(tree: Path, tmp_path: Path) -> None:
-    build_wheel(tree, tmp_path / "wheels")
-    (wheel,) = (tmp_path / "wheels").glob("*.whl")
+def test_optimum_cli_finds_command_of_wheel(wheel: Path, tmp_path: Path) -> None:
     shutil.unpack_archive(wheel, tmp_path / "unpacked", format="zip")
     # -S: the editable installation that the tests run in is not seen.
     paths = [str(tmp_path / "unpacked"), sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
@@ -158,11 +177,10 @@ def test_optimum_cli_finds_command_of_wheel(tree: Path, tmp_path: Path) -> None:
     assert done.stderr.startswith("error: nothing: "), done.stderr
 
 
-def test_source_distribution_builds_same_wheel(tree: Path, tmp_path: Path) -> None:
-    from_tree = build_wheel(tree, tmp_path / "wheels")
+def test_source_distribution_builds_same_wheel(tree: Path, wheel: Path, tmp_path: Path) -> None:
     made = run_python("setup.py", "--quiet", "sdist", "--dist-dir", str(tmp_path / "sdist"), cwd=tree)
     assert made.returncode == 0, made.stdout + made.stderr
     (archive,) = (tmp_path / "sdist").iterdir()
     shutil.unpack_archive(archive, tmp_path / "unpacked", filter="data")
     (unpacked,) = (tmp_path / "unpacked").iterdir()
-    assert build_wheel(unpacked, tmp_path / "wheels-of-sdist") == from_tree
+    assert names_in(build_wheel(unpacked, tmp_path / "wheels-of-sdist")) == names_in(wheel)
