@@ -27,11 +27,20 @@ from fastblt.runtime.backends.gpu import loading
 from fastblt.runtime.backends.gpu.backend import DeviceBackend
 from fastblt.runtime.backends.protocol import Backend
 from fastblt.runtime.bundle.tensorrt_library import TensorRtLibrary, load_library
+from fastblt.runtime.methods import MethodEntry, MethodError, registry
+from fastblt.runtime.plugins import Plugins
 
 #: Longest prompt plus new bytes of the shared backends.
 MAX_BYTES = 600
 
 OpenBackend = Callable[[str, str, int], Backend]
+
+
+@pytest.fixture
+def own_methods(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Begin with the built-in methods; what a test registers is forgotten after it."""
+    fresh = Plugins("method", registry.ENTRY_POINT_GROUP, MethodEntry, MethodError, registry.BUILT_IN)
+    monkeypatch.setattr(registry, "_plugins", fresh)
 
 
 @pytest.fixture(scope="session")

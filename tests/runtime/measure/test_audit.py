@@ -305,12 +305,12 @@ class OneByOne:
             yield Round((token,), ("sampled",))
 
 
+@pytest.mark.usefixtures("own_methods")
 @pytest.mark.parametrize("lossless", [True, False])
 def test_foreign_methods_are_audited_by_name_and_as_objects(
-    runtimes: tuple[BltRuntime, BltRuntime], lossless: bool, monkeypatch: pytest.MonkeyPatch
+    runtimes: tuple[BltRuntime, BltRuntime], lossless: bool
 ) -> None:
     eager, onnx = runtimes
-    monkeypatch.setattr(registry, "_entries", dict(registry._entries))
     method = OneByOne("mine", lossless=lossless)
     registry.register_method(registry.MethodEntry("mine", "mine", ("mine",), "for a test", lambda _: method))
     rows = audit(eager, [(onnx, "mine"), (onnx, method)], PROMPTS, 20, 1e-4)

@@ -6,7 +6,7 @@ import pytest
 from fastblt.models.config import BltConfig
 from fastblt.models.presets import preset
 from fastblt.runtime.measure.replay.rates import ReplayRates
-from fastblt.runtime.methods import MethodEntry, register_method, registry
+from fastblt.runtime.methods import MethodEntry, register_method
 from fastblt.runtime.methods.replay_profile import ReplayError, rate_for
 
 MEASURED = ["ar", "s:4", "s:8", "s:16", "d:8@0.7", "d:8@one", "dv:8@one", "dv:8@0.3", "dv:8@one+partial", "auto"]
@@ -121,8 +121,8 @@ def test_rate_for_a_mean(mean: float, count: int, rate: float) -> None:
     assert rate_for(mean, count) == pytest.approx(rate, abs=1e-9)
 
 
-def test_method_without_a_profile_cannot_be_replayed(config: BltConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "_entries", dict(registry._entries))
+@pytest.mark.usefixtures("own_methods")
+def test_method_without_a_profile_cannot_be_replayed(config: BltConfig) -> None:
     unknown = SimpleNamespace(name="mine", rounds=lambda session, sampler: iter(()))
     register_method(MethodEntry("mine", "mine", ("mine",), "for a test", lambda argument: unknown))
     with pytest.raises(ReplayError, match="found method mine, which has no replay profile"):

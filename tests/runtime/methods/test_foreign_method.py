@@ -13,9 +13,8 @@ from fastblt.runtime.measure.audit.comparison import audit
 from fastblt.runtime.measure.bench.plan import make_bench_plan
 from fastblt.runtime.measure.bench.timing import measure
 from fastblt.runtime.measure.replay.rates import ReplayRates
-from fastblt.runtime.methods import MethodEntry, MethodError, parse_method, registry
+from fastblt.runtime.methods import MethodError, parse_method, registry
 from fastblt.runtime.methods.replay_profile import ReplayError
-from fastblt.runtime.plugins import Plugins
 
 Scripted = Callable[..., Backend]
 
@@ -71,10 +70,8 @@ PROMPT = b"one fish two fish red fish blue "
 
 
 @pytest.fixture(autouse=True)
-def _installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_methods: None) -> None:
     """Install the method's package, as pip would, for the time of a test."""
-    fresh = Plugins("method", registry.ENTRY_POINT_GROUP, MethodEntry, MethodError, registry.BUILT_IN)
-    monkeypatch.setattr(registry, "_plugins", fresh)
     (tmp_path / "echo_method.py").write_text(SOURCE)
     folder = tmp_path / "echo_method-1.0.dist-info"
     folder.mkdir()

@@ -11,16 +11,11 @@ from fastblt.models.presets import preset
 from fastblt.runtime import plugins
 from fastblt.runtime.methods import MethodEntry, MethodError, parse_method, register_method, registry
 from fastblt.runtime.methods.ar import Autoregressive
-from fastblt.runtime.plugins import Plugins
 
 Publish = Callable[..., None]
 
 
-@pytest.fixture(autouse=True)
-def _own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a test registers is forgotten after it."""
-    fresh = Plugins("method", registry.ENTRY_POINT_GROUP, MethodEntry, MethodError, registry.BUILT_IN)
-    monkeypatch.setattr(registry, "_plugins", fresh)
+pytestmark = pytest.mark.usefixtures("own_methods")
 
 
 @pytest.fixture
