@@ -1,8 +1,8 @@
-"""Build guard: refuses to build when the links in ``src/fastblt`` did not survive the checkout.
+"""Refuses to build when the links in ``src/fastblt`` did not survive the checkout.
 
 The four subpackages live at the top of the repository and are linked into ``src/fastblt``. Where links become
 small text files (git on Windows without ``core.symlinks``, some archive tools), setuptools would
-build a package without them and say nothing. Everything else is configured in ``pyproject.toml``.
+build a package without them and report nothing. Everything else is configured in ``pyproject.toml``.
 """
 
 import os
@@ -14,7 +14,7 @@ SUBPACKAGES = ("calibration", "export", "models", "runtime")
 
 
 def check_links(root: Path) -> None:
-    """Stops the build unless each subpackage of ``root / "src/fastblt"`` is what it should be.
+    """Stop the build unless each subpackage of ``root / "src/fastblt"`` is what it should be.
 
     In a checkout that is a link to the folder of the same name at the top; in a source distribution, which
     has no such folders at its top, it is the folder itself.
