@@ -10,7 +10,7 @@ BAR = ("", BOUNDARY)
 
 
 def marked(prompt: bytes, *chunks: Chunk) -> list[tuple[str, str]]:
-    """Pieces of a generation; neighbours of one kind joined."""
+    """Pieces of a generation; neighbors of one kind joined."""
     marker = Marker(prompt)
     joined: list[tuple[str, str]] = []
     for piece in [*(piece for chunk in chunks for piece in marker.mark(chunk)), *marker.finish()]:
@@ -115,21 +115,21 @@ def test_bar_is_ascii_when_encoding_is() -> None:
     ("code", "text"),
     [("2", "p"), ("2", "│"), ("32", " "), ("36", " "), ("9;31", "zz"), ("33", "c")],
 )
-def test_terminal_gets_colours(code: str, text: str) -> None:
+def test_terminal_gets_colors(code: str, text: str) -> None:
     console = Console(file=io.StringIO(), force_terminal=True, color_system="standard", no_color=False)
     assert f"\x1b[{code}m{text}\x1b[0m" in shown(console, b"p", CHUNK)
 
 
-def test_marks_replace_colours_when_they_are_unwanted() -> None:
+def test_marks_replace_colors_when_they_are_unwanted() -> None:
     console = Console(file=io.StringIO(), force_terminal=True, color_system="standard", no_color=True)
     assert "[-zz-]" in shown(console, b"p", CHUNK)
 
 
-@pytest.mark.parametrize("coloured", [True, False])
-def test_legend_names_every_mark(coloured: bool) -> None:
-    console = Console(file=io.StringIO(), force_terminal=coloured, color_system="standard" if coloured else None)
+@pytest.mark.parametrize("colored", [True, False])
+def test_legend_names_every_mark(colored: bool) -> None:
+    console = Console(file=io.StringIO(), force_terminal=colored, color_system="standard" if colored else None)
     Show(console, b"").legend()
     assert isinstance(console.file, io.StringIO)
     legend = console.file.getvalue()
     names = ["patch boundary", "rejected draft"]
-    assert all(name in legend for name in [*names, *(["accepted draft", "correction"] if coloured else [])])
+    assert all(name in legend for name in [*names, *(["accepted draft", "correction"] if colored else [])])

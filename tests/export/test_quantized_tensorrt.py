@@ -1,4 +1,4 @@
-"""Quantised graphs compile with TensorRT-RTX for every SM that has their types, and weights stay small in engines."""
+"""Quantized graphs compile with TensorRT-RTX for every SM that has their types, and weights stay small in engines."""
 
 from __future__ import annotations
 

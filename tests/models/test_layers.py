@@ -26,7 +26,7 @@ def rng() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
-def randomise(module: torch.nn.Module, rng: torch.Generator) -> None:
+def randomize(module: torch.nn.Module, rng: torch.Generator) -> None:
     for p in module.parameters():
         torch.nn.init.uniform_(p, -0.5, 0.5, generator=rng)
         p.requires_grad_(False)
@@ -45,7 +45,7 @@ def naive_attention(q: Tensor, k: Tensor, v: Tensor, seen: list[list[int]]) -> T
 
 def test_rms_norm_equals_formula(rng: torch.Generator) -> None:
     norm = RMSNorm(6, eps=0.1)
-    randomise(norm, rng)
+    randomize(norm, rng)
     x = torch.randn(2, 3, 6, generator=rng)
     for b in range(2):
         for i in range(3):
@@ -118,7 +118,7 @@ def test_banded_attention_equals_masked_attention(window: int, chunks: int, rng:
 
 def test_feed_forward_gates_with_its_first_rows(rng: torch.Generator) -> None:
     ffn = FeedForward(4, 6)
-    randomise(ffn, rng)
+    randomize(ffn, rng)
     x = torch.randn(3, 4, generator=rng)
     w1, w3 = ffn.w13.weight[:6], ffn.w13.weight[6:]
     expected = (F.silu(x @ w1.T) * (x @ w3.T)) @ ffn.w2.weight.T
@@ -128,7 +128,7 @@ def test_feed_forward_gates_with_its_first_rows(rng: torch.Generator) -> None:
 def test_block_equals_published_formula(rng: torch.Generator) -> None:
     config = StackConfig(dim=8, layers=1, heads=2, ffn_dim=12, rope_theta=100.0, norm_eps=1e-2)
     block = Block(config)
-    randomise(block, rng)
+    randomize(block, rng)
     length = 5
     x = torch.randn(1, length, 8, generator=rng)
     rope = rope_table(torch.arange(length), 4, 100.0)
@@ -146,7 +146,7 @@ def test_block_equals_published_formula(rng: torch.Generator) -> None:
 def test_cross_attention_adds_its_input_twice(rng: torch.Generator) -> None:
     rows, queries, keys, dim, heads = 3, 2, 4, 8, 2
     cross = CrossAttention(dim, heads, eps=1e-2)
-    randomise(cross, rng)
+    randomize(cross, rng)
     x = torch.randn(rows, queries, dim, generator=rng)
     tokens = torch.randn(rows, keys, dim, generator=rng)
     mask = torch.rand(rows, 1, 1, keys, generator=rng) < 0.5
@@ -164,7 +164,7 @@ def test_cross_attention_adds_its_input_twice(rng: torch.Generator) -> None:
 
 def test_cross_attention_sees_every_key_when_there_is_no_mask(rng: torch.Generator) -> None:
     cross = CrossAttention(8, 2, eps=1e-5)
-    randomise(cross, rng)
+    randomize(cross, rng)
     x, tokens = torch.randn(1, 1, 8, generator=rng), torch.randn(1, 3, 8, generator=rng)
     k, v = cross.keys_values(tokens)
     torch.testing.assert_close(cross(x, k, v, None), cross(x, k, v, torch.ones(1, 1, 1, 3, dtype=torch.bool)))

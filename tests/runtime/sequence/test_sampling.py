@@ -30,7 +30,7 @@ def rows_of(logits: NDArray[np.float32]) -> DecoderRows:
 
 
 def naive_nucleus(logits: list[float], temperature: float, top_p: float) -> list[float]:
-    """Softmax; then tokens from the most likely one on until their sum reaches ``top_p``; normalised."""
+    """Softmax; then tokens from the most likely one on until their sum reaches ``top_p``; normalized."""
     highest = max(logits)
     weights = [math.exp((x - highest) / temperature) for x in logits]
     p = [w / math.fsum(weights) for w in weights]
