@@ -64,8 +64,3 @@ class BackendEntry:
     """Returns the capacity in bytes for a text of so many bytes, where the user asks for none."""
     reads_checkpoints: bool = False
     """Whether it loads checkpoints, besides bundles."""
-
-    @property
-    def runs_on_gpu(self) -> bool:
-        """Return whether it can run on a GPU."""
-        return "cuda" in self.devices
