@@ -131,9 +131,11 @@ def test_module_that_warns_when_imported_warns_nobody(
     (folder / "pynvml.py").write_text("import warnings\nwarnings.warn('use nvidia-ml-py', FutureWarning)\n")
     monkeypatch.syspath_prepend(folder)
     monkeypatch.delitem(sys.modules, "pynvml", raising=False)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
         assert read_nvml() == (None, ())
+    assert sys.modules["pynvml"].__file__ == str(folder / "pynvml.py")
+    assert caught == []
     monkeypatch.delitem(sys.modules, "pynvml")
 
 
