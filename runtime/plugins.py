@@ -40,8 +40,7 @@ class Plugins(Generic[T]):
     def __init__(
         self, kind: str, group: str, entry_type: type[T], error: type[ValueError], built_in: Iterable[T]
     ) -> None:
-        self.group = group
-        self._kind, self._type, self._error = kind, entry_type, error
+        self._kind, self._group, self._type, self._error = kind, group, entry_type, error
         self._entries = {entry.name: entry for entry in built_in}
 
     def register(self, entry: T) -> None:
@@ -90,7 +89,7 @@ class Plugins(Generic[T]):
         return reasons
 
     def _entry_points(self) -> tuple[metadata.EntryPoint, ...]:
-        return tuple(metadata.entry_points(group=self.group))
+        return tuple(metadata.entry_points(group=self._group))
 
     def _load(self, point: metadata.EntryPoint) -> T:
         """Load and register the entry that an entry point refers to.

@@ -52,7 +52,7 @@ def write_controls(
         # Most calls have one row: a few scalars are quicker than arrays.
         first = base if window is None else max(base, position - window + 1)
         if visible_from is not None:
-            first = max(first, visible_from if isinstance(visible_from, int) else int(visible_from[0]))
+            first = max(first, int(visible_from[0]) if isinstance(visible_from, np.ndarray) else visible_from)
         positions[0], start[0], end[0] = position, first - base, position + 1 - base
         return
     at = np.arange(position, position + total)

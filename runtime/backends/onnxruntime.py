@@ -1,4 +1,4 @@
-"""The backend ``onnxruntime``: ONNX Runtime on the CPU or on a GPU, as the provider decides."""
+"""Registers the backend ``onnxruntime``: ONNX Runtime on the CPU or on a GPU, as the provider decides."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ def load_onnxruntime(
     Raises:
         ProviderError: the provider is unknown or does not work on this machine.
         BundleError: the bundle is damaged, or a graph cannot be loaded.
+        ConfigError: the configuration is invalid.
         CudaError: the provider needs a GPU, and there is none that can be used.
     """
     from fastblt.runtime.backends.providers import choose_provider

@@ -46,6 +46,7 @@ def contents(bundle: Path, engines: str = ALL) -> list[str]:
 
     Raises:
         BundleError: a file is missing or damaged.
+        ConfigError: the configuration is invalid.
         ArchiveError: the bundle has no engine folder of that name.
     """
     names = [MANIFEST_FILE, *Bundle.open(bundle).manifest.files]
@@ -73,6 +74,7 @@ def pack(bundle: Path, archive: Path, engines: str = ALL) -> list[str]:
 
     Raises:
         BundleError: a file is missing or damaged.
+        ConfigError: the configuration is invalid.
         ArchiveError: the bundle has no engine folder of that name.
         OSError: the archive cannot be written.
     """

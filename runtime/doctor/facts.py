@@ -120,10 +120,10 @@ def probe() -> MachineFacts:
     )
 
 
-def _quietly(probe: Callable[[], T], otherwise: T) -> T:
-    """Return what a probe finds, or ``otherwise`` where it fails: a library that fails is of no use here."""
+def _quietly(ask: Callable[[], T], otherwise: T) -> T:
+    """Return the answer to a question, or ``otherwise`` where asking fails: a library that fails is of no use here."""
     try:
-        return probe()
+        return ask()
     except Exception:
         return otherwise
 

@@ -1,4 +1,4 @@
-"""The backend ``eager``: PyTorch, which is imported only when it is loaded."""
+"""Registers the backend ``eager``: PyTorch, which is imported only when the backend is loaded."""
 
 from __future__ import annotations
 

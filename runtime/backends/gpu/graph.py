@@ -245,7 +245,7 @@ class DeviceGraph:
                 f"{self.spec.file}: {name}: found position {position}, expected at least {self.caches.base}"
             )
         raw = self._stream.read(self.caches.address(self.cache_names.index(name), slot), count * self.row_bytes)
-        return raw.view(numpy_dtype(spec.dtype)).reshape(count, -1)
+        return raw.view(numpy_dtype(spec.dtype)).reshape(count, int(spec.shape[-1]))
 
 
 def _bytes(shape: tuple[int, ...], dtype: str) -> int:

@@ -31,6 +31,7 @@ def load_tensorrt(bundle: Path, target: str, max_bytes: int) -> DeviceBackend:
         TensorRtError: the library is missing.
         CudaError: there is no usable GPU, or cuda-python is missing.
         BundleError: the bundle has no engines for this machine, or it is damaged, or they are.
+        ConfigError: the configuration is invalid.
     """
     library = load_library(target)
     cuda = Cuda(load_api())
@@ -67,6 +68,7 @@ def load_onnxruntime(
     Raises:
         CudaError: there is no usable GPU, or cuda-python is missing.
         BundleError: the bundle is damaged, or a graph cannot be loaded.
+        ConfigError: the configuration is invalid.
         ProviderError: a session fell back to another provider.
     """
     cuda = Cuda(load_api())
