@@ -62,7 +62,7 @@ def open_backend(request: pytest.FixtureRequest, shared_files: SharedFiles) -> O
 
 
 def open_device_backend(kind: str, bundle: Path, max_bytes: int, files: SharedFiles) -> DeviceBackend:
-    """A backend on a GPU that insists on the rules of the real one: ``tensorrt-rtx`` or ``onnxruntime-cuda``."""
+    """Load a backend on a stand-in GPU that enforces the real rules: ``tensorrt-rtx`` or ``onnxruntime-cuda``."""
     cuda = FakeCuda()
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "cuda.bindings.runtime", cuda)

@@ -8,7 +8,7 @@ CAPACITY = 24
 
 
 def seen(position: int, first: int, rows: int, block: int, window: int | None, visible_from: int) -> set[int]:
-    """Positions that the row at ``position`` of a call attends to, by definition."""
+    """Return the positions that the row at ``position`` of a call attends to, by definition."""
     in_block = first + rows - block <= position < first + rows
     last = first + rows - 1 if in_block else position
     return {

@@ -37,13 +37,13 @@ CONFIGS = {
 
 
 def write(path: Path, model: Blt, dtype: str) -> None:
-    """The tables of a model as a safetensors file, by the library of that name."""
+    """Write the tables of a model as a safetensors file, with the library of that name."""
     weights = model.state_dict()
     save_file({name: weights[name].to(TORCH_KINDS[dtype]).contiguous() for name in (TOKENS, HASHES)}, path)
 
 
 def rounded_encoder(model: Blt, dtype: str) -> Any:
-    """The encoder with its tables rounded to a type, computing in fp32."""
+    """Return the encoder with its tables rounded to a type, computing in fp32."""
     encoder = type(model)(model.config).encoder
     encoder.load_state_dict(model.encoder.state_dict())
     for table in (encoder.tok_embeddings, encoder.hash_embeddings):
@@ -52,7 +52,7 @@ def rounded_encoder(model: Blt, dtype: str) -> Any:
 
 
 def random_ids(context: int, rows: int, seed: int = 0) -> NDArray[np.int64]:
-    """History and rows; a sequence that has just begun has zeros before it."""
+    """Return history and rows; a sequence that has just begun has zeros before it."""
     ids = np.random.default_rng(seed).integers(0, 260, size=context - 1 + rows)
     if seed % 2:
         ids[: context - 1] = 0
@@ -87,7 +87,7 @@ def test_rows_are_those_of_the_published_hash(tmp_path: Path, ids: list[int]) ->
     config = HashConfig(sizes=(3, 8), rows=499, functions=2)
     path = tmp_path / "tables"
     if not path.exists():
-        # Each row holds its own number: sums tell which rows were taken.
+        # Each row holds its own number: sums show which rows were taken.
         rows = torch.arange(4 * config.rows, dtype=torch.float32).unsqueeze(1)
         save_file({TOKENS: torch.zeros(260, 1), HASHES: rows}, path)
     out = np.zeros((len(ids) - 7, 1), dtype=np.float32)
@@ -141,7 +141,7 @@ def header(content: bytes) -> bytes:
 
 
 def entry(**changes: Any) -> bytes:
-    """A file with one table of 8 bytes."""
+    """Write a file with one table of 8 bytes."""
     described = {"dtype": "F32", "shape": [2, 1], "data_offsets": [0, 8], **changes}
     return header(json.dumps({TOKENS: described}).encode()) + bytes(8)
 

@@ -19,14 +19,14 @@ Publish = Callable[..., None]
 
 @pytest.fixture(autouse=True)
 def _own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a test registers is forgotten after it."""
+    """Forget what a test has registered after it."""
     fresh = Plugins("backend", registry.ENTRY_POINT_GROUP, BackendEntry, BackendError, registry.BUILT_IN)
     monkeypatch.setattr(registry, "_plugins", fresh)
 
 
 @pytest.fixture
 def publish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Publish:
-    """``publish(module, source, **entry_points)``: install a package with entry points of the group of backends."""
+    """Return ``publish(module, source, **entry_points)``, which installs a package with entry points for backends."""
 
     def write(module: str, source: str, **points: str) -> None:
         (tmp_path / f"{module}.py").write_text(source)

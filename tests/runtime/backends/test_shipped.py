@@ -1,4 +1,4 @@
-"""The trained checkpoint, exported: the same text as eager PyTorch, on text that it was not trained on."""
+"""The exported checkpoint generates the same text as eager PyTorch, after text that it was not trained on."""
 
 from __future__ import annotations
 
@@ -28,25 +28,25 @@ TEXT_BYTES = 512
 
 @pytest.fixture(scope="module")
 def shipped_model(shipped_checkpoint: Path) -> Blt:
-    """The eager model."""
+    """Load the eager model."""
     return load_checkpoint(shipped_checkpoint)
 
 
 @pytest.fixture(scope="module")
 def eager(shipped_model: Blt) -> BltRuntime:
-    """The eager model, incremental."""
+    """Load the eager model, incremental."""
     return BltRuntime(EagerBackend(shipped_model, 2048))
 
 
 @pytest.fixture(scope="module")
 def onnx(demo_bundle: Path) -> BltRuntime:
-    """The exported model."""
+    """Load the exported model."""
     return BltRuntime.from_pretrained(demo_bundle, provider="cpu", max_bytes=2048, threads=1)
 
 
 @pytest.fixture(scope="module")
 def prompts() -> list[tuple[str, bytes]]:
-    """The first prompts of each corpus."""
+    """Return the first prompts of each corpus."""
     return [(p.id, p.data) for corpus in CORPORA for p in load_prompts(corpus)[:PROMPTS_PER_CORPUS]]
 
 
@@ -74,7 +74,7 @@ def test_text_equals_eager_when_the_prompt_is_longer_than_windows_and_calls(
 
 
 def bits(logits: NDArray[np.float32], targets: NDArray[np.int64]) -> float:
-    """Sum of the code lengths of tokens."""
+    """Sum the code lengths of tokens, in bits."""
     wide = torch.from_numpy(logits).double().log_softmax(-1)
     return -float(wide[torch.arange(len(targets)), torch.from_numpy(targets)].sum()) / float(np.log(2))
 

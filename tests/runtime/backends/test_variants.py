@@ -38,7 +38,7 @@ VARIANTS = ["documents", *RULES]
 
 
 class Variant(NamedTuple):
-    """A model, and both backends over it."""
+    """Holds a model, and both backends over it."""
 
     model: Blt
     eager: Backend
@@ -74,7 +74,7 @@ def variant(
 
 
 def text_with_eos(length: int, seed: int = 0) -> Ids:
-    """BOS, bytes (some of them spaces), and a few EOS and BOS in between."""
+    """Return BOS, bytes (some of them spaces), and a few EOS and BOS in between."""
     rng = np.random.default_rng(seed)
     ids = rng.integers(4, 260, length)
     ids[rng.random(length) < 0.2] = 36
@@ -86,7 +86,7 @@ def text_with_eos(length: int, seed: int = 0) -> Ids:
 
 
 def scored(backend: Backend, ids: Ids, sizes: list[int]) -> tuple[np.ndarray, list[int]]:
-    """Logits of every row, and patch ends, of a text that is scored in pieces."""
+    """Return the logits of every row, and the patch ends, of a text that is scored in pieces."""
     session = Session(backend)
     rows, done = [], 1
     rows.append(session.score().logits.copy())
@@ -176,7 +176,7 @@ def test_block_rows_are_those_of_the_whole_sequence_after_an_eos(variant: Varian
 
 
 def test_drafts_see_the_document_of_their_last_token(variant: Variant) -> None:
-    """A draft is what whole sequences give, if the rows of the draft read the newest latent."""
+    """A draft is what whole sequences predict, if the rows of the draft read the newest latent."""
     ids = text_with_eos(70, seed=6)
     ids[-5] = EOS_ID
     ids[-4:] = [80, 90, 100, 110]

@@ -16,7 +16,7 @@ from fastblt.runtime.bundle.manifest import BundleError
 
 @pytest.fixture
 def bundle(tiny_engines: Path, tmp_path: Path) -> Path:
-    """A bundle with one folder of engines, of the test's own."""
+    """Copy a bundle with one engine folder, which the test may change."""
     shutil.copytree(tiny_engines, tmp_path / "bundle")
     return tmp_path / "bundle"
 

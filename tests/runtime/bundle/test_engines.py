@@ -27,7 +27,7 @@ def original(compiled: Callable[..., Path], tiny_checkpoint: Path) -> Path:
 
 @pytest.fixture
 def bundle(original: Path, tmp_path: Path) -> Path:
-    """A bundle with engines, of the test's own."""
+    """Copy a bundle with engines, which the test may change."""
     shutil.copytree(original, tmp_path / "bundle")
     return tmp_path / "bundle"
 

@@ -34,7 +34,7 @@ Edit = Callable[[dict[str, Any]], Any]
 
 @pytest.fixture
 def bundle(tiny_bundle: Path, tmp_path: Path) -> Path:
-    """A copy of the tiny bundle that a test may damage."""
+    """Copy the tiny bundle, so that a test may damage it."""
     folder = tmp_path / "bundle"
     shutil.copytree(tiny_bundle, folder)
     return folder
@@ -64,12 +64,12 @@ def opens(backend: str) -> Callable[[Path], object]:
 
 @pytest.fixture(params=["files", "onnxruntime", "eager"])
 def opener(request: pytest.FixtureRequest) -> Callable[[Path], object]:
-    """Each way of opening a bundle."""
+    """Return each function that opens a bundle, in turn."""
     return Bundle.open if request.param == "files" else opens(request.param)
 
 
 def assert_refused(opener: Callable[[Path], object], bundle: Path, *parts: str) -> None:
-    """The error is a `BundleError` of one line that begins with the path and holds these parts."""
+    """Check that the error is a `BundleError` of one line that begins with the path and contains these parts."""
     with pytest.raises(BundleError) as caught:
         opener(bundle)
     message = str(caught.value)
@@ -272,7 +272,7 @@ def test_error_names_config_when_it_is_wrong_but_listed(
 
 
 def changed(config: BltConfig, **changes: Any) -> BltConfig:
-    """A valid configuration that the bundle's graphs do not have."""
+    """Return a valid configuration that the bundle's graphs do not have."""
     values: dict[str, Any] = {}
     for key, value in changes.items():
         old = getattr(config, key)

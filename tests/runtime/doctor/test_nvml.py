@@ -1,4 +1,4 @@
-"""Doctor learns from NVML what the driver reports, and nothing where NVML is missing or fails."""
+"""Checks that doctor learns from NVML what the driver reports, and nothing where NVML is missing or fails."""
 
 from __future__ import annotations
 

@@ -52,25 +52,25 @@ def open_onnx(open_backend: OpenBackend, decoder_input: str, max_bytes: int) -> 
 
 @pytest.fixture(scope="module", params=["embedding", "encoder"])
 def decoder_input(request: pytest.FixtureRequest) -> str:
-    """Where the decoder's input comes from."""
+    """Name where the decoder's input comes from."""
     found: str = request.param
     return found
 
 
 @pytest.fixture(scope="module")
 def onnx_backend(open_backend: OpenBackend, decoder_input: str) -> OnnxRuntimeBackend:
-    """A backend for 900 bytes."""
+    """Load a backend for 900 bytes."""
     return open_onnx(open_backend, decoder_input, 900)
 
 
 @pytest.fixture(scope="module")
 def eager_backend(open_backend: OpenBackend, decoder_input: str) -> Backend:
-    """Its eager counterpart."""
+    """Load its eager counterpart."""
     return open_backend("eager", decoder_input, 900)
 
 
 def advance(backend: Backend, sizes: list[int], ids: Ids) -> Iterator[tuple[Session, Any]]:
-    """A session that scores ``ids`` (BOS first) in pieces; the rows are only good until the next piece."""
+    """Yield a session and its rows as it scores ``ids`` (BOS first) in pieces; rows are valid until the next piece."""
     session, done = Session(backend), 1
     for size in sizes:
         session.append(ids[done : done + size])
@@ -181,7 +181,7 @@ def test_torch_is_not_imported_when_backend_is_onnxruntime(tiny_bundle: Path) ->
 
 
 def all_buffers(backend: OnnxRuntimeBackend) -> dict[str, Buffer]:
-    """Every buffer of a backend, by where it is kept."""
+    """Return every buffer of a backend, by where it is kept."""
     found = {}
     for name, value in (vars(backend) | vars(backend._buffers)).items():
         inner = getattr(value, "buffer", value)
@@ -195,7 +195,7 @@ def all_buffers(backend: OnnxRuntimeBackend) -> dict[str, Buffer]:
 
 
 def owned(buffer: Buffer) -> range:
-    """Its addresses."""
+    """Return the addresses of a buffer."""
     return range(buffer.address, buffer.address + buffer.array.nbytes)
 
 
@@ -216,7 +216,7 @@ class SpiedBinding(Binding):
 
 @pytest.fixture
 def spied(monkeypatch: pytest.MonkeyPatch) -> type[SpiedBinding]:
-    """The class that bindings are made of from now on."""
+    """Return the class that bindings are made of from now on."""
     monkeypatch.setattr(SpiedBinding, "made", 0)
     monkeypatch.setattr(SpiedBinding, "points", [], raising=False)
     monkeypatch.setattr(bound_graph, "Binding", SpiedBinding)
@@ -327,7 +327,7 @@ def test_nothing_is_copied_by_the_runtime_between_steps(
 
 
 def changed_rows(before: NDArray[Any], after: NDArray[Any]) -> set[int]:
-    """Rows in which two contents differ, in any byte."""
+    """Return the rows in which two contents differ, in any byte."""
     flat = [a.reshape(len(a), -1).view(np.uint8) for a in (before, after)]
     return set(np.flatnonzero((flat[0] != flat[1]).any(axis=1)).tolist())
 
@@ -380,7 +380,7 @@ def test_step_changes_nothing_but_its_own_rows(open_backend: OpenBackend, decode
 
 
 def scatter_seconds(profile: Path) -> list[float]:
-    """Time of every TensorScatter in a profile."""
+    """Return the time of every TensorScatter in a profile."""
     events = json.loads(profile.read_text())
     kernels = [e for e in events if e.get("cat") == "Node" and e.get("args", {}).get("op_name") == "TensorScatter"]
     return [e["dur"] * 1e-6 for e in kernels if e["name"].endswith("_kernel_time")]
@@ -393,7 +393,7 @@ def test_scatter_writes_in_place_when_input_and_output_are_bound_to_one_address(
     spec, stack = manifest.graphs["global"], tiny_config.global_transformer
 
     def run(bind: bool) -> float:
-        """Shortest time of a scatter of one row into caches of `MANY` slots."""
+        """Return the shortest time of a scatter of one row into caches of `MANY` slots."""
         options = session_options(manifest, 1)
         options.enable_profiling = True
         options.profile_file_prefix = str(tmp_path / f"profile-{bind}")
@@ -500,14 +500,14 @@ def test_caches_are_the_same_when_rewound_and_generated_again(
     session = Session(onnx_backend)
 
     def generate(until: int) -> None:
-        """Score what pends and go on greedily; in the end ``until`` tokens are scored."""
+        """Score what is pending and continue greedily, until ``until`` tokens are scored."""
         best = session.score().best[-1]
         while session.length < until:
             session.append([int(best)])
             best = session.score().best[-1]
 
     def valid() -> Arrays:
-        """The slots that hold something of the text."""
+        """Return the slots that hold something of the text."""
         whole = session.config.decoder_input == "embedding"
         lengths = {
             "patcher": session.scored,

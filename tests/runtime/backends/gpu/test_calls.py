@@ -1,4 +1,4 @@
-"""How calls are cut into pieces, and which question the patcher's answer ahead is for."""
+"""Checks how calls are cut into pieces, and which question the patcher's answer ahead is for."""
 
 from __future__ import annotations
 
