@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from fastblt.models.config import BltConfig, HashConfig, PatchingConfig, StackConfig
 from fastblt.models.formats.errors import CheckpointError
 from fastblt.models.formats.fields import Fields, naming, read_json
-from fastblt.models.formats.layout import CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE, Layout
+from fastblt.models.formats.layout import BUNDLE_FILE, CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE, Layout
 from fastblt.models.formats.names import PATCHER_PREFIX, Pieces, Vocabulary, translate
 from fastblt.models.formats.transformers import WINDOW, patching_rule
 from fastblt.models.tokens import VOCAB_SIZE
@@ -134,8 +134,8 @@ class MetaRelease(_MetaLayout):
     hub_files = ("*.json", PTH_FILE, "entropy_model/*")
 
     def recognizes(self, path: Path, config: Mapping[str, Any]) -> bool:
-        """Implement `Layout.recognizes`."""
-        return is_release_folder(path)
+        """Implement `Layout.recognizes`; a folder with a manifest is a bundle, whatever else is in it."""
+        return is_release_folder(path) and not (path / BUNDLE_FILE).is_file()
 
 
 def is_hub_folder(folder: Path) -> bool:

@@ -15,7 +15,7 @@ from fastblt.models.checkpoint import save_checkpoint
 from fastblt.models.formats import registry
 from fastblt.models.formats.checkpoint import Checkpoint
 from fastblt.models.formats.errors import CheckpointError
-from fastblt.models.formats.layout import CONFIG_FILE, WEIGHTS_FILE
+from fastblt.models.formats.layout import BUNDLE_FILE, CONFIG_FILE, WEIGHTS_FILE
 from fastblt.models.formats.open import check_path, open_checkpoint
 from fastblt.models.formats.own import FastbltLayout
 
@@ -91,6 +91,28 @@ assert "torch" not in sys.modules and "safetensors" not in sys.modules
     assert result.returncode == 0, result.stderr
     assert "preset 'nosuch': unknown, expected one of tiny, " in result.stdout
     assert "nowhere: found no such folder, expected a checkpoint: " in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({CONFIG_FILE: {"args": {}}}, "meta-hub"),
+        ({CONFIG_FILE: {"model_type": "blt"}}, "transformers"),
+        ({CONFIG_FILE: {"name": "ours"}}, "a bundle"),
+        ({"params.json": {}, "consolidated.pth": {}}, "a bundle"),
+        ({}, "a bundle"),
+    ],
+)
+def test_folder_with_a_manifest_is_a_bundle_unless_its_configuration_is_of_other_software(
+    files: dict[str, Any], expected: str, tmp_path: Path
+) -> None:
+    for name, content in {BUNDLE_FILE: {}, **files}.items():
+        (tmp_path / name).write_text(json.dumps(content))
+    if expected != "a bundle":
+        assert registry.recognize(tmp_path).name == expected
+        return
+    with pytest.raises(CheckpointError, match=r"found a bundle \(manifest\.json\), expected the checkpoint"):
+        registry.recognize(tmp_path)
 
 
 def test_id_of_the_hub_is_not_looked_up_by_the_check() -> None:
