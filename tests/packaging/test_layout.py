@@ -159,9 +159,12 @@ def test_setup_stops_when_link_is_copy_of_folder(tree: Path) -> None:
 def test_wheel_holds_every_module_and_type_marker(wheel: Path) -> None:
     files = names_in(wheel)
     modules = {f"fastblt/{p.relative_to(ROOT)}" for name in SUBPACKAGES for p in (ROOT / name).rglob("*.py")}
-    assert modules <= files
+    assert modules - files == {"fastblt/calibration/heldout/select_pieces.py"}, "a script, not part of the package"
     assert {f"fastblt/{name}/__init__.py" for name in SUBPACKAGES} <= files
     assert {"fastblt/__init__.py", "fastblt/py.typed", "fastblt/calibration/heldout/sample.txt"} <= files
+    data = [*(ROOT / "calibration/heldout").glob("*.[!p]*"), *(ROOT / "models/training/recipes").glob("*.json")]
+    assert len(data) >= 10
+    assert {f"fastblt/{path.relative_to(ROOT)}" for path in data} <= files
     # optimum's folders belong to optimum: the command is put there, and nothing else.
     others = {name for name in files if ".dist-info" not in name and not name.startswith("fastblt/")}
     assert others == {OPTIMUM_COMMAND}
@@ -169,10 +172,10 @@ def test_wheel_holds_every_module_and_type_marker(wheel: Path) -> None:
 
 def test_optimum_cli_finds_command_of_wheel(wheel: Path, tmp_path: Path) -> None:
     shutil.unpack_archive(wheel, tmp_path / "unpacked", format="zip")
-    # -S: the editable installation that the tests run in is not seen.
+    # -E and -S: neither PYTHONPATH nor the editable installation that the tests run in is seen.
     paths = [str(tmp_path / "unpacked"), sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
     code = f"import sys; sys.path += {paths}; from optimum.commands.optimum_cli import main; main()"
-    done = run_python("-S", "-c", code, "export", "fastblt", "nothing", "bundle", cwd=tmp_path)
+    done = run_python("-E", "-S", "-c", code, "export", "fastblt", "nothing", "bundle", cwd=tmp_path)
     assert done.returncode == 1, done.stderr
     assert done.stderr.startswith("error: nothing: "), done.stderr
 
