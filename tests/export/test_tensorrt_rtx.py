@@ -132,7 +132,8 @@ def test_engine_builds_when_hash_tables_are_in_the_graph(
     assert same == ["patcher", "global", "decoder"]
     request = CompileRequest(SMS, (512,))
     compiler = _Compiler(bundle, Bundle.open(bundle).config, manifest, LIBRARY, request, tmp_path, print)
-    engine = compiler._build("encoder", 448, 192)
+    engine = compiler._build(*compiler._key("encoder", 512), print)
+    assert (engine.slots, engine.pool_slots) == (448, 192)
     check_engine(bundle, tmp_path / engine.file, engine)
 
 
