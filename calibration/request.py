@@ -13,8 +13,6 @@ from fastblt.runtime.methods.registry import trace_methods
 
 #: Lets the calibration choose.
 AUTO = "auto"
-
-
 #: Fewer samples per graph are not representative.
 LEAST_SAMPLES = 16
 

@@ -42,7 +42,7 @@ def verify_bundle(
         bundle: folder with the graphs and a manifest.
         weights: of the checkpoint that they came from.
         dtype: of the bundle; the eager model computes in fp32 with weights rounded to it.
-        on_progress: called after each call of a graph, with the name of its file.
+        on_progress: a step is a call of a graph; its name is the graph's file.
 
     Returns:
         One entry per graph, call and output: ``graph``, ``output``, ``rows``, ``position``, ``max_error``.

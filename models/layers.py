@@ -89,7 +89,7 @@ def causal_attend(length: int, window: int | None, device: torch.device, visible
         length: rows.
         window: None: no limit.
         device: of the rows.
-        visible_from: int64 [batch, length], first key that each row may see in any case, that of its document; None: 0.
+        visible_from: int64 [batch, length], first key of each row's document, a second limit; None: 0.
     """
     if visible_from is not None:
         key = torch.arange(length, device=device)
