@@ -61,6 +61,6 @@ class BackendEntry:
     providers: tuple[str, ...] = ("auto",)
     """Values of ``--provider`` that it accepts."""
     default_capacity: Callable[[int], int] = roomy_capacity
-    """Returns the capacity in bytes for a text of so many bytes, where the user asks for none."""
+    """Returns the capacity to load for a text of this many bytes, where the user asks for none."""
     reads_checkpoints: bool = False
     """Whether it loads checkpoints, besides bundles."""

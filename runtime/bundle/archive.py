@@ -143,7 +143,7 @@ def unpack(archive: Path, folder: Path) -> list[str]:
 def _plain(archive: Path, member: tarfile.TarInfo) -> str:
     path = PurePosixPath(member.name)
     if not member.isreg() or path.is_absolute() or ".." in path.parts:
-        raise ArchiveError(f"{archive}: found {member.name!r}, expected plain files inside of the folder")
+        raise ArchiveError(f"{archive}: found {member.name!r}, expected plain files inside the folder")
     return member.name
 
 

@@ -142,7 +142,7 @@ class FakeCuda:
             work()
 
     def check(self, address: int, size: int, kind: str) -> None:
-        """Fail unless a range of bytes is inside of one allocation of a kind, ``device`` or ``pinned``."""
+        """Fail unless a range of bytes is inside one allocation of a kind, ``device`` or ``pinned``."""
         index = bisect.bisect_right(self._addresses, address) - 1
         assert index >= 0, f"{size} bytes at {address:#x} are in no allocation"
         found = self.allocations[self._addresses[index]]

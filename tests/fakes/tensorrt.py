@@ -1,7 +1,7 @@
 """Stands in for TensorRT: it compiles nothing and runs ONNX graphs with ONNX Runtime, by TensorRT's rules.
 
 An "engine" is the graph, its profiles and its aliased pairs. A context runs only if every address is set, every shape
-is inside of the chosen profile, activations have memory, and a cache's update has the address of the cache. It may be
+is inside the chosen profile, activations have memory, and a cache's update has the address of the cache. It may be
 captured only after it has run, and must not change once it has been captured.
 """
 
@@ -363,7 +363,7 @@ class IExecutionContext:
         if inside:
             self._shapes[name] = tuple(shape)
         else:
-            self.engine.log.log(Severity.ERROR, f"{name}: {shape} is outside of the profile")
+            self.engine.log.log(Severity.ERROR, f"{name}: {shape} is outside the profile")
         return inside
 
     def set_tensor_address(self, name: str, memory: int) -> bool:

@@ -82,12 +82,12 @@ class ControlInput:
 
 
 class CallBuffers:
-    """Holds the inputs and outputs of all graphs that are neither caches nor what places rows.
+    """Holds the inputs and outputs of all graphs, except caches and the control inputs that place rows.
 
     Args:
         config: the model's.
         kind: type of activations.
-        capacity: positions of a sequence.
+        capacity: number of positions of the longest sequence.
     """
 
     def __init__(self, config: BltConfig, kind: np.dtype[Any], capacity: int) -> None:

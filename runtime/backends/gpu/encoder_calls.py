@@ -59,7 +59,7 @@ class EncoderCalls:
             done = until
 
     def encode_row(self, position: int, ids: Ids, visible_from: int | None) -> None:
-        """Encode one row inside of the open patch.
+        """Encode one row inside the open patch.
 
         Args:
             position: of the row.

@@ -107,7 +107,7 @@ def test_archive_that_is_not_what_was_packed_is_refused(bundle: Path, tmp_path: 
         "missing": "found decoder.onnx in the archive or in SHA256SUMS alone",
         "added": "found decoder.onnx, extra.onnx in the archive",
         "no sums": "found no SHA256SUMS",
-    }.get(what, "expected plain files inside of the folder")
+    }.get(what, "expected plain files inside the folder")
     with pytest.raises(ArchiveError, match=message):
         unpack(archive, tmp_path / "out")
     assert not (tmp_path / "out").exists()
