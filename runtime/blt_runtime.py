@@ -55,10 +55,11 @@ class BltRuntime:
             ProviderError: the provider cannot be used here.
             TensorRtError: TensorRT is missing or of a version that is not supported.
             CudaError: there is no usable GPU, or cuda-python is missing.
-            ValueError: unknown backend or provider, or ``max_bytes`` < 1.
+            ValueError: unknown backend or provider, or ``max_bytes`` or ``threads`` < 1.
         """
-        if max_bytes < 1:
-            raise ValueError(f"max_bytes: found {max_bytes}, expected a positive integer")
+        for name, value in (("max_bytes", max_bytes), ("threads", threads)):
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ValueError(f"{name}: found {value!r}, expected a positive integer")
         return cls(load_backend(backend, LoadRequest(Path(bundle), provider, max_bytes, threads)))
 
     @property
@@ -121,6 +122,7 @@ class BltRuntime:
             CapacityError: prompt and new bytes exceed ``max_bytes``.
             MethodError: unknown method, or one that this model cannot run.
             SamplingError: a parameter of sampling is out of range.
+            TypeError: an option that does not exist.
             ValueError: negative ``max_new_bytes``, an empty stop string, or ids that are no prompt.
         """
         stream = self.stream(prompt, max_new_bytes, request=request, **options)
@@ -145,8 +147,10 @@ class BltRuntime:
 
         Raises:
             CapacityError: prompt and continuation exceed ``max_bytes``.
-            ValueError: ids that are no prompt.
+            ValueError: ids that are no prompt, or a continuation that is neither bytes nor text.
         """
+        if not isinstance(continuation, str | bytes):
+            raise ValueError(f"continuation: found {type(continuation).__name__}, expected bytes or text")
         before, after = prompt_ids(prompt), encode(continuation, bos=False)
         if len(before) + len(after) > self.backend.max_bytes:
             raise CapacityError(
@@ -161,6 +165,12 @@ def _request(
     max_new_bytes: int | None, request: GenerationRequest | None, options: GenerationOptions
 ) -> GenerationRequest:
     """Return the request that the arguments of `BltRuntime.generate` describe."""
-    if max_new_bytes is not None:
-        return replace(request or GenerationRequest(), max_new_bytes=max_new_bytes, **options)
-    return replace(request or GenerationRequest(), **options)
+    if request is None:
+        return GenerationRequest(**options) if max_new_bytes is None else GenerationRequest(max_new_bytes, **options)
+    if not isinstance(request, GenerationRequest):
+        raise TypeError(f"request: found {type(request).__name__}, expected a GenerationRequest")
+    return (
+        replace(request, **options)
+        if max_new_bytes is None
+        else replace(request, max_new_bytes=max_new_bytes, **options)
+    )

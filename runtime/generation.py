@@ -82,7 +82,8 @@ class ByteStream(Iterator[Chunk]):
         self.sampler = sampler
         self.rules = rules
         self.finish = "length"
-        """Why the generation ended: ``length``, ``stop``, ``eos``, or ``closed`` if it was closed before its end."""
+        """Why the generation ended: ``length``, ``stop``, ``eos``, or ``closed`` if it was closed, or an error was
+        raised, before its end."""
         self.tokens: list[int] = []
         """New token ids that are decided, those of bytes held back too; see `Generation.tokens`."""
         self._started = started
@@ -109,7 +110,13 @@ class ByteStream(Iterator[Chunk]):
     def __next__(self) -> Chunk:
         if self.finish == "closed":
             raise ValueError("stream: closed before its end, expected an open one; call stream() again")
-        return next(self._chunks)
+        try:
+            return next(self._chunks)
+        except StopIteration:
+            raise
+        except BaseException:
+            self.finish = "closed"  # or asking again would look like an end
+            raise
 
     def __enter__(self) -> ByteStream:
         return self
@@ -251,11 +258,14 @@ def prompt_ids(prompt: Prompt) -> Ids:
         int64 [n].
 
     Raises:
-        ValueError: the ids are not integers [n], do not begin with BOS, or one of them is outside the vocabulary.
+        ValueError: it is none of these, or the ids are not integers [n], do not begin with BOS, or one of them is
+            outside the vocabulary.
     """
     if isinstance(prompt, str | bytes):
         return encode(prompt, bos=False)
     ids = np.asarray(prompt)
+    if ids.ndim == 0 or isinstance(prompt, bytearray | memoryview):
+        raise ValueError(f"prompt: found {type(prompt).__name__}, expected bytes, text, or token ids [n]")
     if ids.ndim != 1 or ids.dtype.kind not in "iu":
         raise ValueError(f"prompt ids: found {ids.dtype} {list(ids.shape)}, expected integers [n]")
     if not len(ids) or ids[0] != BOS_ID:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypedDict
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from fastblt.models.tokens import BYTE_OFFSET, VOCAB_SIZE
 from fastblt.runtime.methods import Method, parse_method
-from fastblt.runtime.sequence.sampling import Distribution, Sampler, SamplingError
+from fastblt.runtime.sequence.sampling import Distribution, Sampler, SamplingError, check_sampling, is_number
 
 #: New bytes of a generation unless the request specifies otherwise.
 DEFAULT_NEW_BYTES = 256
@@ -42,7 +42,7 @@ class GenerationRequest:
     Raises:
         MethodError: the method does not exist, or is malformed.
         SamplingError: a parameter of sampling is out of range.
-        ValueError: ``max_new_bytes`` is negative, or a stop string is empty.
+        ValueError: ``max_new_bytes`` is negative, or a stop string is empty or neither bytes nor text.
     """
 
     max_new_bytes: int = DEFAULT_NEW_BYTES
@@ -64,7 +64,7 @@ class GenerationRequest:
     banned_bytes: bytes = b""
     """Bytes that are never generated, as with a bias of -inf."""
     seed: int | None = None
-    """Of sampling, >= 0; None: a random one."""
+    """Seed of sampling, >= 0; None: a random one."""
     stop: bytes | str | Sequence[bytes | str] = ()
     """The text ends before this string, or before the first of these; kept as a tuple of bytes."""
     stop_at_eos: bool = True
@@ -78,8 +78,9 @@ class GenerationRequest:
             raise ValueError(f"max_new_bytes: found {count!r}, expected an integer >= 0")
         object.__setattr__(self, "stop", stop_strings(self.stop))
         object.__setattr__(self, "logit_bias", _checked_bias(self.logit_bias, self.banned_bytes))
+        object.__setattr__(self, "banned_bytes", bytes(self.banned_bytes))
         self.decoding_method()
-        self.sampler()
+        check_sampling(self.temperature, self.top_p, self.top_k, self.min_p, self.seed)
 
     def decoding_method(self) -> Method:
         """Return the method to decode with; the default is chosen here."""
@@ -129,27 +130,34 @@ def stop_strings(strings: bytes | str | Sequence[bytes | str]) -> tuple[bytes, .
     """Return stop strings as bytes; a single one needs no list around it.
 
     Raises:
-        ValueError: one of them is empty.
+        ValueError: one of them is empty, or neither bytes nor text.
     """
-    each = [strings] if isinstance(strings, str | bytes) else strings
-    found = tuple(s.encode("utf-8") if isinstance(s, str) else bytes(s) for s in each)
-    if b"" in found:
+    if isinstance(strings, str | bytes) or not isinstance(strings, Iterable):
+        strings = [strings]
+    return tuple(_stop_string(string) for string in strings)
+
+
+def _stop_string(string: object) -> bytes:
+    if not isinstance(string, str | bytes):
+        raise ValueError(f"stop: found {string!r}, expected bytes, text, or a sequence of them")
+    if not string:
         raise ValueError("stop: found an empty string, expected at least one byte")
-    return found
+    return string.encode("utf-8") if isinstance(string, str) else string
 
 
 def _checked_bias(logit_bias: Mapping[int, float], banned: bytes) -> dict[int, float]:
     """Return a copy of a bias by byte value, each of which may have one."""
     if not isinstance(banned, bytes | bytearray):
         raise SamplingError(f"banned_bytes: found {banned!r}, expected bytes")
+    if not isinstance(logit_bias, Mapping):
+        raise SamplingError(f"logit_bias: found {logit_bias!r}, expected a mapping of byte values to numbers")
     for byte, value in logit_bias.items():
         if not isinstance(byte, int | np.integer) or not 0 <= byte <= 255:
             raise SamplingError(f"logit_bias: found {byte!r}, expected byte values in 0..255")
-        if not value < math.inf:
+        if not (is_number(value) and value < math.inf):
             raise SamplingError(
-                f"logit_bias: found {value} of byte {byte}, expected a finite number, or -inf to ban it"
+                f"logit_bias: found {value!r} for byte {byte}, expected a finite number, or -inf to ban it"
             )
-    left = set(range(256)) - set(banned) - {byte for byte, value in logit_bias.items() if value == -math.inf}
-    if not left:
+    if len({*banned, *(byte for byte, value in logit_bias.items() if value == -math.inf)}) == 256:
         raise SamplingError("logit_bias, banned_bytes: found every byte banned, expected at least one that is not")
     return {int(byte): float(value) for byte, value in logit_bias.items()}

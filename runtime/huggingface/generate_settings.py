@@ -43,7 +43,7 @@ _OFF_AT_ONE = {
 
 
 class UnsupportedArgumentError(ValueError):
-    """An argument that cannot be honored; the message explains why."""
+    """Reports an argument that cannot be honored, and why."""
 
 
 def as_mapping(generation_config: Any) -> dict[str, Any]:

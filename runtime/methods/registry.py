@@ -60,8 +60,9 @@ def parse_method(method: str | Method) -> Method:
             defines it cannot be loaded, or ``method`` is neither a name nor a method.
     """
     if not isinstance(method, str):
-        if not callable(getattr(method, "rounds", None)):
-            raise MethodError(f"method: found {type(method).__name__}, expected a name or an object with rounds()")
+        if isinstance(method, type) or not callable(getattr(method, "rounds", None)):
+            found = f"the class {method.__name__}" if isinstance(method, type) else type(method).__name__
+            raise MethodError(f"method: found {found}, expected a name or an object with rounds()")
         return method
     name, _, argument = method.partition(":")
     try:

@@ -38,7 +38,7 @@ Distribution = NDArray[np.float64]
 
 
 class SamplingError(ValueError):
-    """Sampling parameters out of range."""
+    """Reports a parameter of sampling that is out of range, or logits that cannot be sampled from."""
 
 
 class Draft(NamedTuple):
@@ -83,16 +83,7 @@ class Sampler:
         bias: Distribution | None = None,
         logprobs: bool = False,
     ) -> None:
-        if not 0.0 <= temperature < math.inf:
-            raise SamplingError(f"temperature: found {temperature}, expected a number >= 0 (0 is greedy)")
-        if not 0.0 < top_p <= 1.0:
-            raise SamplingError(f"top_p: found {top_p}, expected a number in (0, 1]")
-        if not _is_count(top_k):
-            raise SamplingError(f"top_k: found {top_k}, expected an integer >= 0 (0 keeps every token)")
-        if not 0.0 <= min_p <= 1.0:
-            raise SamplingError(f"min_p: found {min_p}, expected a number in [0, 1]")
-        if seed is not None and not _is_count(seed):
-            raise SamplingError(f"seed: found {seed}, expected an integer >= 0, or None for a random one")
+        check_sampling(temperature, top_p, top_k, min_p, seed)
         self.temperature = temperature
         self.top_p = top_p
         self.top_k = top_k
@@ -173,6 +164,24 @@ class Sampler:
         return int(np.searchsorted(total, at, side="right"))
 
 
+def check_sampling(temperature: float, top_p: float, top_k: int, min_p: float, seed: int | None) -> None:
+    """Check the parameters of a `Sampler`.
+
+    Raises:
+        SamplingError: one of them is out of range, or not a number.
+    """
+    if not (is_number(temperature) and 0.0 <= temperature < math.inf):
+        raise SamplingError(f"temperature: found {temperature!r}, expected a number >= 0 (0 is greedy)")
+    if not (is_number(top_p) and 0.0 < top_p <= 1.0):
+        raise SamplingError(f"top_p: found {top_p!r}, expected a number in (0, 1]")
+    if not _is_count(top_k):
+        raise SamplingError(f"top_k: found {top_k!r}, expected an integer >= 0 (0 keeps every token)")
+    if not (is_number(min_p) and 0.0 <= min_p <= 1.0):
+        raise SamplingError(f"min_p: found {min_p!r}, expected a number in [0, 1]")
+    if seed is not None and not _is_count(seed):
+        raise SamplingError(f"seed: found {seed!r}, expected an integer >= 0, or None for a random one")
+
+
 def log_probabilities(logits: Floats, tokens: Sequence[int] | Ids) -> NDArray[np.float64]:
     """Return the natural logarithm of tokens' probabilities under the model's own distribution.
 
@@ -205,10 +214,16 @@ def probabilities(
 
     Returns:
         float64 [vocab], sums to 1.
+
+    Raises:
+        SamplingError: the greatest logit is NaN or infinite.
     """
     wide = logits.astype(np.float64)
+    best = wide.max()
+    if not math.isfinite(best):
+        raise SamplingError(f"logits: found {best} as the greatest one, expected a finite number")
     with np.errstate(over="ignore"):  # a tiny temperature makes -inf of every token but the best
-        p: Distribution = np.exp((wide - wide.max()) / temperature)
+        p: Distribution = np.exp((wide - best) / temperature)
     p /= p.sum()
     if 0 < top_k < len(p) or top_p < 1.0:
         _keep_most_likely(p, top_p, top_k)
@@ -228,6 +243,11 @@ def _keep_most_likely(p: Distribution, top_p: float, top_k: int) -> None:
         before = np.cumsum(p[order]) - p[order]
         p[order[before >= top_p]] = 0.0
         p /= p.sum()
+
+
+def is_number(value: object) -> bool:
+    """Return whether a value is a real number; True and False are none."""
+    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
 
 
 def _is_count(value: object) -> bool:

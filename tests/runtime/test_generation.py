@@ -192,6 +192,9 @@ BAD_ARGUMENTS: list[tuple[dict[str, object], type[ValueError], str]] = [
     ({"top_p": 0.0}, SamplingError, r"top_p: found 0\.0"),
     ({"method": "b:8"}, ValueError, "method 'b:8': unknown"),
     ({"prompt": b"x" * 9000}, CapacityError, "prompt: found 9000 bytes"),
+    ({"prompt": None}, ValueError, r"prompt: found NoneType, expected bytes, text, or token ids \[n\]"),
+    ({"prompt": bytearray(b"x")}, ValueError, "prompt: found bytearray, expected bytes, text"),
+    ({"prompt": 70}, ValueError, "prompt: found int, expected bytes, text"),
 ]
 
 
@@ -213,6 +216,11 @@ def test_bad_argument_is_refused_before_anything_is_run(
 def test_capacity_must_be_positive(max_bytes: int) -> None:
     with pytest.raises(ValueError, match=rf"max_bytes: found {max_bytes}, expected a positive integer"):
         BltRuntime.from_pretrained("nowhere", max_bytes=max_bytes)
+
+
+def test_threads_must_be_positive() -> None:
+    with pytest.raises(ValueError, match="threads: found 0, expected a positive integer"):
+        BltRuntime.from_pretrained("nowhere", threads=0)
 
 
 def test_unknown_backend_is_named_with_the_choices() -> None:

@@ -10,6 +10,7 @@ import pytest
 from fastblt.runtime.backends.protocol import Backend
 from fastblt.runtime.blt_runtime import BltRuntime
 from fastblt.runtime.methods import MethodError, parse_method
+from fastblt.runtime.methods.ar import Autoregressive
 from fastblt.runtime.request import DEFAULT_NEW_BYTES, GenerationOptions, GenerationRequest
 from fastblt.runtime.sequence.sampling import SamplingError
 
@@ -67,9 +68,13 @@ BAD: list[tuple[dict[str, Any], type[ValueError], str]] = [
     ({"max_new_bytes": 2.5}, ValueError, r"max_new_bytes: found 2\.5, expected an integer"),
     ({"max_new_bytes": True}, ValueError, "max_new_bytes: found True, expected an integer"),
     ({"method": "b:8"}, MethodError, "method 'b:8': unknown"),
+    ({"method": Autoregressive}, MethodError, "method: found the class Autoregressive, expected a name or an object"),
     ({"method": 8}, MethodError, "method: found int, expected a name or an object"),
     ({"temperature": -1.0}, SamplingError, r"temperature: found -1\.0, expected a number >= 0"),
     ({"temperature": math.inf}, SamplingError, "temperature: found inf"),
+    ({"temperature": "hot"}, SamplingError, "temperature: found 'hot', expected a number >= 0"),
+    ({"top_p": None}, SamplingError, "top_p: found None, expected a number"),
+    ({"min_p": True}, SamplingError, "min_p: found True, expected a number"),
     ({"top_p": 0.0}, SamplingError, r"top_p: found 0\.0, expected a number in \(0, 1\]"),
     ({"top_k": -1}, SamplingError, "top_k: found -1, expected an integer >= 0"),
     ({"top_k": 1.5}, SamplingError, r"top_k: found 1\.5, expected an integer >= 0"),
@@ -78,8 +83,10 @@ BAD: list[tuple[dict[str, Any], type[ValueError], str]] = [
     ({"seed": -1}, SamplingError, "seed: found -1, expected an integer >= 0"),
     ({"logit_bias": {256: 1.0}}, SamplingError, r"logit_bias: found 256, expected byte values in 0\.\.255"),
     ({"logit_bias": {"a": 1.0}}, SamplingError, "logit_bias: found 'a', expected byte values"),
-    ({"logit_bias": {65: math.inf}}, SamplingError, "logit_bias: found inf of byte 65, expected a finite number, or"),
-    ({"logit_bias": {65: math.nan}}, SamplingError, "logit_bias: found nan of byte 65"),
+    ({"logit_bias": {65: math.inf}}, SamplingError, "logit_bias: found inf for byte 65, expected a finite number, or"),
+    ({"logit_bias": {65: math.nan}}, SamplingError, "logit_bias: found nan for byte 65"),
+    ({"logit_bias": {65: "x"}}, SamplingError, "logit_bias: found 'x' for byte 65, expected a finite number"),
+    ({"logit_bias": [65]}, SamplingError, r"logit_bias: found \[65\], expected a mapping of byte values"),
     ({"banned_bytes": "abc"}, SamplingError, "banned_bytes: found 'abc', expected bytes"),
     ({"banned_bytes": bytes(range(256))}, SamplingError, "found every byte banned, expected at least one that is not"),
     (
@@ -88,6 +95,8 @@ BAD: list[tuple[dict[str, Any], type[ValueError], str]] = [
         "found every byte banned",
     ),
     ({"stop": [b"x", b""]}, ValueError, "stop: found an empty string, expected at least one byte"),
+    ({"stop": [5]}, ValueError, "stop: found 5, expected bytes, text, or a sequence of them"),
+    ({"stop": None}, ValueError, "stop: found None, expected bytes, text"),
 ]
 
 
@@ -106,6 +115,20 @@ def test_generate_takes_a_request_keywords_or_both(scripted: Scripted) -> None:
     assert runtime.generate(TEXT[:5], 7, request=request).data == TEXT[5:12]
     assert runtime.generate(TEXT[:5], request=request, stop=()).data == TEXT[5:45]
     assert b"".join(chunk.data for chunk in runtime.stream(TEXT[:5], request=request)) == expected
+
+
+def test_request_of_another_type_and_unknown_option_are_refused(scripted: Scripted) -> None:
+    runtime = BltRuntime(scripted(TEXT))
+    wrong: Any = {"max_new_bytes": 3}
+    with pytest.raises(TypeError, match="request: found dict, expected a GenerationRequest"):
+        runtime.generate(TEXT[:5], request=wrong)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'max_new_tokens'"):
+        runtime.generate(TEXT[:5], max_new_tokens=3)  # type: ignore[call-arg]
+
+
+def test_request_with_a_bytearray_hashes_too() -> None:
+    banned: Any = bytearray(b"ab")
+    assert hash(GenerationRequest(banned_bytes=banned)) == hash(GenerationRequest(banned_bytes=b"ab"))
 
 
 def test_default_method_of_generate_is_adaptive(scripted: Scripted) -> None:

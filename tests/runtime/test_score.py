@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -84,6 +85,17 @@ def test_stream_that_lost_its_caches_to_a_score_is_an_error(open_backend: OpenBa
     runtime.score(b"abc", b"def")
     with pytest.raises(ValueError, match="another session has used the caches"):
         list(stream)
+    # Asked again, it does not pretend to have ended.
+    assert stream.finish == "closed"
+    with pytest.raises(ValueError, match="stream: closed before its end"):
+        list(stream)
+
+
+def test_continuation_that_is_not_text_is_refused(open_backend: OpenBackend) -> None:
+    runtime = BltRuntime(open_backend("onnxruntime", "embedding", 20))
+    wrong: Any = [5, 6]
+    with pytest.raises(ValueError, match="continuation: found list, expected bytes or text"):
+        runtime.score(b"abc", wrong)
 
 
 def test_bits_per_byte_of_the_shipped_model_are_the_documented_ones(demo_bundle: Path) -> None:

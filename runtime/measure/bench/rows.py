@@ -77,8 +77,8 @@ class BenchRow:
     acceptance: float | None
     """``accepted / drafted``; null where nothing is drafted."""
     identical_to_ar: bool | None
-    """Return whether every run's bytes equal those of the reference (`BenchPlan.reference`) after the same prompt;
-    null: replay."""
+    """Whether every run's bytes equal those of the reference (`BenchPlan.reference`) after the same prompt; null:
+    replay."""
     ratio_to_ar: float | None
     """``bytes_per_s`` divided by that of the bench's backend with ``ar``; null where nothing was timed."""
     ratio_to_eager_ar: float | None

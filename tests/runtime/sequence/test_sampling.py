@@ -204,3 +204,11 @@ def test_samples_have_the_probabilities_of_the_nucleus(temperature: float, top_p
     wrong = count * np.array(naive_nucleus(logits[1].tolist(), temperature * 1.15, top_p))
     if (wrong > 0).sum() == kept.sum() and freedom:
         assert float(((seen - wrong)[kept] ** 2 / wrong[kept]).sum()) > statistic
+
+
+@pytest.mark.parametrize("worst", [math.nan, math.inf])
+def test_logits_that_are_no_numbers_are_refused(worst: float) -> None:
+    logits = np.array([[0.0, worst, 1.0]], dtype=np.float32)
+    rows = rows_of(np.zeros((1, 3), dtype=np.float32))._replace(logits=logits)
+    with pytest.raises(SamplingError, match=f"logits: found {worst} as the greatest one, expected a finite number"):
+        Sampler(1.0).choose(rows, 0)
