@@ -1,139 +1,34 @@
-"""Stands in for TensorRT: it compiles nothing and runs ONNX graphs with ONNX Runtime, by TensorRT's rules.
+"""Stands in for TensorRT: it compiles nothing, and runs ONNX graphs with ONNX Runtime (see `fakes.tensorrt_engine`).
 
-An "engine" is the graph, its profiles and its aliased pairs. A context runs only if every address is set, every shape
-is inside the chosen profile, activations have memory, and a cache's update has the address of the cache. It may be
-captured only after it has run, and must not change once it has been captured.
+An "engine" is the graph, its profiles and its aliased pairs.
 """
 
 from __future__ import annotations
 
-import ctypes
-import io
 import json
-import math
-import tempfile
-from enum import Enum, IntEnum
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
-import numpy as np
 import onnx
-import onnxruntime as ort
 from fakes.cuda import FakeCuda
-from onnx import TensorProto
-
-from fastblt.export.widening import widen
-
-_MAGIC = b"fake engine\n"
-_MEMORY_BYTES = 4096
-
-
-class DataType(Enum):
-    float32 = "float32"
-    float16 = "float16"
-    bfloat16 = "bfloat16"
-    int64 = "int64"
-
-
-_TYPES = {
-    TensorProto.FLOAT: DataType.float32,
-    TensorProto.FLOAT16: DataType.float16,
-    TensorProto.BFLOAT16: DataType.bfloat16,
-    TensorProto.INT64: DataType.int64,
-}
-
-
-class Severity(IntEnum):
-    INTERNAL_ERROR = 0
-    ERROR = 1
-    WARNING = 2
-    INFO = 3
-    VERBOSE = 4
-
-
-class ILogger:
-    Severity = Severity
-
-
-class LayerType(Enum):
-    ATTENTION_INPUT = 1
-    KV_CACHE_UPDATE = 2
-    OTHER = 3
-
-
-class SeekPosition(Enum):
-    SET = 0
-    CUR = 1
-    END = 2
-
-
-class ExecutionContextAllocationStrategy(Enum):
-    STATIC = 0
-    ON_PROFILE_CHANGE = 1
-    USER_MANAGED = 2
-
-
-class NetworkDefinitionCreationFlag(IntEnum):
-    STRONGLY_TYPED = 1
-
-
-class BuilderFlag(Enum):
-    TF32 = 1
-    REQUIRE_USER_ALLOCATION = 2
-
-
-class DynamicShapesKernelSpecializationStrategy(Enum):
-    LAZY = 0
-    EAGER = 1
-    NONE = 2
-
-
-class IRuntimeCache:
-    """Holds kernels; here only their number matters."""
-
-    def __init__(self) -> None:
-        self.kernels = b""
-
-    def serialize(self) -> bytes:
-        return b"kernels:" + self.kernels
-
-    def deserialize(self, blob: bytes) -> bool:
-        if not blob.startswith(b"kernels:"):
-            return False
-        self.kernels = blob.removeprefix(b"kernels:")
-        return True
-
-
-class IRuntimeConfig:
-    def __init__(self) -> None:
-        self.strategy: ExecutionContextAllocationStrategy | None = None
-        self.dynamic_shapes_kernel_specialization_strategy = DynamicShapesKernelSpecializationStrategy.LAZY
-        self.cache: IRuntimeCache | None = None
-
-    def set_execution_context_allocation_strategy(self, strategy: ExecutionContextAllocationStrategy) -> None:
-        self.strategy = strategy
-
-    def create_runtime_cache(self) -> IRuntimeCache:
-        return IRuntimeCache()
-
-    def set_runtime_cache(self, cache: IRuntimeCache) -> bool:
-        self.cache = cache
-        return True
-
-
-class ComputeCapability(Enum):
-    SM86 = 86
-    SM89 = 89
-    SM120 = 120
-
-
-class IStreamReaderV2:
-    pass
-
-
-class IProgressMonitor:
-    pass
+from fakes.tensorrt_engine import ICudaEngine, IExecutionContext
+from fakes.tensorrt_values import (
+    MAGIC,
+    TYPES,
+    BuilderFlag,
+    ComputeCapability,
+    DataType,
+    DynamicShapesKernelSpecializationStrategy,
+    ExecutionContextAllocationStrategy,
+    ILogger,
+    IProgressMonitor,
+    IRuntimeCache,
+    IRuntimeConfig,
+    IStreamReaderV2,
+    LayerType,
+    NetworkDefinitionCreationFlag,
+    SeekPosition,
+)
 
 
 class Tensor:
@@ -206,7 +101,7 @@ class OnnxParser:
         proto = onnx.load_from_string(model)
         onnx.load_external_data_for_model(proto, str(Path(path).parent))
         graph = proto.graph
-        types = {v.name: _TYPES[v.type.tensor_type.elem_type] for v in (*graph.input, *graph.output)}
+        types = {v.name: TYPES[v.type.tensor_type.elem_type] for v in (*graph.input, *graph.output)}
         self._network.model = proto
         self._network.layers = [IAttentionInputLayer(node, types) for node in graph.node]
         self._errors = [ParserError(node) for node in graph.node if node.op_type == "BitwiseNot"]
@@ -273,192 +168,7 @@ class Builder:
             "targets": sorted(config.targets.values()),
             "aliases": {layer.get_output(0).name: layer.get_input(0).name for layer in caches},
         }
-        return _MAGIC + json.dumps(header).encode() + b"\n" + network.model.SerializeToString()
-
-
-class ICudaEngine:
-    """Holds a graph with its profiles, which runs on a `FakeCuda`."""
-
-    def __init__(self, plan: bytes, cuda: FakeCuda, log: Any) -> None:
-        lines = io.BytesIO(plan[len(_MAGIC) :])
-        self.header = json.loads(lines.readline())
-        self.cuda, self.log = cuda, log
-        model = onnx.load_from_string(lines.read())
-        self._inputs = {value.name: value for value in model.graph.input}
-        self._outputs = {value.name: value for value in model.graph.output}
-        self.tensors = self._inputs | self._outputs
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        options.intra_op_num_threads = 1
-        runnable = _without_bf16(model).SerializeToString()
-        self.session = ort.InferenceSession(runnable, options, providers=["CPUExecutionProvider"])
-        self.device_memory_size_v2 = _MEMORY_BYTES
-
-    @property
-    def num_io_tensors(self) -> int:
-        return len(self.tensors)
-
-    @property
-    def num_optimization_profiles(self) -> int:
-        return len(self.header["profiles"])
-
-    def get_tensor_name(self, index: int) -> str:
-        return list(self.tensors)[index]
-
-    def get_tensor_dtype(self, name: str) -> DataType:
-        return _TYPES[self.tensors[name].type.tensor_type.elem_type]
-
-    def get_aliased_input_tensor(self, name: str) -> str | None:
-        found: str | None = self.header["aliases"].get(name)
-        return found
-
-    def create_runtime_config(self) -> IRuntimeConfig:
-        return IRuntimeConfig()
-
-    def create_execution_context(self, runtime_config: IRuntimeConfig) -> IExecutionContext:
-        assert runtime_config.strategy is ExecutionContextAllocationStrategy.USER_MANAGED
-        assert runtime_config.cache is not None
-        return IExecutionContext(self, runtime_config)
-
-    def is_input(self, name: str) -> bool:
-        return name in self._inputs
-
-
-class IExecutionContext:
-    def __init__(self, engine: ICudaEngine, config: IRuntimeConfig) -> None:
-        self.engine = engine
-        self._config = config
-        self._addresses: dict[str, int] = {}
-        self._shapes: dict[str, tuple[int, ...]] = {}
-        self._profile: dict[str, list[list[int]]] | None = None
-        self._memory = 0
-        self._warm = self._captured = False
-
-    def _change(self) -> None:
-        assert not self._captured, "a context that has been captured must not change"
-        self._warm = False
-
-    def set_device_memory(self, memory: int, size: int) -> None:
-        self._change()
-        assert memory % 256 == 0
-        assert size >= self.engine.device_memory_size_v2
-        self.engine.cuda.check(memory, size, "device")
-        self._memory = memory
-
-    def set_optimization_profile_async(self, profile_index: int, stream_handle: int) -> bool:
-        self._change()
-        self._profile = self.engine.header["profiles"][profile_index]
-        self._shapes.clear()
-        return True
-
-    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
-        self._change()
-        assert self._profile is not None, "no profile has been chosen"
-        dims = self.engine.tensors[name].type.tensor_type.shape.dim
-        fixed = [dim.dim_value if dim.HasField("dim_value") else None for dim in dims]
-        inside = len(fixed) == len(shape) and all(a is None or a == b for a, b in zip(fixed, shape, strict=True))
-        if name in self._profile:
-            least, _, most = self._profile[name]
-            inside &= all(low <= size <= high for low, size, high in zip(least, shape, most, strict=True))
-        if inside:
-            self._shapes[name] = tuple(shape)
-        else:
-            self.engine.log.log(Severity.ERROR, f"{name}: {shape} is outside the profile")
-        return inside
-
-    def set_tensor_address(self, name: str, memory: int) -> bool:
-        self._change()
-        assert memory % 256 == 0, f"{name}: an address that is not aligned"
-        self._addresses[name] = memory
-        return name in self.engine.tensors
-
-    def infer_shapes(self) -> list[str]:
-        return [name for name in self.engine.tensors if self.engine.is_input(name) and name not in self._shapes]
-
-    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-        """Return the shape of a tensor; the symbols of an output have the values that they have in the inputs."""
-        return self._shapes[name] if name in self._shapes else self._resolved(name)
-
-    def _resolved(self, name: str) -> tuple[int, ...]:
-        symbols = {}
-        for known, shape in self._shapes.items():
-            dims = self.engine.tensors[known].type.tensor_type.shape.dim
-            symbols |= {dim.dim_param: size for dim, size in zip(dims, shape, strict=True)}
-        dims = self.engine.tensors[name].type.tensor_type.shape.dim
-        return tuple(dim.dim_value if dim.HasField("dim_value") else symbols[dim.dim_param] for dim in dims)
-
-    def is_stream_capturable(self, stream: int) -> bool:
-        eager = DynamicShapesKernelSpecializationStrategy.EAGER
-        settled = self._config.dynamic_shapes_kernel_specialization_strategy is eager
-        return bool(self._warm and settled and self.engine.header["capturable"])
-
-    def execute_async_v3(self, stream_handle: int) -> bool:
-        engine, cuda = self.engine, self.engine.cuda
-        missing = sorted(set(engine.tensors) - set(self._addresses))
-        problem = (
-            f"no address of {missing}"
-            if missing
-            else "no memory for activations"
-            if not self._memory
-            else "no profile"
-            if self._profile is None
-            else "the default stream"
-            if stream_handle == 0
-            else None
-        )
-        for update, cache in engine.header["aliases"].items():
-            if not problem and self._addresses[update] != self._addresses[cache]:
-                problem = f"{update} and {cache} have different addresses"
-        if problem:
-            engine.log.log(Severity.ERROR, problem)
-            return False
-        if cuda.is_capturing(stream_handle):
-            if not self._warm:
-                cuda.spoil(stream_handle)
-                return False
-            self._captured = True
-        if not self._warm and self._config.cache is not None:
-            self._config.cache.kernels += b"+"
-        self._warm = True
-        addresses = dict(self._addresses)
-        shapes = {name: self.get_tensor_shape(name) for name in engine.tensors}
-        cuda.enqueue(stream_handle, lambda: _execute(engine, addresses, shapes))
-        return True
-
-
-def _execute(engine: ICudaEngine, addresses: dict[str, int], shapes: dict[str, tuple[int, ...]]) -> None:
-    views = {}
-    for name, address in addresses.items():
-        dtype = _numpy(engine.get_tensor_dtype(name))
-        size = math.prod(shapes[name]) * dtype.itemsize
-        engine.cuda.check(address, size, "device")
-        raw = (ctypes.c_uint8 * size).from_address(address)
-        views[name] = np.frombuffer(raw, dtype=np.uint8).view(dtype).reshape(shapes[name])
-    feed = {name: _wide(view.copy()) for name, view in views.items() if engine.is_input(name)}
-    outputs = [name for name in views if not engine.is_input(name)]
-    for name, value in zip(outputs, engine.session.run(outputs, feed), strict=True):
-        assert value.shape == shapes[name]
-        views[name][...] = value
-
-
-def _without_bf16(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a graph that the CPU can run: bf16 values become fp32 values that are rounded to bf16."""
-    kinds = {value.type.tensor_type.elem_type for value in model.graph.input}
-    if TensorProto.BFLOAT16 not in kinds:
-        return model
-    with tempfile.TemporaryDirectory() as folder:
-        source, target = Path(folder) / "source.onnx", Path(folder) / "target.onnx"
-        onnx.save(model, source)
-        widen(source, target, round_values=True)
-        return onnx.load(target)
-
-
-def _wide(array: np.ndarray) -> np.ndarray:
-    return array.astype(np.float32) if array.dtype == ml_dtypes.bfloat16 else array
-
-
-def _numpy(kind: DataType) -> np.dtype[Any]:
-    return np.dtype(ml_dtypes.bfloat16) if kind is DataType.bfloat16 else np.dtype(kind.value)
+        return MAGIC + json.dumps(header).encode() + b"\n" + network.model.SerializeToString()
 
 
 class FakeTensorRt:
@@ -483,7 +193,7 @@ class FakeTensorRt:
 
             def deserialize_cuda_engine(self, serialized_engine: Any) -> ICudaEngine | None:
                 plan = serialized_engine if isinstance(serialized_engine, bytes) else _read(serialized_engine)
-                if not plan.startswith(_MAGIC):
+                if not plan.startswith(MAGIC):
                     return None
                 engine = ICudaEngine(plan, cuda, self._log)
                 return engine if cuda.sm in engine.header["targets"] else None

@@ -12,6 +12,7 @@ import pytest
 from fakes import tensorrt as fake
 from fakes.cuda import FakeCuda
 from fakes.tensorrt import FakeTensorRt
+from fakes.tensorrt_values import Severity
 
 cudart = pytest.importorskip("cuda.bindings.runtime")
 trt = pytest.importorskip("tensorrt_rtx")
@@ -80,5 +81,5 @@ def test_value_types_of_tensorrt_exist() -> None:
 
 
 def test_logger_has_the_severities() -> None:
-    for member in fake.Severity:
+    for member in Severity:
         assert hasattr(trt.ILogger.Severity, member.name)
