@@ -165,6 +165,14 @@ def test_entry_point_cannot_replace_a_backend(publish: Publish) -> None:
     assert "found 'eager', which is registered already" in registry.unavailable_backends()["eager"]
 
 
+def test_one_of_two_entry_points_with_one_name_is_used(publish: Publish) -> None:
+    for module in ("first_twin", "second_twin"):
+        publish(module, SOURCE.format("twin"), twin=f"{module}:ENTRY")
+    assert backend_entry("twin").name == "twin"
+    assert registry.backend_names().count("twin") == 1
+    assert "found 'twin', which is registered already" in registry.unavailable_backends()["twin"]
+
+
 def test_list_of_backends_imports_none_of_them() -> None:
     code = (
         "import sys; from fastblt.runtime.backends.registry import backends_help; backends_help(); "
