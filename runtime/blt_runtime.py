@@ -168,7 +168,7 @@ def _request(
     if request is None:
         return GenerationRequest(**options) if max_new_bytes is None else GenerationRequest(max_new_bytes, **options)
     if not isinstance(request, GenerationRequest):
-        raise TypeError(f"request: found {type(request).__name__}, expected a GenerationRequest")
+        raise ValueError(f"request: found {type(request).__name__}, expected a GenerationRequest")
     return (
         replace(request, **options)
         if max_new_bytes is None

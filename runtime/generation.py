@@ -266,7 +266,7 @@ def prompt_ids(prompt: Prompt) -> Ids:
     ids = np.asarray(prompt)
     if ids.ndim == 0 or isinstance(prompt, bytearray | memoryview):
         raise ValueError(f"prompt: found {type(prompt).__name__}, expected bytes, text, or token ids [n]")
-    if ids.ndim != 1 or ids.dtype.kind not in "iu":
+    if ids.ndim != 1 or (len(ids) and ids.dtype.kind not in "iu"):
         raise ValueError(f"prompt ids: found {ids.dtype} {list(ids.shape)}, expected integers [n]")
     if not len(ids) or ids[0] != BOS_ID:
         found = f"first id {ids[0]}" if len(ids) else "no id"

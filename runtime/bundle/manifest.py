@@ -165,6 +165,8 @@ def load_manifest(bundle: Path) -> Manifest:
     path = bundle / MANIFEST_FILE
     if not bundle.is_dir():
         raise BundleError(f"{bundle}: not a folder, expected a bundle (fastblt export writes one)")
+    if not path.exists() and (bundle / CONFIG_FILE).is_file() and not any(bundle.glob("*.onnx")):
+        raise BundleError(f"{bundle}: found a checkpoint, expected a bundle (fastblt export makes one of it)")
     data = _read_json(path)
     found = (data.get("format"), data.get("version")) if isinstance(data, dict) else data
     if found != (FORMAT, FORMAT_VERSION):

@@ -194,6 +194,7 @@ BAD_ARGUMENTS: list[tuple[dict[str, object], type[ValueError], str]] = [
     ({"prompt": b"x" * 9000}, CapacityError, "prompt: found 9000 bytes"),
     ({"prompt": None}, ValueError, r"prompt: found NoneType, expected bytes, text, or token ids \[n\]"),
     ({"prompt": bytearray(b"x")}, ValueError, "prompt: found bytearray, expected bytes, text"),
+    ({"prompt": []}, ValueError, r"prompt ids: found no id, expected 1 \(BOS\) first"),
     ({"prompt": 70}, ValueError, "prompt: found int, expected bytes, text"),
 ]
 

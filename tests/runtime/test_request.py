@@ -120,7 +120,7 @@ def test_generate_takes_a_request_keywords_or_both(scripted: Scripted) -> None:
 def test_request_of_another_type_and_unknown_option_are_refused(scripted: Scripted) -> None:
     runtime = BltRuntime(scripted(TEXT))
     wrong: Any = {"max_new_bytes": 3}
-    with pytest.raises(TypeError, match="request: found dict, expected a GenerationRequest"):
+    with pytest.raises(ValueError, match="request: found dict, expected a GenerationRequest"):
         runtime.generate(TEXT[:5], request=wrong)
     with pytest.raises(TypeError, match="unexpected keyword argument 'max_new_tokens'"):
         runtime.generate(TEXT[:5], max_new_tokens=3)  # type: ignore[call-arg]

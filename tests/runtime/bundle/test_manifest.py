@@ -108,6 +108,11 @@ def test_error_names_the_manifest_when_it_is_missing(bundle: Path, opener: Calla
     )
 
 
+@pytest.mark.parametrize("opener", [Bundle.open, opens("onnxruntime")], ids=["files", "onnxruntime"])
+def test_checkpoint_is_named_as_such(tiny_checkpoint: Path, opener: Callable[[Path], object]) -> None:
+    assert_refused(opener, tiny_checkpoint, "found a checkpoint, expected a bundle (fastblt export makes one of it)")
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b'{"format": "fastblt-bundle"', b"\xff\xfe\x00", b"\0" * 20])
 def test_error_names_the_manifest_when_it_is_no_json(
     bundle: Path, opener: Callable[[Path], object], content: bytes
