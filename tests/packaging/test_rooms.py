@@ -114,6 +114,11 @@ def test_every_module_is_found() -> None:
     assert len(set(FILES.values())) == len(FILES) > 150
 
 
+def test_every_room_of_the_stair_exists() -> None:
+    rooms = {*WITH_TORCH, *(f"fastblt.runtime.{room}" for room in GENERATING)}.union(*STAIR)
+    assert {room for room in rooms if not any(is_in(module, room) for module in FILES)} == set()
+
+
 def test_no_arrow_runs_up_the_stair() -> None:
     wrong = []
     for module in FILES:
