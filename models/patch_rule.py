@@ -48,10 +48,10 @@ def closes_by_rule(position: Any, ends: Any) -> Any:
 
 
 def is_full(length: Any, config: PatchingConfig) -> Any:
-    """Return whether tokens close their patch because it has reached the longest length; never where there is none.
+    """Return whether tokens close their patch because it has the longest length; False if there is no such limit.
 
     Args:
-        length: tokens from the first one of the patch to this one. It may also be counted from an earlier patch, where
+        length: tokens from the first one of the patch to this one. It may also be counted from an earlier patch, if
             all patches since then were closed by this rule alone: they have max_patch_length tokens each.
         config: longest patch.
     """

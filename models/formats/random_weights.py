@@ -53,7 +53,7 @@ class RandomWeights:
         return Checkpoint(self, path, config, RandomStore(config), self.pieces(config))
 
     def open_patcher(self, path: Path) -> StoredPatcher:
-        """Raise CheckpointError: implement `Layout.open_patcher` for a checkpoint that has no trained patcher."""
+        """Implement `Layout.open_patcher`: raise CheckpointError, because no patcher has been trained."""
         raise CheckpointError(f"{path}: found random weights, expected a trained entropy model")
 
     def pieces(self, config: BltConfig) -> Pieces:
