@@ -1,4 +1,4 @@
-"""Knows every method by name, and generates what is said about methods: errors, help texts, tables and defaults.
+"""Knows every method by name, and generates what depends on the list of them: errors, help texts, tables and defaults.
 
 The package's own methods are listed in `BUILT_IN`, in the order in which they are shown. Another package adds one with
 an entry point of the group ``fastblt.methods`` that refers to a `MethodEntry` and has its name::
