@@ -1,8 +1,10 @@
-"""Reports what was compiled: engine sizes and build seconds are listed at the end of a test run."""
+"""Provides an earlier bundle to replace, and reports what was compiled: sizes and build seconds of engines."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -23,3 +25,11 @@ def report_engines(record_property: Callable[[str, object], None]) -> Callable[[
             record_property("engine", line)
 
     return report
+
+
+@pytest.fixture
+def old_bundle(tiny_encoder_bundle: Path, tmp_path: Path) -> Path:
+    """A complete bundle of another model; nothing else is in its parent folder."""
+    folder = tmp_path / "out" / "bundle"
+    shutil.copytree(tiny_encoder_bundle, folder)
+    return folder
