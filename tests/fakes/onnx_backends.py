@@ -1,0 +1,39 @@
+"""Opens backends on ONNX Runtime's CPU provider and finds every buffer that they have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from fastblt.runtime.backends.cpu.backend import OnnxRuntimeBackend
+from fastblt.runtime.backends.cpu.buffers import Buffer
+from fastblt.runtime.backends.protocol import Backend
+
+OpenBackend = Callable[[str, str, int], Backend]
+MANY = 65_536
+"""A capacity whose caches take 8 to 17 MB each, most of which no test touches."""
+
+
+def random_text(length: int, seed: int = 0) -> bytes:
+    return np.random.default_rng(seed).bytes(length)
+
+
+def open_onnx(open_backend: OpenBackend, decoder_input: str, max_bytes: int) -> OnnxRuntimeBackend:
+    backend = open_backend("onnxruntime", decoder_input, max_bytes)
+    assert isinstance(backend, OnnxRuntimeBackend)
+    return backend
+
+
+def all_buffers(backend: OnnxRuntimeBackend) -> dict[str, Buffer]:
+    """Return every buffer of a backend, by where it is kept."""
+    found = {}
+    for name, value in (vars(backend) | vars(backend._buffers)).items():
+        inner = getattr(value, "buffer", value)
+        if isinstance(inner, Buffer):
+            found[name] = inner
+    for part, graph in backend.graphs.items():
+        found |= {f"{part}.{name}": buffer for name, buffer in graph.caches.buffers.items()}
+        for name in ("positions", "visible_start", "visible_end", "write_index"):
+            found[f"{part}.{name}"] = getattr(graph, name).buffer
+    return found

@@ -1,0 +1,138 @@
+"""The bindings of a graph: their addresses, how many are made, and the views that they have."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from fakes.onnx_backends import MANY, OpenBackend, all_buffers, open_onnx, random_text
+
+from fastblt.models.tokens import encode
+from fastblt.runtime.backends.cpu import bound_graph
+from fastblt.runtime.backends.cpu.bound_graph import Binding
+from fastblt.runtime.backends.cpu.buffers import VIEW_SLOTS, Buffer
+from fastblt.runtime.blt_runtime import BltRuntime
+from fastblt.runtime.sequence.session import Session
+
+
+def owned(buffer: Buffer) -> range:
+    """Return the addresses of a buffer."""
+    return range(buffer.address, buffer.address + buffer.array.nbytes)
+
+
+class SpiedBinding(Binding):
+    """Notes what is bound where."""
+
+    made: int = 0
+    points: list[tuple[str, bool, tuple[int, ...], int, Buffer]]
+
+    def __init__(self, session: Any, spec: Any) -> None:
+        super().__init__(session, spec)
+        type(self).made += 1
+
+    def point(self, name: str, shape: tuple[int, ...], buffer: Buffer, row: int = 0) -> None:
+        super().point(name, shape, buffer, row)
+        self.points.append((name, name in self._inputs, shape, buffer.at(row), buffer))
+
+
+@pytest.fixture
+def spied(monkeypatch: pytest.MonkeyPatch) -> type[SpiedBinding]:
+    """Return the class that bindings are made of from now on."""
+    monkeypatch.setattr(SpiedBinding, "made", 0)
+    monkeypatch.setattr(SpiedBinding, "points", [], raising=False)
+    monkeypatch.setattr(bound_graph, "Binding", SpiedBinding)
+    return SpiedBinding
+
+
+def test_addresses_stay_when_generating_and_rewinding(
+    open_backend: OpenBackend, decoder_input: str, spied: type[SpiedBinding]
+) -> None:
+    backend = open_onnx(open_backend, decoder_input, 400)
+    before = all_buffers(backend)
+    addresses = {name: buffer.address for name, buffer in before.items()}
+    assert len(addresses) > 25
+    assert len(set(addresses.values())) == len(addresses)
+    runtime = BltRuntime(backend)
+    runtime.generate(random_text(100, 4), 120, method="ar", stop_at_eos=False)
+    session = Session(backend)
+    session.append(encode(random_text(150, 5), bos=False))
+    for keep in (120, 60, 1):
+        session.score()
+        session.rewind(keep)
+        session.append(encode(random_text(40, keep), bos=False))
+    runtime.generate(b"", 60, method="s:8", stop_at_eos=False)
+    after = all_buffers(backend)
+    assert {name: buffer.address for name, buffer in after.items()} == addresses
+    assert all(after[name] is before[name] for name in before)
+    assert all(int(buffer.array.ctypes.data) == buffer.address for buffer in after.values())
+    names = set()
+    for name, _, shape, address, buffer in spied.points:
+        assert buffer in before.values()
+        assert address in owned(buffer)
+        size = int(np.prod(shape)) * buffer.array.itemsize
+        assert address + size - 1 in owned(buffer), f"{name} {shape} is bound beyond its buffer"
+        names.add(name)
+    assert "key_0" in names
+
+
+def test_caches_have_one_address_as_input_and_output(
+    open_backend: OpenBackend, decoder_input: str, spied: type[SpiedBinding]
+) -> None:
+    backend = open_onnx(open_backend, decoder_input, 200)
+    BltRuntime(backend).generate(random_text(60, 6), 60, method="s:4", stop_at_eos=False)
+    inputs = [p for p in spied.points if p[1] and (p[0].startswith(("key_", "value_")) or p[0] == "pool")]
+    outputs = [p for p in spied.points if not p[1] and p[0].endswith("_out")]
+    assert len(inputs) > 20
+    plain = [(name, *rest) for name, _, *rest in inputs]
+    assert plain == [(name.removesuffix("_out"), *rest) for name, _, *rest in outputs]
+
+
+def test_bindings_are_far_fewer_than_calls_when_512_bytes_are_generated(
+    open_backend: OpenBackend, decoder_input: str, spied: type[SpiedBinding]
+) -> None:
+    runtime = BltRuntime(open_onnx(open_backend, decoder_input, 700))
+    for method, most in (("ar", 8), ("s:8", 2.5)):
+        spied.made = 0
+        stats = runtime.generate(b"a prompt", 512, method=method, stop_at_eos=False).stats
+        calls = sum(stats.nfe.values())
+        assert stats.new_bytes > 500
+        assert 0 < spied.made * most < calls, f"{method}: {spied.made} bindings for {calls} calls"
+
+
+def test_bindings_are_kept_when_the_same_call_is_made_again(
+    open_backend: OpenBackend, decoder_input: str, spied: type[SpiedBinding]
+) -> None:
+    backend = open_onnx(open_backend, decoder_input, 200)
+    session = Session(backend)
+    session.append(encode(random_text(39, 8), bos=False))
+    session.score()
+    made = None
+    for token in range(4, 24):
+        session.append([token])
+        session.score()
+        session.rewind(40)
+        made = spied.made if made is None else made
+    # One more for a token that closes a patch, perhaps: the encoder and the global do not run for the others.
+    assert spied.made - made <= 2
+
+
+def test_views_bound_in_a_generation_grow_with_the_text_and_not_with_the_capacity(
+    open_backend: OpenBackend, decoder_input: str, spied: type[SpiedBinding]
+) -> None:
+    backend = open_onnx(open_backend, decoder_input, MANY)
+    bound = {}
+    for length in (20, 400):
+        spied.points.clear()
+        BltRuntime(backend).generate(random_text(length, 11), 30, method="ar", stop_at_eos=False)
+        slots: dict[int, set[int]] = {}
+        for name, _, shape, _, buffer in spied.points:
+            if name == "key_0":
+                slots.setdefault(buffer.address, set()).add(shape[2])
+        bound[length] = {
+            part: max(slots[graph.caches.buffers["key_0"].address]) for part, graph in backend.graphs.items()
+        }
+    # The prompt is one call, whose rows all have to be seen.
+    assert max(bound[400].values()) <= 400 + 30 + 2 * VIEW_SLOTS
+    assert max(bound[20].values()) <= 20 + 30 + 2 * VIEW_SLOTS
+    assert bound[400]["global"] > bound[20]["global"]
