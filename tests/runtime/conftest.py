@@ -91,6 +91,12 @@ def backend(request: pytest.FixtureRequest, open_backend: OpenBackend) -> Backen
     return open_backend(*request.param, MAX_BYTES)
 
 
+@pytest.fixture(scope="module", params=["eager", "onnxruntime"])
+def blt_d(request: pytest.FixtureRequest, open_backend: OpenBackend) -> Backend:
+    """Each backend over the tiny BLT-D model."""
+    return open_backend(request.param, "embedding", 600)
+
+
 @pytest.fixture(scope="session")
 def model_of(tiny_model: Blt, tiny_encoder_model: Blt) -> Callable[[Backend], Blt]:
     """``model_of(backend)``: the model that a backend runs."""
