@@ -41,8 +41,9 @@ def verify(
     for rows in _model_rows(session, draft, in_parts, before):
         first = kept
         kept, next_token = sampler.verify(draft, kept, rows)
-        decided = [*draft.tokens[first:kept], *([] if next_token is None else [next_token])]
-        logprobs += sampler.log_probabilities(rows.logits[: len(decided)], decided)
+        if sampler.logprobs:
+            decided = [*draft.tokens[first:kept], *([] if next_token is None else [next_token])]
+            logprobs += sampler.log_probabilities(rows.logits[: len(decided)], decided)
         if next_token is not None:
             break
     assert next_token is not None, "the row after the draft decides"
