@@ -113,6 +113,8 @@ class TrainConfig:
             config = build_dataclass(cls, json.loads(path.read_text(encoding="utf-8")))
         except OSError as error:
             raise ConfigError(f"{path}: cannot be read ({error.strerror}), expected a training recipe") from error
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"{path}: found no JSON ({error}), expected a training recipe") from error
         except ValueError as error:
             raise ConfigError(f"{path}: {error}") from error
         assert isinstance(config, cls)

@@ -134,7 +134,8 @@ def unpack(archive: Path, folder: Path) -> list[str]:
                 names = [_plain(archive, member) for member in tar]
                 tar.extractall(new, filter="data")
         except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
-            raise ArchiveError(f"{archive}: cannot be unpacked ({error})") from error
+            reason = str(error).partition(":\n")[0]  # tarfile continues with what each compression reports
+            raise ArchiveError(f"{archive}: cannot be unpacked ({reason}), expected one of fastblt pack") from error
         _check_sums(archive, new, names)
         (new / SUMS_FILE).unlink()
     return names

@@ -78,10 +78,12 @@ def test_help_is_quick() -> None:
     [
         (["inspect", "{tmp}"], "found a folder with nothing, expected a checkpoint: config.json"),
         (["inspect", "{tmp}/nothing"], "found no such folder"),
+        (["inspect", "{tmp}/nothing"], "; or a bundle: manifest.json"),
         (["generate", "{tmp}/nothing", "x"], "{tmp}/nothing"),
         (["generate", "{tmp}", "x", "--method", "q"], "method 'q': unknown"),
         (["generate", "{tmp}", "x", "--prompt-file", "y"], "both PROMPT and --prompt-file"),
         (["generate", "{tmp}", "--prompt-file", "{tmp}/none"], "{tmp}/none: No such file or directory"),
+        (["generate", "{tmp}", "x", "--ban", ""], "--ban: found an empty text"),
         (["generate", "{tmp}", "x", "--backend", "abacus"], "'abacus', expected one of onnxruntime, eager"),
         (["bench", "{tmp}", "--methods", "ar,s:0"], "draft length '0'"),
         (["bench", "{tmp}", "--against", "eager/q"], "method 'q': unknown"),
@@ -118,18 +120,27 @@ def test_error_is_one_line_when_input_is_bad(arguments: list[str], expected: str
         (["convert", "random:tiny", "{tmp}", "--to", "transformers"], "{tmp}: found something there"),
         (["quantize", "{bundle}", "{bundle}", "--scheme", "w4"], "{bundle}: found a bundle, expected a new name"),
         (["quantize", "{bundle}", "{tmp}/new", "--scheme", "w3"], "--scheme: found 'w3'"),
+        (["quantize", "{bundle}", "{tmp}/new", "--scheme", "w8", "--traces", "{tmp}/file"], "{tmp}/file: found a file"),
         (["compile", "random:tiny"], "random:tiny: found a checkpoint, expected a bundle; export it first"),
         (["inspect", "random:nosuch"], "preset 'nosuch': unknown"),
         (["bench", "random:tiny"], "random:tiny: found a checkpoint, expected a bundle; export it first"),
         (["audit", "random:tiny"], "random:tiny: found a checkpoint, expected a bundle; export it first"),
         (["audit", "{bundle}", "--methods", "ar,q"], "method 'q': unknown"),
         (["audit", "{bundle}", "--reference", "abacus"], "backend: found 'abacus'"),
+        (["audit", "{bundle}", "--methods", ""], "methods: found none, expected at least one"),
+        (["audit", "{bundle}", "--json", "{bundle}/x.json"], "{bundle}/x.json: found a bundle as its folder"),
+        (["pack", "{bundle}", "{bundle}/x.tar"], "{bundle}/x.tar: found a bundle as its folder"),
+        (["verify", "{bundle}", "--methods", "q"], "method 'q': unknown"),
+        (["verify", "{bundle}", "--methods", ""], "methods: found none, expected at least one"),
         (["verify", "random:tiny"], "random:tiny: found a checkpoint, expected a bundle; export it first"),
         (["eval", "random:tiny"], "random:tiny: found a checkpoint, expected a bundle; export it first"),
+        (["eval", "{bundle}", "--rules", "most"], "unmasking rule 'most'"),
+        (["eval", "{bundle}", "--mask-rates", "2"], "mask rate: found 2.0"),
+        (["eval", "{bundle}", "--out", "{bundle}"], "found a bundle as its folder"),
         (["train", "no-recipe", "--out", "{tmp}/run"], "neither a file nor one of the shipped recipes"),
     ],
 )
-def test_arguments_are_checked_before_pytorch_is_imported(
+def test_arguments_are_checked_before_anything_large_is_imported(
     arguments: list[str], expected: str, tmp_path: Path, tiny_bundle: Path
 ) -> None:
     (tmp_path / "file").touch()
@@ -139,7 +150,7 @@ import sys, fastblt.cli
 try:
     fastblt.cli.app({[argument.format(**names) for argument in arguments]!r})
 except SystemExit as end:
-    large = [name for name in ("torch", "onnx") if name in sys.modules]
+    large = [name for name in ("torch", "onnx", "onnxruntime") if name in sys.modules]
     sys.exit(f"imported {{large}}" if large else end.code)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -149,7 +160,7 @@ except SystemExit as end:
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-@pytest.mark.parametrize("command", ["export", "bench", "generate", "quantize", "train"])
+@pytest.mark.parametrize("command", ["export", "bench", "generate", "quantize", "train", "verify"])
 def test_help_of_command_imports_neither_pytorch_nor_onnx(command: str) -> None:
     code = f"""
 import sys, fastblt.cli

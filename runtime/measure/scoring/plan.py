@@ -66,9 +66,9 @@ class ScoringRequest:
     top_p: Sequence[float] = (0.5, 0.8, 1.0)
     gamma: Sequence[str] = ("1.0", "2.0", "4.0", "8.0")
     """Entropy bounds, nats, as after ``d:8@eb``."""
-    anchors: int = 4
-    new_bytes: int = 128
-    seed: int = 0
+    anchors: int = ScoringPlan.anchors
+    new_bytes: int = ScoringPlan.new_bytes
+    seed: int = ScoringPlan.seed
 
 
 def make_scoring_plan(request: ScoringRequest, config: BltConfig) -> ScoringPlan:

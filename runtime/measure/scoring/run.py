@@ -167,11 +167,12 @@ def run_eval(
     windows = {text.name: cut_windows(text, request.windows, request.window_bytes) for text in texts}
     prompt_bytes = max(map(len, prompts), default=0)
     max_bytes = max(request.window_bytes, prompt_bytes + request.scoring.new_bytes)
-    names = _backends(request, quantized=Bundle.open(bundle, check=False).manifest.quantization is not None)
-    runtimes = [_load(bundle, name, request, max_bytes) for name in names]
-    config = runtimes[0].config
+    opened = Bundle.open(bundle, check=False)
+    config = opened.config
     plan = make_scoring_plan(request.scoring, config)
-    anchors(request.window_bytes, plan.anchors, plan.longest_block)  # refuses what does not fit before the work is done
+    anchors(request.window_bytes, plan.anchors, plan.longest_block)  # refuses what does not fit, before anything loads
+    names = _backends(request, quantized=opened.manifest.quantization is not None)
+    runtimes = [_load(bundle, name, request, max_bytes) for name in names]
     each, scores = count_steps(windows, plan), []
     for index, runtime in enumerate(runtimes):
         part = part_of(on_progress, index * each, len(runtimes) * each, runtime.backend.name)

@@ -8,10 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from fastblt.runtime.backends.cpu.backend import OnnxRuntimeBackend
-from fastblt.runtime.backends.cpu.sessions import session_options
 from fastblt.runtime.backends.entry import LoadRequest
 from fastblt.runtime.backends.gpu.backend import DeviceBackend
 from fastblt.runtime.backends.registry import load_backend
@@ -29,6 +27,9 @@ from fastblt.runtime.measure.verify.lockstep import Comparison
 from fastblt.runtime.measure.verify.rounds import Tolerance, compare_rounds, tolerance_of
 from fastblt.runtime.methods import parse_method
 from fastblt.runtime.progress import OnProgress, no_progress, part_of
+
+if TYPE_CHECKING:
+    from fastblt.runtime.backends.cpu.backend import OnnxRuntimeBackend
 
 #: Lengths of the prompts of the tensor comparison, bytes: one row, a few, more than one call, past the windows.
 PROMPT_BYTES = (0, 5, 100, 700)
@@ -219,6 +220,9 @@ def _reference(
     bundle: Path, manifest: Manifest, capacity: int, emulate: Callable[[Path, Path], object] | None
 ) -> Iterator[OnnxRuntimeBackend]:
     """Load the bundle on the CPU; where there are no kernels for its type, a twin in wider arithmetic."""
+    from fastblt.runtime.backends.cpu.backend import OnnxRuntimeBackend
+    from fastblt.runtime.backends.cpu.sessions import session_options
+
     # A GPU multiplies with quantized weights as the graph specifies: it does not round their inputs to 8 bits.
     exact = session_options(manifest, None, exact=True)
     if manifest.dtype != "bf16":

@@ -32,7 +32,7 @@ def command(
     reference: Annotated[
         str | None,
         typer.Option(
-            help="Backend whose output is the truth: eager or onnxruntime  [default: eager; for a quantized bundle, "
+            help="Backend whose output is the truth, one of {backend_names}  [default: eager; for a quantized bundle, "
             "which PyTorch computes differently, the audited backend itself]"
         ),
     ] = None,

@@ -115,7 +115,7 @@ def describe_measurement(report: BenchReport, corpora: Sequence[str] = (), *, wi
     if row.replay:
         yield "Texts are not compared in a replay."
     else:
-        other = f" (ar itself: {plan.backend} with {plan.baseline})" if plan.baseline else ""
+        other = f"; ar of {plan.backend} those of {plan.baseline}" if plan.baseline else ""
         yield f"right text: lossless methods have to write the same bytes as their backend's ar{other}."
     if wide and row.limit_gb_per_s:
         yield (

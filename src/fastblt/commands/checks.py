@@ -10,12 +10,13 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from fastblt.models.formats.errors import CheckpointError
 from fastblt.models.formats.hub import is_hub_id
 from fastblt.models.formats.random_weights import PREFIX
 from fastblt.models.formats.registry import recognize
 from fastblt.runtime.backends.registry import backend_entry
 from fastblt.runtime.bundle import target
-from fastblt.runtime.bundle.manifest import MANIFEST_FILE, BundleError
+from fastblt.runtime.bundle.manifest import MANIFEST_FILE, BundleError, is_bundle
 from fastblt.runtime.bundle.target import TargetError
 from fastblt.runtime.methods.registry import parse_method
 
@@ -29,6 +30,21 @@ def check_checkpoint(name: str | None) -> None:
     """
     if name is not None and not is_hub_id(name):
         recognize(Path(name))
+
+
+def check_bundle_or_checkpoint(name: str) -> None:
+    """Check what can be known of a bundle or a checkpoint without opening it; ids of the hub are fine.
+
+    Raises:
+        ConfigError: there is no such preset, or its config.json cannot be read.
+        CheckpointError: it is neither.
+    """
+    if is_bundle(Path(name)):
+        return
+    try:
+        check_checkpoint(name)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; or a bundle: {MANIFEST_FILE}") from None
 
 
 def check_bundle(bundle: Path, *, backend: str = "") -> None:
@@ -92,7 +108,7 @@ def check_file_target(path: Path | None) -> None:
     """Check that a file can be written; None is fine.
 
     Raises:
-        TargetError: it is a folder, or its folder cannot be written to.
+        TargetError: it is a folder, or its folder is a bundle or cannot be written to.
     """
     if path is None:
         return
@@ -105,7 +121,7 @@ def check_output_folder(folder: Path | None) -> None:
     """Check that files can be written into a folder, which need not exist; None is fine.
 
     Raises:
-        TargetError: it is a file, or cannot be written to.
+        TargetError: it is a file or a bundle, or cannot be written to.
     """
     if folder is None:
         return
@@ -115,7 +131,12 @@ def check_output_folder(folder: Path | None) -> None:
 
 
 def _check_parent(path: Path) -> None:
-    """Check that the nearest folder above a path that exists can be written to."""
+    """Check that the nearest folder above a path that exists can be written to, and that the path is in no bundle."""
+    if is_bundle(path.absolute().parent):
+        raise TargetError(
+            f"{path}: found a bundle as its folder, expected another: a bundle with files that its manifest does not "
+            "list counts as damaged"
+        )
     parent = next(each for each in path.absolute().parents if each.exists())
     if not parent.is_dir():
         raise TargetError(f"{path}: found the file {parent} above it, expected a folder")

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from fastblt.commands.checks import check_bundle
-from fastblt.commands.options import BundleArgument, Dtype, numbers
+from fastblt.commands.checks import check_bundle, check_file_target
+from fastblt.commands.options import BundleArgument, Dtype, joined, numbers
 from fastblt.commands.output import add_row, left, make_table, print_table, progress, right, stdout, words
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def command(
         str | None,
         typer.Option(
             help="Comma-separated compute capabilities of the GPUs to compile for, such as 89 for Ada  [default: this "
-            "machine's GPU; without one 86,89,120]"
+            f"machine's GPU; without one {joined(DEFAULT_SMS)}]"
         ),
     ] = None,
     max_bytes: Annotated[
@@ -66,6 +66,7 @@ def command(
     sms = None if sm is None else tuple(numbers("sm", sm, int))
     capacities = tuple(sorted(set(numbers("max-bytes", max_bytes, int))))
     check_bundle(bundle)
+    check_file_target(timing_cache)
     from fastblt.export.engine_compiler import CompileRequest, compile_bundle
     from fastblt.runtime.bundle.tensorrt_library import load_library
 

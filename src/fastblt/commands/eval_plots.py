@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,9 @@ from matplotlib.figure import Figure
 
 from fastblt.runtime.measure.scoring.figures import DiversityRow, DraftRow, Figures
 from fastblt.runtime.measure.scoring.windows import OVERALL
-from fastblt.runtime.methods.block_argument import BlockArgument
+from fastblt.runtime.methods import parse_method
+from fastblt.runtime.methods.block_argument import BlockArgument, BlockMethod
+from fastblt.runtime.methods.self_speculation import SelfSpeculation
 
 ACCEPTANCE_FILE = "acceptance.png"
 MASKED_FILE = "masked_accuracy.png"
@@ -55,37 +57,41 @@ def _panel(axis: Axes, title: str, x: str, y: str, legend: str | None = None) ->
 
 
 def _acceptance(figures: Figures, model: str) -> Figure:
-    speculation = [row for row in figures.drafts if row.method.startswith("s:")]
-    diffusion = [row for row in figures.drafts if row.method.startswith("dv:") and row.data == OVERALL]
-    panels = [(rows, draw) for rows, draw in ((speculation, _self_speculation), (diffusion, _block_drafts)) if rows]
+    drafts = [(row, parse_method(row.method)) for row in figures.drafts]
+    speculation = [(row, method.k) for row, method in drafts if isinstance(method, SelfSpeculation)]
+    blocks = [
+        (row, method.argument) for row, method in drafts if isinstance(method, BlockMethod) and row.data == OVERALL
+    ]
+    panels: list[Callable[[Axes], None]] = []
+    if speculation:
+        panels.append(lambda axis: _self_speculation(axis, speculation))
+    if blocks:
+        panels.append(lambda axis: _block_drafts(axis, blocks))
     plot = Figure(figsize=(5.5 * len(panels), 4), layout="constrained")
     plot.suptitle(f"{model}: teacher-forced acceptance of drafts after true text")
-    for index, (rows, draw) in enumerate(panels, 1):
+    for index, draw in enumerate(panels, 1):
         axis = plot.add_subplot(1, len(panels), index)
-        draw(axis, rows)
+        draw(axis)
         axis.set_ylim(0, 1)
     return plot
 
 
-def _self_speculation(axis: Axes, rows: Sequence[DraftRow]) -> None:
-    for name in dict.fromkeys(row.data for row in rows):
-        points = sorted((int(row.method.removeprefix("s:")), row.acceptance) for row in rows if row.data == name)
+def _self_speculation(axis: Axes, rows: Sequence[tuple[DraftRow, int]]) -> None:
+    for name in dict.fromkeys(row.data for row, _ in rows):
+        points = sorted((k, row.acceptance) for row, k in rows if row.data == name)
         axis.plot(*zip(*points, strict=True), marker="o", label=name, **_weight(name))
-    axis.set_xticks(sorted({int(row.method.removeprefix("s:")) for row in rows}))
+    axis.set_xticks(sorted({k for _, k in rows}))
     _panel(axis, "BLT-S", "draft length k, bytes", "accepted part of the drafted bytes")
 
 
-def _block_drafts(axis: Axes, rows: Sequence[DraftRow]) -> None:
-    arguments = [BlockArgument.parse("dv", row.method.partition(":")[2], rule="one", latent="closed") for row in rows]
-    rules = [row.method.partition("@")[2] or "one" for row in rows]
+def _block_drafts(axis: Axes, rows: Sequence[tuple[DraftRow, BlockArgument]]) -> None:
+    rules = [argument.name.partition("@")[2] for _, argument in rows]
     for rule in dict.fromkeys(rules):
         points = sorted(
-            (argument.size, row.acceptance)
-            for argument, own, row in zip(arguments, rules, rows, strict=True)
-            if own == rule
+            (argument.size, row.acceptance) for own, (row, argument) in zip(rules, rows, strict=True) if own == rule
         )
         axis.plot(*zip(*points, strict=True), marker="o", label=rule)
-    axis.set_xticks(sorted({argument.size for argument in arguments}))
+    axis.set_xticks(sorted({argument.size for _, argument in rows}))
     _panel(axis, "BLT-DV, all texts", "block size B, bytes", "accepted part of the drafted bytes", "unmasking rule")
 
 

@@ -108,7 +108,7 @@ def command(
         top_k=top_k,
         min_p=min_p,
         logit_bias=parse_bias(logit_bias or ()),
-        banned_bytes=b"".join(map(os.fsencode, ban or ())),
+        banned_bytes=parse_ban(ban or ()),
         seed=seed,
         stop=tuple(map(os.fsencode, stop or ())),
         logprobs=logprobs is not None,
@@ -161,6 +161,17 @@ def parse_bias(items: Sequence[str]) -> dict[int, float]:
         except ValueError:
             raise ValueError(f"--logit-bias: found {item!r}, expected BYTE=VALUE, such as 10=-2.5") from None
     return found
+
+
+def parse_ban(texts: Sequence[str]) -> bytes:
+    """Return the bytes of all texts, none of which may be written.
+
+    Raises:
+        ValueError: a text is empty.
+    """
+    if "" in texts:
+        raise ValueError("--ban: found an empty text, expected at least one byte")
+    return b"".join(map(os.fsencode, texts))
 
 
 def read_prompt(prompt: str | None, prompt_file: Path | None) -> tuple[bytes, str]:

@@ -9,13 +9,13 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from fastblt.commands.checks import check_checkpoint, check_file_target
+from fastblt.commands.checks import check_bundle_or_checkpoint, check_checkpoint, check_file_target
 from fastblt.commands.graphs import graph_table, tensor_table
 from fastblt.commands.inspect_facts import PARTS, Memory, ModelFacts, read_facts
 from fastblt.commands.options import JsonOption, PatcherOption
 from fastblt.commands.output import add_row, left, make_table, megabytes, note, print_table, right, stdout, words
 from fastblt.models.config import BltConfig
-from fastblt.runtime.bundle.manifest import EMBEDDINGS_FILE, is_bundle
+from fastblt.runtime.bundle.manifest import EMBEDDINGS_FILE
 from fastblt.runtime.measure.replay.paper import POINT_BYTES, Estimate, bytes_per_patch, estimates
 from fastblt.runtime.measure.report import write_json
 
@@ -37,9 +37,8 @@ def command(
     method; of a bundle also its graphs. Weights are not loaded.
     """
     check_file_target(json)
-    if not is_bundle(Path(path)):
-        check_checkpoint(path)
-        check_checkpoint(patcher)
+    check_bundle_or_checkpoint(path)
+    check_checkpoint(patcher)
     facts = read_facts(path, max_bytes, patcher)
     if json is not None:
         write_json(json, as_json(facts))

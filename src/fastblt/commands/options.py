@@ -10,7 +10,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from fastblt.models.formats.registry import layouts_help
-from fastblt.runtime.backends.registry import PROVIDER_SUMMARIES, backends, backends_help, providers_help
+from fastblt.runtime.backends.registry import PROVIDER_SUMMARIES, backend_names, backends, backends_help, providers_help
 from fastblt.runtime.methods.registry import bench_defaults, methods_help
 
 N = TypeVar("N", int, float)
@@ -20,6 +20,7 @@ _GENERATED = {
     "{methods}": methods_help,
     "{bench_methods}": lambda: ",".join(bench_defaults()),
     "{backends}": backends_help,
+    "{backend_names}": lambda: ", ".join(backend_names()),
     "{providers}": providers_help,
     "{layouts}": layouts_help,
 }

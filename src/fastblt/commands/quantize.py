@@ -12,7 +12,7 @@ from fastblt.calibration.heldout import CORPORA, load_text
 from fastblt.calibration.precision import RANGES, ROUNDINGS, CalibrationError
 from fastblt.calibration.quality import parse_budget
 from fastblt.calibration.request import CalibrationRequest
-from fastblt.commands.checks import check_bundle, check_bundle_target
+from fastblt.commands.checks import check_bundle, check_bundle_target, check_output_folder
 from fastblt.commands.options import BundleArgument, ForceOption
 from fastblt.commands.output import add_row, left, make_table, print_table, progress, right, stdout
 from fastblt.commands.prompts import heldout_prompts
@@ -80,7 +80,7 @@ def command(
         typer.Option("--sensitivity", help="Always measure the loss of every group of layers alone, for the report."),
     ] = False,
     samples: Annotated[
-        int, typer.Option(help="Calls of each graph whose inputs are recorded.")
+        int, typer.Option(min=1, help="Calls of each graph whose inputs are recorded.")
     ] = CalibrationRequest.samples,
     prompts: Annotated[int, typer.Option(min=1, help="Number of prompts to record after.")] = 16,
     traces: Annotated[
@@ -114,6 +114,7 @@ def command(
     _check_texts(data or [], heldout or [])
     check_bundle(bundle)
     check_bundle_target(out, force=force)
+    check_output_folder(traces)
     from fastblt.calibration.calibrate import calibrate
 
     with progress("quantizing") as on_progress:
