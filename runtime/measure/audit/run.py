@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fastblt.runtime.backends.registry import DEFAULT_BACKEND
 from fastblt.runtime.blt_runtime import BltRuntime
 from fastblt.runtime.bundle.bundle import Bundle
 from fastblt.runtime.measure.audit.comparison import AuditRow, audit
@@ -34,7 +35,7 @@ class AuditRequest:
 
     methods: tuple[str, ...] | None = None
     """None: those that the registry lists for audits, without those that the model cannot run."""
-    backend: str = "onnxruntime"
+    backend: str = DEFAULT_BACKEND
     reference: str | None = None
     """Backend that decides what is right. None: eager; for a quantized bundle, whose inputs eager does not round, the
     backend itself."""

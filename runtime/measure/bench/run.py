@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fastblt.runtime.backends.registry import default_capacity
+from fastblt.runtime.backends.registry import DEFAULT_BACKEND, default_capacity
 from fastblt.runtime.blt_runtime import BltRuntime
 from fastblt.runtime.machine import device_info
 from fastblt.runtime.measure.bench.plan import BenchPlan, make_bench_plan
@@ -34,7 +34,7 @@ class BenchRequest:
     """Methods of ``backend``, by default those that the registry lists; ``ar`` is measured in any case."""
     against: tuple[str, ...] = ()
     """Further contenders: ``BACKEND`` (its ``ar``), ``BACKEND/METHOD``, or a peer such as ``transformers``."""
-    backend: str = "onnxruntime"
+    backend: str = DEFAULT_BACKEND
     provider: str = "auto"
     threads: int | None = None
     """Threads of one operator; None: the backend's choice."""

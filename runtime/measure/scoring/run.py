@@ -11,6 +11,7 @@ from typing import Any
 
 from fastblt import __version__
 from fastblt.runtime.backends.protocol import Ids
+from fastblt.runtime.backends.registry import DEFAULT_BACKEND
 from fastblt.runtime.blt_runtime import BltRuntime
 from fastblt.runtime.bundle.bundle import Bundle
 from fastblt.runtime.measure.loading import bundle_dtype
@@ -39,7 +40,7 @@ class EvalRequest:
         ValueError: a number is out of range, or a backend is compared with itself.
     """
 
-    backend: str = "onnxruntime"
+    backend: str = DEFAULT_BACKEND
     against: str = AUTO
     """A second backend; ``auto``: eager where PyTorch is installed and the bundle is not quantized; ``none``."""
     provider: str = "auto"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastblt.runtime.backends.entry import LoadRequest
 from fastblt.runtime.backends.gpu.backend import DeviceBackend
-from fastblt.runtime.backends.registry import load_backend
+from fastblt.runtime.backends.registry import DEFAULT_BACKEND, load_backend
 from fastblt.runtime.blt_runtime import BltRuntime
 from fastblt.runtime.bundle.bundle import Bundle
 from fastblt.runtime.bundle.engines import engine_folders, load_engine_folder
@@ -212,7 +212,7 @@ def run_verify(
 def _backend_of(bundle: Path) -> str:
     """Return the backend of the engines that a bundle has, else ONNX Runtime."""
     targets = [load_engine_folder(path).target for path in engine_folders(bundle)]
-    return targets[0] if targets else "onnxruntime"
+    return targets[0] if targets else DEFAULT_BACKEND
 
 
 @contextmanager

@@ -17,7 +17,18 @@ from fastblt.commands.options import (
     ProviderOption,
     split_names,
 )
-from fastblt.commands.output import add_row, left, make_table, note, print_table, progress, right, stderr, stdout
+from fastblt.commands.output import (
+    add_row,
+    left,
+    make_table,
+    note,
+    percent,
+    print_table,
+    progress,
+    right,
+    stderr,
+    stdout,
+)
 from fastblt.commands.prompts import distinct_prompts
 from fastblt.runtime.measure.audit.comparison import AuditRow
 from fastblt.runtime.measure.audit.run import DEFAULT_PROMPTS, AuditRequest, run_audit
@@ -83,7 +94,7 @@ def print_audit(console: Console, rows: list[AuditRow], reference: str, bound: f
     table = make_table(left("method"), *(right(heading) for heading in headings))
     for row in rows:
         counts = (row.prompts, row.bytes, row.identical, len(row.ties), len(row.faults))
-        same = f"{row.bytes_as_ar / row.ar_bytes:.1%}" if row.ar_bytes else "-"
+        same = percent(row.bytes_as_ar / row.ar_bytes if row.ar_bytes else None)
         add_row(table, row.method, *(f"{value:,}" for value in counts), same)
     print_table(console, table)
     for row in rows:

@@ -14,7 +14,7 @@ from fastblt.calibration.quality import parse_budget
 from fastblt.calibration.request import CalibrationRequest
 from fastblt.commands.checks import check_bundle, check_bundle_target, check_output_folder
 from fastblt.commands.options import BundleArgument, ForceOption
-from fastblt.commands.output import add_row, left, make_table, print_table, progress, right, stdout
+from fastblt.commands.output import add_row, left, make_table, note, print_table, progress, right, stdout
 from fastblt.commands.prompts import heldout_prompts
 from fastblt.runtime.measure.scoring.windows import Text, cut_prompts, cut_windows, read_texts
 
@@ -152,4 +152,4 @@ def _print(out: Path, result: CalibrationResult) -> None:
     console.print(f"{out}: {result.model} in {result.scheme.name}, {result.recipe.rounding}", soft_wrap=True)
     for table in (quality, size):
         print_table(console, table)
-    console.print("verified drafts write the same bytes as ar; details: quantization.md in the bundle", soft_wrap=True)
+    note(console, "verified drafts write the same bytes as ar; details: quantization.md in the bundle")
