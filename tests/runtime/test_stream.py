@@ -1,18 +1,20 @@
-"""A stream of chunks: its text, and its end by closing."""
+"""A stream of chunks: its text, its tokens, and its end by closing."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fastblt.models.tokens import BOS_ID, encode
 from fastblt.runtime.backends.protocol import Backend
 from fastblt.runtime.blt_runtime import BltRuntime
 from fastblt.runtime.text import TextDecoder
 
+METHODS = ("ar", "s:3")
 Scripted = Callable[..., Backend]
 TEXT = "Größe, Straße, “Übermut”: naïve 🦊🦊 and more of it, so that drafts have room to run past the end.".encode()
 
@@ -98,3 +100,21 @@ def test_closing_one_stream_leaves_the_next_one_alone(scripted: Scripted) -> Non
     other = runtime.stream(b"Gr", 12, method="ar")
     one.close()
     assert b"".join(chunk.data for chunk in other) == TEXT[2:14]
+
+
+def test_tokens_are_those_of_the_bytes_when_a_stop_string_ends(scripted: Callable[..., Backend]) -> None:
+    script: Sequence[int] = [
+        *encode(b"ab", bos=False).tolist(),
+        BOS_ID,
+        0,
+        *encode(b"cd.. more text", bos=False).tolist(),
+    ]
+    runtime = BltRuntime(scripted(list(script)))
+    for method in METHODS:
+        found = runtime.generate(b"a", 12, method=method, stop=["d."])
+        assert (found.data, found.finish, list(found.tokens)) == (b"bc", "stop", list(script[1:5]))
+        found = runtime.generate(b"a", 12, method=method, stop=["cd"])
+        assert (found.data, list(found.tokens)) == (b"b", list(script[1:4]))
+        stream = runtime.stream(b"a", 6, method=method, stop=["zzz"])
+        assert b"".join(chunk.data for chunk in stream) == b"bcd."
+        assert stream.tokens == list(script[1:7])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from transformers import GenerationConfig
 
 from fastblt.models.blt import Blt
 from fastblt.models.tokens import BOS_ID, BYTE_OFFSET, EOS_ID, VOCAB_SIZE, encode
-from fastblt.runtime.backends.protocol import Backend, CapacityError
+from fastblt.runtime.backends.protocol import CapacityError
 from fastblt.runtime.blt_runtime import BltRuntime
 from fastblt.runtime.bundle.manifest import load_manifest
 from fastblt.runtime.huggingface.causal_lm import ORTBltForCausalLM
@@ -238,21 +238,3 @@ def test_properties_tell_how_it_runs(tiny_bundle: Path, options: dict[str, Any])
     assert model.use_io_binding
     assert model.config.name == load_manifest(tiny_bundle).model
     assert model.name_or_path == str(tiny_bundle)
-
-
-def test_tokens_are_those_of_the_bytes_when_a_stop_string_ends(scripted: Callable[..., Backend]) -> None:
-    script: Sequence[int] = [
-        *encode(b"ab", bos=False).tolist(),
-        BOS_ID,
-        0,
-        *encode(b"cd.. more text", bos=False).tolist(),
-    ]
-    runtime = BltRuntime(scripted(list(script)))
-    for method in METHODS:
-        found = runtime.generate(b"a", 12, method=method, stop=["d."])
-        assert (found.data, found.finish, list(found.tokens)) == (b"bc", "stop", list(script[1:5]))
-        found = runtime.generate(b"a", 12, method=method, stop=["cd"])
-        assert (found.data, list(found.tokens)) == (b"b", list(script[1:4]))
-        stream = runtime.stream(b"a", 6, method=method, stop=["zzz"])
-        assert b"".join(chunk.data for chunk in stream) == b"bcd."
-        assert stream.tokens == list(script[1:7])
