@@ -17,6 +17,8 @@ from fastblt.runtime.measure.scoring.windows import Text, cut_windows
 
 PROMPTS = tuple(prompt.data[:40] for prompt in load_prompts("web")[:4])
 WINDOWS = tuple(cut_windows(Text("web", load_text("web")), 2, 96))
+#: Changes for a request whose numbers do not matter.
+LEAST = {"prompts": PROMPTS[:1], "windows": WINDOWS[:1], "samples": 16, "new_bytes": 16, "anchors": 1}
 
 
 @pytest.fixture(scope="session")
@@ -37,7 +39,17 @@ def request_for() -> Callable[..., CalibrationRequest]:
     """``request_for(scheme, **changes)``: one that allows any loss."""
 
     def make(scheme: str, **changes: object) -> CalibrationRequest:
-        given = {"budget": {"bpb": 10.0}, "samples": 56, "new_bytes": 24, "anchors": 2} | changes
-        return CalibrationRequest(scheme, PROMPTS, WINDOWS, **given)  # type: ignore[arg-type]
+        given = {"prompts": PROMPTS, "windows": WINDOWS, "samples": 56, "new_bytes": 24, "anchors": 2}
+        return CalibrationRequest(scheme, **{"budget": {"bpb": 10.0}, **given, **changes})  # type: ignore[arg-type]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def least_request(request_for: Callable[..., CalibrationRequest]) -> Callable[..., CalibrationRequest]:
+    """``least_request(scheme, **changes)``: the quickest to meet, of one prompt and one window."""
+
+    def make(scheme: str, **changes: object) -> CalibrationRequest:
+        return request_for(scheme, **{**LEAST, **changes})
 
     return make

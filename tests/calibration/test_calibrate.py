@@ -133,7 +133,7 @@ def test_verified_drafts_write_the_same_bytes(quantized: Path) -> None:
 def test_model_that_reads_byte_states_is_quantized_too(
     tiny_encoder_bundle: Path, request_for: Make, tmp_path: Path
 ) -> None:
-    calibrate(tiny_encoder_bundle, tmp_path / "out", request_for("w4", patcher=True))
+    calibrate(tiny_encoder_bundle, tmp_path / "out", request_for("w4", patcher=True, samples=16, new_bytes=8))
     manifest = load_manifest(tmp_path / "out")
     assert manifest.quantized_parts == ("patcher", "encoder", "global", "decoder")
     runtime = BltRuntime.from_pretrained(tmp_path / "out", max_bytes=300)
@@ -149,7 +149,8 @@ def test_other_types_and_lowered_graphs_are_quantized(
     request_for: Make,
     tmp_path: Path,
 ) -> None:
-    result = calibrate(exported(tiny_checkpoint, dtype=dtype, lowered=lowered), tmp_path / "out", request_for("w4"))
+    request = request_for("w4", samples=16, new_bytes=8)
+    result = calibrate(exported(tiny_checkpoint, dtype=dtype, lowered=lowered), tmp_path / "out", request)
     assert result.after.bits_per_byte == pytest.approx(result.before.bits_per_byte, rel=0.2)
     manifest = load_manifest(tmp_path / "out")
     assert (manifest.dtype, manifest.operators) == (dtype, "lowered" if lowered else "standard")
@@ -197,25 +198,26 @@ def test_earlier_bundle_stays_when_too_much_is_lost(
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_traces_are_kept_and_used_again(tiny_bundle: Path, request_for: Make, tmp_path: Path) -> None:
+def test_traces_are_kept_and_used_again(tiny_bundle: Path, least_request: Make, tmp_path: Path) -> None:
     folder = tmp_path / "traces"
     told: list[tuple[int, int, str]] = []
 
     def tell(done: int, total: int, what: str) -> None:
         told.append((done, total, what))
 
-    calibrate(tiny_bundle, tmp_path / "a", request_for("int8", ranges="mse"), traces=folder, on_progress=tell)
+    request = least_request("int8", ranges="mse")
+    calibrate(tiny_bundle, tmp_path / "a", request, traces=folder, on_progress=tell)
     assert any(what.startswith("recording") for _, _, what in told)
     assert [done for done, _, _ in told] == sorted(done for done, _, _ in told)
     assert {total for _, total, _ in told} == {told[-1][0]}
     told.clear()
-    calibrate(tiny_bundle, tmp_path / "b", request_for("int8", ranges="mse"), traces=folder, on_progress=tell)
+    calibrate(tiny_bundle, tmp_path / "b", request, traces=folder, on_progress=tell)
     assert not any(what.startswith("recording") for _, _, what in told)
     assert load_manifest(tmp_path / "a").files["decoder.onnx"] == load_manifest(tmp_path / "b").files["decoder.onnx"]
 
 
-def test_source_is_untouched_when_the_result_is_changed(tiny_bundle: Path, request_for: Make, tmp_path: Path) -> None:
-    calibrate(tiny_bundle, tmp_path / "out", request_for("w8", rounding="rtn"))
+def test_source_is_untouched_when_the_result_is_changed(tiny_bundle: Path, least_request: Make, tmp_path: Path) -> None:
+    calibrate(tiny_bundle, tmp_path / "out", least_request("w8", rounding="rtn"))
     with (tmp_path / "out" / "embeddings.safetensors").open("r+b") as file:
         file.write(b"\0" * 64)
     Bundle.open(tiny_bundle)

@@ -1,6 +1,7 @@
 import dataclasses
 import io
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from typer.testing import CliRunner
 from fastblt.cli import app
 from fastblt.commands import train
 from fastblt.commands.train import Display, RunError, evaluation_line, load_recipe, refuse_existing_run
+from fastblt.models.training import report
 from fastblt.models.training.corpus import build_corpus
 from fastblt.models.training.corpus_sources import Document, Source, text_digest
 from fastblt.models.training.recipe import TrainConfig
@@ -54,7 +56,10 @@ def test_existing_run_is_refused_without_resume(tmp_path: Path) -> None:
         refuse_existing_run(tmp_path, resume=False)
 
 
-def test_run_stops_in_time_resumes_and_ends_with_checkpoint(corpus: Path, recipe: Path, tmp_path: Path) -> None:
+def test_run_stops_in_time_resumes_and_ends_with_checkpoint(
+    corpus: Path, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report, "heldout_report", partial(report.heldout_report, windows=4, length=256))
     run = tmp_path / "run"
     arguments = ["train", str(recipe), "--out", str(run), "--data", str(corpus), "--threads", "1"]
     stopped = CliRunner().invoke(app, [*arguments, "--max-seconds", "0"])
