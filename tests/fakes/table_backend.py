@@ -20,7 +20,7 @@ from fastblt.models.config import BltConfig
 from fastblt.models.tokens import MASK_ID
 from fastblt.runtime.backends.protocol import Backend, DecoderRows, Drafted, Floats, Ids, Pick
 from fastblt.runtime.methods import parse_method
-from fastblt.runtime.sequence.sampling import Sampler
+from fastblt.runtime.sequence.sampling import Distribution, Sampler
 from fastblt.runtime.sequence.session import Session
 
 #: Tokens of the table's vocabulary, 0 .. WORDS - 1.
@@ -201,11 +201,26 @@ def surprise(seen: Counter[Text], expected: Distributions) -> float:
     return float(torch.special.gammaincc(degrees, torch.tensor(statistic / 2, dtype=torch.float64)))
 
 
+def remember_distributions(sampler: Sampler) -> None:
+    """Let a sampler compute the distribution of each row of logits once; thousands of texts share few rows."""
+    compute, known = sampler.distribution, dict[bytes, Distribution]()
+
+    def distribution(rows: DecoderRows, index: int) -> Distribution:
+        key = rows.logits[index].tobytes()
+        if key not in known:
+            known[key] = compute(rows, index)
+            known[key].setflags(write=False)  # what is shared must not be changed
+        return known[key]
+
+    sampler.distribution = distribution  # type: ignore[method-assign]
+
+
 class Sampling:
     """Counts sampled continuations of a prompt, and how many drafted bytes were accepted."""
 
     def __init__(self, sampler: Sampler) -> None:
         self.sampler = sampler
+        remember_distributions(sampler)
         self.seen: Counter[Text] = Counter()
         self.drafted = self.accepted = self.rounds = 0
 
