@@ -1,6 +1,8 @@
+import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -108,6 +110,50 @@ def test_error_is_one_line_when_input_is_bad(arguments: list[str], expected: str
     assert not list(tmp_path.iterdir())
 
 
+RunCommand = Callable[[list[str]], tuple[int, str]]
+#: Has imported what every command imports, and runs each line of arguments in a copy of itself.
+SERVER = """
+import json, os, sys, numpy, fastblt.cli
+for line in sys.stdin:
+    arguments, errors = json.loads(line)
+    child = os.fork()
+    if not child:
+        os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        code = 70
+        try:
+            fastblt.cli.app(arguments)
+        except SystemExit as end:
+            code = end.code
+            large = [name for name in ("torch", "onnx", "onnxruntime") if name in sys.modules]
+            if large:
+                print("imported", large, file=sys.stderr)
+        finally:
+            sys.stderr.flush()
+            os._exit(code)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def run_command(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunCommand]:
+    """``run_command(arguments)``: exit status and errors of a command, run in a fresh copy of one process."""
+    errors = tmp_path_factory.mktemp("commands") / "errors"
+    with subprocess.Popen(
+        [sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as server:
+        requests, answers = server.stdin, server.stdout
+        assert requests is not None
+        assert answers is not None
+
+        def run(arguments: list[str]) -> tuple[int, str]:
+            print(json.dumps([arguments, str(errors)]), file=requests, flush=True)
+            return int(answers.readline()), errors.read_text()
+
+        yield run
+        requests.close()
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
@@ -141,22 +187,14 @@ def test_error_is_one_line_when_input_is_bad(arguments: list[str], expected: str
     ],
 )
 def test_arguments_are_checked_before_anything_large_is_imported(
-    arguments: list[str], expected: str, tmp_path: Path, tiny_bundle: Path
+    run_command: RunCommand, arguments: list[str], expected: str, tmp_path: Path, tiny_bundle: Path
 ) -> None:
     (tmp_path / "file").touch()
     names = {"tmp": str(tmp_path), "bundle": str(tiny_bundle)}
-    code = f"""
-import sys, fastblt.cli
-try:
-    fastblt.cli.app({[argument.format(**names) for argument in arguments]!r})
-except SystemExit as end:
-    large = [name for name in ("torch", "onnx", "onnxruntime") if name in sys.modules]
-    sys.exit(f"imported {{large}}" if large else end.code)
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert expected.format(**names) in done.stderr
-    assert "imported" not in done.stderr
+    code, stderr = run_command([argument.format(**names) for argument in arguments])
+    assert code == 1
+    assert expected.format(**names) in stderr
+    assert "imported" not in stderr
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
