@@ -7,7 +7,6 @@ Entries are sorted and carry no time, owner or mode of their own. ``SHA256SUMS``
 from __future__ import annotations
 
 import gzip
-import hashlib
 import io
 import lzma
 import os
@@ -157,7 +156,6 @@ def _check_sums(archive: Path, folder: Path, names: Sequence[str]) -> None:
         odd = sorted(set(sums) ^ (set(names) - {SUMS_FILE}))
         raise ArchiveError(f"{archive}: found {', '.join(odd)} in the archive or in {SUMS_FILE} alone, expected both")
     for name, expected in sums.items():
-        with (folder / name).open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+        found = sha256_of(folder / name)
         if found != expected:
             raise ArchiveError(f"{archive}: {name}: found sha256 {found}, expected {expected}")

@@ -12,8 +12,8 @@ from fastblt.runtime.bundle.manifest import (
     MANIFEST_FILE,
     BundleError,
     Manifest,
+    check_file,
     load_manifest,
-    sha256_of,
 )
 
 
@@ -70,12 +70,4 @@ def _check_files(folder: Path, manifest: Manifest) -> None:
     for name in sorted(present - set(manifest.files)):
         raise BundleError(f"{folder / name}: found a file that {MANIFEST_FILE} does not list")
     for name, entry in manifest.files.items():
-        path = folder / name
-        if not path.is_file():
-            raise BundleError(f"{path}: missing, expected {entry['bytes']} bytes")
-        size = path.stat().st_size
-        if size != entry["bytes"]:
-            raise BundleError(f"{path}: found {size} bytes, expected {entry['bytes']}")
-        digest = sha256_of(path)
-        if digest != entry["sha256"]:
-            raise BundleError(f"{path}: found sha256 {digest}, expected {entry['sha256']}")
+        check_file(folder / name, entry["bytes"], entry["sha256"])

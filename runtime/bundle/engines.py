@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastblt.runtime.bundle.manifest import MANIFEST_FILE, BundleError, sha256_of
+from fastblt.runtime.bundle.manifest import MANIFEST_FILE, BundleError, check_file, sha256_of
 
 FORMAT = "fastblt-engines"
 FORMAT_VERSION = 1
@@ -221,11 +221,5 @@ def check_engine(folder: EngineFolder, engine: EngineSpec) -> Path:
         BundleError: it is missing or differs in size or sha256.
     """
     path = folder.path / engine.file
-    if not path.is_file():
-        raise BundleError(f"{path}: missing, expected {engine.bytes} bytes")
-    if path.stat().st_size != engine.bytes:
-        raise BundleError(f"{path}: found {path.stat().st_size} bytes, expected {engine.bytes}")
-    digest = sha256_of(path)
-    if digest != engine.sha256:
-        raise BundleError(f"{path}: found sha256 {digest}, expected {engine.sha256}")
+    check_file(path, engine.bytes, engine.sha256)
     return path

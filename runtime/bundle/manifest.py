@@ -122,6 +122,22 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def check_file(path: Path, size: int, sha256: str) -> None:
+    """Compare a file with what a manifest lists.
+
+    Raises:
+        BundleError: it is missing, or differs in size, in bytes, or in sha256.
+    """
+    if not path.is_file():
+        raise BundleError(f"{path}: missing, expected {size} bytes")
+    found = path.stat().st_size
+    if found != size:
+        raise BundleError(f"{path}: found {found} bytes, expected {size}")
+    digest = sha256_of(path)
+    if digest != sha256:
+        raise BundleError(f"{path}: found sha256 {digest}, expected {sha256}")
+
+
 def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
