@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from fakes.installed_package import install_package
 
 PLUGIN = """
 import dataclasses
@@ -35,18 +36,17 @@ METHOD = MethodEntry(
 )
 BACKEND = BackendEntry("abacus", "counts on beads", load, providers=("auto", "beads"))
 """
-ENTRY_POINTS = "[fastblt.methods]\npatient = toy_plugin:METHOD\n\n[fastblt.backends]\nabacus = toy_plugin:BACKEND\n"
+ENTRY_POINTS = {
+    "fastblt.methods": {"patient": "toy_plugin:METHOD"},
+    "fastblt.backends": {"abacus": "toy_plugin:BACKEND"},
+}
 
 
 @pytest.fixture(scope="module")
 def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Install a package into a folder of its own, as pip would."""
     folder = tmp_path_factory.mktemp("site")
-    (folder / "toy_plugin.py").write_text(PLUGIN)
-    metadata = folder / "toy_plugin-1.0.dist-info"
-    metadata.mkdir()
-    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: toy-plugin\nVersion: 1.0\n")
-    (metadata / "entry_points.txt").write_text(ENTRY_POINTS)
+    install_package(folder, "toy_plugin", PLUGIN, ENTRY_POINTS)
     return folder
 
 

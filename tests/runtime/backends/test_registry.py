@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from fakes.installed_package import install_package
 
 from fastblt.runtime import plugins
 from fastblt.runtime.backends import registry
@@ -29,12 +30,7 @@ def publish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Publish:
     """Return ``publish(module, source, **entry_points)``, which installs a package with entry points for backends."""
 
     def write(module: str, source: str, **points: str) -> None:
-        (tmp_path / f"{module}.py").write_text(source)
-        folder = tmp_path / f"{module}-1.0.dist-info"
-        folder.mkdir()
-        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {module}\nVersion: 1.0\n")
-        lines = [f"{name} = {value}\n" for name, value in points.items()]
-        (folder / "entry_points.txt").write_text(f"[{registry.ENTRY_POINT_GROUP}]\n{''.join(lines)}")
+        install_package(tmp_path, module, source, {registry.ENTRY_POINT_GROUP: points})
 
     monkeypatch.syspath_prepend(tmp_path)
     return write

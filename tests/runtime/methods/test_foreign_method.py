@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from fakes.installed_package import install_package
 
 from fastblt.runtime.backends.protocol import Backend
 from fastblt.runtime.blt_runtime import BltRuntime
@@ -72,11 +73,7 @@ PROMPT = b"one fish two fish red fish blue "
 @pytest.fixture(autouse=True)
 def _installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_methods: None) -> None:
     """Install the method's package, as pip would, for the time of a test."""
-    (tmp_path / "echo_method.py").write_text(SOURCE)
-    folder = tmp_path / "echo_method-1.0.dist-info"
-    folder.mkdir()
-    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: echo-method\nVersion: 1.0\n")
-    (folder / "entry_points.txt").write_text("[fastblt.methods]\necho = echo_method:ENTRY\n")
+    install_package(tmp_path, "echo_method", SOURCE, {"fastblt.methods": {"echo": "echo_method:ENTRY"}})
     monkeypatch.syspath_prepend(tmp_path)
 
 

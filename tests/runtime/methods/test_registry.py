@@ -5,6 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from fakes.installed_package import install_package
 
 from fastblt.models.config import BltConfig
 from fastblt.models.presets import preset
@@ -23,12 +24,7 @@ def publish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Publish:
     """``publish(module, source, **entry_points)``: install a package with entry points of the group of methods."""
 
     def write(module: str, source: str, **points: str) -> None:
-        (tmp_path / f"{module}.py").write_text(source)
-        folder = tmp_path / f"{module}-1.0.dist-info"
-        folder.mkdir()
-        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {module}\nVersion: 1.0\n")
-        lines = [f"{name} = {value}\n" for name, value in points.items()]
-        (folder / "entry_points.txt").write_text(f"[{registry.ENTRY_POINT_GROUP}]\n{''.join(lines)}")
+        install_package(tmp_path, module, source, {registry.ENTRY_POINT_GROUP: points})
 
     monkeypatch.syspath_prepend(tmp_path)
     return write
