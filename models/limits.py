@@ -1,0 +1,49 @@
+"""Bounds every number that is read from a file, far above the largest published model (blt-7b).
+
+A number beyond its bound is refused where it is read, before anything is allocated, looped over or multiplied. The
+bounds are not targets: a model that reaches several of them fits no machine.
+"""
+
+from __future__ import annotations
+
+# Files, in bytes. blt-7b's manifest has 60 kB, quantized 300 kB; an index of shards of 1,000 tensors has 100 kB.
+JSON_BYTES = 16 * 2**20
+"""A JSON file: configuration, manifest, index."""
+SAFETENSORS_HEADER_BYTES = 16 * 2**20
+"""The header of a safetensors file."""
+FILE_BYTES = 2**44
+"""Any file that a manifest or an archive lists."""
+FILES = 4_096
+"""Files of a bundle, of an engine folder, of an archive."""
+NAME_CHARACTERS = 255
+"""A name of a file, a tensor, a layer or a model."""
+
+# The geometry of a model; blt-7b has 4096, 32, 32, 11008, 512, 500_002, 8, 4, and blocks of 16.
+DIM = 2**16
+LAYERS = 1_024
+HEADS = 1_024
+FFN_DIM = 2**19
+WINDOW = 2**24
+ROPE_THETA = 1e12
+NORM_EPS = 1.0
+THRESHOLD = 1e6
+"""Nats; the entropy of 260 tokens is at most 5.6."""
+PATCH_LENGTH = 2**20
+HASH_ROWS = 2**27
+HASH_SIZES = 32
+"""Number of n-gram lengths."""
+NGRAM = 64
+"""Tokens of the longest n-gram."""
+CROSS_ATTN_K = 64
+BLOCK_SIZE = 256
+PARAMETERS = 10**13
+"""Parameters of a whole model; blt-7b has 11e9."""
+
+# What a user asks for.
+TEXT_BYTES = 2**30
+"""Prompt and new bytes of one sequence."""
+THREADS = 1_024
+"""Threads of one operator."""
+STOP_STRINGS = 1_024
+STOP_BYTES = 2**20
+"""All stop strings of a request together."""

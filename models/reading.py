@@ -1,0 +1,79 @@
+"""Opens and parses small files that somebody else may have written: regular files only, of bounded size."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from fastblt.models.limits import JSON_BYTES
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a regular file for reading; a pipe or a device in its place would block, or never end.
+
+    Raises:
+        OSError: it cannot be opened, or is something else than a file.
+    """
+    # A FIFO without a writer would block before it could be recognized; Windows has no such flag, and no FIFOs.
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    try:
+        kind = os.fstat(descriptor).st_mode
+        if not stat.S_ISREG(kind):
+            raise OSError(None, f"found {_what(kind)}, expected a file", str(path))
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def read_text(path: Path, most: int) -> str:
+    """Return the text of a UTF-8 file.
+
+    Args:
+        path: of the file.
+        most: largest size, in bytes.
+
+    Raises:
+        OSError: it cannot be read, or is something else than a file.
+        ValueError: it is larger, or not UTF-8.
+    """
+    with open_regular(path) as file:
+        raw = file.read(most + 1)
+    if len(raw) > most:
+        raise ValueError(f"found {os.stat(path).st_size} bytes, expected at most {most}")
+    return raw.decode("utf-8")
+
+
+def read_json(path: Path, error: type[ValueError], expected: str) -> Any:
+    """Return the content of a JSON file, in plain types.
+
+    Integers have at most 4300 digits (Python's own limit), and NaN and infinities, which JSON does not have, are
+    refused.
+
+    Args:
+        path: of the file.
+        error: class of the error to raise.
+        expected: what the file should be, for the message: "a bundle's manifest.json".
+
+    Raises:
+        error: it is missing, is no regular file, is larger than `JSON_BYTES`, or is not JSON; the message names it.
+    """
+    try:
+        return json.loads(read_text(path, JSON_BYTES), parse_constant=_refuse)
+    except OSError as found:
+        raise error(f"{path}: cannot be read ({found.strerror}), expected {expected}") from found
+    except (ValueError, RecursionError) as found:  # the latter: thousands of brackets
+        raise error(f"{path}: not JSON ({found}), expected {expected}") from found
+
+
+def _refuse(constant: str) -> float:
+    raise ValueError(f"found {constant}, expected a finite number")
+
+
+def _what(kind: int) -> str:
+    if stat.S_ISDIR(kind):
+        return "a folder"
+    return "a pipe" if stat.S_ISFIFO(kind) else "a device or socket"
