@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import importlib
-import os
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
+from fastblt.models.machine_memory import physical_memory
 from fastblt.runtime.bundle.tensorrt_library import MODULES, load_library
 from fastblt.runtime.doctor.nvml import Board, read_nvml
 from fastblt.runtime.machine import cpu_model, package_version, usable_cores
@@ -100,7 +100,7 @@ def probe() -> MachineFacts:
         python=platform.python_version(),
         cpu=cpu_model(),
         cores=usable_cores(),
-        memory_bytes=_memory(),
+        memory_bytes=physical_memory(),
         driver_cuda=driver,
         driver_version=driver_version,
         boards=boards,
@@ -126,14 +126,6 @@ def _quietly(ask: Callable[[], T], otherwise: T) -> T:
         return ask()
     except Exception:
         return otherwise
-
-
-def _memory() -> int | None:
-    """Return the size of main memory, in bytes."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, OSError, ValueError):
-        return None
 
 
 def _first_line(path: Path) -> str | None:
