@@ -9,16 +9,24 @@ BENCH_JSON  ?= build/demo-bench.json
 WHEEL_VENV  ?= build/wheel-venv
 TEST_JOBS   ?= auto
 PYTEST_ARGS ?=
+# Which build of PyTorch: empty takes the CPU build where an index has it, otherwise PyPI's.
+TORCH_LOCK  ?=
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Programs that tests start import PyTorch: they need its compiled modules, which the first of them writes.
 unexport PYTHONDONTWRITEBYTECODE
 
 BIN         := $(VENV)/bin
-INSTALL     := $(BIN)/python -m pip install --quiet --no-compile -c constraints.txt
+TOOLS       := build/tools-venv/bin
+# Every file that is downloaded has one of the hashes in its lock, and nothing is downloaded that is not in a lock:
+# neither dependencies nor what a source distribution is built with.
+LOCKED      := -m pip install --quiet --no-compile --require-hashes --no-deps --no-build-isolation
+INSTALL     := $(BIN)/python $(LOCKED)
 DEMO_READY  := $(VENV)/.demo-installed
 TEST_READY  := $(VENV)/.test-installed
-PACKAGING   := pyproject.toml setup.py constraints.txt
+PACKAGING   := pyproject.toml setup.py $(wildcard locks/*.txt)
+COMPILE     := $(TOOLS)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
+	--constraints constraints.txt --custom-compile-command 'make lock'
 
 # The bundle is exported again when the checkpoint or the code that exports it is newer.
 MANIFEST         := $(BUNDLE)/manifest.json
@@ -27,7 +35,7 @@ EXPORT_SOURCES   := $(wildcard export/*.py models/*.py models/formats/*.py) $(wi
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test build lint format clean distclean
+.PHONY: help demo test build lint format lock advisories clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -41,9 +49,11 @@ test: lint ## all checks: ruff, mypy, pytest
 
 build: $(MANIFEST) $(TEST_READY) ## build sdist and wheel, run the wheel in an empty environment
 	rm -rf dist $(WHEEL_VENV)
-	$(BIN)/python -m build --outdir dist
+	$(BIN)/python -m build --no-isolation --outdir dist
 	$(PYTHON) -m venv $(WHEEL_VENV)
-	$(WHEEL_VENV)/bin/python -m pip install --quiet -c constraints.txt dist/*.whl
+	$(WHEEL_VENV)/bin/python $(LOCKED) -r locks/core.txt
+	$(WHEEL_VENV)/bin/python -m pip install --quiet --no-deps --no-index dist/*.whl
+	$(WHEEL_VENV)/bin/python -m pip check
 	cd $(WHEEL_VENV) && bin/fastblt generate $(abspath $(BUNDLE)) "In the beginning" --max-new-bytes 64
 
 lint: $(TEST_READY) ## the checks that run no code: ruff, mypy
@@ -54,6 +64,22 @@ lint: $(TEST_READY) ## the checks that run no code: ruff, mypy
 format: $(TEST_READY) ## rewrite the sources the way lint wants them
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+lock: $(TOOLS)/uv ## write locks/*.txt anew, from pyproject.toml and constraints.txt
+	echo setuptools | $(COMPILE) - --output-file locks/build.txt
+	echo torch | $(COMPILE) - --output-file locks/torch.txt
+	$(COMPILE) locks/tools.in --output-file locks/tools.txt
+	$(COMPILE) pyproject.toml --output-file locks/core.txt
+	$(COMPILE) pyproject.toml --extra gpu --output-file locks/gpu.txt
+	$(COMPILE) pyproject.toml --extra tensorrt-rtx --output-file locks/tensorrt-rtx.txt
+	$(COMPILE) pyproject.toml --extra export --excludes locks/cuda.in --no-emit-package torch \
+		--no-emit-package cuda-bindings --no-emit-package cuda-pathfinder --output-file locks/export.txt
+	$(COMPILE) pyproject.toml --extra export --extra train --extra dev --excludes locks/cuda.in \
+		--no-emit-package torch --output-file locks/dev.txt
+
+advisories: $(TOOLS)/uv ## look up known vulnerabilities of what is in the locks; needs the network
+	$(TOOLS)/pip-audit --strict --disable-pip --require-hashes \
+		$(foreach name,build dev gpu tensorrt-rtx tools torch,--requirement locks/$(name).txt)
 
 clean: ## remove what was built, but not the environment
 	rm -rf build dist src/*.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
@@ -71,9 +97,29 @@ $(BIN)/pip:
 	$(PYTHON) -m venv $(VENV)
 
 $(DEMO_READY): $(PACKAGING) | $(BIN)/pip
-	$(INSTALL) -e '.[export]'
+	$(call install_project,locks/export.txt)
 	@touch $@
 
 $(TEST_READY): $(PACKAGING) | $(BIN)/pip
-	$(INSTALL) -e '.[export,train,dev]'
+	$(call install_project,locks/dev.txt)
 	@touch $@
+
+$(TOOLS)/uv: locks/tools.txt
+	$(PYTHON) -m venv $(dir $(TOOLS))
+	$(TOOLS)/python $(LOCKED) -r $<
+	@touch $@
+
+# What builds source distributions comes first. PyPI has no CPU build of PyTorch, so pip may find none; any other
+# failure, a wrong hash above all, stops.
+define install_project
+$(INSTALL) -r locks/build.txt
+$(INSTALL) -r $(1)
+@if test -n "$(TORCH_LOCK)"; then $(INSTALL) -r $(TORCH_LOCK); \
+elif errors=$$($(INSTALL) -r locks/torch-cpu.txt 2>&1); then :; \
+else case $$errors in \
+	*'No matching distribution'*) \
+		echo "pip finds no CPU build of PyTorch; installing PyPI's"; $(INSTALL) -r locks/torch.txt ;; \
+	*) echo "$$errors" >&2; exit 1 ;; \
+	esac; fi
+$(BIN)/python -m pip install --quiet --no-compile --no-deps --no-build-isolation --no-index -e .
+endef

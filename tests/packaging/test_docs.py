@@ -19,7 +19,7 @@ from fastblt.cli import ALIASES, COMMANDS, app
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 #: Folders of the repository whose files the docs name by path.
-FOLDERS = ("calibration", "checkpoints", "docs", "export", "models", "runtime", "src", "tests", ".ci")
+FOLDERS = ("calibration", "checkpoints", "docs", "export", "locks", "models", "runtime", "src", "tests", ".ci")
 #: Options of programs other than fastblt that the docs name on their own.
 FOREIGN_OPTIONS = {"--build-arg", "--system-site-packages"}
 LONGEST_LINE = 100
