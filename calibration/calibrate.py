@@ -24,7 +24,7 @@ from fastblt.calibration.sensitivity import (
 )
 from fastblt.calibration.trace_recorder import record
 from fastblt.calibration.trace_store import TraceStore, model_digest
-from fastblt.models.atomic_folder import replacing_folder
+from fastblt.models.atomic_folder import replacing_folder, scratch_folder
 from fastblt.runtime.blt_runtime import BltRuntime
 from fastblt.runtime.bundle.bundle import Bundle
 from fastblt.runtime.bundle.manifest import write_manifest
@@ -75,12 +75,8 @@ def calibrate(
     _check(opened, out, request)
     check_bundle_target(out, force=force)
     opened.check_files()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with (
-        tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as name,
-        runnable(bundle, Path(name)) as twin,
-    ):
-        return _Calibration(opened, twin, request, Path(name), on_progress).run(out, traces)
+    with scratch_folder(out) as scratch, runnable(bundle, scratch) as twin:
+        return _Calibration(opened, twin, request, scratch, on_progress).run(out, traces)
 
 
 def _check(bundle: Bundle, out: Path, request: CalibrationRequest) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from fastblt.calibration.linear_layers import LinearLayer, linear_layers
 from fastblt.calibration.precision import CalibrationError
 from fastblt.calibration.trace_store import TraceStore
+from fastblt.models.atomic_folder import scratch_folder
 from fastblt.runtime.machine import default_threads
 
 Floats = NDArray[np.float32]
@@ -95,10 +95,10 @@ class CallReplay:
 
     def rows(self, names: Sequence[str]) -> Iterator[tuple[str, Floats]]:
         """Yield the name of a layer and its inputs, float32 [n, in], call after call."""
-        with tempfile.TemporaryDirectory() as folder:
-            values = _expose(self.path, names, Path(folder) / "exposed.onnx")
+        with scratch_folder() as folder:
+            values = _expose(self.path, names, folder / "exposed.onnx")
             session = ort.InferenceSession(
-                Path(folder) / "exposed.onnx", _options(self.path), providers=["CPUExecutionProvider"]
+                folder / "exposed.onnx", _options(self.path), providers=["CPUExecutionProvider"]
             )
             outputs = sorted(set(values.values()))
             for _, arrays in self.store.read(self.part):

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -25,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastblt.calibration.precision import CalibrationError
+from fastblt.models.atomic_file import replacing_file, write_file
 from fastblt.runtime.bundle.manifest import Manifest
 
 INDEX_FILE = "traces.json"
@@ -168,18 +168,14 @@ class TraceStore:
             arrays |= {f"{key}/{name}": array for name, array in inputs.items()}
             self.index.samples.append(Sample(sample.part, sample.stratum, sample.priority, sample.rows, shard, key))
         path = self._path(shard)
-        partial = path.with_name(f".{path.name}.partial")
-        with partial.open("wb") as file:
+        with replacing_file(path) as file:
             np.savez(file, allow_pickle=False, **arrays)
-        os.replace(partial, path)
         self.index.shards += 1
         self._pending, self._pending_bytes = [], 0
 
     def _save(self) -> None:
-        partial = self.folder / f".{INDEX_FILE}.partial"
         data = {"format": FORMAT, "version": VERSION, **asdict(self.index)}
-        partial.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-        partial.replace(self.folder / INDEX_FILE)
+        write_file(self.folder / INDEX_FILE, json.dumps(data, indent=1) + "\n")
 
     def _remove_strays(self) -> None:
         """Delete shards without samples, and those that an interrupted unit left."""

@@ -17,6 +17,7 @@ from typing import Any
 
 import onnx_ir as ir
 
+from fastblt.models.atomic_file import write_file
 from fastblt.runtime.bundle.engines import ShapeProfile
 from fastblt.runtime.bundle.tensorrt_library import TensorRtError, TensorRtLibrary
 
@@ -126,7 +127,7 @@ class TensorRtGraph:
         if engine is None:
             raise TensorRtError(f"{self.path}: {self._library.label} cannot build it: {self._log.text()}")
         if timing_cache is not None and cache is not None:
-            _replace_file(timing_cache, bytes(cache.serialize()))
+            write_file(timing_cache, bytes(cache.serialize()))
         return memoryview(engine)
 
     def _profile(self, profile: ShapeProfile) -> Any:
@@ -199,9 +200,3 @@ def _progress_monitor(trt: Any, progress: Callable[[str], None]) -> Any:
             return True
 
     return Monitor()
-
-
-def _replace_file(path: Path, data: bytes) -> None:
-    new = path.with_name(f".{path.name}.new")
-    new.write_bytes(data)
-    new.replace(path)

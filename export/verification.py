@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from fastblt.export.graph_checks import CHECKS, EagerParts, calls_of
 from fastblt.export.graph_runner import Call, GraphRunner
 from fastblt.export.weights import CheckpointWeights
 from fastblt.export.widening import widen
+from fastblt.models.atomic_folder import scratch_folder
 from fastblt.models.config import BltConfig
 from fastblt.runtime.bundle.bundle import Bundle
 from fastblt.runtime.bundle.manifest import EMBEDDINGS_FILE, GraphSpec
@@ -93,7 +93,7 @@ def _runner(path: Path, spec: GraphSpec) -> GraphRunner:
     if all(t.dtype != "bfloat16" for t in tensors):
         return GraphRunner(path, spec)
 
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        twin = Path(folder) / path.name
+    with scratch_folder(path) as folder:
+        twin = folder / path.name
         widen(path, twin)
         return GraphRunner(twin, wide_spec(spec))

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fastblt.models.atomic_file import write_file
 from fastblt.models.training.corpus import Corpus, load_corpus
 from fastblt.models.training.corpus_sources import CorpusError
 
@@ -72,15 +71,8 @@ def write_heldout_selection(corpus: Corpus, out: Path) -> None:
         _take_prompts(name, documents, prompts)
     for filename, table in (("pieces.json", pieces), ("prompts.json", prompts)):
         files[filename] = (json.dumps(table, indent=1, ensure_ascii=False) + "\n").encode()
-    out.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}-"))
-    try:
-        for filename, content in files.items():
-            (folder / filename).write_bytes(content)
-        for filename in files:
-            (folder / filename).replace(out / filename)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    for filename, content in files.items():
+        write_file(out / filename, content)
 
 
 def _heldout_documents(corpus: Corpus, corpus_id: int) -> list[_Document]:

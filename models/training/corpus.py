@@ -16,8 +16,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +24,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fastblt.models.atomic_folder import replacing_folder
 from fastblt.models.training.corpus_sources import (
     SOURCES,
     CorpusError,
@@ -118,15 +117,8 @@ def build_corpus(
     """
     if out.exists():
         raise CorpusError(f"{out}: exists already; expected a new folder")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}-"))
-    try:
-        _write_corpus(folder, cache, sources, allow_other_python, reader)
-        folder.chmod(0o755)
-        folder.rename(out)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
+    with replacing_folder(out) as new:
+        _write_corpus(new, cache, sources, allow_other_python, reader)
     return out
 
 

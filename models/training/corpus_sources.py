@@ -16,10 +16,11 @@ import subprocess
 import sys
 import sysconfig
 import tarfile
-import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+
+from fastblt.models.atomic_folder import scratch_folder
 
 Document = tuple[str, bytes]
 """A document's name, unique within its source, and its text (UTF-8, Unix line ends, one newline last)."""
@@ -150,13 +151,12 @@ def fetch(source: Source, cache: Path) -> Path:
     """
     path = cache / source.filename
     if not path.exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache, prefix=".fetch-") as folder:
-            _run_client(source, Path(folder))
-            fetched = Path(folder) / source.filename
+        with scratch_folder(path) as folder:
+            _run_client(source, folder)
+            fetched = folder / source.filename
             # apt-get writes the colon of an epoch as %3a; none of the pinned versions has one.
             if not fetched.exists():
-                found = sorted(item.name for item in Path(folder).iterdir())
+                found = sorted(item.name for item in folder.iterdir())
                 raise CorpusError(f"{source.name}: {source.client} downloaded {found}, expected {source.filename}")
             fetched.replace(path)
     digest = file_digest(path)
@@ -257,7 +257,7 @@ def _bible_documents(path: Path) -> list[Document]:
     except ImportError as error:
         raise CorpusError("web: reading the SWORD module needs pysword (install fastblt[train])") from error
     documents = []
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch_folder() as folder:
         with _deb_contents(path) as archive:
             archive.extractall(folder, filter="data")
         modules = SwordModules(f"{folder}/usr/share/sword")

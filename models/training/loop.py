@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fastblt.models.atomic_file import write_file
 from fastblt.models.blt import Blt
 from fastblt.models.checkpoint import load_checkpoint, save_checkpoint
 from fastblt.models.config import ConfigError, expect
@@ -107,7 +108,7 @@ class Trainer:
             text = path.read_bytes()
             whole = text[: text.rfind(b"\n") + 1]
             if whole != text:
-                path.write_bytes(whole)
+                write_file(path, whole)
 
     def run(self, max_seconds: float, on_step: OnStep | None = None) -> bool:
         """Train until the recipe is done or ``max_seconds`` of wall time have passed.
@@ -133,10 +134,7 @@ class Trainer:
         return True
 
     def _write_recipe(self) -> None:
-        path = self.out / RECIPE_FILE
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(dataclasses.asdict(self.config), indent=1) + "\n", encoding="utf-8")
-        partial.replace(path)
+        write_file(self.out / RECIPE_FILE, json.dumps(dataclasses.asdict(self.config), indent=1) + "\n")
 
     def _check_recipe(self) -> None:
         path = self.out / RECIPE_FILE

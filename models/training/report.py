@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from fastblt.models.atomic_file import replacing_file
 from fastblt.models.blt import Blt
 from fastblt.models.training.corpus import Corpus, Split
 from fastblt.models.training.evaluation import evaluate
@@ -68,5 +69,6 @@ def plot_curves(log: Path, picture: Path) -> None:
         axis.set(title=title, xlabel="training text seen, MB", ylabel=unit)
         axis.grid(alpha=0.3)
         axis.legend()
-    figure.savefig(picture, dpi=110)
+    with replacing_file(picture) as file:
+        figure.savefig(file, format=picture.suffix.removeprefix(".") or "png", dpi=110)
     pyplot.close(figure)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
+from fastblt.models.atomic_file import write_file
 from fastblt.models.formats.errors import CheckpointError
 
 
@@ -35,14 +35,7 @@ def save_state(path: Path, model: nn.Module, optimizers: list[torch.optim.Optimi
     """Write parameters, optimizer state and progress; the previous file stays until the new one is complete."""
     tensors = {f"model.{name}": p.detach().contiguous() for name, p in model.state_dict().items()}
     tensors |= optimizer_tensors(optimizers, model)
-    partial = path.with_suffix(".partial")
-    try:
-        save_file(tensors, partial, metadata={"progress": json.dumps(asdict(progress))})
-        os.replace(partial, path)
-    except SafetensorError as error:
-        raise CheckpointError(f"{path}: cannot be written ({error})") from error
-    finally:
-        partial.unlink(missing_ok=True)
+    write_file(path, save(tensors, metadata={"progress": json.dumps(asdict(progress))}))
 
 
 def optimizer_tensors(optimizers: list[torch.optim.Optimizer], model: nn.Module) -> dict[str, Tensor]:

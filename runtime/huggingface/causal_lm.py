@@ -7,16 +7,16 @@ that explains why. PyTorch is not needed: tensors come back for tensors, arrays 
 from __future__ import annotations
 
 import shutil
-import tempfile
 import weakref
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnxruntime as ort
 
-from fastblt.models.atomic_folder import replacing_folder
+from fastblt.models.atomic_folder import replacing_folder, scratch_folder
 from fastblt.models.config import BltConfig
 from fastblt.runtime.backends.onnxruntime import load_onnxruntime
 from fastblt.runtime.backends.protocol import Ids
@@ -285,15 +285,11 @@ def _load_exported(
         remedy = "install it with: pip install 'fastblt[export]'"
         raise ModuleNotFoundError(f"export=True needs the package {error.name}, {remedy}", name=error.name) from error
     source = open_checkpoint(checkpoint, patcher=patcher, document_masks=document_masks)
-    folder = tempfile.mkdtemp(prefix="fastblt-")
-    try:
-        bundle = Path(folder) / "bundle"
+    with ExitStack() as stack:
+        bundle = stack.enter_context(scratch_folder()) / "bundle"
         export_bundle(source, bundle, dtype=dtype, hash_tables=hash_tables)
         model = load(bundle)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-    weakref.finalize(model, shutil.rmtree, folder, ignore_errors=True)
+        weakref.finalize(model, stack.pop_all().close)
     return model
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from fastblt.models.atomic_file import write_file
 
 
 def write_json(path: Path, report: Mapping[str, Any]) -> None:
@@ -17,10 +18,4 @@ def write_json(path: Path, report: Mapping[str, Any]) -> None:
         OSError: the file cannot be written.
     """
     text = json.dumps(report, indent=1, allow_nan=False) + "\n"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_file(path, text)

@@ -19,6 +19,8 @@ from fakes.bundle_folders import FILES, assert_nothing_is_left, assert_only, con
 
 from fastblt.export import graph_file
 from fastblt.export.bundle_writer import export_bundle
+from fastblt.models import atomic_folder
+from fastblt.models.atomic_folder import scratch_folder
 from fastblt.runtime.bundle.bundle import Bundle
 from fastblt.runtime.bundle.manifest import (
     EMBEDDINGS_FILE,
@@ -111,6 +113,7 @@ def test_old_bundle_is_back_when_the_new_one_cannot_take_its_place(
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         real(source, target)
 
+    monkeypatch.setattr(atomic_folder, "_exchange", lambda *_: False)
     monkeypatch.setattr("os.rename", rename)
     monkeypatch.setattr("os.replace", rename)
     with pytest.raises(OSError, match="Input/output error"):
@@ -122,6 +125,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from fastblt.export import bundle_writer, verification
+from fastblt.models import atomic_folder
 
 checkpoint, bundle, dtype, moment = sys.argv[1:]
 
@@ -136,6 +140,7 @@ if moment == "checking a twin":
         real_init(self, path, spec)
     verification.GraphRunner.__init__ = init
 if moment == "between renames":
+    atomic_folder._exchange = lambda *_: False
     real = os.rename
     def rename(source, target):
         if Path(target) == Path(bundle):
@@ -176,13 +181,13 @@ def test_old_bundle_or_none_is_found_when_export_is_killed(
 
 def test_temporary_folder_stays_when_its_export_may_still_be_running(tiny_checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    running = out / f".bundle.{os.getppid()}.abc.partial"
-    other = out / f".bundle2.{2**22 + 1}.abc.partial"
-    dead = out / f".bundle.{2**22 + 1}.abc.partial"  # beyond the largest process number of Linux
-    for folder in (running, other, dead):
+    other = out / ".bundle2.fastblt-abc.partial"
+    dead = out / ".bundle.fastblt-abc.partial"
+    for folder in (other, dead):
         (folder / "x").mkdir(parents=True)
-    export_bundle(tiny_checkpoint, out / "bundle", verify=False)
-    assert {p.name for p in out.iterdir()} == {"bundle", running.name, other.name}
+    with scratch_folder(out / "bundle") as running:
+        export_bundle(tiny_checkpoint, out / "bundle", verify=False)
+        assert {p.name for p in out.iterdir()} == {"bundle", running.name, other.name}
 
 
 def test_bundle_is_replaced_as_a_whole_when_exported_again(tiny_checkpoint: Path, old_bundle: Path) -> None:

@@ -6,12 +6,11 @@ seconds for each shape; engines of TensorRT need none of it.
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
+from fastblt.models.atomic_file import write_file
 from fastblt.runtime.machine import cache_folder
 
 logger = logging.getLogger(__name__)
@@ -55,13 +54,8 @@ class KernelCache:
         data = bytes(self._cache.serialize())
         if len(data) == self._kept:
             return
-        partial = self._path.with_name(f".{self._path.name}.{os.getpid()}.partial")
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_bytes(data)
-            partial.replace(self._path)
+            write_file(self._path, data)
             self._kept = len(data)
         except OSError as error:
             logger.info("%s: cannot be written (%s), kernels will be compiled again", self._path, error)
-            with contextlib.suppress(OSError):
-                partial.unlink()

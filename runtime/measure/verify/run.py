@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastblt.models.atomic_folder import scratch_folder
 from fastblt.runtime.backends.entry import LoadRequest
 from fastblt.runtime.backends.gpu.backend import DeviceBackend
 from fastblt.runtime.backends.registry import DEFAULT_BACKEND, load_backend
@@ -230,6 +230,6 @@ def _reference(
         return
     if emulate is None:
         raise DeviceError(f"{bundle}: found a bf16 bundle, which no CPU runs, expected a way to emulate it")
-    with tempfile.TemporaryDirectory(prefix="fastblt-") as folder:
-        emulate(bundle, Path(folder) / "twin")
-        yield OnnxRuntimeBackend.load(Path(folder) / "twin", capacity, None, exact)
+    with scratch_folder() as folder:
+        emulate(bundle, folder / "twin")
+        yield OnnxRuntimeBackend.load(folder / "twin", capacity, None, exact)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from fastblt.models.atomic_file import replacing_file
 from fastblt.runtime.measure.scoring.figures import DiversityRow, DraftRow, Figures
 from fastblt.runtime.measure.scoring.windows import OVERALL
 from fastblt.runtime.methods import parse_method
@@ -41,12 +41,8 @@ def write_plots(folder: Path, figures: Figures, model: str) -> list[Path]:
 
 
 def _save(path: Path, plot: Figure) -> Path:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        plot.savefig(partial, format="png", dpi=120)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing_file(path) as file:
+        plot.savefig(file, format="png", dpi=120)
     return path
 
 

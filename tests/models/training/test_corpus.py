@@ -103,7 +103,7 @@ def test_nothing_is_left_when_the_build_is_interrupted(tmp_path: Path) -> None:
 
     def read_then_stop(source: Source, cache: Path) -> list[Document]:
         if source.name == "second":
-            assert list(tmp_path.glob(".out-*/train.bin")), "the first source is on disk by now"
+            assert list(tmp_path.glob(".out.*/train.bin")), "the first source is on disk by now"
             raise KeyboardInterrupt
         return DOCUMENTS
 

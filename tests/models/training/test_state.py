@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -27,15 +29,15 @@ def test_earlier_state_stays_when_a_save_fails(
         run.run(1e9, kill_after("patcher", 3))
     before = (tmp_path / STATE_FILE).read_bytes()
 
-    def save_half(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> None:
-        path.write_bytes(b"half")
-        raise OSError("no space left on device")
+    def fail(descriptor: int) -> None:
+        os.ftruncate(descriptor, 100)
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     run = trainer(text, tmp_path)
     run.resume()
     with monkeypatch.context() as patch:
-        patch.setattr(state, "save_file", save_half)
-        with pytest.raises(OSError, match="no space"):
+        patch.setattr(os, "fsync", fail)
+        with pytest.raises(OSError, match=f"No space left on device: .*{STATE_FILE}"):
             run.run(1e9)
     assert (tmp_path / STATE_FILE).read_bytes() == before
     again = trainer(text, tmp_path)
