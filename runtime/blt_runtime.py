@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Unpack
+from typing import TypeVar, Unpack
 
 import numpy as np
 
@@ -20,14 +20,24 @@ from fastblt.runtime.request import GenerationOptions, GenerationRequest
 from fastblt.runtime.sequence.learned import Learned
 from fastblt.runtime.sequence.likelihood import Score, score_tokens
 from fastblt.runtime.sequence.session import Session
+from fastblt.runtime.turns import Turns
+
+T = TypeVar("T")
 
 
 class BltRuntime:
-    """Holds a loaded model. Buffers are allocated once, for ``max_bytes``; generations follow one another in them."""
+    """Holds a loaded model. Buffers are allocated once, for ``max_bytes``; generations follow one another in them.
+
+    Threads may share a runtime. `generate` and `score` wait for those of other threads. While a stream is open, which
+    is until it has ended, is closed, or nobody refers to it, they and `stream` raise `BusyError` immediately instead.
+    So does a call from inside another one on the same thread, e.g. from ``on_chunk``. Texts that have to grow at the
+    same time need a runtime each.
+    """
 
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
         self._learned = Learned()
+        self._turns = Turns()
 
     @classmethod
     def from_pretrained(
@@ -83,22 +93,37 @@ class BltRuntime:
         """Start to generate, and return the iterator of chunks; arguments and errors are those of `generate`.
 
         Nothing is computed before the first chunk is asked for. Afterwards the stream's ``finish`` and ``stats`` report
-        why it ended and what it cost.
+        why it ended and what it cost. The runtime generates nothing else until it has ended, is closed, or nobody
+        refers to it; see the class.
         """
-        started = time.perf_counter()
+        return self._turns.open(self._prepare(prompt, max_new_bytes, request, options))
+
+    def _prepare(
+        self,
+        prompt: Prompt,
+        max_new_bytes: int | None,
+        request: GenerationRequest | None,
+        options: GenerationOptions,
+    ) -> Callable[[], ByteStream]:
+        """Check the arguments of `stream`, and return what makes it; that takes the caches from whoever has them."""
         wanted = _request(max_new_bytes, request, options)
-        method = wanted.decoding_method()
+        method, sampler, rules = wanted.decoding_method(), wanted.sampler(), wanted.stop_rules()
         method.check(self.config)
         ids = prompt_ids(prompt)
-        if len(ids) + wanted.max_new_bytes > self.backend.max_bytes:
+        if len(ids) + rules.max_new_bytes > self.backend.max_bytes:
             raise CapacityError(
-                f"prompt: found {len(ids)} bytes and max_new_bytes={wanted.max_new_bytes}, "
+                f"prompt: found {len(ids)} bytes and max_new_bytes={rules.max_new_bytes}, "
                 f"expected at most max_bytes={self.backend.max_bytes} in all"
             )
-        session = Session(self.backend, learned=self._learned)
-        session.append(ids)
-        session.stats.prompt_bytes = len(ids)
-        return ByteStream(session, method, wanted.sampler(), wanted.stop_rules(), started)
+
+        def make() -> ByteStream:
+            started = time.perf_counter()
+            session = Session(self.backend, learned=self._learned)
+            session.append(ids)
+            session.stats.prompt_bytes = len(ids)
+            return ByteStream(session, method, sampler, rules, started)
+
+        return make
 
     def generate(
         self,
@@ -119,34 +144,53 @@ class BltRuntime:
             options: fields of `GenerationRequest`; they replace the request's.
 
         Raises:
+            BusyError: a stream is open, or the call comes from ``on_chunk``.
             CapacityError: prompt and new bytes exceed ``max_bytes``.
+            GraphError: a graph fails while it runs; the runtime can be used again unless the error denies it.
             MethodError: unknown method, or one that this model cannot run.
             SamplingError: a parameter of sampling is out of range.
             TypeError: an option that does not exist.
             ValueError: negative ``max_new_bytes``, an empty stop string, or ids that are no prompt.
         """
-        stream = self.stream(prompt, max_new_bytes, request=request, **options)
-        pieces: list[bytes] = []
-        logprobs: list[float] = []
-        for chunk in stream:
-            pieces.append(chunk.data)
-            logprobs += chunk.logprobs
-            if on_chunk:
-                on_chunk(chunk)
-        return Generation(b"".join(pieces), stream.finish, stream.stats, tuple(stream.tokens), tuple(logprobs))
+
+        def read(stream: ByteStream) -> Generation:
+            pieces: list[bytes] = []
+            logprobs: list[float] = []
+            for chunk in stream:
+                pieces.append(chunk.data)
+                logprobs += chunk.logprobs
+                if on_chunk:
+                    on_chunk(chunk)
+            return Generation(b"".join(pieces), stream.finish, stream.stats, tuple(stream.tokens), tuple(logprobs))
+
+        return self.generate_into(read, prompt, max_new_bytes, request=request, **options)
+
+    def generate_into(
+        self,
+        read: Callable[[ByteStream], T],
+        prompt: Prompt,
+        max_new_bytes: int | None = None,
+        *,
+        request: GenerationRequest | None = None,
+        **options: Unpack[GenerationOptions],
+    ) -> T:
+        """Generate as `generate` does, for a function that reads the stream to its end; return what it returns."""
+        make = self._prepare(prompt, max_new_bytes, request, options)
+        return self._turns.call(lambda: read(make()))
 
     def score(self, prompt: Prompt, continuation: bytes | str) -> Score:
         """Return the log-probability of each byte of a continuation, given the prompt and the bytes before it.
 
-        The model reads the given text; nothing is drafted, so the figures are the model's own. A stream that is open
-        raises ValueError when it is continued, because it has lost its caches.
+        The model reads the given text; nothing is drafted, so the figures are the model's own.
 
         Args:
             prompt: any bytes, or text (UTF-8); may be empty. Or token ids, int64 [n], BOS first.
             continuation: any bytes, or text (UTF-8); may be empty.
 
         Raises:
+            BusyError: a stream is open, or the call comes from inside another one.
             CapacityError: prompt and continuation exceed ``max_bytes``.
+            GraphError: see `generate`.
             ValueError: ids that are no prompt, or a continuation that is neither bytes nor text.
         """
         if not isinstance(continuation, str | bytes):
@@ -158,7 +202,8 @@ class BltRuntime:
                 f"expected at most max_bytes={self.backend.max_bytes} in all"
             )
         ids = np.concatenate([np.array([BOS_ID]), before, after])
-        return Score(decode(after), score_tokens(Session(self.backend), ids, 1 + len(before)))
+        logprobs = self._turns.call(lambda: score_tokens(Session(self.backend), ids, 1 + len(before)))
+        return Score(decode(after), logprobs)
 
 
 def _request(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from bisect import bisect_left
 from collections.abc import Generator, Iterator
@@ -19,6 +20,7 @@ from fastblt.runtime.sequence.sampling import Sampler
 from fastblt.runtime.sequence.session import Session
 from fastblt.runtime.sequence.stats import RunStats
 from fastblt.runtime.text import TextDecoder
+from fastblt.runtime.turns import BusyError
 
 #: What a generation continues: bytes, text (UTF-8), or token ids, int64 [n], BOS first.
 Prompt = bytes | str | Ids
@@ -73,50 +75,65 @@ class ByteStream(Iterator[Chunk]):
     """Runs a method over a session and yields chunks; afterwards `finish` reports why it ended.
 
     Bytes that may be the beginning of a stop string are held back until that is decided. A stream is a context manager
-    that closes itself.
+    that closes itself. Threads may share one: each chunk goes to one of them, and they wait for each other.
     """
 
     def __init__(self, session: Session, method: Method, sampler: Sampler, rules: StopRules, started: float) -> None:
         self.session = session
-        self.method = method
-        self.sampler = sampler
-        self.rules = rules
-        self.finish = "length"
-        """Why the generation ended: ``length``, ``stop``, ``eos``, or ``closed`` if it was closed, or an error was
-        raised, before its end."""
-        self.tokens: list[int] = []
-        """New token ids that are decided, those of bytes held back too; see `Generation.tokens`."""
-        self._started = started
-        self._data = bytearray()
-        self._origins: list[Origin] = []
-        self._logprobs: list[float] = []
-        self._emitted = 0
-        self._boundaries_seen = 0
-        self._boundaries: list[int] = []
-        # New byte offset of each token position; a token without a byte shares the offset of the byte before it.
-        self._offsets: list[int] = []
-        self._first_position = session.length
-        self._ended = False
-        self._chunks = self._generate()
+        # Neither of the two refers to the stream, which is thus gone when nobody refers to it any more.
+        self._text = _Text(session, method, sampler, rules, started)
+        self._chunks = self._text.chunks()
+        self.open = not self._text.ended
+        """Whether there may be another chunk; as long as it is, the runtime generates nothing else."""
+        self._round = threading.Lock()
+        self._thread = 0
+        """Thread that computes a chunk; 0: none."""
+        self._closing = False
+        self._cut = False
+        """Whether the text will never reach its end."""
 
     @property
     def stats(self) -> RunStats:
         """Return the counters of the session."""
         return self.session.stats
 
+    @property
+    def finish(self) -> str:
+        """Return why the generation ended: ``length``, ``stop``, ``eos``, or ``closed``.
+
+        The last is so if it was closed, or an error was raised, before its end.
+        """
+        return "closed" if self._cut else self._text.finish
+
+    @property
+    def tokens(self) -> list[int]:
+        """Return the new token ids that are decided, those of bytes held back too; see `Generation.tokens`."""
+        return self._text.tokens
+
     def __iter__(self) -> Iterator[Chunk]:
         return self
 
     def __next__(self) -> Chunk:
-        if self.finish == "closed":
-            raise ValueError("stream: closed before its end, expected an open one; call stream() again")
-        try:
-            return next(self._chunks)
-        except StopIteration:
-            raise
-        except BaseException:
-            self.finish = "closed"  # or asking again would look like an end
-            raise
+        thread = threading.get_ident()
+        if self._thread == thread:
+            raise BusyError("stream: found a call from inside its own round, expected one after the other")
+        with self._round:
+            if self._cut or (self._closing and not self._text.ended):
+                raise ValueError("stream: closed before its end, expected an open one; call stream() again")
+            self._thread = thread
+            try:
+                chunk = next(self._chunks)
+                self._cut = self._closing and not self._text.ended
+                self.open = not (self._cut or self._text.ended)
+                return chunk
+            except StopIteration:
+                self.open = False
+                raise
+            except BaseException:
+                self.open, self._cut = False, True  # or asking again would look like an end
+                raise
+            finally:
+                self._thread = 0
 
     def __enter__(self) -> ByteStream:
         return self
@@ -129,13 +146,17 @@ class ByteStream(Iterator[Chunk]):
     def close(self) -> None:
         """End the generation and let go of the backend's caches.
 
-        Afterwards, asking for a chunk raises ValueError if the generation had not ended. Closing again does nothing.
+        Afterwards, asking for a chunk raises ValueError if the generation had not ended. Closing again does nothing. A
+        round that another thread is computing is waited for; its chunk is still returned there.
         """
-        self._chunks.close()
-        if not self._ended:
-            self.finish = "closed"
-        if self.session.backend.owner is self.session:
-            self.session.backend.owner = None
+        self._closing = not self._text.ended
+        if self._thread == threading.get_ident():
+            return  # from inside a round, by a signal handler: it is the last one
+        with self._round:
+            self.open, self._cut = False, self._cut or not self._text.ended
+            self._chunks.close()
+            if self.session.backend.owner is self.session:
+                self.session.backend.owner = None
 
     def text(self) -> Iterator[str]:
         """Yield the text in pieces of whole characters; bytes that are not UTF-8 are replaced by U+FFFD.
@@ -149,26 +170,55 @@ class ByteStream(Iterator[Chunk]):
         if piece := decoder.finish():
             yield piece
 
-    def _generate(self) -> Generator[Chunk, None, None]:
-        """Run the method until a rule ends the generation."""
-        if self.rules.max_new_bytes == 0:
-            self._ended = True
+
+class _Text:
+    """Grows a text round by round: takes the bytes of a method until a rule ends the generation."""
+
+    def __init__(self, session: Session, method: Method, sampler: Sampler, rules: StopRules, started: float) -> None:
+        self.session = session
+        self.method = method
+        self.sampler = sampler
+        self.rules = rules
+        self.stats = session.stats
+        self.finish = "length"
+        self.tokens: list[int] = []
+        self.ended = rules.max_new_bytes == 0
+        self._started = started
+        self._data = bytearray()
+        self._origins: list[Origin] = []
+        self._logprobs: list[float] = []
+        self._emitted = 0
+        self._boundaries_seen = 0
+        self._boundaries: list[int] = []
+        # New byte offset of each token position; a token without a byte shares the offset of the byte before it.
+        self._offsets: list[int] = []
+        self._first_position = session.length
+
+    def chunks(self) -> Generator[Chunk, None, None]:
+        """Run the method until a rule ends the generation.
+
+        Raises:
+            ValueError: another session has used the caches, so that the last round may be wrong.
+        """
+        if self.ended:
             return
         self._boundaries_seen = len(self.session.patch_ends)
         before = time.perf_counter()
         for step in self.method.rounds(self.session, self.sampler):
+            if self.session.backend.owner is not self.session:
+                raise ValueError("session: another session has used the caches since, expected one at a time")
             now = time.perf_counter()
             known = len(self._offsets)
-            self._ended = self._take(step)
+            self.ended = self._take(step)
             self._count(step, now - before, known)
             before = now
             chunk = self._emit(step)
             if chunk.data or chunk.boundaries or chunk.rejected:
                 yield chunk
                 before = time.perf_counter()
-            if self._ended:
+            if self.ended:
                 return
-        self._ended = True
+        self.ended = True
 
     def _count(self, step: Round, seconds: float, known: int) -> None:
         """Add a round to the counters; ``known`` tokens had been taken before it."""
@@ -223,7 +273,7 @@ class ByteStream(Iterator[Chunk]):
 
     def _emit(self, step: Round) -> Chunk:
         """Return the chunk of a round that has been taken."""
-        end = len(self._data) - (0 if self._ended else self._held_back())
+        end = len(self._data) - (0 if self.ended else self._held_back())
         begin, self._emitted = self._emitted, max(end, self._emitted)
         self.stats.new_bytes = self._emitted
         return Chunk(

@@ -240,7 +240,9 @@ class ORTBltForCausalLM:
 
         Raises:
             UnsupportedArgumentError: an argument cannot be honored.
+            BusyError: the call comes from a streamer, or a stream of `runtime` is open; see `BltRuntime`.
             CapacityError: prompt and new tokens exceed ``max_bytes``.
+            GraphError: a graph fails while it runs; see `BltRuntime.generate`.
             ValueError: the ids are not a prompt, or an argument is out of range.
         """
         given = {
@@ -262,9 +264,13 @@ class ORTBltForCausalLM:
         ids = prompt_row(prompt)
         check_mask(attention_mask, len(ids))
         request = generation_request(settings, len(ids), method or self.method, seed)
-        stream = self.runtime.stream(ids, request=request)
-        _follow(stream, streamer, ids[None], lambda new: like(prompt, new))
-        return like(prompt, np.concatenate([ids, np.array(stream.tokens, dtype=np.int64)])[None], text=True)
+
+        def read(stream: ByteStream) -> list[int]:
+            _follow(stream, streamer, ids[None], lambda new: like(prompt, new))
+            return stream.tokens
+
+        new = self.runtime.generate_into(read, ids, request=request)
+        return like(prompt, np.concatenate([ids, np.array(new, dtype=np.int64)])[None], text=True)
 
 
 def _load_exported(

@@ -2,55 +2,90 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from time import perf_counter
+from typing import TypeVar, TypeVarTuple
+from weakref import ref
 
 from fastblt.runtime.backends.protocol import Backend, DecoderRows, Drafted, Floats, Ids, Pick
 from fastblt.runtime.sequence.stats import RunStats
+from fastblt.runtime.turns import gate_of
+
+Args = TypeVarTuple("Args")
+T = TypeVar("T")
 
 
 class CountedParts:
-    """Calls a backend; arguments and results are those of `Backend`, time and calls go to ``stats``."""
+    """Calls a backend; arguments and results are those of `Backend`, time and calls go to ``stats``.
 
-    def __init__(self, backend: Backend, stats: RunStats) -> None:
+    Every call is made while no other thread is inside one, and only while the caches are the session's own.
+
+    Args:
+        backend: that runs the parts.
+        stats: where calls are counted.
+        session: that the caches must belong to, see `Backend.owner`.
+
+    Raises:
+        ValueError: by every call: another session has used the caches since, or a call has failed.
+    """
+
+    def __init__(self, backend: Backend, stats: RunStats, session: object) -> None:
         self.backend = backend
         self.stats = stats
+        self._session = ref(session)  # which holds these parts
+        self._gate = gate_of(backend)
         self._drafts_encode = backend.config.decoder_input == "encoder"
 
     def run_patcher(self, position: int, ids: Ids, visible_from: Ids | None) -> Floats:
         """Call `Backend.run_patcher`."""
         began = perf_counter()
-        entropies = self.backend.run_patcher(position, ids, visible_from)
+        entropies = self._alone(self.backend.run_patcher, position, ids, visible_from)
         self._book("patcher", position, len(ids), perf_counter() - began)
         return entropies
 
     def run_encoder(self, position: int, rows: int, ids: Ids, starts: Ids, ends: Ids, visible_from: Ids | None) -> None:
         """Call `Backend.run_encoder`; ``rows`` is the number of rows, without the tokens before them in ``ids``."""
         began = perf_counter()
-        self.backend.run_encoder(position, ids, starts, ends, visible_from)
+        self._alone(self.backend.run_encoder, position, ids, starts, ends, visible_from)
         self._book("encoder", position, rows, perf_counter() - began)
 
     def run_global(self, first_patch: int, count: int, visible_from: Ids | None) -> None:
         """Call `Backend.run_global`."""
         began = perf_counter()
-        self.backend.run_global(first_patch, count, visible_from)
+        self._alone(self.backend.run_global, first_patch, count, visible_from)
         self._book("global", first_patch, count, perf_counter() - began)
 
     def run_decoder(self, position: int, ids: Ids, latents: Ids, block: int, visible_from: Ids | None) -> DecoderRows:
         """Call `Backend.run_decoder`."""
         began = perf_counter()
-        rows = self.backend.run_decoder(position, ids, latents, block, visible_from)
+        rows = self._alone(self.backend.run_decoder, position, ids, latents, block, visible_from)
         self._book("decoder", position, len(ids), perf_counter() - began)
         return rows
 
     def draft(self, position: int, ids: Ids, latent: int, count: int, pick: Pick | None, visible_from: int) -> Drafted:
         """Call `Backend.draft`: one call of the decoder per byte, and of the encoder where drafted rows read it."""
         began = perf_counter()
-        drafted = self.backend.draft(position, ids, latent, count, pick, visible_from)
+        drafted = self._alone(self.backend.draft, position, ids, latent, count, pick, visible_from)
         calls, seconds = len(drafted.tokens), perf_counter() - began
         self._book("decoder", position, 1, seconds - drafted.encoder_seconds, calls)
         if self._drafts_encode:
             self._book("encoder", position, 1, drafted.encoder_seconds, calls)
         return drafted
+
+    def _alone(self, call: Callable[[*Args], T], *arguments: *Args) -> T:
+        """Make a call of the backend; one that fails may have written half of its rows, so the caches are given up."""
+        with self._gate:
+            session = self._session()
+            if self.backend.owner is not session:
+                raise ValueError(
+                    "session: another session has used the caches since, or a call has failed; expected a new session"
+                )
+            try:
+                return call(*arguments)
+            except BaseException:
+                if self.backend.owner is session:
+                    self.backend.owner = None
+                raise
 
     def _book(self, part: str, position: int, rows: int, seconds: float, calls: int = 1) -> None:
         """Book calls of a part, each of ``rows`` rows, and the seconds that all of them took."""

@@ -38,6 +38,10 @@ _NO_BLOCK: Ids = np.empty(0, dtype=np.int64)
 class Session:
     """Holds tokens, patches and progress over a backend's caches; a backend serves one session at a time.
 
+    A call raises ValueError once another session was made, or once a call failed. Calls from several threads wait for
+    each other; what a call returns may be views that the next one overwrites, whoever makes it. `BltRuntime` takes care
+    that its texts do not get in each other's way.
+
     Args:
         backend: its caches belong to this session until another one is made.
         stats: where calls are counted; None: new counters.
@@ -49,7 +53,7 @@ class Session:
         self.config = backend.config
         self.stats = stats if stats is not None else RunStats()
         self.learned = learned if learned is not None else Learned()
-        self._parts = CountedParts(backend, self.stats)
+        self._parts = CountedParts(backend, self.stats, self)
         self._tokens = TokenBuffer(self.config, backend.max_bytes)
         self._latents = Latents(self.config, self._tokens, self._parts)
         self._patches = self._latents.patches
@@ -179,7 +183,6 @@ class Session:
 
     def denoise(self, block: Ids) -> DecoderRows:
         """Run a block again, after `score_with_block` or `draft_with_block`, with some of its bytes decided."""
-        self._check_owner()
         return self._run_block(self.length, block, len(block))
 
     def draft(self, count: int, pick: Pick | None = None) -> tuple[Ids, Floats]:
@@ -202,7 +205,6 @@ class Session:
 
     def _check_draft(self, count: int) -> int:
         """Return the position of the last token; raise unless a draft of ``count`` bytes can follow it."""
-        self._check_owner()
         position = self.length - 1
         # A row reads the byte before the one it predicts: the first has the position of the last token.
         self._check_room("draft", count, first=position)
@@ -225,12 +227,7 @@ class Session:
                 f"{what}: found {count} bytes after position {self.length - 1}, expected at most {room}"
             )
 
-    def _check_owner(self) -> None:
-        if self.backend.owner is not self:
-            raise ValueError("session: another session has used the caches since, expected one at a time")
-
     def _check_unscored(self) -> None:
-        self._check_owner()
         if self.scored == self.length:
             raise ValueError("score: found no token to score, append one first")
 

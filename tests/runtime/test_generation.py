@@ -148,6 +148,7 @@ def test_next_generation_is_right_when_a_stream_is_left(backend: Backend) -> Non
     stream = runtime.stream(b"something else", 40, method="s:8", stop_at_eos=False)
     next(stream)
     next(stream)
+    del stream
     assert runtime.generate(b"The quick", 40, method="ar", stop_at_eos=False).data == expected
 
 

@@ -78,19 +78,6 @@ def test_score_fits_the_capacity_or_is_refused(open_backend: OpenBackend) -> Non
         runtime.score(b"x" * 12, b"y" * 9)
 
 
-def test_stream_that_lost_its_caches_to_a_score_is_an_error(open_backend: OpenBackend) -> None:
-    runtime = BltRuntime(open_backend("onnxruntime", "embedding", 80))
-    stream = runtime.stream(b"abc", 30, stop_at_eos=False)
-    next(stream)
-    runtime.score(b"abc", b"def")
-    with pytest.raises(ValueError, match="another session has used the caches"):
-        list(stream)
-    # Asked again, it does not pretend to have ended.
-    assert stream.finish == "closed"
-    with pytest.raises(ValueError, match="stream: closed before its end"):
-        list(stream)
-
-
 def test_continuation_that_is_not_text_is_refused(open_backend: OpenBackend) -> None:
     runtime = BltRuntime(open_backend("onnxruntime", "embedding", 20))
     wrong: Any = [5, 6]

@@ -93,15 +93,6 @@ def test_stream_is_closed_when_its_block_fails(scripted: Scripted) -> None:
     assert stream.finish == "closed"
 
 
-def test_closing_one_stream_leaves_the_next_one_alone(scripted: Scripted) -> None:
-    runtime = BltRuntime(scripted(TEXT))
-    one = runtime.stream(b"Gr", 40, method="ar")
-    next(one)
-    other = runtime.stream(b"Gr", 12, method="ar")
-    one.close()
-    assert b"".join(chunk.data for chunk in other) == TEXT[2:14]
-
-
 def test_tokens_are_those_of_the_bytes_when_a_stop_string_ends(scripted: Callable[..., Backend]) -> None:
     script: Sequence[int] = [
         *encode(b"ab", bos=False).tolist(),

@@ -1,0 +1,92 @@
+"""Decides who may use a runtime's one sequence, and a backend's caches, when several threads or callers want to.
+
+Whole calls wait for each other. While a stream is open, whatever else would begin a text is refused at once: a stream
+ends when its consumer wants it to, so that waiting for it could last for ever. A stream that nobody holds any more is
+not open.
+
+An exception, KeyboardInterrupt included, may come between any two function calls. What is held is therefore held by
+``with`` over a lock of the interpreter's own, and everything else that has to be undone is a plain assignment.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Protocol, TypeVar
+from weakref import WeakKeyDictionary, ref
+
+T = TypeVar("T")
+
+
+class BusyError(ValueError):
+    """Reports a runtime that is generating another text at the moment."""
+
+
+class Stream(Protocol):
+    """Generates a text piece by piece."""
+
+    open: bool
+    """Whether it may still want the runtime."""
+
+
+S = TypeVar("S", bound=Stream)
+
+
+class Turns:
+    """Hands a runtime from one call, or stream, to the next."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._thread = 0
+        """Thread whose call has the lock; 0: none."""
+        self._stream: Callable[[], Stream | None] = lambda: None
+
+    def call(self, work: Callable[[], T]) -> T:
+        """Wait for the calls of other threads, then work; the result is that of ``work``.
+
+        Raises:
+            BusyError: a stream is open, or the call comes from inside another one: from ``on_chunk``, a streamer, or a
+                signal handler.
+        """
+        thread = threading.get_ident()
+        if self._thread == thread:
+            raise BusyError(
+                "runtime: found a call from inside another one (on_chunk, a streamer, a signal handler), expected one "
+                "after the other; load a second runtime for texts that depend on each other"
+            )
+        with self._lock:
+            self._thread = thread
+            try:
+                stream = self._stream()
+                if stream is not None and stream.open:
+                    raise BusyError(
+                        "runtime: found a stream that is open, expected none; read it to its end, close() it, or load "
+                        "a second runtime"
+                    )
+                return work()
+            finally:
+                self._thread = 0
+
+    def open(self, make: Callable[[], S]) -> S:
+        """Wait for the calls of other threads, then make a stream: it has the runtime as long as it is open.
+
+        Raises:
+            BusyError: as `call`.
+        """
+
+        def opened() -> S:
+            stream = make()
+            self._stream = ref(stream)  # who drops a stream, even half-way, leaves the runtime free
+            return stream
+
+        return self.call(opened)
+
+
+_gates: WeakKeyDictionary[object, threading.RLock] = WeakKeyDictionary()
+_making = threading.Lock()
+
+
+def gate_of(backend: object) -> threading.RLock:
+    """Return the lock that a thread holds while it is inside a call of a backend: always the same one."""
+    with _making:
+        return _gates.setdefault(backend, threading.RLock())
