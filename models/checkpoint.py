@@ -20,6 +20,7 @@ from fastblt.models.formats.layout import CONFIG_FILE, WEIGHTS_FILE
 from fastblt.models.formats.names import PATCHER_PREFIX
 from fastblt.models.formats.open import open_checkpoint
 from fastblt.models.formats.stores import DTYPES
+from fastblt.models.machine_memory import check_memory
 
 
 def save_checkpoint(folder: Path, model: Blt, dtype: torch.dtype = torch.float32) -> None:
@@ -49,7 +50,8 @@ def load_checkpoint(path: str | Path, *, device: str = "cpu", dtype: torch.dtype
             type (blt-1b's would take 12 GB in fp32; on the CPU it is mapped from its file).
 
     Raises:
-        CheckpointError: files are missing or damaged, tensors do not fit, or weights are not finite.
+        CheckpointError: files are missing or damaged, tensors do not fit, weights are not finite, or memory cannot
+            hold them.
         ConfigError: its configuration is invalid.
     """
     return load_model(open_checkpoint(path), device=device, dtype=dtype)
@@ -59,11 +61,13 @@ def load_model(checkpoint: Checkpoint, *, device: str = "cpu", dtype: torch.dtyp
     """Return the eager model of an open checkpoint; see `load_checkpoint`."""
     with torch.device("meta"):
         model = Blt(checkpoint.config)
-    tensors = {}
-    for name in model.state_dict():
-        wanted = torch.float32 if name.startswith(PATCHER_PREFIX) else dtype
-        if name == HASH_TABLE and checkpoint.dtype(name) != "F32":
-            wanted = DTYPES[checkpoint.dtype(name)]
-        tensors[name] = checkpoint.read(name, wanted).to(device)
+    types = dict.fromkeys(model.state_dict(), dtype)
+    types |= {name: torch.float32 for name in types if name.startswith(PATCHER_PREFIX)}
+    if HASH_TABLE in types and checkpoint.dtype(HASH_TABLE) != "F32":
+        types[HASH_TABLE] = DTYPES[checkpoint.dtype(HASH_TABLE)]
+    size = sum(checkpoint.allocated_bytes(name, wanted) for name, wanted in types.items())
+    if device == "cpu":  # elsewhere one tensor at a time passes through main memory
+        check_memory(size, checkpoint.path, "weights", CheckpointError)
+    tensors = {name: checkpoint.read(name, wanted).to(device) for name, wanted in types.items()}
     model.load_state_dict(tensors, assign=True)
     return model.eval().requires_grad_(False)

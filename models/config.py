@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from fastblt.models import limits
+from fastblt.models.parameters import count_parameters
+from fastblt.models.reading import read_json
+from fastblt.models.shown import shown
 from fastblt.models.tokens import VOCAB_SIZE
 
 DecoderInput = Literal["encoder", "embedding"]
@@ -40,7 +44,33 @@ class ConfigError(ValueError):
 def expect(condition: bool, name: str, found: object, expected: str) -> None:
     """Raise `ConfigError` that names a field unless ``condition`` holds."""
     if not condition:
-        raise ConfigError(f"config field {name!r}: found {found!r}, expected {expected}")
+        raise ConfigError(f"config field {shown(name)}: found {shown(found)}, expected {expected}")
+
+
+def expect_integer(name: str, found: object, most: int, least: int = 1, *, optional: bool = False) -> None:
+    """Raise `ConfigError` that names a field unless it is an integer (no truth value) in ``least``..``most``.
+
+    With ``optional``, None passes.
+    """
+    fits = isinstance(found, int) and not isinstance(found, bool) and least <= found <= most
+    kind = {0: "0 or a positive integer", 1: "a positive integer"}.get(least, f"an integer from {least}")
+    expect(fits or (optional and found is None), name, found, f"{'null or ' * optional}{kind} up to {most}")
+
+
+def expect_number(name: str, found: object, most: float, least: float = 0.0, *, positive: bool = False) -> None:
+    """Raise `ConfigError` that names a field unless it is a number in ``least``..``most``; NaN is none.
+
+    Args:
+        name: of the field.
+        found: its value.
+        most: largest number, finite.
+        least: smallest number.
+        positive: whether it must be greater than 0.
+    """
+    # NaN fails both comparisons.
+    fits = isinstance(found, int | float) and not isinstance(found, bool) and least <= found <= most
+    lower = "a positive, finite number" if positive else f"a number from {least:g}"
+    expect(fits and (not positive or found > 0), name, found, f"{lower} up to {most:g}")  # type: ignore[operator]
 
 
 @dataclass(frozen=True)
@@ -69,20 +99,14 @@ class StackConfig:
 
     def validate(self, name: str) -> None:
         """Raise `ConfigError` unless the stack is valid; ``name`` prefixes the field in the message."""
-        for key in ("dim", "layers", "heads", "ffn_dim"):
-            value = getattr(self, key)
-            expect(isinstance(value, int) and value > 0, f"{name}.{key}", value, "a positive integer")
+        most = {"dim": limits.DIM, "layers": limits.LAYERS, "heads": limits.HEADS, "ffn_dim": limits.FFN_DIM}
+        for key in most:
+            expect_integer(f"{name}.{key}", getattr(self, key), most[key])
         expect(self.dim % self.heads == 0, f"{name}.heads", self.heads, f"a divisor of dim={self.dim}")
         expect(self.head_dim % 2 == 0, f"{name}.heads", self.heads, "an even head dimension dim/heads")
-        expect(
-            self.window is None or (isinstance(self.window, int) and self.window > 0),
-            f"{name}.window",
-            self.window,
-            "null or a positive integer",
-        )
-        for key in ("rope_theta", "norm_eps"):
-            value = getattr(self, key)
-            expect(0 < value < math.inf, f"{name}.{key}", value, "a positive, finite number")
+        expect_integer(f"{name}.window", self.window, limits.WINDOW, optional=True)
+        expect_number(f"{name}.rope_theta", self.rope_theta, limits.ROPE_THETA, positive=True)
+        expect_number(f"{name}.norm_eps", self.norm_eps, limits.NORM_EPS, positive=True)
 
 
 @dataclass(frozen=True)
@@ -105,19 +129,14 @@ class PatchingConfig:
         """Raise `ConfigError` unless the rule is valid."""
         modes = get_args(PatchingMode)
         expect(self.mode in modes, "patching.mode", self.mode, f"one of {', '.join(modes)}")
-        expect(self.threshold >= 0, "patching.threshold", self.threshold, "a number >= 0 (nats)")
+        expect_number("patching.threshold", self.threshold, limits.THRESHOLD)
         expect(
             self.mode != "static" or self.max_patch_length is not None,
             "patching.max_patch_length",
             self.max_patch_length,
             "a positive integer (mode is 'static')",
         )
-        expect(
-            self.max_patch_length is None or (isinstance(self.max_patch_length, int) and self.max_patch_length > 0),
-            "patching.max_patch_length",
-            self.max_patch_length,
-            "null or a positive integer",
-        )
+        expect_integer("patching.max_patch_length", self.max_patch_length, limits.PATCH_LENGTH, optional=True)
 
 
 @dataclass(frozen=True)
@@ -143,15 +162,13 @@ class HashConfig:
 
     def validate(self) -> None:
         """Raise `ConfigError` unless the tables are valid."""
-        ok = all(isinstance(n, int) and n > 0 for n in self.sizes) and len(set(self.sizes)) == len(self.sizes)
-        expect(ok, "hash.sizes", list(self.sizes), "distinct positive integers")
-        expect(isinstance(self.rows, int) and self.rows > 0, "hash.rows", self.rows, "a positive integer")
-        expect(
-            0 <= self.functions <= len(HASH_PRIMES),
-            "hash.functions",
-            self.functions,
-            f"an integer in 0..{len(HASH_PRIMES)}",
-        )
+        count, found = len(self.sizes), list(self.sizes)
+        expect(count <= limits.HASH_SIZES, "hash.sizes", found, f"at most {limits.HASH_SIZES} lengths")
+        for size in self.sizes:
+            expect_integer("hash.sizes", size, limits.NGRAM)
+        expect(len(set(self.sizes)) == count, "hash.sizes", found, "distinct positive integers")
+        expect_integer("hash.rows", self.rows, limits.HASH_ROWS)
+        expect_integer("hash.functions", self.functions, len(HASH_PRIMES), 0)
 
 
 @dataclass(frozen=True)
@@ -195,27 +212,28 @@ class BltConfig:
             f"{'an entropy model' if needs_patcher else 'null'} (patching.mode is {self.patching.mode!r})",
         )
         self.hash.validate()
-        expect(bool(self.name), "name", self.name, "a non-empty string")
+        printable = isinstance(self.name, str) and self.name.isprintable() and self.name
+        wanted = f"1 to {limits.NAME_CHARACTERS} printable characters"
+        expect(bool(printable) and len(self.name) <= limits.NAME_CHARACTERS, "name", self.name, wanted)
         expect(self.vocab_size == VOCAB_SIZE, "vocab_size", self.vocab_size, str(VOCAB_SIZE))
-        expect(self.cross_attn_k > 0, "cross_attn_k", self.cross_attn_k, "a positive integer")
-        expect(
-            self.decoder_input in get_args(DecoderInput),
-            "decoder_input",
-            self.decoder_input,
-            f"one of {', '.join(get_args(DecoderInput))}",
-        )
+        expect_integer("cross_attn_k", self.cross_attn_k, limits.CROSS_ATTN_K)
+        inputs = get_args(DecoderInput)
+        expect(self.decoder_input in inputs, "decoder_input", self.decoder_input, f"one of {', '.join(inputs)}")
         expect(
             self.encoder.dim == self.decoder.dim,
             "decoder.dim",
             self.decoder.dim,
             f"the encoder's width {self.encoder.dim} (they share the byte states)",
         )
+        expect_integer("block_size", self.block_size, limits.BLOCK_SIZE, 0)
         expect(
-            self.block_size >= 0 and (self.block_size == 0 or self.decoder_input == "embedding"),
+            self.block_size == 0 or self.decoder_input == "embedding",
             "block_size",
             self.block_size,
             "0, or a positive integer with decoder_input 'embedding' (only it has a [MASK] row)",
         )
+        total = count_parameters(self).total
+        expect(total <= limits.PARAMETERS, "sizes of all parts", total, f"at most {limits.PARAMETERS} parameters")
 
     @property
     def stacks(self) -> dict[str, StackConfig]:
@@ -269,12 +287,7 @@ class BltConfig:
         Raises:
             ConfigError: the file is missing, is not JSON, or does not describe a model; the message names it.
         """
-        try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ConfigError(f"{path}: cannot be read ({error.strerror}), expected a config.json") from error
-        except (ValueError, RecursionError) as error:
-            raise ConfigError(f"{path}: not JSON ({error})") from error
+        data = read_json(path, ConfigError, "a config.json", constants=True)
         try:
             return cls.from_dict(data)
         except ConfigError as error:
@@ -306,7 +319,8 @@ def _value(hint: Any, value: object, name: str) -> Any:
     if dataclasses.is_dataclass(hint):
         return build_dataclass(hint, value, f"{name}.")  # type: ignore[arg-type]
     if get_origin(hint) is tuple:
-        expect(isinstance(value, list), name, value, "a list")
+        most = limits.LIST_ITEMS
+        expect(isinstance(value, list) and len(value) <= most, name, value, f"a list of at most {most} items")
         kinds_of = get_args(hint)
         items = list(value)  # type: ignore[call-overload]
         inner = [kinds_of[0]] * len(items) if kinds_of[-1] is Ellipsis else list(kinds_of)
@@ -325,4 +339,8 @@ def _value(hint: Any, value: object, name: str) -> Any:
     }
     types, expected = kinds[hint]
     expect(isinstance(value, types) and (hint is bool or not isinstance(value, bool)), name, value, expected)
-    return float(value) if hint is float else value  # type: ignore[arg-type]
+    if hint is not float:
+        return value
+    # Integers of hundreds of digits are beyond every float; NaN is left to the field's bounds.
+    expect(not isinstance(value, int) or abs(value) <= sys.float_info.max, name, value, "a finite number")
+    return float(value)  # type: ignore[arg-type]

@@ -11,23 +11,29 @@ JSON_BYTES = 16 * 2**20
 """A JSON file: configuration, manifest, index."""
 SAFETENSORS_HEADER_BYTES = 16 * 2**20
 """The header of a safetensors file."""
+PICKLE_BYTES = 2**20
+"""The pickle in a ``.pth`` file: about 100 bytes a tensor. PyTorch's unpickler takes 5 microseconds a byte."""
 FILE_BYTES = 2**44
 """Any file that a manifest or an archive lists."""
 FILES = 4_096
 """Files of a bundle, of an engine folder, of an archive."""
 NAME_CHARACTERS = 255
 """A name of a file, a tensor, a layer or a model."""
+LIST_ITEMS = 1_024
+"""A list in a configuration; the longest is that of the n-gram lengths."""
 
 # The geometry of a model; blt-7b has 4096, 32, 32, 11008, 512, 500_002, 8, 4, and blocks of 16.
 DIM = 2**16
-LAYERS = 1_024
+LAYERS = 256
+"""Of one stack: the names and shapes of the tensors of four such stacks take two seconds."""
 HEADS = 1_024
 FFN_DIM = 2**19
 WINDOW = 2**24
+"""Positions."""
 ROPE_THETA = 1e12
 NORM_EPS = 1.0
-THRESHOLD = 1e6
-"""Nats; the entropy of 260 tokens is at most 5.6."""
+THRESHOLD = 1e12
+"""Nats; the entropy of 260 tokens is at most 5.6, and whoever wants no boundaries writes a large number."""
 PATCH_LENGTH = 2**20
 HASH_ROWS = 2**27
 HASH_SIZES = 32

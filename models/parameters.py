@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from fastblt.models.config import BltConfig, StackConfig
 from fastblt.models.tokens import MASK_ID
+
+if TYPE_CHECKING:
+    from fastblt.models.config import BltConfig, StackConfig
 
 
 @dataclass(frozen=True)

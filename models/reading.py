@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import stat
+from collections import Counter
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from fastblt.models.limits import JSON_BYTES
+from fastblt.models.shown import shown
 
 
 def open_regular(path: Path) -> BinaryIO:
@@ -47,26 +49,46 @@ def read_text(path: Path, most: int) -> str:
     return raw.decode("utf-8")
 
 
-def read_json(path: Path, error: type[ValueError], expected: str) -> Any:
+def check_regular(path: Path) -> None:
+    """Check that a library can open a file: a pipe would make it wait for somebody who writes.
+
+    Raises:
+        OSError: it cannot be opened, or is something else than a file.
+    """
+    open_regular(path).close()
+
+
+def read_json(path: Path, error: type[ValueError], expected: str, *, constants: bool = False) -> Any:
     """Return the content of a JSON file, in plain types.
 
-    Integers have at most 4300 digits (Python's own limit), and NaN and infinities, which JSON does not have, are
-    refused.
+    Integers have at most 4300 digits (Python's own limit), numbers beyond the range of floats are infinite, and an
+    object that has a field twice is refused, because readers differ in which of the two they take.
 
     Args:
         path: of the file.
         error: class of the error to raise.
         expected: what the file should be, for the message: "a bundle's manifest.json".
+        constants: whether NaN and infinities pass, which JSON does not have but other software writes into fields that
+            are not ours; the caller checks those that it reads.
 
     Raises:
         error: it is missing, is no regular file, is larger than `JSON_BYTES`, or is not JSON; the message names it.
     """
     try:
-        return json.loads(read_text(path, JSON_BYTES), parse_constant=_refuse)
+        text = read_text(path, JSON_BYTES)
+        return json.loads(text, parse_constant=float if constants else _refuse, object_pairs_hook=_unique)
     except OSError as found:
         raise error(f"{path}: cannot be read ({found.strerror}), expected {expected}") from found
     except (ValueError, RecursionError) as found:  # the latter: thousands of brackets
         raise error(f"{path}: not JSON ({found}), expected {expected}") from found
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        (twice, _), *_ = Counter(name for name, _ in pairs).most_common(1)
+        raise ValueError(f"found {shown(twice)} twice in an object, expected each field once")
+    return fields
 
 
 def _refuse(constant: str) -> float:

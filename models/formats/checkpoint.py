@@ -8,9 +8,12 @@ both directions.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -21,13 +24,21 @@ from fastblt.models.formats.errors import CheckpointError, listing
 from fastblt.models.formats.layout import Layout
 from fastblt.models.formats.names import PATCHER_PREFIX, Pieces
 from fastblt.models.formats.stores import DTYPES, TensorStore
+from fastblt.models.machine_memory import check_memory
 
 HASH_TABLE = "encoder.hash_embeddings.weight"
 _CHUNK_ROWS = 65_536
+_CHUNK_ELEMENTS = 1 << 26
 
 
-def expected_shapes(config: BltConfig) -> dict[str, tuple[int, ...]]:
+def expected_shapes(config: BltConfig) -> Mapping[str, tuple[int, ...]]:
     """Return name and shape of every tensor of a model with this configuration."""
+    return MappingProxyType(_shapes(config))
+
+
+@lru_cache(maxsize=4)
+def _shapes(config: BltConfig) -> dict[str, tuple[int, ...]]:
+    # It is asked several times for one checkpoint, and takes two seconds for the tallest stacks.
     with torch.device("meta"):
         return {name: tuple(p.shape) for name, p in Blt(config).state_dict().items()}
 
@@ -90,10 +101,19 @@ class Checkpoint:
         """Read and convert one of our tensors.
 
         Raises:
-            CheckpointError: it has values that are not finite, or that the type cannot hold.
+            CheckpointError: it has values that are not finite, or that the type cannot hold, or memory cannot hold it.
         """
+        check_memory(self.allocated_bytes(name, dtype), self.path, f"{name} in {dtype}", CheckpointError)
         parts = [self._converted(piece, self.store.read(piece), dtype) for piece in self.pieces[name]]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def allocated_bytes(self, name: str, dtype: torch.dtype) -> int:
+        """Return what `read` allocates: nothing for a tensor that stays in its file, from which it is mapped."""
+        first, *more = self.pieces[name]
+        stored = self.store.tensors[first]
+        if not more and DTYPES[stored.dtype] == dtype and Path(stored.file).is_file():
+            return 0
+        return math.prod(self.shape(name)) * dtype.itemsize
 
     def chunks(self, name: str, dtype: torch.dtype, first: int = 0, last: int | None = None) -> Iterator[Tensor]:
         """Yield rows ``first`` to ``last`` (exclusive; None: all) of a tensor, converted, a few thousand at a time.
@@ -103,10 +123,11 @@ class Checkpoint:
         """
         begin = 0
         last = self.shape(name)[0] if last is None else last
+        most = _chunk_rows(self.shape(name))
         for piece in self.pieces[name]:
             end = begin + self.store.tensors[piece].shape[0]
-            for row in range(max(first, begin), min(last, end), _CHUNK_ROWS):
-                stop = min(row + _CHUNK_ROWS, last, end)
+            for row in range(max(first, begin), min(last, end), most):
+                stop = min(row + most, last, end)
                 yield self._converted(piece, self.store.rows(piece, row - begin, stop - begin), dtype)
             begin = end
 
@@ -148,4 +169,9 @@ def identity_pieces(config: BltConfig) -> Pieces:
 
 def _is_finite(tensor: Tensor) -> bool:
     """Decide whether all values are finite; read a few thousand rows at a time, for tables mapped from a file."""
-    return all(bool(torch.isfinite(rows).all()) for rows in tensor.split(_CHUNK_ROWS))
+    return all(bool(torch.isfinite(rows).all()) for rows in tensor.split(_chunk_rows(tensor.shape)))
+
+
+def _chunk_rows(shape: Sequence[int]) -> int:
+    """Return how many rows of a tensor to read at a time."""
+    return min(_CHUNK_ROWS, max(1, _CHUNK_ELEMENTS // max(1, math.prod(shape[1:]))))

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fastblt.models import reading
 from fastblt.models.config import ConfigError
+from fastblt.models.limits import NAME_CHARACTERS
+from fastblt.models.shown import abridged
+
+#: Any integer and any number that is read; what a field may be is bounded by `fastblt.models.config`, after arithmetic.
+LARGEST_INTEGER = 2**31 - 1
+LARGEST_NUMBER = 1e12
 
 _KINDS: dict[type, tuple[tuple[type, ...], str]] = {
     int: ((int,), "an integer"),
@@ -26,15 +32,16 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: the file is missing or contains something else.
     """
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}), expected a configuration") from error
-    except (ValueError, RecursionError) as error:  # the latter: thousands of brackets
-        raise ConfigError(f"{path}: not JSON ({error})") from error
+    # Other software writes NaN and infinities into fields that nobody reads here.
+    data = reading.read_json(path, ConfigError, "a configuration", constants=True)
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: found {type(data).__name__}, expected an object")
     return data
+
+
+def model_name(folder: Path) -> str:
+    """Return the name of a model that is stored without one: its folder's, of which every character is printable."""
+    return "".join(c if c.isprintable() else "_" for c in folder.absolute().name)[:NAME_CHARACTERS]
 
 
 @contextmanager
@@ -63,12 +70,13 @@ class Fields:
     def integer(self, name: str, default: int | None = None) -> int:
         """Return an integer; ``default`` if it is missing or null."""
         value: int = self._value(name, int, default)
+        self.expect(abs(value) <= LARGEST_INTEGER, name, f"an integer up to {LARGEST_INTEGER}")
         return value
 
     def number(self, name: str, default: float | None = None) -> float:
         """Return a finite number; ``default`` if it is missing or null."""
         value = self._value(name, float, default)
-        self.expect(abs(value) <= sys.float_info.max, name, "a finite number")
+        self.expect(abs(value) <= LARGEST_NUMBER, name, f"a finite number up to {LARGEST_NUMBER:g}")
         return float(value)
 
     def flag(self, name: str, default: bool) -> bool:
@@ -95,7 +103,7 @@ class Fields:
     def expect(self, condition: bool, name: str, expected: str) -> None:
         """Raise `ConfigError` that names the field unless ``condition`` holds."""
         if not condition:
-            found = json.dumps(self.data[name]) if name in self.data else "nothing"
+            found = json.dumps(abridged(self.data[name])) if name in self.data else "nothing"
             raise ConfigError(f"{self.where}: {name}: found {found}, expected {expected}")
 
     def _value(self, name: str, kind: type, default: Any) -> Any:

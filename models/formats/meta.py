@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from fastblt.models.config import BltConfig, HashConfig, PatchingConfig, StackConfig
 from fastblt.models.formats.errors import CheckpointError
-from fastblt.models.formats.fields import Fields, naming, read_json
+from fastblt.models.formats.fields import Fields, model_name, naming, read_json
 from fastblt.models.formats.layout import BUNDLE_FILE, CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE, Layout
 from fastblt.models.formats.names import PATCHER_PREFIX, Pieces, Vocabulary, translate
 from fastblt.models.formats.transformers import WINDOW, patching_rule
+from fastblt.models.limits import LIST_ITEMS
 from fastblt.models.tokens import VOCAB_SIZE
 
 if TYPE_CHECKING:
@@ -151,7 +152,8 @@ def is_release_folder(folder: Path) -> bool:
 
 def open_store(folder: Path) -> TensorStore:
     """Return the weights of a folder of either layout."""
-    from fastblt.models.formats.stores import PthStore, open_safetensors
+    from fastblt.models.formats.pth_store import PthStore
+    from fastblt.models.formats.stores import open_safetensors
 
     return open_safetensors(folder) if is_hub_folder(folder) else PthStore(folder / PTH_FILE)
 
@@ -197,7 +199,7 @@ def read_config(folder: Path, patcher: StackConfig | None) -> BltConfig:
     k = args.integer("cross_attn_k")
     window = args.optional_integer("local_attention_window_len", missing=WINDOW)
     values: dict[str, Any] = {
-        "name": folder.absolute().name,
+        "name": model_name(folder),
         "patcher": patcher,
         "encoder": _stack(args, "local_encoder", window),
         "global_transformer": _stack(args, "global", None),
@@ -255,8 +257,9 @@ def _hash(args: Fields) -> HashConfig:
     name = "encoder_hash_byte_group_size"
     sizes = args.data.get(name) or []
     if isinstance(sizes, str):
-        args.expect(all(part.strip().isdecimal() for part in sizes.split(",")), name, "comma-separated integers")
-        sizes = [int(part) for part in sizes.split(",")]
+        parts = [part.strip() for part in sizes[:LIST_ITEMS].split(",")]
+        args.expect(len(sizes) <= LIST_ITEMS and all(map(str.isdecimal, parts)), name, "comma-separated integers")
+        sizes = list(map(int, parts))
     args.expect(isinstance(sizes, list), name, "a list of integers, or comma-separated integers")
     rows = args.integer("encoder_hash_byte_group_vocab", 500_002)
     return HashConfig(tuple(sizes), rows, args.integer("encoder_hash_byte_group_nb_functions", 1))

@@ -6,9 +6,8 @@ and opened anew for each read: the pages of a mapping that stays open would accu
 
 from __future__ import annotations
 
-import json
-import pickle
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,6 +17,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from fastblt.models.formats.errors import CheckpointError, listing
+from fastblt.models.limits import FILES, NAME_CHARACTERS, SAFETENSORS_HEADER_BYTES
+from fastblt.models.reading import open_regular, read_json
+from fastblt.models.shown import shown
 
 #: Types that weights may have, by safetensors' names.
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -69,7 +71,9 @@ class SafetensorsStore:
         self.tensors: dict[str, StoredTensor] = {}
         for path in files:
             with _open_safetensors(path) as file:
-                for name in file.keys():  # noqa: SIM118
+                names = file.keys()
+                check_names(path, names)
+                for name in names:
                     if name in self._file_of:
                         raise CheckpointError(f"{path}: found {name} here and in {self._file_of[name]}, expected one")
                     piece = file.get_slice(name)
@@ -78,13 +82,13 @@ class SafetensorsStore:
 
     def read(self, name: str) -> Tensor:
         """Implement `TensorStore.read`."""
-        with _open_safetensors(self._file_of[name]) as file:
+        with self._opened(name) as file:
             found: Tensor = file.get_tensor(name)
         return found
 
     def rows(self, name: str, first: int, last: int) -> Tensor:
         """Implement `TensorStore.rows`."""
-        with _open_safetensors(self._file_of[name]) as file:
+        with self._opened(name) as file:
             found: Tensor = file.get_slice(name)[first:last]
         return found
 
@@ -92,14 +96,40 @@ class SafetensorsStore:
         """Implement `TensorStore.gather`."""
         return self.read(name)[rows]
 
+    @contextmanager
+    def _opened(self, name: str) -> Iterator[Any]:
+        path = self._file_of[name]
+        with _open_safetensors(path) as file:
+            try:
+                yield file
+            except (SafetensorError, OSError, RuntimeError) as error:
+                raise CheckpointError(f"{path}: {name} cannot be read ({error})") from error
+
 
 def _open_safetensors(path: Path) -> Any:
     try:
+        with open_regular(path) as file:
+            header = int.from_bytes(file.read(8), "little")
+        if header > SAFETENSORS_HEADER_BYTES:
+            raise SafetensorError(f"found a header of {header} bytes, expected at most {SAFETENSORS_HEADER_BYTES}")
         return safe_open(path, framework="pt")
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: no such file, expected the checkpoint's weights") from error
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: not a readable safetensors file ({error})") from error
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise CheckpointError(f"{path}: not a readable safetensors file ({reason})") from error
+
+
+def check_names(path: Path, names: Iterable[str]) -> None:
+    """Check that names of tensors are short and printable: messages contain them.
+
+    Raises:
+        CheckpointError: one is not.
+    """
+    for name in names:
+        if not 0 < len(name) <= NAME_CHARACTERS or not name.isprintable():
+            expected = f"1 to {NAME_CHARACTERS} printable characters"
+            raise CheckpointError(f"{path}: found a tensor named {shown(name)}, expected {expected}")
 
 
 def open_safetensors(folder: Path, name: str = "model.safetensors") -> SafetensorsStore:
@@ -127,66 +157,22 @@ def open_safetensors(folder: Path, name: str = "model.safetensors") -> Safetenso
 
 def _read_index(index: Path) -> dict[str, str]:
     """Return the file of each tensor that an index lists."""
-    try:
-        file_of = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"{index}: not an index of shards ({error}), expected an entry 'weight_map'") from error
+    what = "an index of shards with an entry 'weight_map'"
+    data = read_json(index, CheckpointError, what, constants=True)
+    file_of = data.get("weight_map") if isinstance(data, dict) else None
+    if not isinstance(file_of, dict):
+        raise CheckpointError(f"{index}: not an index of shards (found {shown(data)}), expected an entry 'weight_map'")
+    check_names(index, file_of)
     for shard in file_of.values():
-        if not isinstance(shard, str) or Path(shard).name != shard or shard in ("", ".."):
-            raise CheckpointError(f"{index}: found shard {shard!r}, expected a plain file name")
+        plain = isinstance(shard, str) and shard.isprintable() and len(shard) <= NAME_CHARACTERS
+        if not plain or Path(shard).name != shard or shard in ("", ".."):
+            raise CheckpointError(f"{index}: found shard {shown(shard)}, expected a plain file name")
+    shards = len(set(file_of.values()))
+    if shards > FILES:
+        raise CheckpointError(f"{index}: found {shards} shards, expected at most {FILES}")
     if not file_of:
         raise CheckpointError(f"{index}: found no shards, expected files by tensor in 'weight_map'")
     return file_of
-
-
-class PthStore:
-    """Reads a ``.pth`` file that contains ``{"model": {name: tensor}}`` or the inner mapping alone.
-
-    The file is read by ``torch.load(weights_only=True, mmap=True)``, whose unpickler creates tensors and plain
-    containers and runs nothing; other content (optimizer state) is not touched.
-
-    Raises:
-        CheckpointError: the file is missing or damaged, or contains something else.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self.tensors: dict[str, StoredTensor] = {
-            name: StoredTensor(tuple(tensor.shape), DTYPE_NAMES.get(tensor.dtype, str(tensor.dtype)), str(path))
-            for name, tensor in self._load().items()
-        }
-
-    def _load(self) -> dict[str, Tensor]:
-        path = self._path
-        try:
-            data = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except FileNotFoundError as error:
-            raise CheckpointError(f"{path}: no such file, expected the checkpoint's weights") from error
-        except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise CheckpointError(f"{path}: not a readable .pth file of tensors ({reason})") from error
-        state = data.get("model", data) if isinstance(data, dict) else data
-        if not isinstance(state, dict) or not all(_is_named_tensor(*item) for item in state.items()):
-            raise CheckpointError(
-                f"{path}: found {type(state).__name__}, expected tensors by name under 'model', all dense"
-            )
-        return dict(state)
-
-    def read(self, name: str) -> Tensor:
-        """Implement `TensorStore.read`."""
-        return self._load()[name]
-
-    def rows(self, name: str, first: int, last: int) -> Tensor:
-        """Implement `TensorStore.rows`."""
-        return self._load()[name][first:last]
-
-    def gather(self, name: str, rows: Tensor) -> Tensor:
-        """Implement `TensorStore.gather`."""
-        return self.read(name)[rows]
-
-
-def _is_named_tensor(name: object, value: object) -> bool:
-    return isinstance(name, str) and isinstance(value, Tensor) and value.layout == torch.strided
 
 
 class JoinedStore:

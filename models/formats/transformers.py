@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastblt.models.config import BltConfig, HashConfig, PatchingConfig, StackConfig
 from fastblt.models.formats.errors import CheckpointError
-from fastblt.models.formats.fields import Fields, naming, read_json
+from fastblt.models.formats.fields import Fields, model_name, naming, read_json
 from fastblt.models.formats.layout import CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE
 from fastblt.models.formats.names import Pieces, Vocabulary, translate
 from fastblt.models.tokens import BOS_ID, EOS_ID, VOCAB_SIZE
@@ -150,7 +150,7 @@ def read_config(path: Path, data: dict[str, Any]) -> BltConfig:
     patching = _patching(top)
     entropy = _stack(patcher, 768, 14, 12, 2048, 1e4, patcher.optional_integer("sliding_window", missing=WINDOW))
     values: dict[str, Any] = {
-        "name": extra.text("name", path.absolute().parent.name),
+        "name": extra.text("name", model_name(path.absolute().parent)),
         "patcher": entropy if patching.mode == "entropy" else None,
         "encoder": _stack(encoder, 1024, 1, 16, None, 5e5, window),
         "global_transformer": _stack(latents, 2048, 25, 16, 5632, 5e5, None),

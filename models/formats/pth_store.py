@@ -1,0 +1,103 @@
+"""Reads tensors from ``.pth`` files, which are zip archives of a pickle and the data that it refers to."""
+
+from __future__ import annotations
+
+import warnings
+import zipfile
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fastblt.models.formats.errors import CheckpointError
+from fastblt.models.formats.stores import DTYPE_NAMES, StoredTensor, check_names
+from fastblt.models.limits import PICKLE_BYTES
+from fastblt.models.reading import check_regular
+from fastblt.models.shown import shown
+
+#: Begins what PyTorch's unpickler reports; the text before it advises to load what may run code.
+_REASON = "WeightsUnpickler error: "
+
+
+class PthStore:
+    """Reads a ``.pth`` file that contains ``{"model": {name: tensor}}`` or the inner mapping alone.
+
+    The file is read by ``torch.load(weights_only=True, mmap=True)``, whose unpickler creates tensors and plain
+    containers and runs nothing; other content (optimizer state) is not touched.
+
+    Raises:
+        CheckpointError: the file is missing or damaged, or contains something else.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        state = self._load()
+        check_names(path, state)
+        self.tensors: dict[str, StoredTensor] = {
+            name: StoredTensor(tuple(tensor.shape), DTYPE_NAMES.get(tensor.dtype, str(tensor.dtype)), str(path))
+            for name, tensor in state.items()
+        }
+
+    def _load(self) -> dict[str, Tensor]:
+        path = self._path
+        try:
+            _check_archive(path)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # about pickle's version, for one
+                data = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except FileNotFoundError as error:
+            raise CheckpointError(f"{path}: no such file, expected the checkpoint's weights") from error
+        except Exception as error:  # the unpickler raises whatever a damaged pickle makes Python raise
+            raise CheckpointError(f"{path}: not a readable .pth file of tensors ({_reason(error)})") from error
+        state = data.get("model", data) if isinstance(data, dict) else data
+        if not isinstance(state, dict) or not all(_is_named_tensor(*item) for item in state.items()):
+            raise CheckpointError(
+                f"{path}: found {type(state).__name__}, expected tensors by name under 'model', all dense"
+            )
+        return dict(state)
+
+    def read(self, name: str) -> Tensor:
+        """Implement `TensorStore.read`."""
+        return self._load()[name]
+
+    def rows(self, name: str, first: int, last: int) -> Tensor:
+        """Implement `TensorStore.rows`."""
+        return self._load()[name][first:last]
+
+    def gather(self, name: str, rows: Tensor) -> Tensor:
+        """Implement `TensorStore.gather`."""
+        return self.read(name)[rows]
+
+
+def _check_archive(path: Path) -> None:
+    """Refuse what PyTorch never writes and would be expensive to read: compressed members, a pickle of many megabytes.
+
+    A file that is no zip archive is left to `torch.load`, which refuses it.
+    """
+    check_regular(path)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+    except zipfile.BadZipFile:
+        return
+    for member in members:
+        if member.compress_type != zipfile.ZIP_STORED or member.file_size != member.compress_size:
+            raise ValueError(f"found compressed data in {shown(member.filename)}, expected plain data")
+        if member.filename.endswith(".pkl") and member.file_size > PICKLE_BYTES:
+            what = f"{member.file_size} bytes in {shown(member.filename)}"
+            raise ValueError(f"found {what}, expected at most {PICKLE_BYTES}")
+
+
+def _reason(error: Exception) -> str:
+    """Return one line about an error."""
+    lines = str(error).partition(_REASON)[2].strip().splitlines() or str(error).strip().splitlines()
+    text = lines[0] if lines else type(error).__name__
+    return text[:200] if text.isprintable() else shown(text)
+
+
+def _is_named_tensor(name: object, value: object) -> bool:
+    if not isinstance(name, str) or not isinstance(value, Tensor):
+        return False
+    # A tensor of few stored values that are repeated may claim any size.
+    dense = value.layout == torch.strided and value.device.type == "cpu"
+    return dense and value.untyped_storage().nbytes() >= value.nbytes

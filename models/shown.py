@@ -1,0 +1,36 @@
+"""Shows what was found in a file, in messages of one line: short, and without control characters."""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import Any
+
+_CHARACTERS = 80
+_ITEMS = 8
+_LEVELS = 3
+_DIGITS = 40
+
+
+def shown(value: object) -> str:
+    """Return the ``repr`` of a value, abridged; long, deep and unprintable values are safe."""
+    return repr(abridged(value))
+
+
+def abridged(value: object, levels: int = _LEVELS) -> Any:
+    """Return a JSON value with everything cut that is too long or too deep for a message."""
+    if isinstance(value, str):
+        return value if len(value) <= _CHARACTERS else f"{value[:_CHARACTERS]}... ({len(value)} characters)"
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 10**_DIGITS:
+        return f"an integer of {value.bit_length()} bits"
+    if isinstance(value, list | tuple):
+        if levels == 0:
+            return "..."
+        more = [f"... ({len(value)} items)"] if len(value) > _ITEMS else []
+        items = [abridged(item, levels - 1) for item in value[:_ITEMS]] + more
+        return items if isinstance(value, list) else tuple(items)
+    if isinstance(value, dict):
+        if levels == 0:
+            return "..."
+        fields = {abridged(key): abridged(value[key], levels - 1) for key in islice(value, _ITEMS)}
+        return fields if len(value) <= _ITEMS else {**fields, "...": f"{len(value)} fields"}
+    return value
