@@ -11,6 +11,10 @@ TEST_JOBS   ?= auto
 PYTEST_ARGS ?=
 # Which build of PyTorch: empty takes the CPU build where an index has it, otherwise PyPI's.
 TORCH_LOCK  ?=
+MINUTES     ?= 10
+SEED        ?= 1
+PARTS       ?=
+JOBS        ?= 2
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Programs that tests start import PyTorch: they need its compiled modules, which the first of them writes.
@@ -35,7 +39,7 @@ EXPORT_SOURCES   := $(wildcard export/*.py models/*.py models/formats/*.py) $(wi
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test build lint format lock advisories clean distclean
+.PHONY: help demo test campaign build lint format lock advisories clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -46,6 +50,9 @@ demo: $(MANIFEST) ## export the shipped checkpoint, generate text, measure the m
 
 test: lint ## all checks: ruff, mypy, pytest
 	$(BIN)/pytest --numprocesses $(TEST_JOBS) --maxprocesses 8 --dist worksteal $(PYTEST_ARGS)
+
+campaign: $(TEST_READY) ## try to break it: damaged files, kills, full disks, threads (MINUTES= SEED= PARTS= JOBS=)
+	PYTHONPATH=src:tests $(BIN)/python -m campaign --minutes $(MINUTES) --seed $(SEED) --jobs $(JOBS) --parts '$(PARTS)'
 
 build: $(MANIFEST) $(TEST_READY) ## build sdist and wheel, run the wheel in an empty environment
 	rm -rf dist $(WHEEL_VENV)
