@@ -113,9 +113,9 @@ class OnnxRuntimeBackend:
         rows, graph = max(len(ids), self._least_rows["patcher"]), self.graphs["patcher"]
         binding = graph.prepare(position, rows, (), visible_from=visible_from)
         if binding.fresh:
-            binding.fresh = False
             binding.point("ids", (1, rows), self._buffers.ids.buffer)
             binding.point("entropy", (1, rows), self._buffers.entropies)
+            binding.fresh = False
         self._buffers.ids.values[:rows] = ids
         graph.run(binding)
         entropies: Floats = self._buffers.entropies.array[: len(ids)]
@@ -156,10 +156,10 @@ class OnnxRuntimeBackend:
         self._embed(binding, ids, rows + self.config.hash.context - 1)
         dim = self.config.encoder.dim
         if binding.fresh:
-            binding.fresh = False
             binding.point("patch_start", (1, patches), self._buffers.patch_start.buffer)
             binding.point("patch_end", (1, patches), self._buffers.patch_end.buffer)
             binding.point("pool_index", (1,), self._buffers.pool_index.buffer)
+            binding.fresh = False
         binding.point(
             "patch_embeddings", (1, patches, self.config.patch_dim), self._buffers.patch_embeddings, first_patch
         )
@@ -191,9 +191,9 @@ class OnnxRuntimeBackend:
         count = max(count, self._least_rows["global"])
         binding = graph.prepare(first_patch, count, (), visible_from=visible_from)
         if binding.fresh:
-            binding.fresh = False
             binding.point("patch_embeddings", (1, count, config.patch_dim), self._buffers.patch_embeddings)
             binding.point("latents", (1, count, config.global_transformer.dim), self._buffers.latents)
+            binding.fresh = False
         binding.point("latent_kv", (count, *self._buffers.latent_kv.row_shape), self._buffers.latent_kv, first_patch)
         graph.run(binding)
 
@@ -227,7 +227,6 @@ class OnnxRuntimeBackend:
     ) -> Binding:
         binding = self._decoder.prepare(position, rows, (latents,), block, visible_from)
         if binding.fresh:
-            binding.fresh = False
             if not self._reads_states:
                 binding.point("ids", (1, rows), self._buffers.ids.buffer)
             binding.point("latent_index", (1, rows), self._buffers.latent_index.buffer)
@@ -235,6 +234,7 @@ class OnnxRuntimeBackend:
             binding.point("probability", (1, rows), self._buffers.probability)
             binding.point("entropy", (1, rows), self._buffers.entropy)
             binding.point("logits", (1, rows, self.config.vocab_size), self._buffers.logits)
+            binding.fresh = False
         if self._reads_states:
             binding.point("states", (1, rows, self.config.decoder.dim), self._buffers.states, position)
         binding.point("latent_kv", (latents, *self._buffers.latent_kv.row_shape), self._buffers.latent_kv, first_latent)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from fastblt.models.config import StackConfig
 from fastblt.runtime.backends.controls import Controls, write_controls
 from fastblt.runtime.backends.cpu.buffers import Buffer, ControlInput, KvBuffers, View
+from fastblt.runtime.backends.graph_error import graph_error
 from fastblt.runtime.backends.protocol import Ids
 from fastblt.runtime.backends.providers import PROVIDERS
 from fastblt.runtime.bundle.dtypes import ONNXRUNTIME_TYPES, TENSOR_TYPES, numpy_dtype
@@ -46,9 +47,9 @@ class Binding:
         known = self._bound.get(name)
         if known is not None and known[2] == address:
             return
-        self._bound[name] = (shape, buffer, address)
         bind = self.io.bind_input if name in self._inputs else self.io.bind_output
         bind(name, "cpu", 0, self._types[name], shape, address)
+        self._bound[name] = (shape, buffer, address)  # not before: an interrupt may come between
 
     def inputs(self, names: Set[str] | None = None) -> dict[str, NDArray[Any]]:
         """Return copies of what inputs are bound to, by name: all of them, or those whose names are in ``names``."""
@@ -106,6 +107,7 @@ class BoundGraph:
         except Exception as error:
             raise BundleError(f"{path}: ONNX Runtime cannot load it ({error})") from error
         _compare(path, self.session, spec, stack)
+        self.path = path
         self.spec = spec
         self.window = stack.window
         caches = [t for t in spec.inputs if t.role == "cache"]
@@ -168,18 +170,25 @@ class BoundGraph:
 
     def _point_caches(self, binding: Binding, view: View) -> None:
         """Bind every cache, input and update alike, to the slots of a view."""
-        binding.view_start = view.start
         shape = (1, 1, view.slots, self.caches.dim)
         for name, buffer in self.caches.buffers.items():
             binding.point(name, shape, buffer, view.start)
             if not self._appends:
                 binding.point(f"{name}_out", shape, buffer, view.start)
+        binding.view_start = view.start
 
     def run(self, binding: Binding) -> None:
-        """Run a prepared call."""
+        """Run a prepared call.
+
+        Raises:
+            GraphError: ONNX Runtime fails.
+        """
         if self.on_run is not None:
             self.on_run(binding)
-        self.session.run_with_iobinding(binding.io)
+        try:
+            self.session.run_with_iobinding(binding.io)
+        except Exception as error:
+            raise graph_error(self.path, error) from error
 
     def moved_bytes(self, position: int, rows: int) -> int:
         """Return the bytes of weights and caches that a call reads."""

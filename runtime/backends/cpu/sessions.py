@@ -23,7 +23,7 @@ def session_options(manifest: Manifest, threads: int | None, *, exact: bool = Fa
         weights = sum(spec.weight_bytes for spec in manifest.graphs.values())
         threads = default_threads(weights)
     options = ort.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # errors are raised; they are not printed too
     options.intra_op_num_threads = threads
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1" if exact else "4")
     if "fp8" in manifest.precisions:

@@ -19,6 +19,7 @@ from fastblt.models.config import BltConfig, StackConfig
 from fastblt.models.formats.registry import WEIGHT_FILES
 from fastblt.models.patcher import entropy
 from fastblt.runtime.backends.entry import ProviderError
+from fastblt.runtime.backends.graph_error import GraphError, graph_error, reporting
 from fastblt.runtime.backends.protocol import DRAFT_SLACK, DecoderRows, Drafted, Floats, Ids, Pick
 from fastblt.runtime.machine import default_threads
 
@@ -71,12 +72,25 @@ class EagerBackend:
     def _cache(self, stack: StackConfig, capacity: int, dtype: torch.dtype) -> StackCache:
         return StackCache(stack, capacity, dtype, self._device)
 
+    def failure(self, part: str, error: Exception) -> Exception:
+        """Return what to raise for an exception of PyTorch in the calls of a part; a GPU may be lost."""
+        lost = False
+        try:
+            if self.device == "cuda":
+                torch.cuda.synchronize(self._device)
+        except RuntimeError:
+            lost = True
+        return (
+            error if isinstance(error, GraphError) else graph_error(f"{part} of {self.config.name}", error, lost=lost)
+        )
+
     def _zeros(self, *shape: int) -> Tensor:
         return torch.zeros(shape, dtype=self._dtype, device=self._device)
 
     def _ids(self, ids: Ids) -> Tensor:
         return torch.from_numpy(ids).to(self._device).unsqueeze(0)
 
+    @reporting("patcher", Exception)
     @torch.inference_mode()
     def run_patcher(self, position: int, ids: Ids, visible_from: Ids | None = None) -> Floats:
         """Implement `Backend.run_patcher`."""
@@ -88,6 +102,7 @@ class EagerBackend:
     def _optional(self, visible_from: Ids | None) -> Tensor | None:
         return None if visible_from is None else torch.from_numpy(visible_from).to(self._device)
 
+    @reporting("encoder", Exception)
     @torch.inference_mode()
     def run_encoder(self, position: int, ids: Ids, starts: Ids, ends: Ids, visible_from: Ids | None = None) -> None:
         """Implement `Backend.run_encoder`."""
@@ -102,12 +117,14 @@ class EagerBackend:
         states = self._states[:, first : int(ends[-1])]
         self._patch_embeddings = self.model.encoder.pool(states, positions, valid)
 
+    @reporting("encoder", Exception)
     def _encode(self, position: int, ids: Tensor, visible_from: Tensor | None) -> None:
         history = self.config.hash.context - 1
         embedded = self.model.encoder.embed(ids[:, history:], ids[:, :history])
         states = self.model.encoder.step(embedded, self._caches["encoder"], position, visible_from)
         self._states[:, position : position + states.shape[1]] = states
 
+    @reporting("global", Exception)
     @torch.inference_mode()
     def run_global(self, first_patch: int, count: int, visible_from: Ids | None = None) -> None:
         """Implement `Backend.run_global`."""
@@ -116,6 +133,7 @@ class EagerBackend:
         latents = self.model.global_transformer.step(embeddings, self._caches["global"], first_patch, seen)
         self._latent_kv[:, first_patch : first_patch + count] = self.model.decoder.latent_kv(latents)
 
+    @reporting("decoder", Exception)
     @torch.inference_mode()
     def run_decoder(
         self, position: int, ids: Ids, latents: Ids, block: int = 0, visible_from: Ids | None = None
@@ -127,6 +145,7 @@ class EagerBackend:
         seen = self._optional(visible_from)
         return _decoder_rows(self._decode(position, self._ids(ids), known, index, seen, block)[0].float())
 
+    @reporting("decoder", Exception)
     def _decode(
         self,
         position: int,

@@ -12,7 +12,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from fastblt.runtime.backends.gpu.call import first_visible
-from fastblt.runtime.backends.gpu.cuda import Stream
+from fastblt.runtime.backends.gpu.cuda import CudaError, Stream
 from fastblt.runtime.backends.gpu.decoder_calls import DecoderCalls
 from fastblt.runtime.backends.gpu.device_rows import DeviceRows
 from fastblt.runtime.backends.gpu.drafting import DeviceDrafter, StepDrafter
@@ -23,6 +23,7 @@ from fastblt.runtime.backends.gpu.graph import DeviceGraph
 from fastblt.runtime.backends.gpu.patcher_calls import LookAhead, PatcherCalls
 from fastblt.runtime.backends.gpu.sliding import CALL_ROWS
 from fastblt.runtime.backends.gpu.tensor_table import Binding, tensors_bound_as
+from fastblt.runtime.backends.graph_error import GraphError, graph_error, reporting
 from fastblt.runtime.backends.host_embeddings import HostEmbeddings
 from fastblt.runtime.backends.protocol import (
     DRAFT_SLACK,
@@ -106,6 +107,14 @@ class DeviceBackend:
         self._step_drafter = StepDrafter(self._encoder, self._decoder, stream)
         self._device_drafter = DeviceDrafter(self._decoder, self._look_ahead, stream)
 
+    def failure(self, part: str, error: Exception) -> Exception:
+        """Return what to raise for an exception in the calls of a part; the device may be lost."""
+        lost = not self.stream.works()
+        if isinstance(error, GraphError) and not lost:
+            return error
+        return graph_error(self.graphs[part].spec.file, error, lost=lost)
+
+    @reporting("patcher", GraphError, CudaError, MemoryError)
     def run_patcher(self, position: int, ids: Ids, visible_from: Ids | None = None) -> Floats:
         """Implement `Backend.run_patcher`; what was asked ahead is answered without a call."""
         known = self._look_ahead.take(position, ids)
@@ -114,22 +123,26 @@ class DeviceBackend:
         assert self._patcher is not None, "the model has no patcher"
         return self._patcher.run(position, ids, visible_from)
 
+    @reporting("encoder", GraphError, CudaError, MemoryError)
     def run_encoder(
         self, position: int, ids: Ids, starts: Ids, ends: Ids, visible_from: int | Ids | None = None
     ) -> None:
         """Implement `Backend.run_encoder`."""
         self._encoder.run(position, ids, starts, ends, visible_from)
 
+    @reporting("global", GraphError, CudaError, MemoryError)
     def run_global(self, first_patch: int, count: int, visible_from: Ids | None = None) -> None:
         """Implement `Backend.run_global`."""
         self._global.run(first_patch, count, visible_from)
 
+    @reporting("decoder", GraphError, CudaError, MemoryError)
     def run_decoder(
         self, position: int, ids: Ids, latents: Ids, block: int = 0, visible_from: Ids | None = None
     ) -> DecoderRows:
         """Implement `Backend.run_decoder`."""
         return self._decoder.run(position, ids, latents, block, visible_from)
 
+    @reporting("decoder", GraphError, CudaError, MemoryError)
     def draft(
         self, position: int, ids: Ids, latent: int, count: int, pick: Pick | None = None, visible_from: int = 0
     ) -> Drafted:

@@ -197,6 +197,15 @@ class Stream:
         self.cuda("cudaStreamSynchronize", self._stream)
         self.synchronizations += 1
 
+    def works(self) -> bool:
+        """Wait for everything that is queued, and return whether the device still answers after an error."""
+        self.cuda.api.cudaGetLastError()  # clears an error of a single call; those of a lost device stay
+        try:
+            self.synchronize()
+        except CudaError:
+            return False
+        return True
+
     def read(self, address: int, size: int) -> NDArray[np.uint8]:
         """Wait, and return a copy of device memory, uint8 [size]."""
         pinned = PinnedMemory(self.cuda, size)
@@ -215,10 +224,10 @@ class Stream:
         """Record what ``work`` queues instead of running it; return None where it cannot be recorded."""
         mode = self.cuda.api.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self.cuda("cudaStreamBeginCapture", self._stream, mode)
-        failure: Exception | None = None
+        failure: BaseException | None = None
         try:
             work()
-        except Exception as error:  # whatever the library raises, the capture must end
+        except BaseException as error:  # whatever is raised, the capture must end
             failure = error
         try:
             graph = self.cuda("cudaStreamEndCapture", self._stream)
@@ -228,6 +237,8 @@ class Stream:
             # Clears the error that a failed capture leaves behind.
             self.cuda.api.cudaGetLastError()
             failure, captured = failure or error, None
+        if failure is not None and not isinstance(failure, Exception):
+            raise failure
         if failure is not None:
             logger.warning("not captured as a CUDA graph, run without: %s", failure)
         return captured

@@ -76,7 +76,7 @@ def load_onnxruntime(
     config = opened.config
     if options is None:
         options = ort.SessionOptions()
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # errors are raised; they are not printed too
     stream = Stream(cuda)
     executors = {}
     for part, spec in opened.manifest.graphs.items():

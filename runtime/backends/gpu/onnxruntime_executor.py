@@ -14,6 +14,7 @@ from typing import Any
 
 from fastblt.runtime.backends.gpu.cuda import Stream
 from fastblt.runtime.backends.gpu.executor import Bound
+from fastblt.runtime.backends.graph_error import graph_error
 from fastblt.runtime.backends.providers import PROVIDERS, check_session
 from fastblt.runtime.bundle.dtypes import TENSOR_TYPES
 from fastblt.runtime.bundle.manifest import BundleError, GraphSpec
@@ -116,7 +117,7 @@ class OnnxRuntimeExecutor:
             number: under which the work is recorded.
 
         Raises:
-            BundleError: ONNX Runtime fails without recording too.
+            GraphError: ONNX Runtime fails without recording too.
         """
         options = self._ort.RunOptions()
         # Otherwise ONNX Runtime waits for the device before and after each call.
@@ -126,7 +127,7 @@ class OnnxRuntimeExecutor:
             self.session.run_with_iobinding(binding, options)
         except Exception as error:
             if not self.records:
-                raise BundleError(f"{self.path}: cannot be run ({error})") from error
+                raise graph_error(self.path, error) from error
             self._stop_recording(error)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from fastblt.runtime.backends.gpu.cuda import CapturedGraph, DeviceMemory, Stream
 from fastblt.runtime.backends.gpu.executor import Bound
 from fastblt.runtime.backends.gpu.kernel_cache import KernelCache, cache_file
+from fastblt.runtime.backends.graph_error import graph_error
 from fastblt.runtime.bundle.dtypes import TENSOR_TYPES
 from fastblt.runtime.bundle.engines import EngineSpec
 from fastblt.runtime.bundle.manifest import BundleError, GraphSpec
@@ -152,10 +153,10 @@ class TensorRtExecutor:
         """Queue a context once.
 
         Raises:
-            BundleError: TensorRT refuses; the error contains its own message.
+            GraphError: TensorRT refuses; the error contains its own message.
         """
         if not context.execute_async_v3(self._stream.handle):
-            raise BundleError(f"{self.path}: cannot be run ({self._log.text()})")
+            raise graph_error(self.path, self._log.text())
 
 
 class TensorRtLaunch:

@@ -117,6 +117,28 @@ def test_bindings_are_kept_when_the_same_call_is_made_again(
     assert spied.made - made <= 2
 
 
+def test_interrupt_while_memory_is_bound_leaves_no_binding_half_made(
+    open_backend: OpenBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = open_onnx(open_backend, "embedding", 200)
+    expected = BltRuntime(open_onnx(open_backend, "embedding", 200)).generate(b"abc", 12, method="ar").data
+    point, left = Binding.point, 0
+
+    def interrupted(binding: Binding, *arguments: Any) -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            raise KeyboardInterrupt
+        point(binding, *arguments)
+
+    monkeypatch.setattr(Binding, "point", interrupted)
+    for at in range(1, 60):
+        left = at
+        with pytest.raises(KeyboardInterrupt):
+            BltRuntime(backend).generate(b"abc", 12, method="ar")
+    assert BltRuntime(backend).generate(b"abc", 12, method="ar").data == expected
+
+
 def test_views_bound_in_a_generation_grow_with_the_text_and_not_with_the_capacity(
     open_backend: OpenBackend, decoder_input: str, spied: type[SpiedBinding]
 ) -> None:

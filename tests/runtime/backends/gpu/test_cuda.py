@@ -128,3 +128,15 @@ def test_module_that_is_used_is_the_installed_one(monkeypatch: pytest.MonkeyPatc
     module = SimpleNamespace()
     monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", module)
     assert load_api() is module
+
+
+def test_capture_ends_when_it_is_interrupted() -> None:
+    api = FakeCuda()
+    stream = Stream(Cuda(api))
+
+    def work() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stream.capture(work)
+    assert not api.is_capturing(stream.handle)
