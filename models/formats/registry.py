@@ -10,6 +10,7 @@ from pathlib import Path
 
 from fastblt.models.formats.errors import CheckpointError
 from fastblt.models.formats.fields import read_json
+from fastblt.models.formats.hub_id import SYNTAX, hub_hint
 from fastblt.models.formats.layout import BUNDLE_FILE, CONFIG_FILE, Layout, WritableLayout
 from fastblt.models.formats.meta import MetaHub, MetaRelease
 from fastblt.models.formats.own import FastbltLayout
@@ -54,7 +55,7 @@ def recognize(path: Path) -> Layout:
 
     Args:
         path: a folder, or ``random:PRESET``. An id of the Hugging Face hub must have been resolved
-            (`fastblt.models.formats.hub.local_folder`).
+            (`fastblt.models.formats.hub.locate`).
 
     Raises:
         CheckpointError: it has no layout that is known.
@@ -67,14 +68,15 @@ def recognize(path: Path) -> Layout:
             return layout
     if (path / BUNDLE_FILE).is_file():
         raise CheckpointError(f"{path}: found a bundle ({BUNDLE_FILE}), expected the checkpoint that it was made of")
-    raise CheckpointError(f"{path}: found {_found(path)}, expected a checkpoint: {_expected()}")
+    hint = "" if path.exists() else hub_hint(str(path))
+    raise CheckpointError(f"{path}: found {_found(path)}, expected a checkpoint: {_expected()}{hint}")
 
 
 def layouts_help() -> str:
     """Return what an argument that takes a checkpoint accepts, for help texts."""
     folders = [layout.description for layout in LAYOUTS if layout.files]
     others = [f"{layout.title} ({layout.description})".replace("`", "") for layout in LAYOUTS if not layout.files]
-    return f"a folder ({_alternatives(folders)}), an id of the Hugging Face hub, or {_alternatives(others)}"
+    return f"a folder ({_alternatives(folders)}), an id of the Hugging Face hub ({SYNTAX}), or {_alternatives(others)}"
 
 
 def layouts_table() -> str:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fastblt.models.formats.errors import CheckpointError
-from fastblt.models.formats.hub import is_hub_id
+from fastblt.models.formats.open import check_path
 from fastblt.models.formats.random_weights import PREFIX
 from fastblt.models.formats.registry import recognize
 from fastblt.runtime.backends.registry import backend_entry
@@ -22,14 +22,14 @@ from fastblt.runtime.methods.registry import parse_method
 
 
 def check_checkpoint(name: str | None) -> None:
-    """Check what can be known of a checkpoint without opening it; None and ids of the hub are fine.
+    """Check what can be known of a checkpoint without opening it; None and well-formed ids of the hub are fine.
 
     Raises:
         ConfigError: there is no such preset, or its config.json cannot be read.
         CheckpointError: no layout is recognized.
     """
-    if name is not None and not is_hub_id(name):
-        recognize(Path(name))
+    if name is not None:
+        check_path(name)
 
 
 def check_bundle_or_checkpoint(name: str) -> None:

@@ -7,9 +7,18 @@ from typing import Annotated
 
 import typer
 
+from fastblt.commands.checkpoints import read_checkpoint
 from fastblt.commands.checks import check_checkpoint, check_new_folder
-from fastblt.commands.options import CheckpointArgument, DocumentMasksOption, Dtype, PatcherOption, one_of
+from fastblt.commands.options import (
+    CheckpointArgument,
+    DocumentMasksOption,
+    Dtype,
+    PatcherOption,
+    RevisionOption,
+    one_of,
+)
 from fastblt.commands.output import megabytes, progress, stderr, stdout
+from fastblt.models.formats.hub_id import with_revision
 from fastblt.models.formats.registry import WRITABLE, writable_layout
 
 
@@ -19,6 +28,7 @@ def command(
     to: Annotated[str, typer.Option(callback=one_of(*WRITABLE), help=f"Layout to write: {' or '.join(WRITABLE)}.")],
     dtype: Annotated[Dtype | None, typer.Option(help="Type of the weights  [default: unchanged]")] = None,
     patcher: PatcherOption = None,
+    revision: RevisionOption = None,
     document_masks: DocumentMasksOption = None,
 ) -> None:
     """Write a checkpoint in another layout.
@@ -26,19 +36,17 @@ def command(
     Converting back restores every bit, unless --dtype rounds.
     """
     target = writable_layout(to)
+    checkpoint = with_revision(checkpoint, revision)
     check_checkpoint(checkpoint)
     check_checkpoint(patcher)
     check_new_folder(out)
     import torch
 
     from fastblt.models.formats.convert import convert
-    from fastblt.models.formats.open import open_checkpoint
 
     types = {Dtype.FP32: torch.float32, Dtype.FP16: torch.float16, Dtype.BF16: torch.bfloat16}
     console = stderr()
-    with console.status("reading the checkpoint"):
-        source = open_checkpoint(checkpoint, patcher=patcher, document_masks=document_masks)
-    console.print(f"{checkpoint}: found {source.layout.description}", soft_wrap=True)
+    source = read_checkpoint(console, checkpoint, patcher=patcher, document_masks=document_masks)
     with progress("converting") as on_progress:
         convert(source, out, to, None if dtype is None else types[dtype], on_progress)
     for line in target.differences(source.config):

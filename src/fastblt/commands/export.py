@@ -8,10 +8,19 @@ from typing import Annotated
 
 import typer
 
+from fastblt.commands.checkpoints import read_checkpoint
 from fastblt.commands.checks import check_bundle_target, check_checkpoint
 from fastblt.commands.graphs import graph_table
-from fastblt.commands.options import CheckpointArgument, DocumentMasksOption, Dtype, ForceOption, PatcherOption
+from fastblt.commands.options import (
+    CheckpointArgument,
+    DocumentMasksOption,
+    Dtype,
+    ForceOption,
+    PatcherOption,
+    RevisionOption,
+)
 from fastblt.commands.output import print_table, progress, stderr, stdout
+from fastblt.models.formats.hub_id import with_revision
 from fastblt.runtime.bundle.bundle import Bundle
 
 
@@ -40,6 +49,7 @@ def command(
     ] = False,
     force: ForceOption = False,
     patcher: PatcherOption = None,
+    revision: RevisionOption = None,
     document_masks: DocumentMasksOption = None,
 ) -> None:
     """Export a checkpoint to a bundle of ONNX graphs.
@@ -47,16 +57,13 @@ def command(
     Every graph is compared with the PyTorch model before the bundle appears; if something fails, nothing is left
     behind. The checkpoint's layout is recognized by its content.
     """
+    checkpoint = with_revision(checkpoint, revision)
     check_checkpoint(checkpoint)
     check_checkpoint(patcher)
     check_bundle_target(bundle, force=force)
     from fastblt.export.bundle_writer import export_bundle
-    from fastblt.models.formats.open import open_checkpoint
 
-    console = stderr()
-    with console.status("reading the checkpoint"):
-        source = open_checkpoint(checkpoint, patcher=patcher, document_masks=document_masks)
-    console.print(f"{checkpoint}: found {source.layout.description}", soft_wrap=True)
+    source = read_checkpoint(stderr(), checkpoint, patcher=patcher, document_masks=document_masks)
     with progress("exporting") as on_progress:
         export_bundle(
             source,

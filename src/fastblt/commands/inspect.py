@@ -12,9 +12,10 @@ from rich.table import Table
 from fastblt.commands.checks import check_bundle_or_checkpoint, check_checkpoint, check_file_target
 from fastblt.commands.graphs import graph_table, tensor_table
 from fastblt.commands.inspect_facts import PARTS, Memory, ModelFacts, read_facts
-from fastblt.commands.options import JsonOption, PatcherOption
+from fastblt.commands.options import JsonOption, PatcherOption, RevisionOption
 from fastblt.commands.output import add_row, left, make_table, megabytes, note, print_table, right, stdout, words
 from fastblt.models.config import BltConfig
+from fastblt.models.formats.hub_id import with_revision
 from fastblt.runtime.bundle.manifest import EMBEDDINGS_FILE
 from fastblt.runtime.measure.replay.paper import POINT_BYTES, Estimate, bytes_per_patch, estimates
 from fastblt.runtime.measure.report import write_json
@@ -29,6 +30,7 @@ def command(
     ],
     max_bytes: Annotated[int, typer.Option(min=1, help="Longest text, prompt included, to report memory for.")] = 4096,
     patcher: PatcherOption = None,
+    revision: RevisionOption = None,
     json: JsonOption = None,
 ) -> None:
     """Describe a checkpoint or a bundle.
@@ -37,6 +39,7 @@ def command(
     method; of a bundle also its graphs. Weights are not loaded.
     """
     check_file_target(json)
+    path = with_revision(path, revision)
     check_bundle_or_checkpoint(path)
     check_checkpoint(patcher)
     facts = read_facts(path, max_bytes, patcher)

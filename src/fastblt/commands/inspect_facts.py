@@ -10,6 +10,7 @@ from pathlib import Path
 
 from fastblt.commands.graphs import files_of
 from fastblt.models.config import BltConfig
+from fastblt.models.formats.hub import locate
 from fastblt.models.parameters import ParameterCounts, count_parameters
 from fastblt.runtime.bundle.bundle import Bundle
 from fastblt.runtime.bundle.dtypes import DTYPES, SAFETENSORS_TYPES, TENSOR_TYPES
@@ -134,7 +135,8 @@ def checkpoint_facts(path: str, max_bytes: int, patcher: str | None) -> ModelFac
     """Read the facts of a checkpoint, every tensor of which is accounted for."""
     from fastblt.models.formats.open import open_checkpoint
 
-    checkpoint = open_checkpoint(path, patcher=patcher)
+    found = locate(path)
+    checkpoint = open_checkpoint(found.folder, patcher=patcher)
     config = checkpoint.config
     shapes = {name: checkpoint.shape(name) for name in checkpoint.pieces}
     kinds = {name: checkpoint.dtype(name) for name in shapes}
@@ -147,7 +149,7 @@ def checkpoint_facts(path: str, max_bytes: int, patcher: str | None) -> ModelFac
     memory = tuple(_checkpoint_memory(config, shapes, kinds, dtype, max_bytes) for dtype in DTYPES)
     return ModelFacts(
         checkpoint.layout.description,
-        path,
+        found.name,
         config,
         count_parameters(config),
         stored,

@@ -9,6 +9,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
+from fastblt.models.formats.hub_id import SYNTAX
 from fastblt.models.formats.registry import layouts_help
 from fastblt.runtime.backends.registry import PROVIDER_SUMMARIES, backend_names, backends, backends_help, providers_help
 from fastblt.runtime.methods.registry import bench_defaults, methods_help
@@ -52,7 +53,14 @@ CheckpointArgument = Annotated[
 ]
 PatcherOption = Annotated[
     str | None,
-    typer.Option(help="Folder or hub id of the entropy model that ends patches  [default: the checkpoint's own]"),
+    typer.Option(
+        help=f"Folder or hub id ({SYNTAX}[@REVISION]) of the entropy model that ends patches  "
+        "[default: the checkpoint's own]"
+    ),
+]
+RevisionOption = Annotated[
+    str | None,
+    typer.Option(help="Commit, tag or branch of a checkpoint on the hub  [default: the newest of the main branch]"),
 ]
 DocumentMasksOption = Annotated[
     bool | None,

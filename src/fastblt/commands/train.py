@@ -16,8 +16,11 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from fastblt.commands.checks import check_output_folder
+from fastblt.commands.checks import check_checkpoint, check_output_folder
+from fastblt.commands.options import RevisionOption
 from fastblt.commands.output import stdout
+from fastblt.models.formats.hub import locate
+from fastblt.models.formats.hub_id import is_hub_id, with_revision
 from fastblt.models.training.corpus import Corpus, load_corpus
 from fastblt.models.training.recipe import TrainConfig
 from fastblt.models.training.run_files import CHECKPOINT_FOLDER, LOG_FILE, STATE_FILE
@@ -47,8 +50,10 @@ def command(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in the folder.")] = False,
     init: Annotated[
-        Path | None, typer.Option(help="Checkpoint to start from, patcher included  [default: random weights]")
+        str | None,
+        typer.Option(help="Checkpoint to start from, patcher included: {layouts}  [default: random weights]"),
     ] = None,
+    revision: RevisionOption = None,
     device: Annotated[Device, typer.Option(help="Where to train.")] = Device.CPU,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads  [default: all cores]")] = None,
 ) -> None:
@@ -56,6 +61,12 @@ def command(
     recipe = load_recipe(config)
     refuse_existing_run(out, resume)
     check_output_folder(out)
+    if init is not None:
+        init = with_revision(init, revision)
+        if not resume:  # a run in the folder would not read it
+            check_checkpoint(init)
+    elif revision is not None:
+        raise RunError("--revision: found no --init, expected the checkpoint that it is of")
     corpus = load_corpus(data)
     import torch
 
@@ -73,7 +84,10 @@ def command(
         where = f"continues at step {p.step} of phase {p.phase}" if found else "holds no run yet, starts one"
         console.print(f"{out}: {where}", soft_wrap=True)
     if init is not None and not found:
-        trainer.start_from(init)
+        base = locate(init)
+        trainer.start_from(base.folder)
+        if is_hub_id(base.name):
+            console.print(f"{out}: starts from {base.name}", soft_wrap=True)
     with Display(console, out / LOG_FILE) as display:
         try:
             done = trainer.run(math.inf if max_seconds is None else max_seconds, display.on_step)

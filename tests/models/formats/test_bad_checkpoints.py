@@ -270,11 +270,11 @@ def test_hub_id_without_a_network_says_how_to_pass_a_folder(tmp_path: Path, monk
     import huggingface_hub.constants
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    error = refused(tmp_path, "nobody/no-such-model-31337")
-    assert error.startswith(
-        "error: nobody/no-such-model-31337: no such folder, and the Hugging Face hub cannot provide it"
-    )
-    assert "hf download nobody/no-such-model-31337" in error
+    error = refused(tmp_path, "hf://nobody/no-such-model-31337")
+    assert error.startswith("error: hf://nobody/no-such-model-31337: the Hugging Face hub cannot provide it")
+    assert "hf download nobody/no-such-model-31337)" in error
+    pinned = refused(tmp_path, "hf://nobody/no-such-model-31337", "--revision", "v1")
+    assert "hf download nobody/no-such-model-31337 --revision v1)" in pinned
     assert "pass the folder" in error
 
 

@@ -116,4 +116,4 @@ def test_folder_with_a_manifest_is_a_bundle_unless_its_configuration_is_of_other
 
 
 def test_id_of_the_hub_is_not_looked_up_by_the_check() -> None:
-    check_path("facebook/blt-1b")
+    check_path("hf://facebook/blt-1b")

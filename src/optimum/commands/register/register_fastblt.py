@@ -25,7 +25,8 @@ class FastbltExportCommand(BaseOptimumCLICommand):  # type: ignore[misc]  # opti
         parser.description = FastbltExportCommand.COMMAND.help
         parser.add_argument(
             "checkpoint",
-            help="Checkpoint: a folder, a model id of the Hugging Face hub, or random:PRESET (random weights).",
+            help="Checkpoint: a folder, an id of the Hugging Face hub (hf://OWNER/MODEL), or random:PRESET (random "
+            "weights).",
         )
         parser.add_argument("bundle", help="Folder to write the bundle to.")
         parser.add_argument(
@@ -51,7 +52,12 @@ class FastbltExportCommand(BaseOptimumCLICommand):  # type: ignore[misc]  # opti
         )
         parser.add_argument(
             "--patcher",
-            help="Folder or hub id of the entropy model that ends patches (default: the checkpoint's own).",
+            help="Folder or hub id (hf://OWNER/MODEL[@REVISION]) of the entropy model that ends patches (default: the "
+            "checkpoint's own).",
+        )
+        parser.add_argument(
+            "--revision",
+            help="Commit, tag or branch of a checkpoint on the hub (default: the newest of the main branch).",
         )
         parser.add_argument(
             "--document-masks",
@@ -67,8 +73,9 @@ class FastbltExportCommand(BaseOptimumCLICommand):  # type: ignore[misc]  # opti
         args = self.args
         options = ["--dtype", args.dtype, "--hash-tables", args.hash_tables]
         options += [f"--{name}" for name in ("lowered", "force") if getattr(args, name)]
-        if args.patcher is not None:
-            options += ["--patcher", args.patcher]
+        for name in ("patcher", "revision"):
+            if getattr(args, name) is not None:
+                options += [f"--{name}", getattr(args, name)]
         if args.document_masks is not None:
             options.append("--document-masks" if args.document_masks else "--no-document-masks")
         app(["export", *options, "--", args.checkpoint, args.bundle], prog_name="fastblt")
