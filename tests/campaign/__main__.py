@@ -72,6 +72,7 @@ def _replay(which: str, fixtures: Path, scratch: Path) -> int:
     (part,) = parts_named(name)
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
+    os.chdir(scratch)
     place = Place(fixtures, scratch, lambda recipe: _say(json.dumps(recipe, indent=1)))
     counts = make_try(part, int(seed), int(number), 60.0, place)
     for failure in counts.failures:

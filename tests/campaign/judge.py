@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -29,7 +30,7 @@ class Judge:
             return what(*args, **options)
         except Exception as error:
             self.refusals.append(str(error))
-            if not (is_expected(error) or (plain and isinstance(error, ValueError | TypeError))):
+            if not (is_expected(error) or (plain and _is_raised_here(error))):
                 self.counts.failures += unexpected(error).failures
             elif len(str(error).splitlines()) != 1:
                 self.fail("other", f"{type(error).__name__} of more than one line from {origin(error)}")
@@ -45,6 +46,14 @@ class Judge:
             self.counts.refused = min(len(self.refusals), 1)
             self.counts.ok = 1 - self.counts.refused
         return self.counts
+
+
+def _is_raised_here(error: Exception) -> bool:
+    """Return whether an error is one about arguments that this package raises itself, or Python for unknown options."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    ours = "/fastblt/" in last.filename and (last.line or "").startswith("raise ")
+    unknown = isinstance(error, TypeError) and "unexpected keyword argument" in str(error)
+    return unknown or (ours and isinstance(error, ValueError | TypeError))
 
 
 def is_expected(error: BaseException) -> bool:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from campaign.part import Part
+from campaign.parts.archives import Archives
 from campaign.parts.bundles import Bundles
+from campaign.parts.checkpoints import Checkpoints
+from campaign.parts.commands import Commands
+from campaign.parts.requests import Requests
 
 #: In the order of the report.
-PARTS: tuple[Part, ...] = (Bundles(),)
+PARTS: tuple[Part, ...] = (Bundles(), Checkpoints(), Archives(), Requests(), Commands())
 
 
 def parts_named(names: str) -> list[Part]:

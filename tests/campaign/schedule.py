@@ -99,19 +99,24 @@ class Campaign:
         """Take what workers report, and replace those that are gone or take too long."""
         ready = wait([worker.connection for worker in self.workers if worker.part is not None], _POLL_SECONDS)
         for index, worker in enumerate(self.workers):
-            if worker.connection in ready:
-                try:
-                    while worker.connection.poll():
-                        self._take(worker, worker.connection.recv())
-                except (EOFError, ConnectionResetError):
-                    self._replace(index, failed("crash", f"ended by {worker.how_it_ended()}"))
-                    continue
+            if worker.connection in ready and not self._hear(worker):
+                self._replace(index, failed("crash", f"ended by {worker.how_it_ended()}"))
+                continue
             reason = worker.overdue()
             if reason is not None:
                 self._replace(index, failed("hang", reason))
             elif worker.resident_bytes > RESIDENT_BYTES and worker.part is None:
                 worker.end()
                 self.workers[index] = self._worker()
+
+    def _hear(self, worker: Worker) -> bool:
+        """Take everything that a worker has reported; return whether it is still there."""
+        try:
+            while worker.connection.poll():
+                self._take(worker, worker.connection.recv())
+        except (EOFError, ConnectionResetError):
+            return False
+        return True
 
     def _take(self, worker: Worker, message: object) -> None:
         assert worker.part is not None

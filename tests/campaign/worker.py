@@ -158,14 +158,14 @@ def make_try(
 def unexpected(error: BaseException) -> Counts:
     """Return the counts of a try that ended in an exception which nobody should see."""
     text = "".join(traceback.format_exception(error))
-    message = re.sub(r"\d+", "0", str(error).replace(str(Path.cwd()), ""))
-    return failed("traceback", f"{type(error).__name__} in {origin(error)}: {message[:60]}", text[-6000:])
+    message = re.sub(r"\d+", "0", str(error))
+    return failed("traceback", f"{type(error).__name__} in {origin(error)}: {message[-60:]}", text[-6000:])
 
 
 def origin(error: BaseException) -> str:
     """Return the innermost function of the package in an exception's traceback."""
     frames = traceback.extract_tb(error.__traceback__)
-    others = ("/site-packages/", "/lib/python", "/tests/campaign/")
+    others = ("/site-packages/", "/lib/python", "/tests/campaign/", "<frozen ")
     ours = [frame for frame in frames if not any(path in frame.filename for path in others)] or frames
     return f"{'/'.join(Path(ours[-1].filename).parts[-2:])}:{ours[-1].name}" if ours else "nowhere"
 
@@ -187,7 +187,9 @@ class _Server:
             scratch.mkdir(parents=True)
             self.connection.send(Started(number, time.process_time()))
             place = Place(self.fixtures, scratch, lambda recipe: self.connection.send(Announced(recipe)))
+            os.chdir(scratch)
             counts = make_try(part, self.seed, number, end - time.monotonic(), place)
+            os.chdir(self.folder)
             if not counts.failures:
                 shutil.rmtree(scratch, ignore_errors=True)
             self.connection.send(Done(number, counts))

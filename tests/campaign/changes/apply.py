@@ -6,9 +6,12 @@ import random
 from pathlib import Path
 from typing import Any
 
-from campaign.changes import json_file, onnx_file, raw_file, safetensors_file
+from campaign.changes import json_file, onnx_file, pth_file, raw_file, safetensors_file
 
 Change = dict[str, Any]
+
+#: By the first word of a change's ``op``.
+_FORMATS: dict[str, Any] = {"json": json_file, "safetensors": safetensors_file, "onnx": onnx_file, "pth": pth_file}
 
 
 def propose(rng: random.Random, folder: Path, name: str) -> Change:
@@ -23,6 +26,8 @@ def propose(rng: random.Random, folder: Path, name: str) -> Change:
         change = safetensors_file.propose(rng, path)
     elif path.suffix == ".onnx":
         change = onnx_file.propose(rng, path)
+    elif path.suffix == ".pth":
+        change = pth_file.propose(rng, path)
     else:
         change = raw_file.propose(rng, path)
     return {"file": name, **change}
@@ -33,7 +38,6 @@ def apply(folder: Path, changes: list[Change]) -> None:
     for change in changes:
         path = folder / change["file"]
         family = change["op"].partition(" ")[0]
-        module = {"json": json_file, "safetensors": safetensors_file, "onnx": onnx_file}.get(family, raw_file)
-        if family in ("json", "safetensors", "onnx") and not path.is_file():
+        if family in _FORMATS and not path.is_file():
             continue
-        module.apply(path, change)
+        _FORMATS.get(family, raw_file).apply(path, change)

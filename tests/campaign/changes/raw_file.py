@@ -18,7 +18,12 @@ def propose(rng: random.Random, path: Path, *, replace: bool = True) -> Change:
     """Return a change of a file's bytes, or sometimes of what is in its place."""
     if replace and rng.random() < 0.15:
         return {"op": rng.choice(_REPLACEMENTS)}
-    size = max(path.stat().st_size, 1)
+    return propose_bytes(rng, path.stat().st_size)
+
+
+def propose_bytes(rng: random.Random, size: int) -> Change:
+    """Return a change of bytes, given their number."""
+    size = max(size, 1)
     # Headers and footers matter most.
     at = rng.choice((rng.randrange(size), rng.randrange(min(size, 64)), rng.randrange(max(size - 64, 0), size)))
     kind = rng.choice(_KINDS)
