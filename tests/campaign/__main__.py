@@ -18,7 +18,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-from campaign.corpus import replay_corpus
+from campaign.corpus import parts_of_corpus, replay_corpus
 from campaign.fixtures import prepare
 from campaign.part import Place
 from campaign.registry import PARTS, parts_named
@@ -35,6 +35,8 @@ def main() -> int:
     folder = Path(wanted.folder).resolve()
     fixtures = folder / "fixtures"
     parts = parts_named(wanted.parts)
+    if wanted.corpus:
+        parts = parts_of_corpus(parts)
     if not (wanted.replay or wanted.corpus):
         shutil.rmtree(folder, ignore_errors=True)
     prepare(fixtures, parts)

@@ -66,6 +66,12 @@ def corpus_entries(parts: dict[str, Any]) -> list[CorpusEntry]:
     return found
 
 
+def parts_of_corpus(parts: list[Any]) -> list[Any]:
+    """Return those of some parts that the corpus has entries of: the others need nothing prepared."""
+    wanted = {entry.part.name for entry in corpus_entries({part.name: part for part in parts})}
+    return [part for part in parts if part.name in wanted]
+
+
 def replay_corpus(parts: list[Any], fixtures: Path, folder: Path) -> dict[str, list[str]]:
     """Replay every entry once, in worker processes; return the failures of each, one line each."""
     entries = corpus_entries({part.name: part for part in parts})

@@ -7,10 +7,12 @@ from campaign.parts.archives import Archives
 from campaign.parts.bundles import Bundles
 from campaign.parts.checkpoints import Checkpoints
 from campaign.parts.commands import Commands
+from campaign.parts.faults import Faults
+from campaign.parts.kills import Kills
 from campaign.parts.requests import Requests
 
 #: In the order of the report.
-PARTS: tuple[Part, ...] = (Bundles(), Checkpoints(), Archives(), Requests(), Commands())
+PARTS: tuple[Part, ...] = (Bundles(), Checkpoints(), Archives(), Requests(), Commands(), Kills(), Faults())
 
 
 def parts_named(names: str) -> list[Part]:
