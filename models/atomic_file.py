@@ -27,7 +27,7 @@ def replacing_file(path: Path) -> Iterator[BinaryIO]:
         OSError: it cannot be written; the error names it.
     """
     found = _status(path)
-    output = None if found is None else _standard_stream(found)
+    output = standard_stream(path)
     if found is not None and (output is not None or not stat.S_ISREG(found.st_mode)):
         with named_errors(path, path), path.open("wb") if output is None else os.fdopen(os.dup(output), "wb") as file:
             yield file
@@ -93,15 +93,16 @@ def _status(path: Path) -> os.stat_result | None:
         return None
 
 
-def _standard_stream(found: os.stat_result) -> int | None:
+def standard_stream(path: Path) -> int | None:
     """Return the descriptor, standard output or error, that a file is open as; None: it is neither.
 
     Opened a second time, a file would be written from its beginning, over what was printed. Replaced, it would lose
     what is printed later.
     """
+    found = _status(path)
     for stream, descriptor in ((sys.stdout, 1), (sys.stderr, 2)):
         with suppress(OSError, ValueError):
-            if os.path.samestat(os.fstat(descriptor), found):
+            if found is not None and os.path.samestat(os.fstat(descriptor), found):
                 if stream is not None:
                     stream.flush()
                 return descriptor

@@ -17,6 +17,12 @@ FILE_BYTES = 2**44
 """Any file that a manifest or an archive lists."""
 FILES = 4_096
 """Files of a bundle, of an engine folder, of an archive."""
+SUMS_BYTES = 4 * 2**20
+"""The SHA256SUMS of an archive: 4,096 lines of a digest and a name."""
+SIGNATURE_BYTES = 2**16
+"""A signature of ssh-keygen; the largest keys need 2 kB."""
+KEYS_BYTES = 2**20
+"""A file of public keys."""
 NAME_CHARACTERS = 255
 """A name of a file, a tensor, a layer or a model."""
 LIST_ITEMS = 1_024

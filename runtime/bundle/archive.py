@@ -1,23 +1,25 @@
 """Packs a bundle with its engines into one tar archive to ship; the same content makes the same bytes.
 
-Entries are sorted and carry no time, owner or mode of their own. ``SHA256SUMS`` comes last; after unpacking, by
-``fastblt unpack`` or any tar, ``sha256sum -c SHA256SUMS`` checks all files.
+Entries are sorted and carry no time, owner or mode of their own. ``SHA256SUMS`` comes after them, and last, in a
+signed archive, its signature ``SHA256SUMS.sig``; after unpacking, by ``fastblt unpack`` or any tar, ``sha256sum -c
+SHA256SUMS`` checks all files.
 """
 
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
-import lzma
 import os
 import tarfile
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
-from typing import BinaryIO, cast
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, cast
 
-from fastblt.models.atomic_folder import replacing_folder
+from fastblt.models.atomic_file import replacing_file
+from fastblt.models.reading import open_regular
 from fastblt.runtime.bundle.bundle import Bundle
 from fastblt.runtime.bundle.engines import (
     ENGINES_FILE,
@@ -26,9 +28,10 @@ from fastblt.runtime.bundle.engines import (
     engine_folders,
     load_engine_folder,
 )
-from fastblt.runtime.bundle.manifest import MANIFEST_FILE, sha256_of
+from fastblt.runtime.bundle.manifest import MANIFEST_FILE, BundleError, sha256_of
+from fastblt.runtime.bundle.signature import sign
 
-SUMS_FILE = "SHA256SUMS"
+SUMS_FILE, SIGNATURE_FILE = "SHA256SUMS", "SHA256SUMS.sig"
 ALL, NONE = "all", "none"
 
 
@@ -36,73 +39,117 @@ class ArchiveError(ValueError):
     """Reports an archive that cannot be written or unpacked."""
 
 
-def contents(bundle: Path, engines: str = ALL) -> list[str]:
-    """Return the names of the files of a bundle that go into an archive, checked against the manifests.
+@dataclass(frozen=True)
+class PackedArchive:
+    """Describes an archive that was written."""
+
+    names: list[str]
+    """Files in it, in order."""
+    bytes: int
+    sha256: str
+
+
+def contents(bundle: Path, engines: str = ALL) -> dict[str, str]:
+    """Return the files of a bundle that go into an archive, checked against the manifests, and their digests.
 
     Args:
         bundle: folder of the bundle.
         engines: ``all``, ``none``, or the name of one engine folder.
 
+    Returns:
+        sha256 by name, in the order of the archive.
+
     Raises:
         BundleError: a file is missing or damaged.
         ConfigError: the configuration is invalid.
-        ArchiveError: the bundle has no engine folder of that name.
+        ArchiveError: the bundle has no engine folder of that name, or a file with the name of the sums.
     """
-    names = [MANIFEST_FILE, *Bundle.open(bundle).manifest.files]
+    manifest = Bundle.open(bundle).manifest
+    digests = {name: str(entry["sha256"]) for name, entry in manifest.files.items()}
+    digests[MANIFEST_FILE] = sha256_of(bundle / MANIFEST_FILE)
     folders = [path for path in engine_folders(bundle) if engines in (ALL, path.name)]
     if engines not in (ALL, NONE) and not folders:
         known = ", ".join(path.name for path in engine_folders(bundle)) or "none"
         raise ArchiveError(f"{bundle}: found engines {known}, expected {engines!r} among them")
     for path in folders if engines != NONE else []:
         folder = load_engine_folder(path)
-        files = [ENGINES_FILE, *(check_engine(folder, engine).name for engine in folder.engines)]
-        names += [f"{ENGINES_FOLDER}/{path.name}/{name}" for name in files]
-    return sorted(names)
+        prefix = f"{ENGINES_FOLDER}/{path.name}"
+        digests |= {f"{prefix}/{check_engine(folder, engine).name}": engine.sha256 for engine in folder.engines}
+        digests[f"{prefix}/{ENGINES_FILE}"] = sha256_of(path / ENGINES_FILE)
+    for name in (SUMS_FILE, SIGNATURE_FILE):
+        if name in digests:
+            raise ArchiveError(f"{bundle / name}: found in a bundle, expected another name: archives use it")
+    return dict(sorted(digests.items()))
 
 
-def pack(bundle: Path, archive: Path, engines: str = ALL) -> list[str]:
+def pack(bundle: Path, archive: Path, engines: str = ALL, *, key: Path | None = None) -> PackedArchive:
     """Write a bundle as an archive; ``.tar.gz`` and ``.tgz`` are compressed.
 
     Args:
         bundle: folder of the bundle.
-        archive: file to write, atomically.
+        archive: file to write, atomically; outside the bundle.
         engines: as in `contents`.
-
-    Returns:
-        The names of the files in it.
+        key: SSH key to sign the sums with, see `sign`.
 
     Raises:
-        BundleError: a file is missing or damaged.
+        BundleError: a file is missing or damaged, or changes meanwhile.
         ConfigError: the configuration is invalid.
-        ArchiveError: the bundle has no engine folder of that name.
+        ArchiveError: the bundle has no engine folder of that name, or the archive is inside the bundle.
+        SignatureError: the key cannot sign.
         OSError: the archive cannot be written.
     """
-    names = contents(bundle, engines)
-    archive.parent.mkdir(parents=True, exist_ok=True)
-    partial = archive.with_name(f".{archive.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file, _compressed(file, archive) as out, tarfile.open(fileobj=out, mode="w|") as tar:
-            sums = []
-            for name in names:
-                sums.append(f"{sha256_of(bundle / name)}  {name}\n")
-                with (bundle / name).open("rb") as source:
-                    tar.addfile(_entry(name, (bundle / name).stat().st_size), source)
-            text = "".join(sums).encode()
-            tar.addfile(_entry(SUMS_FILE, len(text)), io.BytesIO(text))
-        partial.replace(archive)
-    finally:
-        partial.unlink(missing_ok=True)
-    return [*names, SUMS_FILE]
+    _check_outside(bundle, archive)
+    digests = contents(bundle, engines)
+    sums = "".join(f"{digest}  {name}\n" for name, digest in digests.items()).encode()
+    appended = {SUMS_FILE: sums}
+    if key is not None:
+        appended[SIGNATURE_FILE] = sign(sums, key)
+    with replacing_file(archive) as file:
+        out = _Measured(file, archive)
+        _write_tar(out, _is_compressed(archive), bundle, digests, appended)
+    return PackedArchive([*digests, *appended], out.bytes, out.digest.hexdigest())
+
+
+def _check_outside(bundle: Path, archive: Path) -> None:
+    """Refuse to write into the bundle, whatever links are on the way: what is unknown there makes it a damaged one."""
+    inside = Path(os.path.realpath(bundle))
+    target = Path(os.path.realpath(archive))
+    if inside == target or inside in target.parents:
+        raise ArchiveError(f"{archive}: found a path inside the bundle {bundle}, expected one outside")
+
+
+def _write_tar(
+    out: _Measured, compressed: bool, bundle: Path, digests: Mapping[str, str], appended: Mapping[str, bytes]
+) -> None:
+    with _compressing(out, compressed) as stream, tarfile.open(fileobj=stream, mode="w|") as tar:
+        for name, digest in digests.items():
+            _add_file(tar, name, bundle / name, digest)
+        for name, content in appended.items():
+            tar.addfile(_entry(name, len(content)), io.BytesIO(content))
+
+
+def _add_file(tar: tarfile.TarFile, name: str, path: Path, digest: str) -> None:
+    with open_regular(path) as file:
+        source = _Measured(file, path)
+        size = os.fstat(file.fileno()).st_size
+        tar.addfile(_entry(name, size), cast(BinaryIO, source))
+    found = source.digest.hexdigest()
+    if found != digest:
+        raise BundleError(f"{path}: changed while it was packed: found sha256 {found}, expected {digest}")
+
+
+def _is_compressed(archive: Path) -> bool:
+    return archive.name.endswith((".tar.gz", ".tgz"))
 
 
 @contextmanager
-def _compressed(file: BinaryIO, archive: Path) -> Iterator[BinaryIO]:
-    if not archive.name.endswith((".tar.gz", ".tgz")):
-        yield file
+def _compressing(out: _Measured, compressed: bool) -> Iterator[BinaryIO]:
+    if not compressed:
+        yield cast(BinaryIO, out)
         return
     # No name and no time in the header, or the bytes would differ each time.
-    with gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0, compresslevel=6) as out:
-        yield cast(BinaryIO, out)
+    with gzip.GzipFile(filename="", mode="wb", fileobj=cast(BinaryIO, out), mtime=0, compresslevel=6) as stream:
+        yield cast(BinaryIO, stream)
 
 
 def _entry(name: str, size: int) -> tarfile.TarInfo:
@@ -111,51 +158,29 @@ def _entry(name: str, size: int) -> tarfile.TarInfo:
     return entry
 
 
-def unpack(archive: Path, folder: Path) -> list[str]:
-    """Unpack an archive atomically, and compare every file with its sum.
+class _Measured:
+    """Counts and digests what is read from, or written to, a file; errors name its path."""
 
-    Args:
-        archive: file that `pack` wrote.
-        folder: to make; must not exist, or be empty.
+    def __init__(self, file: BinaryIO, path: Path) -> None:
+        self._file, self._path = file, path
+        self.bytes = 0
+        self.digest: Any = hashlib.sha256()
 
-    Returns:
-        The names of the files.
-
-    Raises:
-        ArchiveError: it is no archive of `pack`, a file differs from its sum, or the folder is not empty.
-        OSError: it cannot be read or written.
-    """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ArchiveError(f"{folder}: exists, expected a new name or an empty folder")
-    with replacing_folder(folder) as new:
+    def read(self, size: int) -> bytes:
         try:
-            with tarfile.open(archive) as tar:
-                names = [_plain(archive, member) for member in tar]
-                tar.extractall(new, filter="data")
-        except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
-            reason = str(error).partition(":\n")[0]  # tarfile continues with what each compression reports
-            raise ArchiveError(f"{archive}: cannot be unpacked ({reason}), expected one of fastblt pack") from error
-        _check_sums(archive, new, names)
-        (new / SUMS_FILE).unlink()
-    return names
+            data = self._file.read(size)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self._path)) from error
+        self._add(data)
+        return data
 
+    def write(self, data: bytes) -> int:
+        self._add(data)
+        return self._file.write(data)
 
-def _plain(archive: Path, member: tarfile.TarInfo) -> str:
-    path = PurePosixPath(member.name)
-    if not member.isreg() or path.is_absolute() or ".." in path.parts:
-        raise ArchiveError(f"{archive}: found {member.name!r}, expected plain files inside the folder")
-    return member.name
+    def flush(self) -> None:
+        """Do nothing more: `replacing_file` flushes."""
 
-
-def _check_sums(archive: Path, folder: Path, names: Sequence[str]) -> None:
-    if SUMS_FILE not in names:
-        raise ArchiveError(f"{archive}: found no {SUMS_FILE}, expected an archive that fastblt pack wrote")
-    lines = (folder / SUMS_FILE).read_text(encoding="utf-8").splitlines()
-    sums = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
-    if set(sums) != set(names) - {SUMS_FILE}:
-        odd = sorted(set(sums) ^ (set(names) - {SUMS_FILE}))
-        raise ArchiveError(f"{archive}: found {', '.join(odd)} in the archive or in {SUMS_FILE} alone, expected both")
-    for name, expected in sums.items():
-        found = sha256_of(folder / name)
-        if found != expected:
-            raise ArchiveError(f"{archive}: {name}: found sha256 {found}, expected {expected}")
+    def _add(self, data: bytes) -> None:
+        self.bytes += len(data)
+        self.digest.update(data)

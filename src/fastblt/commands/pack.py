@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -10,8 +11,8 @@ import typer
 from fastblt.commands.checks import check_bundle, check_file_target
 from fastblt.commands.options import BundleArgument
 from fastblt.commands.output import megabytes, stderr, stdout
+from fastblt.models.atomic_file import standard_stream
 from fastblt.runtime.bundle.archive import ALL, pack
-from fastblt.runtime.bundle.manifest import sha256_of
 
 
 def command(
@@ -22,6 +23,10 @@ def command(
     engines: Annotated[
         str, typer.Option(help="Engines to include: all, none, or the name of one folder in BUNDLE/engines.")
     ] = ALL,
+    sign: Annotated[
+        Path | None,
+        typer.Option(metavar="KEY", help="SSH key to sign with; of a public key, the private one in the agent."),
+    ] = None,
 ) -> None:
     """Write a bundle and its engines to one archive.
 
@@ -30,8 +35,13 @@ def command(
     target = archive or Path(f"{bundle.resolve().name}.tar")
     check_bundle(bundle)
     check_file_target(target)
-    with stderr().status(f"packing {bundle}"):
-        names = pack(bundle, target, engines)
-        digest = sha256_of(target)
-    size = megabytes(target.stat().st_size)
-    stdout().print(f"{target}: {len(names)} files, {size} MB, sha256 {digest}", soft_wrap=True)
+    # ssh-keygen may ask for a passphrase, on the line that a status would be drawn on.
+    with stderr().status(f"packing {bundle}") if sign is None else nullcontext():
+        packed = pack(bundle, target, engines, key=sign)
+    signed = "" if sign is None else ", signed"
+    # Where the archive itself goes to the standard output, nothing else may.
+    console = stdout() if standard_stream(target) is None else stderr()
+    console.print(
+        f"{target}: {len(packed.names)} files, {megabytes(packed.bytes)} MB{signed}, sha256 {packed.sha256}",
+        soft_wrap=True,
+    )

@@ -1,17 +1,19 @@
 from __future__ import annotations
 
-import gzip
 import io
 import shutil
 import subprocess
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from fastblt.runtime.bundle.archive import SUMS_FILE, ArchiveError, contents, pack, unpack
-from fastblt.runtime.bundle.manifest import BundleError
+from fastblt.runtime.bundle import archive as archive_module
+from fastblt.runtime.bundle.archive import SUMS_FILE, ArchiveError, contents, pack
+from fastblt.runtime.bundle.manifest import MANIFEST_FILE, BundleError, sha256_of
+from fastblt.runtime.bundle.unpacking import unpack
 
 
 @pytest.fixture
@@ -30,14 +32,17 @@ def test_archive_is_the_same_when_packed_again_and_gives_the_same_files(
     bundle: Path, tmp_path: Path, name: str
 ) -> None:
     first, second = tmp_path / "a" / name, tmp_path / "b" / name
-    names = pack(bundle, first)
+    packed = pack(bundle, first)
     copy = tmp_path / "copy"
     shutil.copytree(bundle, copy)
     for path in copy.rglob("*"):
         path.touch()
-    pack(copy, second)
+    assert pack(copy, second) == packed
     assert first.read_bytes() == second.read_bytes()
-    assert sorted(unpack(first, tmp_path / "out")) == sorted(names)
+    assert (packed.bytes, packed.sha256) == (first.stat().st_size, sha256_of(first))
+    unpacked = unpack(first, tmp_path / "out")
+    assert [*unpacked.names, SUMS_FILE] == packed.names
+    assert (unpacked.signed, unpacked.signer) == (False, None)
     assert files_of(tmp_path / "out") == files_of(bundle)
 
 
@@ -81,13 +86,20 @@ def rewrite(archive: Path, change: Callable[[tarfile.TarInfo, bytes], tuple[tarf
                 tar.addfile(member, io.BytesIO(data))
 
 
-@pytest.mark.parametrize("what", ["content", "missing", "added", "no sums", "outside", "absolute", "link"])
+@pytest.mark.parametrize(
+    "what", ["content", "missing", "added", "no sums", "no manifest", "sums", "outside", "absolute", "link"]
+)
 def test_archive_that_is_not_what_was_packed_is_refused(bundle: Path, tmp_path: Path, what: str) -> None:
     archive = tmp_path / "box.tar"
     pack(bundle, archive, "none")
 
     def change(member: tarfile.TarInfo, data: bytes) -> tuple[tarfile.TarInfo, bytes] | None:
-        if what == "no sums" and member.name == SUMS_FILE:
+        if member.name == SUMS_FILE:
+            lines = data.splitlines(keepends=True)
+            if what == "no manifest":
+                data = b"".join(line for line in lines if MANIFEST_FILE.encode() not in line)
+            return None if what == "no sums" else (member, lines[0] + data if what == "sums" else data)
+        if what == "no manifest" and member.name == MANIFEST_FILE:
             return None
         if member.name == "decoder.onnx":
             if what == "content":
@@ -107,6 +119,8 @@ def test_archive_that_is_not_what_was_packed_is_refused(bundle: Path, tmp_path: 
         "missing": "found decoder.onnx in the archive or in SHA256SUMS alone",
         "added": "found decoder.onnx, extra.onnx in the archive",
         "no sums": "found no SHA256SUMS",
+        "no manifest": "found no manifest.json",
+        "sums": "SHA256SUMS: found other lines",
     }.get(what, "expected plain files inside the folder")
     with pytest.raises(ArchiveError, match=message):
         unpack(archive, tmp_path / "out")
@@ -114,12 +128,59 @@ def test_archive_that_is_not_what_was_packed_is_refused(bundle: Path, tmp_path: 
     assert not (tmp_path / "extra.onnx").exists()
 
 
-def test_compressed_archive_that_was_cut_is_one_error(bundle: Path, tmp_path: Path) -> None:
-    pack(bundle, tmp_path / "bundle.tar")
-    whole = gzip.compress((tmp_path / "bundle.tar").read_bytes())
-    (tmp_path / "bundle.tar.gz").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ArchiveError, match="cannot be unpacked"):
-        unpack(tmp_path / "bundle.tar.gz", tmp_path / "out")
+def test_names_and_sizes_that_need_an_extended_header_are_kept(bundle: Path, tmp_path: Path) -> None:
+    """Names of more than 100 characters, or with other characters than ASCII's."""
+    (folder,) = (bundle / "engines").iterdir()
+    folder.rename(bundle / "engines" / ("ä" * 60 + "x" * 60))
+    packed = pack(bundle, tmp_path / "box.tar")
+    assert unpack(tmp_path / "box.tar", tmp_path / "out").names == packed.names[:-1]
+    assert files_of(tmp_path / "out") == files_of(bundle)
+
+
+@pytest.mark.parametrize(
+    "where", ["box.tar", "manifest.json", "engines/box.tar", "new/box.tar", ".", "link", "folder/x"]
+)
+def test_archive_inside_the_bundle_is_refused(bundle: Path, tmp_path: Path, where: str) -> None:
+    """Also through links: to a file of the bundle, and to its folder."""
+    before = files_of(bundle)
+    (tmp_path / "link").symlink_to(bundle / "manifest.json")
+    (tmp_path / "folder").symlink_to(bundle)
+    target = (tmp_path if where in ("link", "folder/x") else bundle) / where
+    with pytest.raises(ArchiveError, match="found a path inside the bundle"):
+        pack(bundle, target, "none")
+    assert files_of(bundle) == before
+
+
+def test_hard_link_to_a_file_of_the_bundle_is_replaced_and_the_file_stays(bundle: Path, tmp_path: Path) -> None:
+    before = files_of(bundle)
+    (tmp_path / "box.tar").hardlink_to(bundle / "manifest.json")
+    pack(bundle, tmp_path / "box.tar", "none")
+    assert files_of(bundle) == before
+
+
+def test_file_that_changes_while_it_is_packed_is_noticed(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def changed(*arguments: Any) -> dict[str, str]:
+        found = contents(*arguments)
+        path = bundle / "decoder.onnx"
+        path.write_bytes(path.read_bytes()[:-1] + b"?")
+        return found
+
+    monkeypatch.setattr(archive_module, "contents", changed)
+    with pytest.raises(BundleError, match=r"decoder\.onnx: changed while it was packed: found sha256"):
+        pack(bundle, tmp_path / "box.tar")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle"]
+
+
+@pytest.mark.parametrize("name", ["box.tar", "box.tar.gz"])
+def test_archive_that_was_cut_is_one_error(bundle: Path, tmp_path: Path, name: str) -> None:
+    pack(bundle, tmp_path / name, "none")
+    whole = (tmp_path / name).read_bytes()
+    for size in (0, 2, len(whole) // 3, len(whole) - 512, len(whole) - 1):
+        (tmp_path / name).write_bytes(whole[:size])
+        with pytest.raises(ArchiveError, match=f"{name}: cannot be unpacked"):
+            unpack(tmp_path / name, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
