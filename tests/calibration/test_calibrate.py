@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -13,11 +16,13 @@ import onnxruntime as ort
 import pytest
 from shared_files import SharedFiles
 
+from fastblt.calibration import calibrate as calibrate_module
 from fastblt.calibration.calibrate import calibrate
 from fastblt.calibration.precision import CalibrationError
 from fastblt.calibration.report import JSON_FILE, MARKDOWN_FILE, PICTURE_FILE
 from fastblt.calibration.request import CalibrationRequest
 from fastblt.calibration.trace_store import TraceStore
+from fastblt.models.atomic_folder import replacing_folder
 from fastblt.models.tokens import encode
 from fastblt.runtime.backends.cpu.backend import OnnxRuntimeBackend
 from fastblt.runtime.backends.cpu.sessions import session_options
@@ -252,3 +257,27 @@ def test_bundles_that_cannot_be_quantized_are_named(
         calibrate(tiny_bundle, tmp_path / "other", request_for("w4"))
     with pytest.raises(CalibrationError, match="found the bundle itself"):
         calibrate(tiny_bundle, tiny_bundle, request_for("w4"))
+
+
+def test_what_a_killed_quantization_left_is_removed_by_the_next(
+    tiny_bundle: Path, request_for: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def begin(calibration: Any, out: Path, traces: Path | None) -> None:
+        (calibration.scratch / "half").write_bytes(b"half")
+        with replacing_folder(out) as new:
+            (new / "half").write_bytes(b"half")
+            if os.getpid() != test:
+                os.kill(os.getpid(), signal.SIGKILL)
+            assert len(list(tmp_path.glob(".*"))) == 2, "its own two folders"
+            raise CalibrationError("beyond the budget")
+
+    test = os.getpid()
+    monkeypatch.setattr(calibrate_module._Calibration, "run", begin)
+    process = os.fork()
+    if process == 0:
+        calibrate(tiny_bundle, tmp_path / "out", request_for("w8"))
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == -signal.SIGKILL
+    assert len(list(tmp_path.glob(".out.*"))) == 2
+    with pytest.raises(CalibrationError, match="beyond the budget"):
+        calibrate(tiny_bundle, tmp_path / "out", request_for("w8"))
+    assert list(tmp_path.iterdir()) == []

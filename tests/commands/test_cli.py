@@ -176,6 +176,8 @@ def run_command(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunCommand
         (["audit", "{bundle}", "--methods", ""], "methods: found none, expected at least one"),
         (["audit", "{bundle}", "--json", "{bundle}/x.json"], "{bundle}/x.json: found a bundle as its folder"),
         (["pack", "{bundle}", "{bundle}/x.tar"], "{bundle}/x.tar: found a bundle as its folder"),
+        (["pack", "{bundle}", "{tmp}/link"], "{tmp}/link: found a bundle as its folder"),
+        (["pack", "{bundle}", "--sign", "{tmp}/none"], "{tmp}/none: missing, expected an SSH key"),
         (["verify", "{bundle}", "--methods", "q"], "method 'q': unknown"),
         (["verify", "{bundle}", "--methods", ""], "methods: found none, expected at least one"),
         (["verify", "random:tiny"], "random:tiny: found a checkpoint, expected a bundle; export it first"),
@@ -190,12 +192,13 @@ def test_arguments_are_checked_before_anything_large_is_imported(
     run_command: RunCommand, arguments: list[str], expected: str, tmp_path: Path, tiny_bundle: Path
 ) -> None:
     (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tiny_bundle / "manifest.json")
     names = {"tmp": str(tmp_path), "bundle": str(tiny_bundle)}
     code, stderr = run_command([argument.format(**names) for argument in arguments])
     assert code == 1
     assert expected.format(**names) in stderr
     assert "imported" not in stderr
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link"]
 
 
 @pytest.mark.parametrize("command", ["export", "bench", "generate", "quantize", "train", "verify"])

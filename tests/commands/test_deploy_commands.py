@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import stat
+import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -14,6 +18,7 @@ from typer.testing import CliRunner, Result
 
 from fastblt.cli import app
 from fastblt.runtime.backends.gpu.graph import DeviceGraph
+from fastblt.runtime.bundle.archive import pack
 from fastblt.runtime.bundle.engines import ENGINES_FILE, load_engine_folder
 from fastblt.runtime.doctor.verdicts import Verdict
 
@@ -173,3 +178,43 @@ def test_bundle_is_packed_and_unpacked(bundle: Path, tmp_path: Path) -> None:
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == sorted(p.name for p in bundle.iterdir())
     again = run("unpack", tmp_path / "box.tar.gz", tmp_path / "out")
     assert (again.exit_code, "exists, expected a new name" in again.stderr) == (1, True)
+
+
+@pytest.mark.skipif(shutil.which("ssh-keygen") is None, reason="no ssh-keygen")
+def test_archive_is_signed_and_verified(bundle: Path, tmp_path: Path) -> None:
+    for name in ("key", "other"):
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", tmp_path / name], check=True)
+    box = tmp_path / "box.tar"
+    packed = run("pack", bundle, box, "--sign", tmp_path / "key")
+    assert (packed.exit_code, ", signed, sha256" in packed.stdout) == (0, True), packed.output
+    verified = run("unpack", box, tmp_path / "a", "--verify", tmp_path / "key.pub")
+    assert (verified.exit_code, ", signed by the key SHA256:" in verified.stdout) == (0, True), verified.output
+    assert "; the signature was not verified (--verify KEYS)" in run("unpack", box, tmp_path / "b").stdout
+    refused = run("unpack", box, tmp_path / "c", "--verify", tmp_path / "other.pub")
+    assert (refused.exit_code, "not verified: found a signature of the key SHA256:" in refused.stderr) == (1, True)
+    assert not (tmp_path / "c").exists()
+
+
+@pytest.mark.parametrize("to", ["file", "pipe"])
+def test_archive_may_go_to_the_standard_output(bundle: Path, tmp_path: Path, to: str) -> None:
+    """Whatever that is: nothing else goes there."""
+    pack(bundle, tmp_path / "expected.tar")
+    command = [sys.executable, "-m", "fastblt", "pack", str(bundle), "/dev/stdout"]
+    with (tmp_path / "found.tar").open("wb") as file:
+        done = subprocess.run(command, stdout=file if to == "file" else subprocess.PIPE, stderr=subprocess.PIPE)
+    assert (done.returncode, b"/dev/stdout: " in done.stderr) == (0, True)
+    found = (tmp_path / "found.tar").read_bytes() if to == "file" else done.stdout
+    assert found == (tmp_path / "expected.tar").read_bytes()
+
+
+def test_report_may_go_to_a_device_or_a_pipe(bundle: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    read: list[str] = []
+    reader = threading.Thread(target=lambda: read.append((tmp_path / "pipe").read_text()))
+    reader.start()
+    assert run("inspect", bundle, "--json", tmp_path / "pipe").exit_code == 0
+    reader.join(10)
+    assert json.loads(read[0])
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+    assert run("inspect", bundle, "--json", os.devnull).exit_code == 0
+    assert stat.S_ISCHR(os.stat(os.devnull).st_mode)

@@ -114,6 +114,11 @@ def check_file_target(path: Path | None) -> None:
         return
     if path.is_dir():
         raise TargetError(f"{path}: found a folder, expected the name of a file to write")
+    if path.exists() and not path.is_file():
+        # A pipe or a device is written to, whatever its folder is.
+        if not os.access(path, os.W_OK):
+            raise TargetError(f"{path}: found that it cannot be written to, expected one that can")
+        return
     _check_parent(path)
 
 
@@ -132,12 +137,13 @@ def check_output_folder(folder: Path | None) -> None:
 
 def _check_parent(path: Path) -> None:
     """Check that the nearest folder above a path that exists can be written to, and that the path is in no bundle."""
-    if is_bundle(path.absolute().parent):
+    target = Path(os.path.realpath(path))  # links stay, what they point to is replaced
+    if is_bundle(target.parent):
         raise TargetError(
             f"{path}: found a bundle as its folder, expected another: a bundle with files that its manifest does not "
             "list counts as damaged"
         )
-    parent = next(each for each in path.absolute().parents if each.exists())
+    parent = next(each for each in target.parents if each.exists())
     if not parent.is_dir():
         raise TargetError(f"{path}: found the file {parent} above it, expected a folder")
     if not os.access(parent, os.W_OK | os.X_OK):

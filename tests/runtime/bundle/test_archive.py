@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import io
+import os
 import shutil
+import signal
 import subprocess
 import tarfile
 from collections.abc import Callable
@@ -171,6 +173,23 @@ def test_file_that_changes_while_it_is_packed_is_noticed(
     with pytest.raises(BundleError, match=r"decoder\.onnx: changed while it was packed: found sha256"):
         pack(bundle, tmp_path / "box.tar")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle"]
+
+
+def test_what_a_killed_pack_left_is_removed_by_the_next(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And an earlier archive stays until then."""
+    pack(bundle, tmp_path / "box.tar", "none")
+    before = (tmp_path / "box.tar").read_bytes()
+    process = os.fork()
+    if process == 0:
+        monkeypatch.setattr(archive_module, "_compressing", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+        pack(bundle, tmp_path / "box.tar")
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == -signal.SIGKILL
+    assert len(list(tmp_path.glob(".box.tar.*"))) == 1
+    assert (tmp_path / "box.tar").read_bytes() == before
+    pack(bundle, tmp_path / "box.tar", "none")
+    assert {path.name for path in tmp_path.iterdir()} == {"bundle", "box.tar"}
 
 
 @pytest.mark.parametrize("name", ["box.tar", "box.tar.gz"])
