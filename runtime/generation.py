@@ -19,6 +19,7 @@ from fastblt.runtime.request import StopRules
 from fastblt.runtime.sequence.sampling import Sampler
 from fastblt.runtime.sequence.session import Session
 from fastblt.runtime.sequence.stats import RunStats
+from fastblt.runtime.stop_strings import StopSearch
 from fastblt.runtime.text import TextDecoder
 from fastblt.runtime.turns import BusyError
 
@@ -184,6 +185,7 @@ class _Text:
         self.tokens: list[int] = []
         self.ended = rules.max_new_bytes == 0
         self._started = started
+        self._stops = StopSearch(rules.strings) if rules.strings else None
         self._data = bytearray()
         self._origins: list[Origin] = []
         self._logprobs: list[float] = []
@@ -251,8 +253,8 @@ class _Text:
                 if with_logprobs:
                     self._logprobs.append(step.logprobs[index])
             self._offsets.append(len(self._data) - 1)
-            stop = self._stop_at()
-            if stop is not None:
+            if self._stops and token >= BYTE_OFFSET and (length := self._stops.read(token - BYTE_OFFSET)):
+                stop = len(self._data) - length
                 del self._data[stop:], self._origins[stop:], self._logprobs[stop:]
                 del self.tokens[bisect_left(self._offsets, stop) :]
                 self.finish = "stop"
@@ -262,18 +264,10 @@ class _Text:
                 return True
         return False
 
-    def _stop_at(self) -> int | None:
-        """Return where a stop string that the last byte completes begins; None if it completes none."""
-        ends = [len(s) for s in self.rules.strings if self._data.endswith(s)]
-        return len(self._data) - max(ends) if ends else None
-
-    def _held_back(self) -> int:
-        """Return the number of bytes at the end that may be the beginning of a stop string."""
-        return max((n for s in self.rules.strings for n in range(1, len(s)) if self._data.endswith(s[:n])), default=0)
-
     def _emit(self, step: Round) -> Chunk:
         """Return the chunk of a round that has been taken."""
-        end = len(self._data) - (0 if self.ended else self._held_back())
+        held_back = self._stops.held_back if self._stops and not self.ended else 0
+        end = len(self._data) - held_back
         begin, self._emitted = self._emitted, max(end, self._emitted)
         self.stats.new_bytes = self._emitted
         return Chunk(

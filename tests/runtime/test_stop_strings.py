@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from types import FrameType
+from typing import Any
 
 import pytest
 from fakes.scripted_text import METHODS, PROMPT, REST, TEXT, collect
@@ -11,8 +14,10 @@ from hypothesis import strategies as st
 from properties import examples
 
 from fastblt.models.tokens import BOS_ID, EOS_ID, encode
+from fastblt.runtime import stop_strings
 from fastblt.runtime.backends.protocol import Backend
 from fastblt.runtime.blt_runtime import BltRuntime
+from fastblt.runtime.stop_strings import StopSearch
 
 Scripted = Callable[..., Backend]
 
@@ -135,3 +140,51 @@ def test_stop_string_is_found_across_a_token_without_a_byte(scripted: Scripted, 
     tokens = [*encode(PROMPT + REST[:10], bos=False), BOS_ID, *encode(REST[10:], bos=False)]
     found, _ = collect(BltRuntime(scripted(tokens)), PROMPT, 30, method=method, stop=[REST[8:13]], stop_at_eos=False)
     assert (found.data, found.finish) == (REST[:8], "stop")
+
+
+@examples(200)
+@given(
+    text=st.text("ab", max_size=60) | st.text("abc", max_size=40),
+    strings=st.lists(
+        st.text("ab", min_size=1, max_size=9) | st.text("abc", min_size=1, max_size=4), min_size=1, max_size=5
+    ),
+)
+def test_search_equals_its_definition(text: str, strings: list[str]) -> None:
+    data, stops = text.encode(), [s.encode() for s in strings]
+    search = StopSearch(stops)
+    for end in range(1, len(data) + 1):
+        read = data[:end]
+        complete = max((len(s) for s in stops if read.endswith(s)), default=0)
+        assert search.read(data[end - 1]) == complete
+        if complete:
+            return
+        assert search.held_back == may_become_stop(read, stops)
+
+
+@pytest.mark.parametrize(
+    "strings", [[b"a" * 3000 + b"b"], [b"ab" * 1500 + b"c"], [b"a" * n + b"b" for n in range(600)]]
+)
+def test_search_is_quick_however_long_the_strings_are(strings: list[bytes]) -> None:
+    """Steps are counted in lines of Python; whoever compares every byte's suffixes takes 10^7 and more."""
+    search, text = StopSearch(strings), 2 * strings[-1][:-1]
+    steps = count_steps(lambda: [search.read(byte) for byte in text])
+    assert steps <= 60 * len(text)
+    assert search.held_back == len(strings[-1]) - 1
+
+
+def count_steps(work: Callable[[], object]) -> int:
+    """Return the number of lines that Python executes in the search."""
+    steps = 0
+
+    def trace(frame: FrameType, event: str, argument: object) -> Any:
+        nonlocal steps
+        steps += event == "line"
+        return trace if frame.f_code.co_filename == stop_strings.__file__ else None
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        work()
+    finally:
+        sys.settrace(before)
+    return steps

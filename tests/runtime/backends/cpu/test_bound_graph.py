@@ -132,7 +132,7 @@ def test_interrupt_while_memory_is_bound_leaves_no_binding_half_made(
         point(binding, *arguments)
 
     monkeypatch.setattr(Binding, "point", interrupted)
-    for at in range(1, 60):
+    for at in range(1, 30):
         left = at
         with pytest.raises(KeyboardInterrupt):
             BltRuntime(backend).generate(b"abc", 12, method="ar")
