@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,7 +23,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastblt.calibration.precision import CalibrationError
+from fastblt.models import limits
 from fastblt.models.atomic_file import replacing_file, write_file
+from fastblt.models.config import build_dataclass, expect, expect_integer, expect_number
+from fastblt.models.plain_zip import check_plain
+from fastblt.models.reading import read_json
+from fastblt.models.shown import shown
 from fastblt.runtime.bundle.manifest import Manifest
 
 INDEX_FILE = "traces.json"
@@ -140,11 +144,12 @@ class TraceStore:
         for shard, samples in sorted(by_shard.items()):
             path = self._path(shard)
             try:
+                check_plain(path)
                 with np.load(path, allow_pickle=False) as file:
                     for sample in samples:
                         prefix = f"{sample.key}/"
                         yield sample, {n.removeprefix(prefix): file[n] for n in file.files if n.startswith(prefix)}
-            except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            except Exception as error:  # NumPy raises whatever a damaged header makes Python raise
                 raise CalibrationError(f"{path}: cannot be read ({error}), expected a shard of traces") from error
 
     def _all(self) -> Iterator[Sample]:
@@ -194,14 +199,15 @@ def _load(folder: Path, model: str, setting: dict[str, Any]) -> Index | None:
         if any(folder.iterdir()):
             raise CalibrationError(f"{folder}: found files but no {INDEX_FILE}, expected traces or an empty folder")
         return None
+    data = read_json(path, CalibrationError, "the index of traces")
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
         found = (data.pop("format"), data.pop("version"))
-        index = Index(**{**data, "samples": [Sample(**sample) for sample in data["samples"]]})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        index = Index(**{**data, "samples": [_sample(entry) for entry in data["samples"]]})
+        _check(index)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CalibrationError(f"{path}: cannot be read ({error}), expected the index of traces") from error
     if found != (FORMAT, VERSION):
-        raise CalibrationError(f"{path}: found format {found}, expected {(FORMAT, VERSION)}")
+        raise CalibrationError(f"{path}: found format {shown(found)}, expected {(FORMAT, VERSION)}")
     if index.model != model:
         raise CalibrationError(
             f"{path}: found traces of model {index.model[:12]}, expected {model[:12]}: another bundle"
@@ -210,3 +216,29 @@ def _load(folder: Path, model: str, setting: dict[str, Any]) -> Index | None:
         if index.setting.get(name) != value:
             raise CalibrationError(f"{path}: found {name} {index.setting.get(name)!r:.60}, expected {value!r:.60}")
     return index
+
+
+def _sample(entry: object) -> Sample:
+    """Return an entry of the index; raise ConfigError unless its fields are plain and bounded."""
+    sample = build_dataclass(Sample, entry, "samples.")
+    assert isinstance(sample, Sample)
+    for name in ("part", "stratum"):
+        text = getattr(sample, name)
+        expect(text.isprintable() and len(text) <= limits.NAME_CHARACTERS, f"samples.{name}", text, "a short name")
+    expect_number("samples.priority", sample.priority, 1)
+    expect_integer("samples.rows", sample.rows, limits.TEXT_BYTES, 0)
+    expect_integer("samples.shard", sample.shard, limits.SHARDS, 0)
+    expect_integer("samples.key", sample.key, limits.SHARDS, 0)
+    return sample
+
+
+def _check(index: Index) -> None:
+    """Raise ConfigError unless the fields that have no type of their own are plain and bounded."""
+    expect(isinstance(index.model, str), "model", index.model, "a digest")
+    expect(isinstance(index.setting, dict), "setting", index.setting, "an object")
+    expect(isinstance(index.offered, dict), "offered", index.offered, "an object")
+    expect(isinstance(index.complete, bool), "complete", index.complete, "true or false")
+    expect_integer("units", index.units, limits.SHARDS, 0)
+    expect_integer("shards", index.shards, limits.SHARDS, 0)
+    for name, count in index.offered.items():
+        expect_integer(f"offered.{name}", count, limits.STEPS, 0)

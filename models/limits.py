@@ -51,6 +51,19 @@ BLOCK_SIZE = 256
 PARAMETERS = 10**13
 """Parameters of a whole model; blt-7b has 11e9."""
 
+# A training recipe, and the state of a run.
+SEED = 2**63 - 1
+SECONDS = 1e12
+STEP_TOKENS = 2**24
+"""Tokens of a step; the shipped recipes have 8,192."""
+BLOCKS = 2**16
+"""Blocks, or stretches, per 256 tokens."""
+FACTOR = 1e6
+"""A learning rate, a weight of a loss, a limit of a gradient."""
+STEPS = 2**53
+SHARDS = 10**6
+"""Shards of traces, samples of one, units of work."""
+
 # What a user asks for.
 TEXT_BYTES = 2**30
 """Prompt and new bytes of one sequence."""

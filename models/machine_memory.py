@@ -21,7 +21,7 @@ def physical_memory() -> int | None:
     return min((size for size in sizes if size > 0), default=None)
 
 
-def check_memory(size: int, where: object, what: str, error: type[ValueError]) -> None:
+def check_memory(size: int, where: object, what: str, error: type[Exception]) -> None:
     """Refuse to allocate what no memory can hold.
 
     Args:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from fastblt.models.config import BltConfig, ConfigError, HashConfig, PatchingConfig, StackConfig
+from fastblt.models.shown import shown
 
 _PATCHER_RELEASED = StackConfig(dim=768, layers=14, heads=12, ffn_dim=2048, rope_theta=10_000.0, window=512)
 _ENCODER_1B = StackConfig(dim=1024, layers=1, heads=16, ffn_dim=2816, window=512)
@@ -153,5 +154,5 @@ def preset(name: str) -> BltConfig:
         ConfigError: there is no such preset; the message lists those that exist.
     """
     if name not in PRESETS:
-        raise ConfigError(f"preset {name!r}: unknown, expected one of {', '.join(PRESETS)}")
+        raise ConfigError(f"preset {shown(name)}: unknown, expected one of {', '.join(PRESETS)}")
     return PRESETS[name](name)

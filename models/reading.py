@@ -58,7 +58,7 @@ def check_regular(path: Path) -> None:
     open_regular(path).close()
 
 
-def read_json(path: Path, error: type[ValueError], expected: str, *, constants: bool = False) -> Any:
+def read_json(path: Path, error: type[Exception], expected: str, *, constants: bool = False) -> Any:
     """Return the content of a JSON file, in plain types.
 
     Integers have at most 4300 digits (Python's own limit), numbers beyond the range of floats are infinite, and an

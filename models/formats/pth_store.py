@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-import zipfile
 from pathlib import Path
 
 import torch
@@ -11,8 +10,7 @@ from torch import Tensor
 
 from fastblt.models.formats.errors import CheckpointError
 from fastblt.models.formats.stores import DTYPE_NAMES, StoredTensor, check_names
-from fastblt.models.limits import PICKLE_BYTES
-from fastblt.models.reading import check_regular
+from fastblt.models.plain_zip import check_plain
 from fastblt.models.shown import shown
 
 #: Begins what PyTorch's unpickler reports; the text before it advises to load what may run code.
@@ -41,7 +39,7 @@ class PthStore:
     def _load(self) -> dict[str, Tensor]:
         path = self._path
         try:
-            _check_archive(path)
+            check_plain(path)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # about pickle's version, for one
                 data = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -67,25 +65,6 @@ class PthStore:
     def gather(self, name: str, rows: Tensor) -> Tensor:
         """Implement `TensorStore.gather`."""
         return self.read(name)[rows]
-
-
-def _check_archive(path: Path) -> None:
-    """Refuse what PyTorch never writes and would be expensive to read: compressed members, a pickle of many megabytes.
-
-    A file that is no zip archive is left to `torch.load`, which refuses it.
-    """
-    check_regular(path)
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-    except zipfile.BadZipFile:
-        return
-    for member in members:
-        if member.compress_type != zipfile.ZIP_STORED or member.file_size != member.compress_size:
-            raise ValueError(f"found compressed data in {shown(member.filename)}, expected plain data")
-        if member.filename.endswith(".pkl") and member.file_size > PICKLE_BYTES:
-            what = f"{member.file_size} bytes in {shown(member.filename)}"
-            raise ValueError(f"found {what}, expected at most {PICKLE_BYTES}")
 
 
 def _reason(error: Exception) -> str:

@@ -70,7 +70,7 @@ class SafetensorsStore:
         self._file_of: dict[str, Path] = {}
         self.tensors: dict[str, StoredTensor] = {}
         for path in files:
-            with _open_safetensors(path) as file:
+            with open_file(path) as file:
                 names = file.keys()
                 check_names(path, names)
                 for name in names:
@@ -99,14 +99,19 @@ class SafetensorsStore:
     @contextmanager
     def _opened(self, name: str) -> Iterator[Any]:
         path = self._file_of[name]
-        with _open_safetensors(path) as file:
+        with open_file(path) as file:
             try:
                 yield file
             except (SafetensorError, OSError, RuntimeError) as error:
                 raise CheckpointError(f"{path}: {name} cannot be read ({error})") from error
 
 
-def _open_safetensors(path: Path) -> Any:
+def open_file(path: Path) -> Any:
+    """Open a safetensors file whose header has a bounded size.
+
+    Raises:
+        CheckpointError: it is missing, is something else, or is damaged.
+    """
     try:
         with open_regular(path) as file:
             header = int.from_bytes(file.read(8), "little")

@@ -25,6 +25,9 @@ import numpy as np
 import numpy.typing as npt
 
 from fastblt.models.atomic_folder import replacing_folder
+from fastblt.models.limits import NAME_CHARACTERS
+from fastblt.models.reading import read_json
+from fastblt.models.shown import shown
 from fastblt.models.training.corpus_sources import (
     SOURCES,
     CorpusError,
@@ -184,24 +187,20 @@ def load_corpus(path: Path) -> Corpus:
         CorpusError: the folder or a file is missing, truncated, changed or does not fit the index.
     """
     index_path = path / INDEX_FILE
-    try:
-        raw = index_path.read_bytes()
-        index = json.loads(raw)
-    except FileNotFoundError as error:
-        raise CorpusError(f"{index_path}: not found, expected the index of a built corpus") from error
-    except ValueError as error:
-        raise CorpusError(f"{index_path}: not valid JSON ({error})") from error
+    if not index_path.exists():
+        raise CorpusError(f"{index_path}: not found, expected the index of a built corpus")
+    index = read_json(index_path, CorpusError, "the index of a built corpus")
     found = index.get("format") if isinstance(index, dict) else None
     if found != FORMAT:
-        raise CorpusError(f"{index_path}: found format {found!r}, expected {FORMAT!r}")
+        raise CorpusError(f"{index_path}: found format {shown(found)}, expected {FORMAT!r}")
     try:
-        names = tuple(str(source["name"]) for source in index["sources"])
+        names = tuple(_text(source["name"]) for source in index["sources"])
         splits = {split: _load_split(path / f"{split}.bin", index[split], names) for split in SPLITS}
     except (KeyError, TypeError) as error:
         raise CorpusError(
             f"{index_path}: malformed ({type(error).__name__}: {error}), expected the index of a built corpus"
         ) from error
-    return Corpus(names, splits["train"], splits["heldout"], hashlib.sha256(raw).hexdigest())
+    return Corpus(names, splits["train"], splits["heldout"], file_digest(index_path))
 
 
 def _load_split(path: Path, entry: dict[str, Any], names: tuple[str, ...]) -> Split:
@@ -209,16 +208,18 @@ def _load_split(path: Path, entry: dict[str, Any], names: tuple[str, ...]) -> Sp
         raise CorpusError(f"{path}: not found, expected the text that {INDEX_FILE} lists")
     size = path.stat().st_size
     if size != entry["bytes"]:
-        raise CorpusError(f"{path}: found {size} bytes, expected {entry['bytes']}")
+        raise CorpusError(f"{path}: found {size} bytes, expected {shown(entry['bytes'])}")
     digest = file_digest(path)
     if digest != entry["sha256"]:
-        raise CorpusError(f"{path}: found sha256 {digest}, expected {entry['sha256']}")
+        raise CorpusError(f"{path}: found sha256 {digest}, expected {_text(entry['sha256'])}")
     rows = entry["documents"]
-    unknown = sorted({row["corpus"] for row in rows} - set(names))
+    unknown = sorted({_text(row["corpus"]) for row in rows} - set(names))
     if unknown:
-        raise CorpusError(f"{path}: found documents of {unknown} in {INDEX_FILE}, expected corpora {list(names)}")
-    lengths = np.array([row["length"] for row in rows], dtype=np.int64)
-    offsets = np.array([row["offset"] for row in rows], dtype=np.int64)
+        raise CorpusError(
+            f"{path}: found documents of {shown(unknown)} in {INDEX_FILE}, expected corpora {list(names)}"
+        )
+    lengths = np.array([_count(row["length"], size) for row in rows], dtype=np.int64)
+    offsets = np.array([_count(row["offset"], size) for row in rows], dtype=np.int64)
     if not np.array_equal(offsets, np.cumsum(lengths) - lengths) or int(lengths.sum()) != size:
         raise CorpusError(f"{path}: documents in {INDEX_FILE} do not cover its {size} bytes in order")
     # An empty file cannot be mapped.
@@ -228,5 +229,19 @@ def _load_split(path: Path, entry: dict[str, Any], names: tuple[str, ...]) -> Sp
         offsets=offsets,
         lengths=lengths,
         corpus_ids=np.array([names.index(row["corpus"]) for row in rows], dtype=np.int64),
-        names=np.array([row["name"] for row in rows], dtype=np.str_),
+        names=np.array([_text(row["name"]) for row in rows], dtype=np.str_),
     )
+
+
+def _text(name: object) -> str:
+    """Return a name in an index; raise TypeError unless it is short text."""
+    if not isinstance(name, str) or not name.isprintable() or len(name) > NAME_CHARACTERS:
+        raise TypeError(f"found name {shown(name)}, expected at most {NAME_CHARACTERS} printable characters")
+    return name
+
+
+def _count(value: object, most: int) -> int:
+    """Return a number of bytes in an index; raise TypeError unless it is an integer in 0..most."""
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most:
+        raise TypeError(f"found {shown(value)}, expected an integer from 0 to the file's {most} bytes")
+    return value

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from fastblt.models.config import BltConfig, ConfigError, build_dataclass, expect
+from fastblt.models import limits
+from fastblt.models.config import BltConfig, ConfigError, build_dataclass, expect, expect_integer, expect_number
 from fastblt.models.presets import preset
+from fastblt.models.reading import read_json
 
 
 @dataclass(frozen=True)
@@ -72,25 +73,29 @@ class TrainConfig:
         Raises:
             ConfigError: a field is out of range; the message names it.
         """
-        for name in (
-            "budget_seconds",
-            "patcher_seconds",
-            "batch",
-            "blocks",
-            "matrix_lr",
-            "embedding_lr",
-            "clip",
-            "eval_every",
-            "save_every",
-            "bytes_per_patch",
-        ):
-            expect(getattr(self, name) > 0, name, getattr(self, name), "a positive number")
+        expect_integer("seed", self.seed, limits.SEED, 0)
+        expect_integer("stale_segments", self.stale_segments, limits.BLOCKS, 0)
+        expect_integer("blocks", self.blocks, limits.BLOCKS)
+        for name in ("budget_seconds", "patcher_seconds", "eval_every", "save_every"):
+            expect_number(name, getattr(self, name), limits.SECONDS, positive=True)
+        for name in ("matrix_lr", "embedding_lr", "clip"):
+            expect_number(name, getattr(self, name), limits.FACTOR, positive=True)
+        expect_number("weight_decay", self.weight_decay, limits.FACTOR)
+        expect_number("bytes_per_patch", self.bytes_per_patch, limits.PATCH_LENGTH, positive=True)
         for name in ("mid_patch", "fully_masked", "distilled", "long_fraction", "warmup", "hold"):
             expect(0 <= getattr(self, name) <= 1, name, getattr(self, name), "a part, from 0 to 1")
+        expect_integer("batch", self.batch, limits.STEP_TOKENS)
         for name in ("window", "long_window"):
-            expect(getattr(self, name) >= 32, name, getattr(self, name), "at least 32 tokens")
+            tokens = getattr(self, name)
+            expect(tokens >= 32, name, tokens, "at least 32 tokens")
+            expect_integer(name, tokens, limits.STEP_TOKENS, 32)
+        tokens = self.batch * max(self.window, self.long_window)
+        expect(tokens <= limits.STEP_TOKENS, "batch", self.batch, f"at most {limits.STEP_TOKENS} tokens in a batch")
         points = [at for at, _ in self.mask_weight]
         expect(bool(points) and points == sorted(points), "mask_weight", self.mask_weight, "points in rising order")
+        for point in self.mask_weight:
+            for value in point:
+                expect_number("mask_weight", value, limits.FACTOR)
 
     def mask_weight_at(self, done: float) -> float:
         """Return the weight of the masked loss when the part ``done`` of the run is over."""
@@ -109,13 +114,10 @@ class TrainConfig:
         Raises:
             ConfigError: the file cannot be read or does not describe a recipe; the message names it.
         """
+        data = read_json(path, ConfigError, "a training recipe", constants=True)
         try:
-            config = build_dataclass(cls, json.loads(path.read_text(encoding="utf-8")))
-        except OSError as error:
-            raise ConfigError(f"{path}: cannot be read ({error.strerror}), expected a training recipe") from error
-        except json.JSONDecodeError as error:
-            raise ConfigError(f"{path}: found no JSON ({error}), expected a training recipe") from error
-        except ValueError as error:
-            raise ConfigError(f"{path}: {error}") from error
+            config = build_dataclass(cls, data)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from None
         assert isinstance(config, cls)
         return config

@@ -8,6 +8,8 @@ from typing import Any
 
 from fastblt.models.atomic_file import replacing_file
 from fastblt.models.blt import Blt
+from fastblt.models.limits import FILE_BYTES
+from fastblt.models.reading import read_text
 from fastblt.models.training.corpus import Corpus, Split
 from fastblt.models.training.evaluation import evaluate
 
@@ -59,7 +61,7 @@ def plot_curves(log: Path, picture: Path) -> None:
     mpl.use("Agg")
     from matplotlib import pyplot
 
-    records = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    records = [json.loads(line) for line in read_text(log, FILE_BYTES).splitlines()]
     records = [r for r in records if "bits_per_byte" in r]
     figure, axes = pyplot.subplots(1, len(_PANELS), figsize=(13, 3.6), constrained_layout=True)
     for axis, (title, unit, series) in zip(axes, _PANELS, strict=True):

@@ -7,12 +7,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from fastblt.models import limits
 from fastblt.models.atomic_file import write_file
+from fastblt.models.config import build_dataclass, expect, expect_integer, expect_number
 from fastblt.models.formats.errors import CheckpointError
+from fastblt.models.formats.stores import open_file
+from fastblt.models.shown import shown
+
+PHASES = ("patcher", "model", "done")
 
 
 @dataclass
@@ -55,14 +61,36 @@ def load_state(path: Path, model: nn.Module) -> tuple[Progress, dict[str, Tensor
         CheckpointError: the file is damaged or belongs to another model.
     """
     try:
-        with safe_open(path, framework="pt") as file:
-            progress = Progress(**json.loads(file.metadata()["progress"]))
+        with open_file(path) as file:
+            progress = _progress(file.metadata())
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         weights = {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
         model.load_state_dict(weights)
-    except (SafetensorError, OSError, KeyError, TypeError, RuntimeError) as error:
+        optimizers = {n: t for n, t in tensors.items() if n.startswith("optimizer.")}
+        _check_optimizers(model, optimizers)
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError, RecursionError) as error:
         raise CheckpointError(f"{path}: not the state of this training run ({error})") from error
-    return progress, {n: t for n, t in tensors.items() if n.startswith("optimizer.")}
+    return progress, optimizers
+
+
+def _progress(metadata: dict[str, str]) -> Progress:
+    found = build_dataclass(Progress, json.loads(metadata["progress"]), "progress.")
+    assert isinstance(found, Progress)
+    expect(found.phase in PHASES, "progress.phase", found.phase, f"one of {', '.join(PHASES)}")
+    for name in ("step", "tokens"):
+        expect_integer(f"progress.{name}", getattr(found, name), limits.STEPS, 0)
+    for name in ("seconds", "total_seconds", "threshold"):
+        expect_number(f"progress.{name}", getattr(found, name), limits.SECONDS)
+    return found
+
+
+def _check_optimizers(model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Raise ValueError unless every momentum has the shape of its parameter; step counts are numbers."""
+    shapes = {name: p.shape for name, p in model.named_parameters()}
+    for full, tensor in tensors.items():
+        name, _, _ = full.removeprefix("optimizer.").rpartition(".")
+        if name not in shapes or tensor.shape not in (shapes[name], ()):
+            raise ValueError(f"found {shown(full)} {list(tensor.shape)}, expected the shape of a parameter")
 
 
 def restore_optimizers(optimizers: list[torch.optim.Optimizer], model: nn.Module, tensors: dict[str, Tensor]) -> None:

@@ -107,12 +107,35 @@ def test_traces_of_other_settings_are_refused(traces: TraceStore, tiny_bundle: P
         record(tiny_bundle, traces.folder, digest(tiny_bundle), dataclasses.replace(setting, samples=64))
 
 
+SAMPLE = {"part": "decoder", "stratum": "byte", "priority": 0.5, "rows": 1, "shard": 0, "key": 0}
+HEAD = {"format": "fastblt-traces", "version": 1, "model": "m", "setting": {}}
+
+
 @pytest.mark.parametrize(
-    "text", ["", "[]", '{"format": "fastblt-traces"}', '{"format": "x", "version": 1, "samples": []}']
+    ("text", "reason"),
+    [
+        ("", "not JSON"),
+        ("[]", "cannot be read"),
+        ('{"format": "fastblt-traces"}', "cannot be read"),
+        ('{"format": "x", "version": 1, "samples": []}', "cannot be read"),
+        *(
+            (
+                json.dumps({**HEAD, "samples": [{**SAMPLE, name: value}]}),
+                f"cannot be read \\(config field 'samples.{name}",
+            )
+            for name, value in {"part": "\x1b", "rows": -1, "shard": 10**400, "key": 1.5, "priority": 2}.items()
+        ),
+        (json.dumps({**HEAD, "samples": [], "shards": -1}), "cannot be read \\(config field 'shards'"),
+        (json.dumps({**HEAD, "samples": [], "offered": {"a": "b"}}), "cannot be read \\(config field 'offered.a'"),
+        (json.dumps({**HEAD, "samples": [], "model": 3}), "cannot be read \\(config field 'model'"),
+    ],
+    ids=range(12),
 )
-def test_damaged_index_is_named(text: str, tiny_bundle: Path, setting: RecordingSetting, tmp_path: Path) -> None:
+def test_damaged_index_is_named(
+    text: str, reason: str, tiny_bundle: Path, setting: RecordingSetting, tmp_path: Path
+) -> None:
     (tmp_path / INDEX_FILE).write_text(text)
-    with pytest.raises(CalibrationError, match=r"traces\.json: (cannot be read|found format)"):
+    with pytest.raises(CalibrationError, match=rf"traces\.json: {reason}"):
         record(tiny_bundle, tmp_path, digest(tiny_bundle), setting)
 
 

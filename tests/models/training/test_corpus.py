@@ -82,13 +82,31 @@ def edit_index(folder: Path, edit: Callable[[dict[str, Any]], object]) -> None:
         (change_byte, r"heldout\.bin: found sha256 \w+, expected \w+"),
         (lambda f: (f / "heldout.bin").unlink(), r"heldout\.bin: not found, expected the text that index\.json lists"),
         (lambda f: (f / "index.json").unlink(), r"index\.json: not found"),
-        (lambda f: (f / "index.json").write_text("{"), r"index\.json: not valid JSON"),
+        (lambda f: (f / "index.json").write_text("{"), r"index\.json: not JSON"),
         (lambda f: (f / "index.json").write_text("[]"), r"found format None, expected 'fastblt-corpus-1'"),
         (lambda f: edit_index(f, lambda i: i.pop("train")), r"index\.json: malformed \(KeyError: 'train'\), expected"),
         (
             lambda f: edit_index(f, lambda i: i["train"]["documents"].pop()),
             r"train\.bin: documents in index\.json do not cover its \d+ bytes",
         ),
+        *(
+            (lambda f, n=name, v=value: edit_index(f, lambda i: i["train"]["documents"][0].update({n: v})), message)
+            for name, value, message in (
+                ("length", -1, r"index\.json: malformed \(TypeError: found -1, expected an integer from 0"),
+                ("length", 1.5, r"index\.json: malformed \(TypeError: found 1\.5"),
+                ("offset", 10**400, r"index\.json: malformed \(TypeError: found 'an integer of 1329 bits'"),
+                ("offset", True, r"index\.json: malformed \(TypeError: found True"),
+                (
+                    "name",
+                    "x" * 10**5,
+                    r"index\.json: malformed \(TypeError: found name 'x{80}\.\.\. \(100000 characters",
+                ),
+                ("name", "\x1b", r"index\.json: malformed \(TypeError: found name '\\x1b'"),
+                ("corpus", ["toy"], r"index\.json: malformed \(TypeError: found name \['toy'\]"),
+            )
+        ),
+        (lambda f: edit_index(f, lambda i: i["train"].update(bytes="1")), r"train\.bin: found \d+ bytes, expected '1'"),
+        (lambda f: edit_index(f, lambda i: i["train"].update(documents=5)), r"index\.json: malformed \(TypeError"),
         (lambda f: edit_index(f, lambda i: i.update(sources=[])), r"documents of \['toy'\] in index\.json"),
     ],
 )

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,21 @@ def test_mask_weight_is_linear_between_its_points(tmp_path: Path, done: float, w
         ({"mask_weight": [0.5]}, "mask_weight[0]"),
         ({"mask_weight": [[0.0, "1"]]}, "mask_weight[0][1]"),
         ({"mask_weight": [[0.0, 1.0, 2.0]]}, "mask_weight[0]"),
+        ({"mask_weight": [[0.0, 1e400]]}, "mask_weight"),
+        ({"mask_weight": [[0, 1]] * 2000}, "mask_weight"),
+        ({"budget_seconds": 1e400}, "budget_seconds"),
+        ({"budget_seconds": 10**400}, "budget_seconds"),
+        ({"eval_every": math.nan}, "eval_every"),
+        ({"batch": 2**31}, "batch"),
+        ({"batch": 2**20}, "batch"),
+        ({"window": 2**40}, "window"),
+        ({"long_window": True}, "long_window"),
+        ({"blocks": 10**9}, "blocks"),
+        ({"stale_segments": -1}, "stale_segments"),
+        ({"seed": -1}, "seed"),
+        ({"seed": 2**64}, "seed"),
+        ({"weight_decay": -0.1}, "weight_decay"),
+        ({"clip": 1e300}, "clip"),
     ],
 )
 def test_error_names_file_and_field_when_field_is_bad(changes: dict[str, Any], field: str, tmp_path: Path) -> None:

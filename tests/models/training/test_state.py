@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import json
 import os
 from pathlib import Path
 
 import pytest
 import torch
 from fakes.training_runs import RECIPE, KilledError, kill_after, trainer, weights
+from safetensors.torch import load_file
 
 from fastblt.models import checkpoint
 from fastblt.models.checkpoint import CheckpointError
@@ -75,7 +77,25 @@ def test_checkpoint_is_written_by_the_next_call_when_writing_it_failed(
     assert weights(tmp_path)
 
 
-@pytest.mark.parametrize("damage", ["truncated", "other model", "not safetensors", "no metadata"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "truncated",
+        "other model",
+        "not safetensors",
+        "no metadata",
+        "pipe",
+        "misshapen momentum",
+        "{",
+        "{" * 10**5,
+        '{"step": -1}',
+        '{"step": true}',
+        '{"seconds": 1e400}',
+        '{"phase": "party"}',
+        '{"color": "red"}',
+    ],
+    ids=range(13),
+)
 def test_error_names_file_when_state_is_not_of_this_run(
     text: Split, finished: Path, tmp_path: Path, damage: str
 ) -> None:
@@ -86,6 +106,16 @@ def test_error_names_file_when_state_is_not_of_this_run(
         path.write_bytes(content[: len(content) // 2])
     elif damage == "not safetensors":
         path.write_bytes(b"{}" * 50)
+    elif damage == "pipe":
+        os.mkfifo(path)
+    elif damage.startswith("{"):
+        tensors = load_file(finished / STATE_FILE)
+        checkpoint.save_file(tensors, path, metadata={"progress": damage})
+    elif damage == "misshapen momentum":
+        tensors = load_file(finished / STATE_FILE)
+        name = "optimizer.decoder.layers.0.wqkv.weight.momentum"
+        progress = json.dumps(dataclasses.asdict(Progress()))
+        checkpoint.save_file({**tensors, name: torch.zeros(1, 2)}, path, metadata={"progress": progress})
     elif damage == "no metadata":
         checkpoint.save_file({"model.x": torch.zeros(1)}, path)
     else:
