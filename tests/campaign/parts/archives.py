@@ -17,7 +17,7 @@ from campaign.judge import Judge
 from campaign.part import Counts, Place, Recipe
 from campaign.recipes import MakesRecipes
 
-from fastblt.runtime.bundle.archive import unpack
+from fastblt.runtime.bundle.unpacking import unpack
 
 _NAMES = (
     *("../escaped", "/tmp/campaign-escaped", "a/../../escaped", "./config.json", "a//b", "a/./b", "", ".", "..", "a/"),
