@@ -9,8 +9,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import onnx_ir as ir
-
 from fastblt.calibration.activation_ranges import activation_scale
 from fastblt.calibration.gptq import gptq
 from fastblt.calibration.graph_rewriting import quantize_input, quantize_weight, raise_opset
@@ -21,6 +19,7 @@ from fastblt.calibration.rounding import QuantizedMatrix, round_to_nearest
 from fastblt.calibration.trace_store import TraceStore
 from fastblt.export.graph_file import save_graph
 from fastblt.runtime.bundle.bundle import Bundle
+from fastblt.runtime.bundle.graph_model import check_graph, load_graph
 from fastblt.runtime.bundle.manifest import GraphSpec, Manifest, write_manifest
 
 #: Precision of each layer, by part and name; layers that are missing keep theirs.
@@ -84,10 +83,13 @@ class Quantizer:
             if part in changed
         }
         quantization = {**(facts or {"scheme": "mixed"}), "graphs": precisions}
-        return write_manifest(folder, replace(manifest, graphs=graphs, files=kept, quantization=quantization))
+        written = write_manifest(folder, replace(manifest, graphs=graphs, files=kept, quantization=quantization))
+        for part in changed:
+            check_graph(folder / graphs[part].file, load_graph(folder / graphs[part].file), graphs[part])
+        return written
 
     def _quantize(self, folder: Path, part: str, spec: GraphSpec, layers: Mapping[str, Precision]) -> GraphSpec:
-        model = ir.load(self.bundle / spec.file)
+        model = load_graph(self.bundle / spec.file)
         graph = model.graph
         self._measure(part, spec, layers)
         for layer in list(linear_layers(graph)):
@@ -139,7 +141,7 @@ def layers_of(bundle: Path, parts: Sequence[str]) -> Iterator[tuple[str, LinearL
     """Yield part and layer for every linear layer in the graphs of these parts."""
     opened = Bundle.open(bundle, check=False)
     for part in parts:
-        for layer in linear_layers(ir.load(opened.graph(part)).graph):
+        for layer in linear_layers(load_graph(opened.graph(part)).graph):
             yield part, layer
 
 

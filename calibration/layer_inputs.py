@@ -15,6 +15,7 @@ from fastblt.calibration.linear_layers import LinearLayer, linear_layers
 from fastblt.calibration.precision import CalibrationError
 from fastblt.calibration.trace_store import TraceStore
 from fastblt.models.atomic_folder import scratch_folder
+from fastblt.runtime.bundle.graph_model import load_graph
 from fastblt.runtime.machine import default_threads
 
 Floats = NDArray[np.float32]
@@ -66,7 +67,7 @@ class CallReplay:
         Raises:
             CalibrationError: a layer's inputs are not finite, or too few.
         """
-        sizes = {layer.name: layer.shape[0] for layer in linear_layers(ir.load(self.path).graph)}
+        sizes = {layer.name: layer.shape[0] for layer in linear_layers(load_graph(self.path).graph)}
         batch: list[str] = []
         for name in names:
             if batch and moments and 4 * sum(sizes[n] ** 2 for n in (*batch, name)) > MOMENT_BYTES:
@@ -139,7 +140,7 @@ def _size(path: Path) -> int:
 
 def _expose(path: Path, names: Sequence[str], target: Path) -> dict[str, str]:
     """Write a graph whose outputs are the inputs of layers; return the name of each layer's value."""
-    model = ir.load(path)
+    model = load_graph(path)
     layers: dict[str, LinearLayer] = {layer.name: layer for layer in linear_layers(model.graph)}
     model.graph.outputs.clear()
     values: dict[str, str] = {}

@@ -25,14 +25,15 @@ from fastblt.models.formats.errors import CheckpointError
 from fastblt.models.formats.open import open_checkpoint
 from fastblt.models.formats.safetensors_writer import Table, write_tables
 from fastblt.models.formats.stores import DTYPE_NAMES
+from fastblt.runtime.bundle.bundle import Bundle
 from fastblt.runtime.bundle.dtypes import BUNDLE_TYPES
+from fastblt.runtime.bundle.graph_model import describe
 from fastblt.runtime.bundle.manifest import (
     CONFIG_FILE,
     EMBEDDINGS_FILE,
     GRAPH_FILES,
     GraphSpec,
     Manifest,
-    TensorSpec,
     write_manifest,
 )
 from fastblt.runtime.bundle.target import check_bundle_target
@@ -92,6 +93,7 @@ def export_bundle(
     with replacing_folder(bundle) as new:
         writing = part_of(on_progress, 0, steps, "writing")
         manifest = write_manifest(new, _write_files(weights, new, dtype, operators, hash_tables, writing))
+        Bundle.open(new, check=False)  # whose manifest is what the configuration requires, or an error
         if verify:
             comparing = part_of(on_progress, files, steps, "comparing with PyTorch:")
             manifest.verification.extend(verify_bundle(new, weights, dtype, comparing))
@@ -138,8 +140,8 @@ def _write_graph(graph: BltGraph, path: Path) -> GraphSpec:
         raise _cause(error) from error
     return GraphSpec(
         path.name,
-        tuple(_spec(value, graph.roles) for value in graph.graph.inputs),
-        tuple(_spec(value, graph.roles) for value in graph.graph.outputs),
+        tuple(describe(value, graph.roles[value.name or ""]) for value in graph.graph.inputs),
+        tuple(describe(value, graph.roles[value.name or ""]) for value in graph.graph.outputs),
         weight_bytes,
     )
 
@@ -150,14 +152,6 @@ def _cause(error: BaseException) -> BaseException:
     while found is not None and not isinstance(found, CheckpointError | OSError):
         found = found.__cause__ or found.__context__
     return found or error
-
-
-def _spec(value: ir.Value, roles: dict[str, str]) -> TensorSpec:
-    assert value.name
-    assert value.dtype
-    assert value.shape is not None
-    shape = tuple(size if isinstance(size, int) else str(size.value) for size in value.shape)
-    return TensorSpec(value.name, str(value.dtype.numpy()), shape, roles[value.name])
 
 
 def _write_embeddings(weights: CheckpointWeights, path: Path, dtype: str) -> None:

@@ -26,6 +26,7 @@ from fastblt.runtime.bundle.engines import (
     ShapeProfile,
     folder_name,
 )
+from fastblt.runtime.bundle.graph_model import check_graph, load_graph
 from fastblt.runtime.bundle.manifest import (
     MANIFEST_FILE,
     GraphSpec,
@@ -180,6 +181,7 @@ class _Compiler:
         name = f"{Path(spec.file).stem}-{sizes}.engine"
         on_phase(f"{name}: parsing {spec.file}")
         began = time.perf_counter()
+        check_graph(self.bundle / spec.file, load_graph(self.bundle / spec.file), spec)
         graph = TensorRtGraph(self.library, self.bundle / spec.file, {"slots": slots, "pool_slots": pool})
         aliases = graph.aliases()
         _check_aliases(self.bundle / spec.file, spec, aliases)

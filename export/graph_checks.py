@@ -121,7 +121,7 @@ def _check_encoder(eager: EagerParts, runner: GraphRunner) -> Iterator[tuple[Cal
     cache, slots = eager.cache(stack, _slots(calls)), _slots(calls)
     states = torch.zeros(1, slots, stack.dim)
     history = np.zeros((1, config.hash.context - 1), dtype=np.int64)
-    host = HostEmbeddings(eager.tables, config.hash) if eager.tables else None
+    host = HostEmbeddings(eager.tables, config.hash, stack.dim) if eager.tables else None
     for call in calls:
         with_history = np.concatenate([history, _ids(rng, call)], axis=1)
         history = with_history[:, with_history.shape[1] - history.shape[1] :]

@@ -19,6 +19,7 @@ import onnx_ir as ir
 
 from fastblt.models.atomic_file import write_file
 from fastblt.runtime.bundle.engines import ShapeProfile
+from fastblt.runtime.bundle.graph_model import load_graph
 from fastblt.runtime.bundle.tensorrt_library import TensorRtError, TensorRtLibrary
 
 
@@ -178,7 +179,7 @@ def _network_flags(trt: Any) -> int:
 
 def _with_sizes(path: Path, capacity: Mapping[str, int]) -> bytes:
     """Return a serialized graph with numbers for the sizes of its caches; weights in other files stay there."""
-    model = ir.load(path)
+    model = load_graph(path)
     for value in (*model.graph.inputs, *model.graph.outputs):
         value.shape = ir.Shape([capacity.get(str(size), size) for size in value.shape or ()])
     serialized: bytes = ir.to_proto(model).SerializeToString()

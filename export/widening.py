@@ -12,6 +12,8 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from fastblt.runtime.bundle.graph_model import load_graph
+
 _NARROW, _WIDE = ir.DataType.BFLOAT16, ir.DataType.FLOAT
 
 
@@ -30,7 +32,7 @@ def widen(source: Path, target: Path, *, round_values: bool = False) -> None:
         target: file to write.
         round_values: round the values that the graph computes in bf16, too; otherwise only weights are rounded.
     """
-    model = ir.load(source)
+    model = load_graph(source)
     graph = model.graph
     if round_values:
         _round_values(graph, _narrow_values(source))

@@ -28,6 +28,21 @@ NAME_CHARACTERS = 255
 LIST_ITEMS = 1_024
 """A list in a configuration; the longest is that of the n-gram lengths."""
 
+# Bundles and engines.
+TENSORS = 4_096
+"""Inputs, or outputs, of one graph: two caches of each layer, and a few more."""
+RANK = 8
+"""Dimensions of a tensor."""
+SIZE = 2**31 - 1
+"""One dimension of a tensor."""
+OPSET = 1_000
+COMPARISONS = 65_536
+"""Comparisons with the eager model that a manifest lists."""
+PROFILES = 64
+"""Shape profiles of one engine."""
+SM = 10_000
+"""Compute capability, e.g. 89."""
+
 # The geometry of a model; blt-7b has 4096, 32, 32, 11008, 512, 500_002, 8, 4, and blocks of 16.
 DIM = 2**16
 LAYERS = 256

@@ -10,6 +10,7 @@ import ctypes
 import functools
 import hashlib
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,9 @@ import numpy as np
 import onnxruntime as ort
 
 from fastblt.runtime.backends.entry import ProviderError
+from fastblt.runtime.bundle.contract import Interface, check_interface
+from fastblt.runtime.bundle.dtypes import ONNXRUNTIME_TYPES
+from fastblt.runtime.bundle.manifest import GraphSpec, TensorSpec
 from fastblt.runtime.machine import cache_folder
 
 logger = logging.getLogger(__name__)
@@ -127,3 +131,22 @@ def check_session(session: Any, provider: str, path: str) -> None:
     found = session.get_providers()[0]
     if found != provider:
         raise ProviderError(f"{path}: session runs on {found}, expected {provider}")
+
+
+def check_session_tensors(path: Path, session: Any, spec: GraphSpec) -> None:
+    """Compare the inputs and outputs of a session with those of the manifest: names, types, shapes and order.
+
+    Raises:
+        BundleError: the graph has others; the message names the first one.
+    """
+    roles = {tensor.name: tensor.role for tensor in (*spec.inputs, *spec.outputs)}
+
+    def described(values: Sequence[Any]) -> tuple[TensorSpec, ...]:
+        kinds = [ONNXRUNTIME_TYPES.get(value.type) for value in values]
+        return tuple(
+            TensorSpec(value.name, kind.name if kind else value.type, tuple(value.shape), roles.get(value.name, ""))
+            for value, kind in zip(values, kinds, strict=True)
+        )
+
+    found = Interface(described(session.get_inputs()), described(session.get_outputs()))
+    check_interface(str(path), found, spec, "by the manifest")

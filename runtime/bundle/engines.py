@@ -4,12 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastblt.runtime.bundle.manifest import MANIFEST_FILE, BundleError, check_file, sha256_of
+from fastblt.models import limits
+from fastblt.models.reading import read_json
+from fastblt.runtime.bundle.dtypes import DTYPES
+from fastblt.runtime.bundle.json_entries import JsonEntries, is_file_name, is_integer, shown
+from fastblt.runtime.bundle.manifest import (
+    GRAPH_FILES,
+    MANIFEST_FILE,
+    OPERATORS,
+    BundleError,
+    GraphSpec,
+    check_file,
+    check_own_file,
+    read_digest,
+    read_file_entry,
+    sha256_of,
+)
 
 FORMAT = "fastblt-engines"
 FORMAT_VERSION = 1
@@ -103,65 +118,117 @@ def load_engine_folder(path: Path) -> EngineFolder:
         BundleError: it is missing, or not one that this version reads.
     """
     file = path / ENGINES_FILE
-    try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-        found = data.get("format"), data.get("format_version")
-        if found != (FORMAT, FORMAT_VERSION):
-            raise BundleError(f"{file}: found format {found}, expected {(FORMAT, FORMAT_VERSION)}")
-        return EngineFolder(
-            path=path,
-            target=str(data["target"]),
-            version=str(data["version"]),
-            sms=tuple(int(sm) for sm in data["sms"]),
-            dtype=str(data["dtype"]),
-            operators=str(data["operators"]),
-            bundle_sha256=str(data["bundle_sha256"]),
-            engines=tuple(_engine(item) for item in data["engines"]),
-            capacities={
-                int(size): {str(part): int(index) for part, index in parts.items()}
-                for size, parts in data["capacities"].items()
-            },
-        )
-    except OSError as error:
-        raise BundleError(f"{file}: cannot be read ({error.strerror}), fastblt compile writes it") from error
-    except (KeyError, TypeError, AttributeError, IndexError) as error:
-        raise BundleError(f"{file}: found no usable entry {error}, expected what fastblt compile writes") from error
-    except ValueError as error:
-        if isinstance(error, BundleError):
-            raise
-        raise BundleError(f"{file}: not a manifest of engines ({error})") from error
-
-
-def _engine(data: dict[str, Any]) -> EngineSpec:
-    profiles = tuple(
-        ShapeProfile(
-            str(item["name"]),
-            {
-                str(name): (_shape(bounds[0]), _shape(bounds[1]), _shape(bounds[2]))
-                for name, bounds in item["shapes"].items()
-            },
-        )
-        for item in data["profiles"]
+    if file.is_symlink():
+        check_own_file(file)
+    data = JsonEntries(file, read_json(file, BundleError, "what fastblt compile writes"), BundleError)
+    found = data.data.get("format"), data.data.get("format_version")
+    if found != (FORMAT, FORMAT_VERSION):
+        raise BundleError(f"{file}: found format {shown(found)}, expected {(FORMAT, FORMAT_VERSION)}")
+    engines = tuple(_read_engine(item) for item in data.objects("engines", limits.FILES))
+    return EngineFolder(
+        path=path,
+        target=data.text("target"),
+        version=data.text("version"),
+        sms=tuple(_integers(data, "sms", limits.SM)),
+        dtype=data.one_of("dtype", DTYPES),
+        operators=data.one_of("operators", OPERATORS),
+        bundle_sha256=read_digest(data, "bundle_sha256"),
+        engines=engines,
+        capacities=_read_capacities(data.object("capacities", limits.FILES), engines),
     )
-    name = str(data["file"])
-    if Path(name).name != name:
-        raise ValueError(f"found file name {name!r}, expected a plain one")
+
+
+def _read_capacities(data: JsonEntries, engines: Sequence[EngineSpec]) -> dict[int, dict[str, int]]:
+    """Return the engine of each part by capacity; every index is one of an engine of that part."""
+    found = {}
+    for size in data.data:
+        known = size.isascii() and size.isdecimal() and len(size) <= len(str(limits.TEXT_BYTES))
+        data.expect(known and 1 <= int(size) <= limits.TEXT_BYTES, size, f"1 to {limits.TEXT_BYTES} bytes", size)
+        parts = data.object(size, len(GRAPH_FILES))
+        found[int(size)] = {part: parts.integer(part, 0, len(engines) - 1) for part in parts.data}
+        for part, index in found[int(size)].items():
+            parts.expect(engines[index].part == part, part, f"an engine of the {part}")
+    return found
+
+
+def _read_engine(data: JsonEntries) -> EngineSpec:
+    name = data.text("file")
+    data.expect(is_file_name(name), "file", "a plain one")
+    entry = read_file_entry(data)
+    aliases = data.object("aliases", limits.TENSORS)
     return EngineSpec(
-        part=str(data["part"]),
+        part=data.one_of("part", tuple(GRAPH_FILES)),
         file=name,
-        bytes=int(data["bytes"]),
-        sha256=str(data["sha256"]),
-        slots=int(data["slots"]),
-        pool_slots=int(data["pool_slots"]),
-        profiles=profiles,
-        aliases={str(update): str(cache) for update, cache in data["aliases"].items()},
-        decomposed=bool(data["decomposed"]),
-        build_seconds=float(data["build_seconds"]),
+        bytes=entry["bytes"],
+        sha256=entry["sha256"],
+        slots=data.integer("slots", 1, limits.SIZE),
+        pool_slots=data.integer("pool_slots", 0, limits.SIZE),
+        profiles=tuple(_read_profile(item) for item in data.objects("profiles", limits.PROFILES)),
+        aliases={update: aliases.text(update) for update in aliases.data},
+        decomposed=data.flag("decomposed"),
+        build_seconds=data.number("build_seconds"),
     )
 
 
-def _shape(sizes: Any) -> Shape:
-    return tuple(int(size) for size in sizes)
+def _read_profile(data: JsonEntries) -> ShapeProfile:
+    shapes = data.object("shapes", limits.TENSORS)
+    return ShapeProfile(data.text("name"), {name: _read_bounds(shapes, name) for name in shapes.data})
+
+
+def _read_bounds(data: JsonEntries, name: str) -> tuple[Shape, Shape, Shape]:
+    """Return the smallest, usual and largest shape of an input, each size in this order."""
+    bounds = data.items(name, 3)
+    right = len(bounds) == 3 and all(
+        isinstance(shape, list)
+        and len(shape) == len(bounds[0]) <= limits.RANK
+        and all(is_integer(size, 1, limits.SIZE) for size in shape)
+        for shape in bounds
+    )
+    ordered = right and all(low <= usual <= high for low, usual, high in zip(*bounds, strict=True))
+    data.expect(ordered, name, "three shapes of equal rank, each at least as large as the one before")
+    least, usual, most = (tuple(shape) for shape in bounds)
+    return least, usual, most
+
+
+def _integers(data: JsonEntries, name: str, most: int) -> list[int]:
+    values = data.items(name, limits.FILES)
+    data.expect(all(is_integer(value, 1, most) for value in values), name, f"integers from 1 to {most}")
+    return values
+
+
+def check_engine_entry(folder: EngineFolder, engine: EngineSpec, spec: GraphSpec) -> None:
+    """Compare the entry of an engine with the graph that it was compiled from.
+
+    Raises:
+        BundleError: aliases or profiles name other tensors than the graph's, or shapes that it cannot have.
+    """
+    where = f"{folder.path / ENGINES_FILE}: engine {engine.file}"
+    updates = {t.name: t.name.removesuffix("_out") for t in spec.outputs if t.role in ("cache_update", "pool_update")}
+    if engine.aliases != updates:
+        names = sorted({name for name, _ in engine.aliases.items() ^ updates.items()})
+        raise BundleError(f"{where}: aliases: found {shown(names)} wrong or missing, expected the cache of each update")
+    fixed = {"slots": engine.slots, "pool_slots": engine.pool_slots}
+    sizes = {tensor.name: tuple(fixed.get(str(size), size) for size in tensor.shape) for tensor in spec.inputs}
+    ranged = {name for name, shape in sizes.items() if not all(isinstance(size, int) for size in shape)}
+    for profile in engine.profiles:
+        if set(profile.shapes) != ranged:
+            names = sorted(profile.shapes.keys() ^ ranged)
+            raise BundleError(
+                f"{where}: profile {profile.name}: found {shown(names)} wrong or missing, expected ranges"
+            )
+        for name, shapes in profile.shapes.items():
+            if not all(is_shape_of(shape, sizes[name]) for shape in shapes):
+                raise BundleError(
+                    f"{where}: profile {profile.name}: input {name}: found {shown(shapes)}, expected shapes like "
+                    f"{list(sizes[name])}"
+                )
+
+
+def is_shape_of(shape: Sequence[int], sizes: Sequence[int | str]) -> bool:
+    """Return whether a shape has these sizes, where a name stands for any number."""
+    return len(shape) == len(sizes) and all(
+        isinstance(size, str) or found == size for found, size in zip(shape, sizes, strict=True)
+    )
 
 
 def engine_folders(bundle: Path) -> list[Path]:

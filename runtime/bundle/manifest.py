@@ -17,11 +17,18 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
+import re
+import stat
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
+from fastblt.models import limits
+from fastblt.models.reading import read_json
 from fastblt.runtime.bundle.dtypes import DTYPES, TENSOR_TYPES
+from fastblt.runtime.bundle.json_entries import JsonEntries, is_file_name, is_integer, is_name, shown
 
 FORMAT = "fastblt-bundle"
 FORMAT_VERSION = 1
@@ -42,8 +49,8 @@ GRAPH_FILES = {
 OPTIONAL_GRAPHS = ("patcher",)
 
 
-_KINDS = {"dict": "an object", "list": "a list", "str": "a string", "int": "an integer"}
-_Value = TypeVar("_Value", dict[str, Any], list[Any], str, int)
+#: What a file's digest looks like.
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 class BundleError(ValueError):
@@ -122,29 +129,65 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def check_own_file(path: Path) -> None:
+    """Check that a path is a regular file of its folder, which nothing but that folder can change.
+
+    A link may lead to another file of the folder, or to the blobs of a hub's cache if the folder is one of its
+    snapshots.
+
+    Raises:
+        BundleError: it is missing, is a pipe, device or folder, or links to something outside.
+    """
+    try:
+        kind = path.stat().st_mode
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{path}: missing, expected a file") from error
+    if not stat.S_ISREG(kind):
+        raise BundleError(f"{path}: found a folder, pipe or device, expected a file")
+    if path.is_symlink():
+        target, folder = path.resolve(), path.parent.resolve()
+        blobs = folder.parent.parent / "blobs"
+        inside = target.is_relative_to(folder) or (folder.parent.name == "snapshots" and target.is_relative_to(blobs))
+        if not inside:
+            raise BundleError(f"{path}: found a link to {target}, expected a file of this folder")
+
+
+def check_size(path: Path, size: int) -> None:
+    """Compare the size of a file with what a manifest lists.
+
+    Raises:
+        BundleError: as `check_own_file`, or it has another size in bytes.
+    """
+    if not os.path.lexists(path):
+        raise BundleError(f"{path}: missing, expected {size} bytes")
+    check_own_file(path)
+    found = path.stat().st_size
+    if found != size:
+        raise BundleError(f"{path}: found {found} bytes, expected {size}")
+
+
 def check_file(path: Path, size: int, sha256: str) -> None:
     """Compare a file with what a manifest lists.
 
     Raises:
-        BundleError: it is missing, or differs in size, in bytes, or in sha256.
+        BundleError: as `check_size`, or it has another sha256.
     """
-    if not path.is_file():
-        raise BundleError(f"{path}: missing, expected {size} bytes")
-    found = path.stat().st_size
-    if found != size:
-        raise BundleError(f"{path}: found {found} bytes, expected {size}")
+    check_size(path, size)
     digest = sha256_of(path)
     if digest != sha256:
         raise BundleError(f"{path}: found sha256 {digest}, expected {sha256}")
 
 
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise BundleError(f"{path}: cannot be read ({error.strerror}), expected a bundle's {path.name}") from error
-    except ValueError as error:
-        raise BundleError(f"{path}: not JSON ({error})") from error
+def read_file_entry(entry: JsonEntries) -> dict[str, Any]:
+    """Return ``bytes`` and ``sha256`` of a manifest's entry about a file."""
+    return {"bytes": entry.integer("bytes", 0, limits.FILE_BYTES), "sha256": read_digest(entry, "sha256")}
+
+
+def read_digest(entry: JsonEntries, name: str) -> str:
+    """Return an entry that is a sha256."""
+    digest = entry.data.get(name)
+    entry.expect(isinstance(digest, str) and _SHA256.fullmatch(digest) is not None, name, "64 hexadecimal digits")
+    return str(digest)
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
@@ -166,8 +209,8 @@ def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
 def is_bundle(folder: Path) -> bool:
     """Return whether a folder has the manifest of a bundle, of any version."""
     try:
-        data = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        data = read_json(folder / MANIFEST_FILE, BundleError, "a manifest")
+    except BundleError:
         return False
     return isinstance(data, dict) and data.get("format") == FORMAT
 
@@ -183,85 +226,71 @@ def load_manifest(bundle: Path) -> Manifest:
         raise BundleError(f"{bundle}: not a folder, expected a bundle (fastblt export writes one)")
     if not path.exists() and (bundle / CONFIG_FILE).is_file() and not any(bundle.glob("*.onnx")):
         raise BundleError(f"{bundle}: found a checkpoint, expected a bundle (fastblt export makes one of it)")
-    data = _read_json(path)
+    if path.is_symlink():
+        check_own_file(path)
+    data = read_json(path, BundleError, f"a bundle's {path.name}")
     found = (data.get("format"), data.get("version")) if isinstance(data, dict) else data
     if found != (FORMAT, FORMAT_VERSION):
-        raise BundleError(f"{path}: found format {found}, expected {(FORMAT, FORMAT_VERSION)}")
-    return _ManifestReader(path, data).manifest()
+        raise BundleError(f"{path}: found format {shown(found)}, expected {(FORMAT, FORMAT_VERSION)}")
+    return _read_manifest(JsonEntries(path, data, BundleError))
 
 
-class _ManifestReader:
-    """Turns the JSON of a manifest into dataclasses; anything wrong is one error that names the entry."""
+def _read_manifest(data: JsonEntries) -> Manifest:
+    listed = data.object("files", limits.FILES)
+    for name in listed.data:
+        listed.expect(is_file_name(name), name, "a plain file name", name)
+    files = {name: read_file_entry(listed.object(name)) for name in listed.data}
+    graphs = data.object("graphs", len(GRAPH_FILES))
+    for part in graphs.data:
+        graphs.expect(part in GRAPH_FILES, part, f"one of {', '.join(GRAPH_FILES)}", part)
+    return Manifest(
+        data.text("model"),
+        data.one_of("dtype", DTYPES),
+        data.integer("opset", 1, limits.OPSET),
+        data.one_of("hash_tables", HASH_TABLES),
+        {
+            part: _read_graph(graphs.object(part), part, files)
+            for part in GRAPH_FILES
+            if part in graphs.data or part not in OPTIONAL_GRAPHS
+        },
+        files,
+        [_read_comparison(item) for item in data.objects("verification", limits.COMPARISONS)],
+        # Manifests of earlier versions lack it.
+        data.one_of("operators", OPERATORS) if "operators" in data.data else OPERATORS[0],
+        _read_quantization(data, graphs.data) if data.data.get("quantization") is not None else None,
+    )
 
-    def __init__(self, path: Path, data: dict[str, Any]) -> None:
-        self.path = path
-        self.data = data
 
-    def manifest(self) -> Manifest:
-        files = self._get(self.data, "files", dict)
-        for name in files:
-            entry = self._get(files, name, dict)
-            self._get(entry, "bytes", int)
-            self._get(entry, "sha256", str)
-            self._expect(Path(name).name == name, f"files.{name}", name, "a plain file name")
-        graphs = self._get(self.data, "graphs", dict)
-        return Manifest(
-            self._get(self.data, "model", str),
-            self._one_of("dtype", DTYPES),
-            self._get(self.data, "opset", int),
-            self._one_of("hash_tables", HASH_TABLES),
-            {
-                part: self._graph(self._get(graphs, part, dict), files)
-                for part in GRAPH_FILES
-                if part in graphs or part not in OPTIONAL_GRAPHS
-            },
-            files,
-            self._get(self.data, "verification", list),
-            # Manifests of earlier versions lack it.
-            self._one_of("operators", OPERATORS) if "operators" in self.data else OPERATORS[0],
-            self._quantization(graphs) if self.data.get("quantization") is not None else None,
-        )
+def _read_comparison(item: JsonEntries) -> dict[str, Any]:
+    """Check what was noted of one output that was compared with the eager model."""
+    item.text("graph")
+    item.text("output")
+    item.number("max_error")
+    return item.data
 
-    def _quantization(self, graphs: dict[str, Any]) -> dict[str, Any]:
-        found = self._get(self.data, "quantization", dict)
-        self._get(found, "scheme", str)
-        for part, layers in self._get(found, "graphs", dict).items():
-            self._expect(part in graphs, "quantization.graphs", part, "one of the manifest's graphs")
-            named = isinstance(layers, dict) and all(isinstance(label, str) for label in layers.values())
-            self._expect(named, "quantization.graphs", layers, "a precision for each layer")
-        return found
 
-    def _graph(self, data: dict[str, Any], files: dict[str, Any]) -> GraphSpec:
-        file = self._get(data, "file", str)
-        self._expect(file in files, "file", file, "one of the manifest's files")
-        return GraphSpec(
-            file,
-            tuple(self._tensor(item) for item in self._get(data, "inputs", list)),
-            tuple(self._tensor(item) for item in self._get(data, "outputs", list)),
-            self._get(data, "weight_bytes", int),
-        )
+def _read_quantization(data: JsonEntries, parts: Collection[str]) -> dict[str, Any]:
+    found = data.object("quantization")
+    found.text("scheme")
+    graphs = found.object("graphs")
+    for part in graphs.data:
+        graphs.expect(part in parts, part, "one of the manifest's graphs", part)
+        layers = graphs.object(part)
+        for name in layers.data:
+            layers.text(name)
+    return found.data
 
-    def _tensor(self, data: Any) -> TensorSpec:
-        self._expect(isinstance(data, dict), "inputs or outputs", data, "a list of objects")
-        shape = self._get(data, "shape", list)
-        sizes = all(isinstance(size, int | str) for size in shape)
-        self._expect(sizes, "shape", shape, "a list of integers and names")
-        kind = self._get(data, "dtype", str)
-        self._expect(kind in TENSOR_TYPES, "dtype", kind, f"one of {', '.join(TENSOR_TYPES)}")
-        return TensorSpec(self._get(data, "name", str), kind, tuple(shape), self._get(data, "role", str))
 
-    def _one_of(self, name: str, values: tuple[str, ...]) -> str:
-        found = self._get(self.data, name, str)
-        self._expect(found in values, name, found, f"one of {', '.join(values)}")
-        return found
+def _read_graph(data: JsonEntries, part: str, files: Collection[str]) -> GraphSpec:
+    file = data.one_of("file", [GRAPH_FILES[part]])
+    data.expect(file in files, "file", "one of the manifest's files")
+    inputs, outputs = (data.objects(side, limits.TENSORS) for side in ("inputs", "outputs"))
+    weights = data.integer("weight_bytes", 0, limits.FILE_BYTES)
+    return GraphSpec(file, tuple(map(_read_tensor, inputs)), tuple(map(_read_tensor, outputs)), weights)
 
-    def _get(self, data: dict[str, Any], name: str, kind: type[_Value]) -> _Value:
-        value = data.get(name)
-        right = isinstance(value, kind) and not isinstance(value, bool)
-        self._expect(right, name, value, _KINDS[kind.__name__])
-        assert isinstance(value, kind)
-        return value
 
-    def _expect(self, condition: bool, name: str, found: object, expected: str) -> None:
-        if not condition:
-            raise BundleError(f"{self.path}: entry {name!r}: found {found!r:.80}, expected {expected}")
+def _read_tensor(data: JsonEntries) -> TensorSpec:
+    shape = data.items("shape", limits.RANK)
+    sizes = all(is_integer(size, 1, limits.SIZE) or is_name(size) for size in shape)
+    data.expect(sizes, "shape", "a list of positive integers and names")
+    return TensorSpec(data.text("name"), data.one_of("dtype", tuple(TENSOR_TYPES)), tuple(shape), data.text("role"))

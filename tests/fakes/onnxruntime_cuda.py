@@ -86,6 +86,12 @@ class InferenceSession:
     def get_providers(self) -> list[str]:
         return [self.name]
 
+    def get_inputs(self) -> list[Any]:
+        return list(self.session.get_inputs())
+
+    def get_outputs(self) -> list[Any]:
+        return list(self.session.get_outputs())
+
     def io_binding(self) -> IoBinding:
         return IoBinding()
 

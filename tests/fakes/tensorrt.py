@@ -28,6 +28,7 @@ from fakes.tensorrt_values import (
     LayerType,
     NetworkDefinitionCreationFlag,
     SeekPosition,
+    TensorIOMode,
 )
 
 
@@ -180,10 +181,10 @@ class FakeTensorRt:
 
     def __init__(self, cuda: FakeCuda) -> None:
         for kind in (
-            ILogger, LayerType, SeekPosition, ExecutionContextAllocationStrategy, NetworkDefinitionCreationFlag,
-            BuilderFlag, ComputeCapability, DynamicShapesKernelSpecializationStrategy, IRuntimeCache, IRuntimeConfig,
-            IStreamReaderV2, IProgressMonitor, IAttentionInputLayer, INetworkDefinition, OnnxParser, Builder,
-            ICudaEngine, IExecutionContext, IBuilderConfig, IOptimizationProfile, ParserError,
+            ILogger, LayerType, SeekPosition, TensorIOMode, ExecutionContextAllocationStrategy,
+            NetworkDefinitionCreationFlag, BuilderFlag, ComputeCapability, DynamicShapesKernelSpecializationStrategy,
+            IRuntimeCache, IRuntimeConfig, IStreamReaderV2, IProgressMonitor, IAttentionInputLayer, INetworkDefinition,
+            OnnxParser, Builder, ICudaEngine, IExecutionContext, IBuilderConfig, IOptimizationProfile, ParserError,
         ):  # fmt: skip
             setattr(self, kind.__name__, kind)
 

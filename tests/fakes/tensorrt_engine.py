@@ -28,6 +28,7 @@ from fakes.tensorrt_values import (
     ExecutionContextAllocationStrategy,
     IRuntimeConfig,
     Severity,
+    TensorIOMode,
 )
 from onnx import TensorProto
 
@@ -67,6 +68,14 @@ class ICudaEngine:
 
     def get_tensor_dtype(self, name: str) -> DataType:
         return TYPES[self.tensors[name].type.tensor_type.elem_type]
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of a tensor: -1 where calls choose a size, or where it cannot be derived."""
+        dims = self.tensors[name].type.tensor_type.shape.dim
+        return tuple(dim.dim_value if dim.HasField("dim_value") else -1 for dim in dims)
+
+    def get_tensor_mode(self, name: str) -> TensorIOMode:
+        return TensorIOMode.INPUT if name in self._inputs else TensorIOMode.OUTPUT
 
     def get_aliased_input_tensor(self, name: str) -> str | None:
         found: str | None = self.header["aliases"].get(name)

@@ -48,6 +48,12 @@ class SeekPosition(Enum):
     END = 2
 
 
+class TensorIOMode(Enum):
+    NONE = 0
+    INPUT = 1
+    OUTPUT = 2
+
+
 class ExecutionContextAllocationStrategy(Enum):
     STATIC = 0
     ON_PROFILE_CHANGE = 1

@@ -24,7 +24,6 @@ from fastblt.runtime.backends.protocol import (
 )
 from fastblt.runtime.bundle.bundle import Bundle
 from fastblt.runtime.bundle.dtypes import numpy_dtype
-from fastblt.runtime.bundle.manifest import BundleError
 
 #: Fewest rows in a call of a quantized graph. A single row is multiplied by another kernel (in attention a product of a
 #: vector and a matrix), whose last bit differs; inputs that are rounded to 8 bits turn that into some 1e-2. With a
@@ -41,7 +40,7 @@ class OnnxRuntimeBackend:
         options: of the sessions, an ``onnxruntime.SessionOptions``.
 
     Raises:
-        BundleError: a graph cannot be loaded, or is not the one that manifest and configuration describe.
+        BundleError: a graph cannot be loaded, or is not the one that the manifest describes.
     """
 
     name = "onnxruntime"
@@ -60,11 +59,10 @@ class OnnxRuntimeBackend:
         }
         self._least_rows = {part: QUANTIZED_ROWS if part in quantized else 1 for part in self.graphs}
         self._encoder, self._global, self._decoder = (self.graphs[part] for part in ("encoder", "global", "decoder"))
-        self._tables = None if bundle.embeddings is None else HostEmbeddings(bundle.embeddings, self.config.hash)
+        tables, width = bundle.embeddings, self.config.encoder.dim
+        self._tables = None if tables is None else HostEmbeddings(tables, self.config.hash, width)
         self._reads_states = self.config.decoder_input == "encoder"
-        self._check_config(bundle)
-        kind = numpy_dtype(self._decoder.spec.inputs[-1].dtype)
-        self._buffers = CallBuffers(self.config, kind, capacity)
+        self._buffers = CallBuffers(self.config, numpy_dtype(bundle.activations), capacity)
 
     @classmethod
     def load(cls, bundle: Path, max_bytes: int, threads: int | None, options: Any = None) -> OnnxRuntimeBackend:
@@ -89,24 +87,6 @@ class OnnxRuntimeBackend:
     def providers(self) -> list[str]:
         """Return the execution providers that ONNX Runtime reports for the decoder's session, the fallback included."""
         return list(self._decoder.session.get_providers())
-
-    def _check_config(self, bundle: Bundle) -> None:
-        """Raise `BundleError` if the configuration implies other tensors than the graphs have."""
-        config = self.config
-        kv_shape = ("latents", config.decoder.layers, 2, config.cross_attn_k * config.decoder.dim)
-        first = "states" if self._reads_states else "ids"
-        expected = {
-            ("global", "patch_embeddings"): (1, "patches", config.patch_dim),
-            ("decoder", "latent_kv"): kv_shape,
-            ("decoder", first): (1, "rows", config.decoder.dim) if self._reads_states else (1, "rows"),
-        }
-        for (part, name), shape in expected.items():
-            spec = self.manifest.graphs[part].input(name)
-            found = spec.shape if spec else None
-            if found != shape:
-                raise BundleError(
-                    f"{bundle.graph(part)}: input {name}: found shape {found}, expected {shape} (config.json)"
-                )
 
     def run_patcher(self, position: int, ids: Ids, visible_from: Ids | None = None) -> Floats:
         """Implement `Backend.run_patcher`; the result is a view that the next call overwrites."""

@@ -20,8 +20,8 @@ from fastblt.runtime.backends.controls import Controls, write_controls
 from fastblt.runtime.backends.cpu.buffers import Buffer, ControlInput, KvBuffers, View
 from fastblt.runtime.backends.graph_error import graph_error
 from fastblt.runtime.backends.protocol import Ids
-from fastblt.runtime.backends.providers import PROVIDERS
-from fastblt.runtime.bundle.dtypes import ONNXRUNTIME_TYPES, TENSOR_TYPES, numpy_dtype
+from fastblt.runtime.backends.providers import PROVIDERS, check_session_tensors
+from fastblt.runtime.bundle.dtypes import TENSOR_TYPES, numpy_dtype
 from fastblt.runtime.bundle.manifest import BundleError, GraphSpec
 
 #: Enough for every number of rows and patches that a method uses, while the view has one size.
@@ -62,31 +62,6 @@ class Binding:
         return found
 
 
-def _type_name(text: str) -> str:
-    """Return the name of ONNX Runtime's ``tensor(float)`` and the like; what we do not know keeps its own."""
-    known = ONNXRUNTIME_TYPES.get(text)
-    return text if known is None else known.name
-
-
-def _compare(path: Path, session: Any, spec: GraphSpec, stack: StackConfig) -> None:
-    """Raise `BundleError` if the graph, the manifest and the configuration disagree."""
-    for kind, values, specs in (
-        ("inputs", session.get_inputs(), spec.inputs),
-        ("outputs", session.get_outputs(), spec.outputs),
-    ):
-        found = [(v.name, _type_name(v.type), tuple(v.shape)) for v in values]
-        expected = [(t.name, t.dtype, t.shape) for t in specs]
-        if found != expected:
-            wrong = [item for item in found if item not in expected] or found
-            raise BundleError(f"{path}: found {kind} {wrong}, expected those of the manifest")
-    caches = [t for t in spec.inputs if t.role == "cache"]
-    shape = (1, 1, "slots", stack.dim)
-    if len(caches) != 2 * stack.layers or any(t.shape != shape for t in caches):
-        raise BundleError(
-            f"{path}: found {len(caches)} caches, expected {2 * stack.layers} of shape {list(shape)} (config.json)"
-        )
-
-
 class BoundGraph:
     """Holds a session with its caches, control inputs and bindings.
 
@@ -98,7 +73,7 @@ class BoundGraph:
         options: session options.
 
     Raises:
-        BundleError: ONNX Runtime cannot load the graph, or it is not the one that manifest and configuration describe.
+        BundleError: ONNX Runtime cannot load the graph, or it is not the one that the manifest describes.
     """
 
     def __init__(self, path: Path, spec: GraphSpec, stack: StackConfig, capacity: int, options: Any) -> None:
@@ -106,7 +81,7 @@ class BoundGraph:
             self.session = ort.InferenceSession(str(path), options, providers=[PROVIDERS["cpu"]])
         except Exception as error:
             raise BundleError(f"{path}: ONNX Runtime cannot load it ({error})") from error
-        _compare(path, self.session, spec, stack)
+        check_session_tensors(path, self.session, spec)
         self.path = path
         self.spec = spec
         self.window = stack.window

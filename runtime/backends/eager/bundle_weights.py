@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from fastblt.models.blt import Blt
 from fastblt.models.formats.checkpoint import expected_shapes
-from fastblt.runtime.backends.host_embeddings import map_tables
 from fastblt.runtime.bundle.bundle import Bundle
+from fastblt.runtime.bundle.graph_model import check_graph, load_graph
 from fastblt.runtime.bundle.manifest import BundleError
 
 
@@ -35,36 +35,46 @@ def load_eager_model(bundle: Path, device: str) -> Blt:
     opened = Bundle.open(bundle)
     shapes = expected_shapes(opened.config)
     tensors: dict[str, torch.Tensor] = {}
-    for part in opened.manifest.graphs:
-        initializers = ir.load(opened.graph(part)).graph.initializers
-        for name, array in _arrays(initializers):
+    for part, spec in opened.manifest.graphs.items():
+        model = load_graph(opened.graph(part))
+        check_graph(opened.graph(part), model, spec)
+        for name, array in _arrays(opened.graph(part), model.graph.initializers):
             plain = name.removesuffix(".T")
             if plain not in shapes:
                 continue
             tensors[plain] = torch.from_numpy((array.T if plain != name else array).copy()).to(device)
     if opened.embeddings is not None:
-        for name, table in map_tables(opened.embeddings).items():
+        for name, table in opened.tables().items():
             tensors[name] = torch.from_numpy(table.astype(np.float32)).to(device)
     for name, shape in shapes.items():
         found = tuple(tensors[name].shape) if name in tensors else None
         if found != shape:
             raise BundleError(f"{bundle}: weight {name}: found shape {found}, expected {shape}")
     with torch.device("meta"):
-        model = Blt(opened.config)
-    model.load_state_dict(tensors, assign=True)
-    return model.eval().requires_grad_(False)
+        eager = Blt(opened.config)
+    eager.load_state_dict(tensors, assign=True)
+    return eager.eval().requires_grad_(False)
 
 
-def _arrays(initializers: Mapping[str, ir.Value]) -> Iterator[tuple[str, NDArray[np.float32]]]:
+def _arrays(path: Path, initializers: Mapping[str, ir.Value]) -> Iterator[tuple[str, NDArray[np.float32]]]:
     """Yield names and values of a graph's weights; quantized ones are expanded, under the name of the original."""
     for name, value in initializers.items():
         if value.const_value is None:
             continue
-        array = np.asarray(value.const_value.numpy(), dtype=np.float32)
         plain = name.removesuffix(".quantized")
-        if plain != name:
-            scale = initializers[f"{plain}.scale"].const_value
-            assert scale is not None, "ONNX Runtime has loaded the graph"
-            scales = np.asarray(scale.numpy(), dtype=np.float32)
-            array = array * (np.repeat(scales, len(array) // len(scales), axis=0) if scales.ndim == 2 else scales)
+        try:
+            array = _array(value)
+            if plain != name:
+                scales = _array(initializers[f"{plain}.scale"])
+                array = array * (np.repeat(scales, len(array) // len(scales), axis=0) if scales.ndim == 2 else scales)
+        except Exception as error:  # data of another size, no scales, types without numbers
+            reason = " ".join(str(error).split())
+            raise BundleError(f"{path}: weight {name}: cannot be read ({type(error).__name__}: {reason})") from error
         yield plain, array
+
+
+def _array(value: ir.Value) -> NDArray[np.float32]:
+    """Return the values of an initializer."""
+    if value.const_value is None:
+        raise ValueError("it has no values")
+    return np.asarray(value.const_value.numpy(), dtype=np.float32)

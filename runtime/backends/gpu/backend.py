@@ -83,7 +83,8 @@ class DeviceBackend:
         }
         """The graphs with their memory, by part."""
         self._rows = self._make_rows(positions)
-        tables = None if bundle.embeddings is None else HostEmbeddings(bundle.embeddings, config.hash)
+        path, width = bundle.embeddings, config.encoder.dim
+        tables = None if path is None else HostEmbeddings(path, config.hash, width)
         self._connect(history, tables)
 
     def _make_rows(self, positions: int) -> dict[str, DeviceRows]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import onnxruntime
 
+from fastblt.models.config import BltConfig
 from fastblt.runtime.backends.gpu.backend import DeviceBackend
 from fastblt.runtime.backends.gpu.cuda import Cuda, DeviceMemory, Stream, load_api
 from fastblt.runtime.backends.gpu.onnxruntime_executor import OnnxRuntimeExecutor
@@ -14,7 +15,14 @@ from fastblt.runtime.backends.gpu.sliding import cache_slots, pool_slots
 from fastblt.runtime.backends.gpu.tensorrt_executor import TensorRtExecutor
 from fastblt.runtime.backends.providers import provider_options
 from fastblt.runtime.bundle.bundle import Bundle
-from fastblt.runtime.bundle.engines import check_engine, choose_engines
+from fastblt.runtime.bundle.engines import (
+    ENGINES_FILE,
+    EngineFolder,
+    EngineSpec,
+    check_engine,
+    check_engine_entry,
+    choose_engines,
+)
 from fastblt.runtime.bundle.manifest import BundleError
 from fastblt.runtime.bundle.tensorrt_library import load_library
 
@@ -44,6 +52,8 @@ def load_tensorrt(bundle: Path, target: str, max_bytes: int) -> DeviceBackend:
     for part, spec in opened.manifest.graphs.items():
         if part not in engines:
             raise BundleError(f"{folder.path}: found no engine of the {part}, expected one of every graph")
+        check_engine_entry(folder, engines[part], spec)
+        _check_slots(folder, engines[part], opened.config, max_bytes)
         path = check_engine(folder, engines[part])
         executors[part] = TensorRtExecutor(library, path, engines[part], spec, stream)
     # One graph runs at a time, so all of them share the memory for activations.
@@ -51,6 +61,20 @@ def load_tensorrt(bundle: Path, target: str, max_bytes: int) -> DeviceBackend:
     for executor in executors.values():
         executor.share_memory(memory)
     return DeviceBackend(opened, executors, stream, max_bytes, target)
+
+
+def _check_slots(folder: EngineFolder, engine: EngineSpec, config: BltConfig, max_bytes: int) -> None:
+    """Raise `BundleError` unless an engine's caches hold a text of ``max_bytes`` bytes, as its capacity promises."""
+    pool = pool_slots(config, max_bytes, 1) if engine.part == "encoder" else 0
+    for name, found, least in (
+        ("slots", engine.slots, cache_slots(config.stacks[engine.part], max_bytes)),
+        ("pool_slots", engine.pool_slots, pool),
+    ):
+        if found < least:
+            raise BundleError(
+                f"{folder.path / ENGINES_FILE}: engine {engine.file}: {name}: found {found}, expected at least {least} "
+                f"for {max_bytes} bytes"
+            )
 
 
 def load_onnxruntime(

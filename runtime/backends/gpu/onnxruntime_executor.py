@@ -15,7 +15,7 @@ from typing import Any
 from fastblt.runtime.backends.gpu.cuda import Stream
 from fastblt.runtime.backends.gpu.executor import Bound
 from fastblt.runtime.backends.graph_error import graph_error
-from fastblt.runtime.backends.providers import PROVIDERS, check_session
+from fastblt.runtime.backends.providers import PROVIDERS, check_session, check_session_tensors
 from fastblt.runtime.bundle.dtypes import TENSOR_TYPES
 from fastblt.runtime.bundle.manifest import BundleError, GraphSpec
 
@@ -41,7 +41,7 @@ class OnnxRuntimeExecutor:
         options: session options.
 
     Raises:
-        BundleError: ONNX Runtime cannot load the graph.
+        BundleError: ONNX Runtime cannot load the graph, or it is not the one that the manifest describes.
         ProviderError: it fell back to another provider.
     """
 
@@ -80,6 +80,7 @@ class OnnxRuntimeExecutor:
         except Exception as error:
             raise BundleError(f"{self.path}: ONNX Runtime cannot load it ({error})") from error
         check_session(session, self._providers[0][0], str(self.path))
+        check_session_tensors(self.path, session, self.spec)
         return session
 
     def _stop_recording(self, reason: object) -> None:

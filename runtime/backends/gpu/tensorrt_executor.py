@@ -16,7 +16,7 @@ from fastblt.runtime.backends.gpu.kernel_cache import KernelCache, cache_file
 from fastblt.runtime.backends.graph_error import graph_error
 from fastblt.runtime.bundle.dtypes import TENSOR_TYPES
 from fastblt.runtime.bundle.engines import EngineSpec
-from fastblt.runtime.bundle.manifest import BundleError, GraphSpec
+from fastblt.runtime.bundle.manifest import BundleError, GraphSpec, TensorSpec
 from fastblt.runtime.bundle.tensorrt_library import TensorRtLibrary
 
 #: Most bytes of an engine's file that are read at a time.
@@ -69,16 +69,15 @@ class TensorRtExecutor:
 
     def _check(self) -> None:
         """Compare tensors, profiles and aliased pairs with the manifests."""
-        engine, trt = self._engine, self._trt
+        engine = self._engine
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
         expected = [tensor.name for tensor in (*self.spec.inputs, *self.spec.outputs)]
         if sorted(names) != sorted(expected):
             raise BundleError(f"{self.path}: found tensors {sorted(names)}, expected {sorted(expected)}")
-        kinds = {getattr(trt, name): name for name in TENSOR_TYPES}
-        for tensor in (*self.spec.inputs, *self.spec.outputs):
-            found = kinds.get(engine.get_tensor_dtype(tensor.name))
-            if found != tensor.dtype:
-                raise BundleError(f"{self.path}: tensor {tensor.name}: found type {found}, expected {tensor.dtype}")
+        for tensor in self.spec.inputs:
+            self._check_tensor(tensor, "INPUT")
+        for tensor in self.spec.outputs:
+            self._check_tensor(tensor, "OUTPUT")
         if engine.num_optimization_profiles != len(self._described.profiles):
             raise BundleError(
                 f"{self.path}: found {engine.num_optimization_profiles} profiles, "
@@ -90,6 +89,26 @@ class TensorRtExecutor:
                 raise BundleError(
                     f"{self.path}: {update}: found an update of {aliased}, expected one of {cache} in place"
                 )
+
+    def _check_tensor(self, tensor: TensorSpec, mode: str) -> None:
+        """Compare direction, type and shape of a tensor with the manifests.
+
+        A size is -1 where calls choose it, and where the library could not derive it; whatever a call is bound to is
+        compared with the sizes of that call, see `_check_bound`.
+        """
+        engine, trt, where = self._engine, self._trt, f"{self.path}: tensor {tensor.name}"
+        if engine.get_tensor_mode(tensor.name) != getattr(trt.TensorIOMode, mode):
+            raise BundleError(f"{where}: found no {mode.lower()}, expected one")
+        kinds = {getattr(trt, name): name for name in TENSOR_TYPES}
+        kind = kinds.get(engine.get_tensor_dtype(tensor.name))
+        if kind != tensor.dtype:
+            raise BundleError(f"{where}: found type {kind}, expected {tensor.dtype}")
+        fixed = {"slots": self.slots, "pool_slots": self.pool_slots}
+        sizes = [fixed.get(str(size), size) for size in tensor.shape]
+        found = list(engine.get_tensor_shape(tensor.name))
+        right = all(one in (-1, other) or isinstance(other, str) for one, other in zip(found, sizes, strict=False))
+        if len(found) != len(sizes) or not right:
+            raise BundleError(f"{where}: found shape {found}, expected {sizes}")
 
     def share_memory(self, memory: DeviceMemory) -> None:
         """Set the memory for the activations of every context, at least ``memory_bytes``."""

@@ -13,9 +13,9 @@ from fastblt.models.config import BltConfig
 from fastblt.models.formats.hub import locate
 from fastblt.models.parameters import ParameterCounts, count_parameters
 from fastblt.runtime.bundle.bundle import Bundle
+from fastblt.runtime.bundle.contract import HASH_TABLE
 from fastblt.runtime.bundle.dtypes import DTYPES, SAFETENSORS_TYPES, TENSOR_TYPES
 from fastblt.runtime.bundle.manifest import (
-    EMBEDDINGS_FILE,
     BundleError,
     Manifest,
     is_bundle,
@@ -109,9 +109,9 @@ def bundle_facts(folder: Path, max_bytes: int) -> ModelFacts:
     }
     stored = {part: Stored(size, _types(manifest, part)) for part, size in sizes.items()}
     tables = 0
-    if EMBEDDINGS_FILE in manifest.files:
-        tables = (folder / EMBEDDINGS_FILE).stat().st_size
-        stored["hash embeddings"] = Stored(tables, _table_type(folder))
+    if bundle.embeddings is not None:
+        tables = bundle.embeddings.stat().st_size
+        stored["hash embeddings"] = Stored(tables, _table_type(bundle))
     memory = Memory(manifest.dtype, sizes, device_buffers(config, manifest.dtype, max_bytes), tables)
     return ModelFacts(
         "bundle", str(folder), config, count_parameters(config), stored, max_bytes, (memory,), traffic(config), manifest
@@ -124,11 +124,10 @@ def _types(manifest: Manifest, part: str) -> str:
     return ", ".join(sorted(set(layers.values()))) or ("fp32" if part == "patcher" else manifest.dtype)
 
 
-def _table_type(folder: Path) -> str:
-    from fastblt.runtime.backends.host_embeddings import map_tables
-
-    table = map_tables(folder / EMBEDDINGS_FILE).get("encoder.hash_embeddings.weight")
-    return "-" if table is None else str(TENSOR_TYPES[table.dtype.name].dtype)
+def _table_type(bundle: Bundle) -> str:
+    """Return the type of the hash tables."""
+    table = bundle.tables()[HASH_TABLE]
+    return str(TENSOR_TYPES[table.dtype.name].dtype)
 
 
 def checkpoint_facts(path: str, max_bytes: int, patcher: str | None) -> ModelFacts:

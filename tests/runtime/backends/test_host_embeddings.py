@@ -20,11 +20,14 @@ from safetensors.torch import load_file, save_file
 
 from fastblt.models.blt import Blt
 from fastblt.models.config import HASH_PRIMES, BltConfig, HashConfig
-from fastblt.runtime.backends.host_embeddings import HostEmbeddings, map_tables
+from fastblt.runtime.backends.host_embeddings import HostEmbeddings
 from fastblt.runtime.backends.protocol import ROW_CAPACITY
 from fastblt.runtime.bundle.manifest import EMBEDDINGS_FILE, BundleError
+from fastblt.runtime.bundle.tables import map_tables
 
 TOKENS, HASHES = "encoder.tok_embeddings.weight", "encoder.hash_embeddings.weight"
+#: Rows and width of the tiny model's tables.
+SHAPES = {TOKENS: (260, 32), HASHES: (2 * 97, 32)}
 KINDS: dict[str, Any] = {"fp32": np.float32, "fp16": np.float16, "bf16": ml_dtypes.bfloat16}
 TORCH_KINDS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 CONFIGS = {
@@ -66,7 +69,8 @@ def test_sums_equal_the_eager_encoder(
 ) -> None:
     model = make_model(dataclasses.replace(tiny_config, hash=hashing))
     write(tmp_path / "tables", model, dtype)
-    embeddings, encoder = HostEmbeddings(tmp_path / "tables", hashing), rounded_encoder(model, dtype)
+    embeddings = HostEmbeddings(tmp_path / "tables", hashing, tiny_config.encoder.dim)
+    encoder = rounded_encoder(model, dtype)
     before = hashing.context - 1
     for seed, rows in enumerate((1, 2, 7, 64, ROW_CAPACITY)):
         ids = random_ids(hashing.context, rows, seed)
@@ -91,7 +95,7 @@ def test_rows_are_those_of_the_published_hash(tmp_path: Path, ids: list[int]) ->
         rows = torch.arange(4 * config.rows, dtype=torch.float32).unsqueeze(1)
         save_file({TOKENS: torch.zeros(260, 1), HASHES: rows}, path)
     out = np.zeros((len(ids) - 7, 1), dtype=np.float32)
-    HostEmbeddings(path, config).sum_rows(np.array(ids, dtype=np.int64), out)
+    HostEmbeddings(path, config, 1).sum_rows(np.array(ids, dtype=np.int64), out)
     expected = []
     for last in range(7, len(ids)):
         total = table = 0
@@ -113,7 +117,7 @@ def test_exported_file_is_safetensors_and_aligned(
     path = exported(tiny_checkpoint, dtype=dtype, hash_tables="host") / EMBEDDINGS_FILE
     found, weights = load_file(path), tiny_model.state_dict()
     assert set(found) == {TOKENS, HASHES}
-    mapped = map_tables(path)
+    mapped = map_tables(path, SHAPES)
     for name, table in found.items():
         assert torch.equal(table, weights[name].to(TORCH_KINDS[dtype]))
         assert mapped[name].dtype == KINDS[dtype]
@@ -122,7 +126,7 @@ def test_exported_file_is_safetensors_and_aligned(
 
 
 def test_tables_are_mapped_and_read_only(tiny_bundle: Path) -> None:
-    for table in map_tables(tiny_bundle / EMBEDDINGS_FILE).values():
+    for table in map_tables(tiny_bundle / EMBEDDINGS_FILE, SHAPES).values():
         assert not table.flags.writeable
         owner: Any = table
         while isinstance(getattr(owner, "base", None), np.ndarray | mmap.mmap):
@@ -133,7 +137,8 @@ def test_tables_are_mapped_and_read_only(tiny_bundle: Path) -> None:
 def test_metadata_of_a_safetensors_file_is_no_table(tmp_path: Path) -> None:
     path = tmp_path / "tables"
     save_file({"a": torch.arange(3)[:, None].float()}, path, metadata={"made": "by hand"})
-    assert [(name, table.tolist()) for name, table in map_tables(path).items()] == [("a", [[0.0], [1.0], [2.0]])]
+    (table,) = map_tables(path, {"a": (3, 1)}).values()
+    assert table.tolist() == [[0.0], [1.0], [2.0]]
 
 
 def header(content: bytes) -> bytes:
@@ -170,19 +175,19 @@ def test_error_names_the_file_when_it_is_damaged(tmp_path: Path, content: bytes)
     path = tmp_path / EMBEDDINGS_FILE
     path.write_bytes(content)
     with pytest.raises(BundleError, match=r"embeddings\.safetensors: ") as caught:
-        HostEmbeddings(path, CONFIGS["tiny"])
+        HostEmbeddings(path, CONFIGS["tiny"], 32)
     assert str(caught.value).startswith(str(path))
 
 
 def test_error_names_the_file_when_it_is_missing(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="nothing: not a readable safetensors file"):
-        map_tables(tmp_path / "nothing")
+        map_tables(tmp_path / "nothing", SHAPES)
 
 
 def test_tables_of_integers_are_refused(tmp_path: Path) -> None:
     save_file({TOKENS: torch.zeros(260, 4, dtype=torch.int64)}, tmp_path / EMBEDDINGS_FILE)
-    with pytest.raises(BundleError, match=f"tensor {TOKENS}: found type I64, expected a floating-point type"):
-        map_tables(tmp_path / EMBEDDINGS_FILE)
+    with pytest.raises(BundleError, match=f"tensor {TOKENS}: found type 'I64', expected a floating-point type"):
+        map_tables(tmp_path / EMBEDDINGS_FILE, {TOKENS: (260, 4)})
 
 
 @pytest.mark.parametrize("left", [TOKENS, HASHES])
@@ -192,4 +197,4 @@ def test_error_names_the_table_when_it_is_missing(tiny_bundle: Path, tmp_path: P
         save_file({left: file.get_tensor(left)}, path)
     (missing,) = {TOKENS, HASHES} - {left}
     with pytest.raises(BundleError, match=missing):
-        HostEmbeddings(path, CONFIGS["tiny"])
+        HostEmbeddings(path, CONFIGS["tiny"], 32)

@@ -125,7 +125,7 @@ def test_error_names_the_manifest_when_it_is_no_json(
     ("edit", "found"),
     [
         (lambda data: [data], "[{"),
-        (lambda data: "manifest", "manifest"),
+        (lambda data: "manifest", "'manifest'"),
         (lambda data: 7, "7"),
         (lambda data: {}, "(None, None)"),
         (lambda data: data.update(format="fastblt-checkpoint"), "('fastblt-checkpoint', 1)"),
@@ -253,9 +253,13 @@ def test_graphs_are_not_read_when_files_are_not_checked(bundle: Path, tiny_confi
         opened.check_files()
 
 
-def test_no_embeddings_are_named_when_the_tables_are_in_the_graph(bundle: Path) -> None:
+def test_no_embeddings_are_named_when_the_tables_are_in_the_graph(
+    bundle: Path, tiny_checkpoint: Path, exported: Callable[..., Path]
+) -> None:
+    opened = Bundle.open(exported(tiny_checkpoint, hash_tables="graph"))
+    assert (opened.embeddings, opened.tables()) == (None, {})
     rewrite_manifest(bundle, lambda data: data.update(hash_tables="graph"))
-    assert Bundle.open(bundle, check=False).embeddings is None
+    assert_refused(Bundle.open, bundle, "graph encoder: input 0: found embedded", "expected ids")
 
 
 def test_error_names_both_when_manifest_and_config_have_other_graphs(
