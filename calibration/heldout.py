@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from importlib.resources import files
 from importlib.resources.abc import Traversable
-from typing import Any
+from pathlib import Path
+
+from fastblt.models.config import ConfigError, build_dataclass
+from fastblt.models.reading import read_json
+from fastblt.models.shown import shown
 
 CORPORA = ("pycode", "pydocs", "web", "shak")
 """Python code, Python documentation, World English Bible, Shakespeare."""
@@ -40,8 +43,7 @@ def load_prompts(corpus: str | None = None) -> list[Prompt]:
     """Return the shipped prompts, of one corpus or of all, in a fixed order (24 per corpus).
 
     Raises:
-        ValueError: there is no such corpus, or the shipped file is malformed.
-        FileNotFoundError: the installation lacks the file.
+        ValueError: there is no such corpus, or the shipped file is missing or malformed.
     """
     if corpus is not None:
         _check_corpus(corpus)
@@ -72,8 +74,10 @@ def _check_corpus(corpus: str) -> None:
 
 
 def _parse_prompts(path: Traversable) -> list[Prompt]:
-    rows: Any = json.loads(path.read_text(encoding="utf-8"))
+    rows = read_json(Path(str(path)), ValueError, "a list of prompts")
+    if not isinstance(rows, list):
+        raise ValueError(f"{path}: found {shown(rows)}, expected a list of prompts")
     try:
-        return [Prompt(**row) for row in rows]
-    except TypeError as error:
+        return [build_dataclass(Prompt, row) for row in rows]
+    except ConfigError as error:
         raise ValueError(f"{path}: malformed prompt ({error}), expected the fields of Prompt") from error

@@ -6,7 +6,7 @@ and opened anew for each read: the pages of a mapping that stays open would accu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from fastblt.models.formats.errors import CheckpointError, listing
-from fastblt.models.limits import FILES, NAME_CHARACTERS, SAFETENSORS_HEADER_BYTES
+from fastblt.models.limits import FILES, NAME_CHARACTERS, SAFETENSORS_HEADER_BYTES, TENSORS
 from fastblt.models.reading import open_regular, read_json
 from fastblt.models.shown import shown
 
@@ -125,12 +125,14 @@ def open_file(path: Path) -> Any:
         raise CheckpointError(f"{path}: not a readable safetensors file ({reason})") from error
 
 
-def check_names(path: Path, names: Iterable[str]) -> None:
-    """Check that names of tensors are short and printable: messages contain them.
+def check_names(path: Path, names: Collection[str]) -> None:
+    """Check the number of tensors of a file, and that their names are short and printable: messages contain them.
 
     Raises:
-        CheckpointError: one is not.
+        CheckpointError: there are too many, or a name is not.
     """
+    if len(names) > TENSORS:
+        raise CheckpointError(f"{path}: found {len(names)} tensors, expected at most {TENSORS}")
     for name in names:
         if not 0 < len(name) <= NAME_CHARACTERS or not name.isprintable():
             expected = f"1 to {NAME_CHARACTERS} printable characters"

@@ -1,4 +1,5 @@
 import os
+import struct
 import zipfile
 from pathlib import Path
 
@@ -6,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastblt.models.limits import PICKLE_BYTES
+from fastblt.models.limits import PICKLE_BYTES, ZIP_DIRECTORY_BYTES
 from fastblt.models.plain_zip import check_plain
 
 
@@ -35,6 +36,14 @@ def test_pickle_of_many_megabytes_is_refused(tmp_path: Path) -> None:
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("a/data.pkl", bytes(PICKLE_BYTES + 1))
     with pytest.raises(ValueError, match=f"found {PICKLE_BYTES + 1} bytes in 'a/data.pkl', expected at most"):
+        check_plain(path)
+
+
+def test_directory_of_many_members_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.pth"
+    end = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 9, 9, ZIP_DIRECTORY_BYTES + 1, 0, 0)
+    path.write_bytes(bytes(ZIP_DIRECTORY_BYTES + 1) + end)
+    with pytest.raises(ValueError, match=f"found a directory of {ZIP_DIRECTORY_BYTES + 1} bytes, expected at most"):
         check_plain(path)
 
 
