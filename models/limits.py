@@ -88,6 +88,8 @@ TEXT_BYTES = 2**30
 """Prompt and new bytes of one sequence."""
 THREADS = 1_024
 """Threads of one operator."""
+THREADS_A_CORE = 8
+"""The same, for each core that the process may use; more than one is never faster, and thousands never finish."""
 STOP_STRINGS = 1_024
 STOP_BYTES = 2**20
 """All stop strings of a request together."""

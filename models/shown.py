@@ -9,11 +9,16 @@ _CHARACTERS = 80
 _ITEMS = 8
 _LEVELS = 3
 _DIGITS = 40
+_JSON = (str, int, float, list, tuple, dict)
 
 
 def shown(value: object) -> str:
     """Return the ``repr`` of a value, abridged; long, deep and unprintable values are safe."""
-    return repr(abridged(value))
+    text = repr(abridged(value))
+    if text.isprintable() and (value is None or isinstance(value, _JSON)):
+        return text
+    # What is not of JSON shows what it likes: an array has several lines, bytes may be long.
+    return text.encode("unicode_escape").decode()[:_CHARACTERS]
 
 
 def abridged(value: object, levels: int = _LEVELS) -> Any:

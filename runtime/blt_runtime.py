@@ -65,11 +65,8 @@ class BltRuntime:
             ProviderError: the provider cannot be used here.
             TensorRtError: TensorRT is missing or of a version that is not supported.
             CudaError: there is no usable GPU, or cuda-python is missing.
-            ValueError: unknown backend or provider, or ``max_bytes`` or ``threads`` < 1.
+            ValueError: unknown backend or provider, or ``max_bytes`` or ``threads`` out of range.
         """
-        for name, value in (("max_bytes", max_bytes), ("threads", threads)):
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise ValueError(f"{name}: found {value!r}, expected a positive integer")
         return cls(load_backend(backend, LoadRequest(Path(bundle), provider, max_bytes, threads)))
 
     @property

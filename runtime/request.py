@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TypedDict
 
 import numpy as np
 
+from fastblt.models import limits
+from fastblt.models.shown import shown
 from fastblt.models.tokens import BYTE_OFFSET, VOCAB_SIZE
 from fastblt.runtime.methods import Method, parse_method
 from fastblt.runtime.sequence.sampling import Distribution, Sampler, SamplingError, check_sampling, is_number
@@ -42,7 +45,8 @@ class GenerationRequest:
     Raises:
         MethodError: the method does not exist, or is malformed.
         SamplingError: a parameter of sampling is out of range.
-        ValueError: ``max_new_bytes`` is negative, or a stop string is empty or neither bytes nor text.
+        ValueError: ``max_new_bytes`` is out of range, or a stop string is empty or neither bytes nor text, or there
+            are too many or too long ones (`fastblt.models.limits`).
     """
 
     max_new_bytes: int = DEFAULT_NEW_BYTES
@@ -74,8 +78,11 @@ class GenerationRequest:
 
     def __post_init__(self) -> None:
         count = self.max_new_bytes
-        if not isinstance(count, int | np.integer) or isinstance(count, bool) or count < 0:
-            raise ValueError(f"max_new_bytes: found {count!r}, expected an integer >= 0")
+        if not isinstance(count, int | np.integer) or isinstance(count, bool) or not 0 <= count <= limits.TEXT_BYTES:
+            raise ValueError(
+                f"max_new_bytes: found {shown(count)}, expected an integer >= 0, up to {limits.TEXT_BYTES}"
+            )
+        object.__setattr__(self, "max_new_bytes", int(count))
         object.__setattr__(self, "stop", stop_strings(self.stop))
         object.__setattr__(self, "logit_bias", _checked_bias(self.logit_bias, self.banned_bytes))
         object.__setattr__(self, "banned_bytes", bytes(self.banned_bytes))
@@ -130,16 +137,21 @@ def stop_strings(strings: bytes | str | Sequence[bytes | str]) -> tuple[bytes, .
     """Return stop strings as bytes; a single one needs no list around it.
 
     Raises:
-        ValueError: one of them is empty, or neither bytes nor text.
+        ValueError: one of them is empty, or neither bytes nor text; or they are too many, or too long.
     """
     if isinstance(strings, str | bytes) or not isinstance(strings, Iterable):
         strings = [strings]
-    return tuple(_stop_string(string) for string in strings)
+    found = tuple(_stop_string(string) for string in islice(strings, limits.STOP_STRINGS + 1))
+    if len(found) > limits.STOP_STRINGS:
+        raise ValueError(f"stop: found more than {limits.STOP_STRINGS} strings, expected at most so many")
+    if (size := sum(map(len, found))) > limits.STOP_BYTES:
+        raise ValueError(f"stop: found {size} bytes, expected at most {limits.STOP_BYTES} in all strings together")
+    return found
 
 
 def _stop_string(string: object) -> bytes:
     if not isinstance(string, str | bytes):
-        raise ValueError(f"stop: found {string!r}, expected bytes, text, or a sequence of them")
+        raise ValueError(f"stop: found {shown(string)}, expected bytes, text, or a sequence of them")
     if not string:
         raise ValueError("stop: found an empty string, expected at least one byte")
     return string.encode("utf-8") if isinstance(string, str) else string
@@ -148,15 +160,15 @@ def _stop_string(string: object) -> bytes:
 def _checked_bias(logit_bias: Mapping[int, float], banned: bytes) -> dict[int, float]:
     """Return a copy of a bias by byte value, each of which may have one."""
     if not isinstance(banned, bytes | bytearray):
-        raise SamplingError(f"banned_bytes: found {banned!r}, expected bytes")
+        raise SamplingError(f"banned_bytes: found {shown(banned)}, expected bytes")
     if not isinstance(logit_bias, Mapping):
-        raise SamplingError(f"logit_bias: found {logit_bias!r}, expected a mapping of byte values to numbers")
+        raise SamplingError(f"logit_bias: found {shown(logit_bias)}, expected a mapping of byte values to numbers")
     for byte, value in logit_bias.items():
         if not isinstance(byte, int | np.integer) or not 0 <= byte <= 255:
-            raise SamplingError(f"logit_bias: found {byte!r}, expected byte values in 0..255")
+            raise SamplingError(f"logit_bias: found {shown(byte)}, expected byte values in 0..255")
         if not (is_number(value) and value < math.inf):
             raise SamplingError(
-                f"logit_bias: found {value!r} for byte {byte}, expected a finite number, or -inf to ban it"
+                f"logit_bias: found {shown(value)} for byte {byte}, expected a finite number, or -inf to ban it"
             )
     if len({*banned, *(byte for byte, value in logit_bias.items() if value == -math.inf)}) == 256:
         raise SamplingError("logit_bias, banned_bytes: found every byte banned, expected at least one that is not")

@@ -7,6 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fastblt.models import limits
+from fastblt.models.shown import shown
+from fastblt.runtime.machine import usable_cores
+
 if TYPE_CHECKING:
     from fastblt.runtime.backends.protocol import Backend
 
@@ -24,16 +28,35 @@ class ProviderError(ValueError):
 
 @dataclass(frozen=True)
 class LoadRequest:
-    """Holds what to load and for what; every backend reads the fields that concern it."""
+    """Holds what to load and for what; every backend reads the fields that concern it.
+
+    Raises:
+        ValueError: ``max_bytes`` or ``threads`` is out of range.
+    """
 
     folder: Path
     """A bundle; a checkpoint, for backends that read them (`BackendEntry.reads_checkpoints`)."""
     provider: str = "auto"
     """One of `BackendEntry.providers`."""
     max_bytes: int = ROOMY
-    """Longest prompt plus new bytes, > 0."""
+    """Longest prompt plus new bytes, in 1..`limits.TEXT_BYTES`."""
     threads: int | None = None
     """Threads of one operator on the CPU; None: as many as suit the model."""
+
+    def __post_init__(self) -> None:
+        check_capacity(self.max_bytes)
+        if self.threads is not None:
+            _check_integer("threads", self.threads, min(limits.THREADS, limits.THREADS_A_CORE * usable_cores()))
+
+
+def check_capacity(max_bytes: object) -> None:
+    """Raise ValueError where ``max_bytes`` is no length of a text."""
+    _check_integer("max_bytes", max_bytes, limits.TEXT_BYTES)
+
+
+def _check_integer(name: str, value: object, most: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+        raise ValueError(f"{name}: found {shown(value)}, expected a positive integer up to {most}")
 
 
 def roomy_capacity(needed: int) -> int:

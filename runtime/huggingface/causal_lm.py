@@ -18,6 +18,7 @@ import onnxruntime as ort
 
 from fastblt.models.atomic_folder import replacing_folder, scratch_folder
 from fastblt.models.config import BltConfig
+from fastblt.runtime.backends.entry import check_capacity
 from fastblt.runtime.backends.onnxruntime import load_onnxruntime
 from fastblt.runtime.backends.protocol import Ids
 from fastblt.runtime.backends.providers import PROVIDERS, choose_provider
@@ -119,8 +120,7 @@ class ORTBltForCausalLM:
             raise UnsupportedArgumentError(
                 f"session_options: found {type(session_options).__name__}, expected an onnxruntime.SessionOptions"
             )
-        if max_bytes < 1:
-            raise ValueError(f"max_bytes: found {max_bytes}, expected a positive integer")
+        check_capacity(max_bytes)
         decoding = GenerationRequest(method=method).decoding_method()
         device = choose_provider(_provider_name([provider] if providers is None else providers))
         kind = _dtype_name(dtype)

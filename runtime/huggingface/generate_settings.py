@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from fastblt.models.shown import shown
 from fastblt.models.tokens import EOS_ID
 from fastblt.runtime.methods import Method
 from fastblt.runtime.request import GenerationRequest
+from fastblt.runtime.sequence.sampling import is_number
 
 #: New tokens where the caller specifies neither ``max_new_tokens`` nor ``max_length``; as in transformers.
 DEFAULT_NEW_TOKENS = 20
@@ -74,7 +76,8 @@ def check_settings(settings: Mapping[str, Any]) -> None:
         off = is_off(value) or (name in _OFF_AT_ONE and value == 1)
         if name not in _HONORED and not without_effect and not off:
             raise UnsupportedArgumentError(
-                f"{name}: found {value!r}, but generate() has {', '.join(_HONORED)}, streamer, seed and method only"
+                f"{name}: found {shown(value)}, but generate() has {', '.join(_HONORED)}, streamer, seed and method "
+                "only"
             )
 
 
@@ -111,11 +114,13 @@ def _new_tokens(settings: Mapping[str, Any], prompt: int) -> int:
     if "max_new_tokens" not in settings and "max_length" in settings:
         length = settings["max_length"]
         if not _is_integer(length) or length <= prompt:
-            raise ValueError(f"max_length: found {length!r}, expected more than the prompt's {prompt} ids, an integer")
+            raise ValueError(
+                f"max_length: found {shown(length)}, expected more than the prompt's {prompt} ids, an integer"
+            )
         return int(length) - prompt
     count = settings.get("max_new_tokens", DEFAULT_NEW_TOKENS)
     if not _is_integer(count) or count < 1:
-        raise ValueError(f"max_new_tokens: found {count!r}, expected a positive integer")
+        raise ValueError(f"max_new_tokens: found {shown(count)}, expected a positive integer")
     return int(count)
 
 
@@ -127,23 +132,25 @@ def _samples(settings: Mapping[str, Any]) -> bool:
     """Return whether ``do_sample`` asks for sampling."""
     value = settings.get("do_sample", False)
     if not isinstance(value, bool | np.bool_):
-        raise ValueError(f"do_sample: found {value!r}, expected True or False")
+        raise ValueError(f"do_sample: found {shown(value)}, expected True or False")
     return bool(value)
 
 
 def _sampling_temperature(settings: Mapping[str, Any]) -> float:
     """Return the temperature of sampling, > 0."""
-    value = float(settings.get("temperature", 1.0))
-    if not value > 0.0:
-        raise ValueError(f"temperature: found {value}, expected a number > 0 (do_sample=False is greedy)")
-    return value
+    value = settings.get("temperature", 1.0)
+    if not is_number(value) or not value > 0.0:
+        raise ValueError(f"temperature: found {shown(value)}, expected a number > 0 (do_sample=False is greedy)")
+    return float(value)
 
 
 def _stops_at_eos(eos: Any) -> bool:
     """Return whether EOS ends the text; ``eos`` is an id, or several."""
-    ids = np.atleast_1d(eos).tolist()  # a tensor on the host too
+    ids = np.ravel(eos).tolist()  # a tensor on the host too
     if set(ids) == {EOS_ID}:
         return True
     if ids and all(isinstance(i, int) and i < 0 for i in ids):
         return False
-    raise UnsupportedArgumentError(f"eos_token_id: found {eos}, expected {EOS_ID}, the model's EOS, or -1 for none")
+    raise UnsupportedArgumentError(
+        f"eos_token_id: found {shown(eos)}, expected {EOS_ID}, the model's EOS, or -1 for none"
+    )

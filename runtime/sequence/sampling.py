@@ -26,12 +26,14 @@ Greedy decoding is the second case, with all of p on a single token.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fastblt.models.shown import shown
 from fastblt.runtime.backends.protocol import DecoderRows, Floats, Ids
 
 Distribution = NDArray[np.float64]
@@ -171,15 +173,15 @@ def check_sampling(temperature: float, top_p: float, top_k: int, min_p: float, s
         SamplingError: one of them is out of range, or not a number.
     """
     if not (is_number(temperature) and 0.0 <= temperature < math.inf):
-        raise SamplingError(f"temperature: found {temperature!r}, expected a number >= 0 (0 is greedy)")
+        raise SamplingError(f"temperature: found {shown(temperature)}, expected a number >= 0 (0 is greedy)")
     if not (is_number(top_p) and 0.0 < top_p <= 1.0):
-        raise SamplingError(f"top_p: found {top_p!r}, expected a number in (0, 1]")
+        raise SamplingError(f"top_p: found {shown(top_p)}, expected a number in (0, 1]")
     if not _is_count(top_k):
-        raise SamplingError(f"top_k: found {top_k!r}, expected an integer >= 0 (0 keeps every token)")
+        raise SamplingError(f"top_k: found {shown(top_k)}, expected an integer >= 0 (0 keeps every token)")
     if not (is_number(min_p) and 0.0 <= min_p <= 1.0):
-        raise SamplingError(f"min_p: found {min_p!r}, expected a number in [0, 1]")
+        raise SamplingError(f"min_p: found {shown(min_p)}, expected a number in [0, 1]")
     if seed is not None and not _is_count(seed):
-        raise SamplingError(f"seed: found {seed!r}, expected an integer >= 0, or None for a random one")
+        raise SamplingError(f"seed: found {shown(seed)}, expected an integer >= 0, or None for a random one")
 
 
 def log_probabilities(logits: Floats, tokens: Sequence[int] | Ids) -> NDArray[np.float64]:
@@ -246,8 +248,10 @@ def _keep_most_likely(p: Distribution, top_p: float, top_k: int) -> None:
 
 
 def is_number(value: object) -> bool:
-    """Return whether a value is a real number; True and False are none."""
-    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+    """Return whether a value is a real number that a float can hold; True and False are none."""
+    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
+        return False
+    return not isinstance(value, int) or abs(value) <= sys.float_info.max
 
 
 def _is_count(value: object) -> bool:

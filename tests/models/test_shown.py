@@ -1,5 +1,6 @@
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -27,8 +28,10 @@ def test_short_values_are_shown_whole(value: object) -> None:
         ([[[[1]]]], "[[['...']]]"),
         ({"a": {"b": {"c": {"d": 1}}}}, "{'a': {'b': {'c': '...'}}}"),
         ("\x1b[31m\n", r"'\x1b[31m\n'"),
+        (b"x" * 100, "b'" + "x" * 78),
+        (np.zeros((2, 1)), r"array([[0.],\n       [0.]])"),
     ],
-    ids=range(7),
+    ids=range(9),
 )
 def test_long_deep_and_unprintable_values_are_cut(value: object, text: str) -> None:
     assert shown(value) == text

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from fakes.scripted_text import METHODS, PROMPT, REST, TEXT, collect
 
+from fastblt.models import limits
 from fastblt.models.blt import Blt
 from fastblt.models.presets import preset
 from fastblt.models.tokens import EOS_ID, decode, encode
 from fastblt.runtime.backends.protocol import Backend, CapacityError
 from fastblt.runtime.blt_runtime import BltRuntime
+from fastblt.runtime.machine import usable_cores
 from fastblt.runtime.sequence.sampling import SamplingError
 from fastblt.runtime.sequence.stats import RunStats
 
@@ -124,9 +128,23 @@ def test_capacity_must_be_positive(max_bytes: int) -> None:
         BltRuntime.from_pretrained("nowhere", max_bytes=max_bytes)
 
 
-def test_threads_must_be_positive() -> None:
-    with pytest.raises(ValueError, match="threads: found 0, expected a positive integer"):
-        BltRuntime.from_pretrained("nowhere", threads=0)
+WRONG_NUMBERS: tuple[Any, ...] = (0, True, 2.0, math.nan, "4", 10**400)
+
+
+@pytest.mark.parametrize("option", ["max_bytes", "threads"])
+@pytest.mark.parametrize("value", WRONG_NUMBERS)
+def test_capacity_and_threads_are_positive_integers(option: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"{option}: found .*, expected a positive integer up to") as found:
+        BltRuntime.from_pretrained("nowhere", **{option: value})
+    assert len(str(found.value)) < 150
+
+
+def test_capacity_and_threads_are_bounded() -> None:
+    with pytest.raises(ValueError, match="max_bytes: found 1073741825, expected a positive integer up to 1073741824"):
+        BltRuntime.from_pretrained("nowhere", max_bytes=limits.TEXT_BYTES + 1)
+    most = limits.THREADS_A_CORE * usable_cores()
+    with pytest.raises(ValueError, match=f"threads: found 5000, expected a positive integer up to {most}"):
+        BltRuntime.from_pretrained("nowhere", threads=5000)
 
 
 def test_unknown_backend_is_named_with_the_choices() -> None:

@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 import math
 import typing
 from collections.abc import Callable
@@ -94,6 +95,34 @@ BAD: list[tuple[dict[str, Any], type[ValueError], str]] = [
         SamplingError,
         "found every byte banned",
     ),
+    ({"max_new_bytes": math.nan}, ValueError, "max_new_bytes: found nan, expected an integer"),
+    ({"max_new_bytes": np.float64(2)}, ValueError, r"max_new_bytes: found np\.float64\(2\.0\), expected an integer"),
+    ({"max_new_bytes": "5"}, ValueError, "max_new_bytes: found '5', expected an integer"),
+    (
+        {"max_new_bytes": 10**400},
+        ValueError,
+        "max_new_bytes: found 'an integer of 1329 bits', expected an integer >= 0",
+    ),
+    ({"max_new_bytes": np.zeros((2, 2))}, ValueError, r"max_new_bytes: found array\(.* expected an integer >= 0"),
+    ({"temperature": 10**400}, SamplingError, "temperature: found 'an integer of 1329 bits', expected a number"),
+    ({"top_p": 10**400}, SamplingError, "top_p: found 'an integer of 1329 bits', expected a number"),
+    ({"top_k": -(10**5000)}, SamplingError, "top_k: found 'an integer of 16610 bits', expected an integer"),
+    ({"top_k": math.nan}, SamplingError, "top_k: found nan, expected an integer"),
+    ({"top_k": True}, SamplingError, "top_k: found True, expected an integer"),
+    ({"seed": 1.0}, SamplingError, "seed: found 1.0, expected an integer"),
+    ({"seed": "1"}, SamplingError, "seed: found '1', expected an integer"),
+    ({"logit_bias": {65: 10**400}}, SamplingError, "logit_bias: found 'an integer of 1329 bits' for byte 65, expected"),
+    (
+        {"logit_bias": {10**400: 1.0}},
+        SamplingError,
+        "logit_bias: found 'an integer of 1329 bits', expected byte values",
+    ),
+    ({"stop": 5}, ValueError, "stop: found 5, expected bytes, text, or a sequence of them"),
+    ({"stop": b""}, ValueError, "stop: found an empty string, expected at least one byte"),
+    ({"stop": [""]}, ValueError, "stop: found an empty string, expected at least one byte"),
+    ({"stop": bytearray(b"ab")}, ValueError, "stop: found 97, expected bytes, text"),
+    ({"stop": itertools.repeat("x")}, ValueError, "stop: found more than 1024 strings, expected at most so many"),
+    ({"stop": ["x" * 2**20, "y"]}, ValueError, "stop: found 1048577 bytes, expected at most 1048576 in all strings"),
     ({"stop": [b"x", b""]}, ValueError, "stop: found an empty string, expected at least one byte"),
     ({"stop": [5]}, ValueError, "stop: found 5, expected bytes, text, or a sequence of them"),
     ({"stop": None}, ValueError, "stop: found None, expected bytes, text"),
@@ -102,8 +131,28 @@ BAD: list[tuple[dict[str, Any], type[ValueError], str]] = [
 
 @pytest.mark.parametrize(("bad", "error", "message"), BAD)
 def test_field_out_of_range_is_one_clear_error(bad: dict[str, Any], error: type[ValueError], message: str) -> None:
-    with pytest.raises(error, match=message):
+    with pytest.raises(error, match=message) as found:
         GenerationRequest(**bad)
+    assert str(found.value).isprintable()
+
+
+@pytest.mark.parametrize(("bad", "error", "message"), BAD)
+def test_field_out_of_range_leaves_a_stream_alone(
+    scripted: Scripted, bad: dict[str, Any], error: type[ValueError], message: str
+) -> None:
+    runtime = BltRuntime(scripted(TEXT))
+    stream = runtime.stream(TEXT[:5], 20, method="ar")
+    text = next(stream).data
+    for call in (runtime.generate, runtime.stream):
+        with pytest.raises(error):
+            call(b"x", **bad)
+    assert text + b"".join(chunk.data for chunk in stream) == TEXT[5:25]
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    request = GenerationRequest(np.int64(3), top_k=np.int32(2), seed=np.uint8(1), temperature=np.float32(0.5))  # type: ignore[arg-type]
+    assert type(request.max_new_bytes) is int
+    request.sampler()
 
 
 def test_generate_takes_a_request_keywords_or_both(scripted: Scripted) -> None:

@@ -14,6 +14,7 @@ from fastblt.commands.graphs import graph_table, tensor_table
 from fastblt.commands.inspect_facts import PARTS, Memory, ModelFacts, read_facts
 from fastblt.commands.options import JsonOption, PatcherOption, RevisionOption
 from fastblt.commands.output import add_row, left, make_table, megabytes, note, print_table, right, stdout, words
+from fastblt.models import limits
 from fastblt.models.config import BltConfig
 from fastblt.models.formats.hub_id import with_revision
 from fastblt.runtime.bundle.manifest import EMBEDDINGS_FILE
@@ -28,7 +29,9 @@ def command(
         str,
         typer.Argument(help="Bundle, or checkpoint: {layouts}."),
     ],
-    max_bytes: Annotated[int, typer.Option(min=1, help="Longest text, prompt included, to report memory for.")] = 4096,
+    max_bytes: Annotated[
+        int, typer.Option(min=1, max=limits.TEXT_BYTES, help="Longest text, prompt included, to report memory for.")
+    ] = 4096,
     patcher: PatcherOption = None,
     revision: RevisionOption = None,
     json: JsonOption = None,

@@ -9,6 +9,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
+from fastblt.models import limits
 from fastblt.models.formats.hub_id import SYNTAX
 from fastblt.models.formats.registry import layouts_help
 from fastblt.runtime.backends.registry import PROVIDER_SUMMARIES, backend_names, backends, backends_help, providers_help
@@ -94,10 +95,13 @@ MaxBytesOption = Annotated[
     int | None,
     typer.Option(
         min=1,
+        max=limits.TEXT_BYTES,
         help="Longest text to make room for, prompt included  [default: 4096 or more; with engines: what is needed]",
     ),
 ]
-ThreadsOption = Annotated[int | None, typer.Option(min=1, help="CPU threads  [default: chosen by the backend]")]
+ThreadsOption = Annotated[
+    int | None, typer.Option(min=1, max=limits.THREADS, help="CPU threads  [default: chosen by the backend]")
+]
 JsonOption = Annotated[Path | None, typer.Option(help="Also write the result to this JSON file.")]
 WideOption = Annotated[bool, typer.Option("--wide", help="Print all columns, wider than 80 characters.")]
 

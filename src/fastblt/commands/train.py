@@ -19,6 +19,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from fastblt.commands.checks import check_checkpoint, check_output_folder
 from fastblt.commands.options import RevisionOption
 from fastblt.commands.output import stdout
+from fastblt.models import limits
 from fastblt.models.formats.hub import locate
 from fastblt.models.formats.hub_id import is_hub_id, with_revision
 from fastblt.models.training.corpus import Corpus, load_corpus
@@ -55,7 +56,9 @@ def command(
     ] = None,
     revision: RevisionOption = None,
     device: Annotated[Device, typer.Option(help="Where to train.")] = Device.CPU,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads  [default: all cores]")] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, max=limits.THREADS, help="CPU threads  [default: all cores]")
+    ] = None,
 ) -> None:
     """Train a model from a recipe."""
     recipe = load_recipe(config)
