@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fastblt.models.formats.errors import CheckpointError
+from fastblt.models.formats.hub_id import is_hub_id
 from fastblt.models.formats.open import check_path
 from fastblt.models.formats.random_weights import PREFIX
 from fastblt.models.formats.registry import recognize
@@ -39,6 +40,9 @@ def check_bundle_or_checkpoint(name: str) -> None:
         ConfigError: there is no such preset, or its config.json cannot be read.
         CheckpointError: it is neither.
     """
+    if is_hub_id(name):
+        check_path(name)
+        return
     if is_bundle(Path(name)):
         return
     try:

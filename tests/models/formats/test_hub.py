@@ -155,6 +155,13 @@ def test_revision_of_a_path_is_refused(command: str, tiny_checkpoint: Path, tmp_
     assert os.listdir(tmp_path) == []
 
 
+def test_malformed_id_is_no_bundle_either() -> None:
+    result = invoke("inspect", "hf://a/../b")
+    assert result.stderr == (
+        "error: hub id: found 'hf://a/../b', expected hf://OWNER/MODEL or hf://OWNER/MODEL@REVISION\n"
+    )
+
+
 def test_revision_without_a_checkpoint_to_start_from_is_refused(tmp_path: Path) -> None:
     result = invoke("train", "blt-d-8m", "--out", tmp_path / "run", "--revision", "v1")
     assert result.exit_code == 1
