@@ -145,9 +145,10 @@ class Campaign:
             report.found.append(FoundFailure(replay, failure, worker.recipe))
         scratch = worker.folder / f"{worker.part.name}-{worker.last.number}"
         if counts.failures and len(report.found) <= KEPT_INPUTS and scratch.exists():
-            kept = self.folder / "failures" / scratch.name
+            kept = self.folder / "failures" / scratch.name.replace("/", "-")
             shutil.rmtree(kept, ignore_errors=True)
-            shutil.move(scratch, kept)
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            scratch.rename(kept)
 
     def _replace(self, index: int, counts: Counts) -> None:
         """Count the try in which a worker crashed or hung, and start another worker."""

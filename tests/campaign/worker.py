@@ -158,7 +158,7 @@ def make_try(
 def unexpected(error: BaseException) -> Counts:
     """Return the counts of a try that ended in an exception which nobody should see."""
     text = "".join(traceback.format_exception(error))
-    message = re.sub(r"\d+", "0", str(error))
+    message = re.sub(r"\d+", "0", re.sub(r"'/[^']*'", "a path", str(error)))
     return failed("traceback", f"{type(error).__name__} in {origin(error)}: {message[-60:]}", text[-6000:])
 
 

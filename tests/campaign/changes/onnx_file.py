@@ -102,6 +102,7 @@ _PROPOSALS: dict[str, Any] = {
     "remove node": _node_of,
     "twice": _node_of,
     "opset": lambda rng, graph: {"version": rng.choice((0, -1, 1, 7, 17, 18, 23, 24, 25, 2**31, 2**62))},
+    "cast": lambda rng, graph: {**_tensor_of(rng, graph), "type": rng.choice((1, 7, 10, 16, 6))},
     "domain": lambda rng, graph: {**_node_of(rng, graph), "domain": rng.choice(("com.microsoft", "ai.onnx.ml", "x"))},
 }
 
@@ -193,6 +194,24 @@ def _set_domain(model: ModelProto, change: Change) -> None:
     model.graph.node[change["node"]].domain = change["domain"]
 
 
+def _cast(model: ModelProto, change: Change) -> None:
+    """Give an input or output another type, and convert it inside: the graph stays valid."""
+    graph = model.graph
+    value = _values(graph, change["side"])[change["index"]]
+    inner = f"{value.name}_inner"
+    if change["side"] == "output":
+        for node in graph.node:
+            node.output[:] = [inner if name == value.name else name for name in node.output]
+            node.input[:] = [inner if name == value.name else name for name in node.input]
+        graph.node.append(onnx.helper.make_node("Cast", [inner], [value.name], to=change["type"]))
+    else:
+        for node in graph.node:
+            node.input[:] = [inner if name == value.name else name for name in node.input]
+        cast = onnx.helper.make_node("Cast", [value.name], [inner], to=value.type.tensor_type.elem_type)
+        graph.node.insert(0, cast)
+    value.type.tensor_type.elem_type = change["type"]
+
+
 _APPLY = {
     "type": _set_type,
     "size": _set_size,
@@ -210,4 +229,5 @@ _APPLY = {
     "twice": _twice,
     "opset": _set_opset,
     "domain": _set_domain,
+    "cast": _cast,
 }

@@ -58,6 +58,8 @@ class Bundles(MakesRecipes):
         graphs = ("decoder.onnx", "encoder.onnx", "entropy.onnx", "global.onnx")
         files = rng.choices((*names, *graphs, f"{_ENGINES}/engines.json"), k=rng.choice((1, 1, 1, 2, 3)))
         changes = [apply.propose(rng, fixtures / _FIXTURE, file) for file in files]
+        if rng.random() < 0.15:
+            changes = _agreeing(rng, fixtures / _FIXTURE)
         return {"changes": changes, "sign": rng.random() < 0.9, "eager": rng.random() < 0.1}
 
     def run(self, recipe: Recipe, place: Place) -> Counts:
@@ -93,6 +95,30 @@ class Bundles(MakesRecipes):
         if self._facts is None:
             self._facts = probe()
         return self._facts
+
+
+def _agreeing(rng: random.Random, bundle: Path) -> list[dict[str, Any]]:
+    """Return changes of a type or a size that manifest and graph agree on: only the configuration contradicts."""
+    manifest = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
+    part = rng.choice(tuple(manifest["graphs"]))
+    side = rng.choice(("input", "output"))
+    tensors = manifest["graphs"][part][f"{side}s"]
+    index = rng.randrange(len(tensors))
+    tensor: dict[str, Any] = {"side": side, "index": index}
+    place = ["graphs", part, f"{side}s", index]
+    file = manifest["graphs"][part]["file"]
+    if rng.random() < 0.7:
+        name, number = rng.choice((("float32", 1), ("int64", 7), ("float16", 10), ("bfloat16", 16)))
+        return [
+            {"file": "manifest.json", "op": "json set", "at": [*place, "dtype"], "value": name},
+            {"file": file, "op": "onnx cast", **tensor, "type": number},
+        ]
+    axis = rng.randrange(max(len(tensors[index]["shape"]), 1))
+    size = rng.choice((1, 2, 63, 128, 4096, "rows", "other"))
+    return [
+        {"file": "manifest.json", "op": "json set", "at": [*place, "shape", axis], "value": size},
+        {"file": file, "op": "onnx size", **tensor, "axis": axis, "size": size},
+    ]
 
 
 def generated(bundle: Path, method: str, backend: str = "onnxruntime") -> bytes:
