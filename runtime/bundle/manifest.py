@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from fastblt.models import limits
-from fastblt.models.reading import read_json
+from fastblt.models.reading import open_regular, read_json
 from fastblt.runtime.bundle.dtypes import DTYPES, TENSOR_TYPES
 from fastblt.runtime.bundle.json_entries import JsonEntries, is_file_name, is_integer, is_name, shown
 
@@ -124,9 +124,16 @@ class Manifest:
 
 
 def sha256_of(path: Path) -> str:
-    """Return the hexadecimal sha256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """Return the hexadecimal sha256 of a file.
+
+    Raises:
+        BundleError: it cannot be read, or is no regular file.
+    """
+    try:
+        with open_regular(path) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise BundleError(f"{path}: cannot be read ({error.strerror}), expected a file of a bundle") from error
 
 
 def check_own_file(path: Path) -> None:

@@ -130,6 +130,8 @@ def generated(bundle: Path, method: str, backend: str = "onnxruntime") -> bytes:
 def sign(bundle: Path) -> None:
     """Write size and digest of every file into the manifest, as who made the changes would."""
     path = bundle / "manifest.json"
+    if not path.is_file():
+        return  # a pipe would block
     try:
         manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         for name, entry in manifest["files"].items():
