@@ -6,14 +6,15 @@ import json
 import os
 import stat
 from collections import Counter
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from fastblt.models.limits import JSON_BYTES
 from fastblt.models.shown import shown
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path) -> BufferedReader:
     """Open a regular file for reading; a pipe or a device in its place would block, or never end.
 
     Raises:
