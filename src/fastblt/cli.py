@@ -5,6 +5,8 @@ A command's module is imported when the command is used, so ``fastblt --help`` n
 
 from __future__ import annotations
 
+import sys
+from functools import partial
 from importlib import import_module
 from typing import Annotated, Any
 
@@ -12,6 +14,8 @@ import typer
 from typer.core import TyperGroup
 
 from fastblt import __version__
+from fastblt.commands.errors import exit_status
+from fastblt.commands.exit_status import USAGE
 
 #: Every command and one line about it, in the order of ``fastblt --help``; its module is ``fastblt.commands.NAME``.
 COMMANDS = {
@@ -50,14 +54,35 @@ class CommandGroup(TyperGroup):
         name = ALIASES.get(cmd_name, cmd_name)
         if name not in COMMANDS:
             return None
-        from fastblt.commands.errors import one_line_errors
-        from fastblt.commands.options import complete_help
+        from fastblt.commands.options import check_values, complete_help
 
         single = typer.Typer(**_PLAIN)
-        single.command(cmd_name)(one_line_errors(import_module(f"fastblt.commands.{name}").command))
+        single.command(cmd_name)(import_module(f"fastblt.commands.{name}").command)
         command = typer.main.get_command(single)
         complete_help(command)
+        check_values(command)
         return command
+
+    def parse_args(self, ctx: Any, args: list[str]) -> Any:
+        """Parse the arguments before a command's name; without any, print the help to standard error."""
+        if not args:
+            typer.echo(ctx.get_help(), err=True)
+            ctx.exit(USAGE)
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; the parser would take the early end of a file for that of a dialog."""
+        try:
+            return super().invoke(ctx)
+        except EOFError as error:
+            raise ValueError(f"a file ends too early: {error}") from error
+
+    def main(self, args: Any = None, *, standalone_mode: bool = True, **options: Any) -> Any:  # type: ignore[override]
+        """Run a command; in standalone mode, print an error as one line and end the process with an exit status."""
+        run = partial(super().main, args, standalone_mode=False, **options)
+        if not standalone_mode:
+            return run()
+        sys.exit(exit_status(run))
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Write the list of commands without importing them."""
@@ -65,7 +90,7 @@ class CommandGroup(TyperGroup):
             formatter.write_dl(list(COMMANDS.items()))
 
 
-app = typer.Typer(name="fastblt", cls=CommandGroup, no_args_is_help=True, **_PLAIN)
+app = typer.Typer(name="fastblt", cls=CommandGroup, **_PLAIN)
 
 
 def _print_version(wanted: bool) -> None:

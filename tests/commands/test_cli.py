@@ -11,9 +11,6 @@ from typer.testing import CliRunner
 import fastblt.commands
 from fastblt import __version__
 from fastblt.cli import COMMANDS, app
-from fastblt.commands.errors import TRACEBACK_VARIABLE, describe, one_line_errors
-from fastblt.models.config import ConfigError
-from fastblt.models.training.corpus_sources import CorpusError
 from fastblt.runtime.backends.registry import backends
 from fastblt.runtime.methods.registry import methods
 
@@ -82,14 +79,7 @@ def test_help_is_quick() -> None:
         (["inspect", "{tmp}/nothing"], "found no such folder"),
         (["inspect", "{tmp}/nothing"], "; or a bundle: manifest.json"),
         (["generate", "{tmp}/nothing", "x"], "{tmp}/nothing"),
-        (["generate", "{tmp}", "x", "--method", "q"], "method 'q': unknown"),
-        (["generate", "{tmp}", "x", "--prompt-file", "y"], "both PROMPT and --prompt-file"),
         (["generate", "{tmp}", "--prompt-file", "{tmp}/none"], "{tmp}/none: No such file or directory"),
-        (["generate", "{tmp}", "x", "--ban", ""], "--ban: found an empty text"),
-        (["generate", "{tmp}", "x", "--backend", "abacus"], "'abacus', expected one of onnxruntime, eager"),
-        (["bench", "{tmp}", "--methods", "ar,s:0"], "draft length '0'"),
-        (["bench", "{tmp}", "--against", "eager/q"], "method 'q': unknown"),
-        (["bench", "{tmp}", "--prompts", "97"], "found 97 of 64 bytes, expected at most 96"),
         (["bench", "{tmp}", "--json", "{tmp}"], "{tmp}: found a folder"),
         (["export", "{tmp}/nothing", "{tmp}/bundle"], "{tmp}/nothing"),
         (
@@ -101,8 +91,46 @@ def test_help_is_quick() -> None:
     ],
 )
 def test_error_is_one_line_when_input_is_bad(arguments: list[str], expected: str, tmp_path: Path) -> None:
+    check_error(1, arguments, expected, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["generate", "{tmp}", "x", "--method", "q"], "method 'q': unknown"),
+        (["generate", "{tmp}", "x", "--prompt-file", "y"], "both PROMPT and --prompt-file"),
+        (["generate", "{tmp}", "x", "--ban", ""], "--ban: found an empty text"),
+        (["generate", "{tmp}", "x", "--backend", "abacus"], "'abacus', expected one of onnxruntime, eager"),
+        (["bench", "{tmp}", "--methods", "ar,s:0"], "draft length '0'"),
+        (["bench", "{tmp}", "--against", "eager/q"], "method 'q': unknown"),
+        (["bench", "{tmp}", "--prompts", "97"], "found 97 of 64 bytes, expected at most 96"),
+        (["generate", "{tmp}", "x", "--provider", "q"], "invalid value for '--provider': found 'q'"),
+        (["generate", "{tmp}", "x", "--max-bytes", "1e99"], "invalid value for '--max-bytes'"),
+        (["generate", "{tmp}", "x", "--max-bytes", "99999999999"], "invalid value for '--max-bytes'"),
+        (["generate", "{tmp}", "x", "--seed", "9" * 30], "invalid value for '--seed': found a number of more than 64"),
+        (["generate", "{tmp}", "x", "--top-p", "2"], "top_p"),
+        (["generate", "{tmp}", "x", "--logit-bias", "a"], "--logit-bias: found 'a'"),
+        (["generate", ""], "invalid value for 'bundle': found an empty path"),
+        (["pack", "{tmp}", ""], "found an empty path"),
+        (["inspect", ""], "found an empty name"),
+        (["inspect", "{tmp}", "--json", ""], "invalid value for '--json': found an empty path"),
+        (["inspect", "random:tiny", "--patcher", ""], "found an empty name"),
+        (["bench", "{tmp}", "--threads", "5000"], "invalid value for '--threads'"),
+        (["compile", "{tmp}", "--sm", "1e99"], "--sm: found '1e99'"),
+        (["compile", "{tmp}", "--max-bytes", "9" * 30], "--max-bytes: found '999"),
+        (["generate"], "missing argument 'bundle' (see fastblt generate --help)"),
+        (["generate", "--nope"], "no such option: --nope"),
+        (["generate", "{tmp}", "x", "y"], "unexpected extra argument"),
+        (["nosuch"], "no such command 'nosuch' (see fastblt --help)"),
+    ],
+)
+def test_usage_error_is_one_line(arguments: list[str], expected: str, tmp_path: Path) -> None:
+    check_error(2, arguments, expected, tmp_path)
+
+
+def check_error(status: int, arguments: list[str], expected: str, tmp_path: Path) -> None:
     result = CliRunner().invoke(app, [argument.replace("{tmp}", str(tmp_path)) for argument in arguments])
-    assert result.exit_code == 1, result.exception
+    assert result.exit_code == status, result.stderr
     assert isinstance(result.exception, SystemExit)
     (line,) = result.stderr.splitlines()
     assert line.startswith("error: ")
@@ -154,9 +182,23 @@ def run_command(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunCommand
         requests.close()
 
 
+#: Arguments that mean nothing, whatever is in the files.
+USAGE = [
+    (["quantize", "{bundle}", "{tmp}/new", "--scheme", "w3"], "--scheme: found 'w3'"),
+    (["audit", "{bundle}", "--methods", "ar,q"], "method 'q': unknown"),
+    (["audit", "{bundle}", "--reference", "abacus"], "backend: found 'abacus'"),
+    (["audit", "{bundle}", "--methods", ""], "methods: found none, expected at least one"),
+    (["verify", "{bundle}", "--methods", "q"], "method 'q': unknown"),
+    (["verify", "{bundle}", "--methods", ""], "methods: found none, expected at least one"),
+    (["eval", "{bundle}", "--rules", "most"], "unmasking rule 'most'"),
+    (["eval", "{bundle}", "--mask-rates", "2"], "mask rate: found 2.0"),
+]
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
+        *USAGE,
         (["export", "random:nosuch", "{tmp}/new"], "preset 'nosuch': unknown, expected one of tiny"),
         (["export", "random:tiny", "{bundle}"], "{bundle}: found a bundle, expected a new name; --force replaces it"),
         (["export", "random:tiny", "{tmp}"], "{tmp}: exists and is not a bundle"),
@@ -165,25 +207,17 @@ def run_command(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunCommand
         (["convert", "random:nosuch", "{tmp}/new", "--to", "transformers"], "preset 'nosuch': unknown"),
         (["convert", "random:tiny", "{tmp}", "--to", "transformers"], "{tmp}: found something there"),
         (["quantize", "{bundle}", "{bundle}", "--scheme", "w4"], "{bundle}: found a bundle, expected a new name"),
-        (["quantize", "{bundle}", "{tmp}/new", "--scheme", "w3"], "--scheme: found 'w3'"),
         (["quantize", "{bundle}", "{tmp}/new", "--scheme", "w8", "--traces", "{tmp}/file"], "{tmp}/file: found a file"),
         (["compile", "random:tiny"], "random:tiny: found a checkpoint, expected a bundle; export it first"),
         (["inspect", "random:nosuch"], "preset 'nosuch': unknown"),
         (["bench", "random:tiny"], "random:tiny: found a checkpoint, expected a bundle; export it first"),
         (["audit", "random:tiny"], "random:tiny: found a checkpoint, expected a bundle; export it first"),
-        (["audit", "{bundle}", "--methods", "ar,q"], "method 'q': unknown"),
-        (["audit", "{bundle}", "--reference", "abacus"], "backend: found 'abacus'"),
-        (["audit", "{bundle}", "--methods", ""], "methods: found none, expected at least one"),
         (["audit", "{bundle}", "--json", "{bundle}/x.json"], "{bundle}/x.json: found a bundle as its folder"),
         (["pack", "{bundle}", "{bundle}/x.tar"], "{bundle}/x.tar: found a bundle as its folder"),
         (["pack", "{bundle}", "{tmp}/link"], "{tmp}/link: found a bundle as its folder"),
         (["pack", "{bundle}", "--sign", "{tmp}/none"], "{tmp}/none: missing, expected an SSH key"),
-        (["verify", "{bundle}", "--methods", "q"], "method 'q': unknown"),
-        (["verify", "{bundle}", "--methods", ""], "methods: found none, expected at least one"),
         (["verify", "random:tiny"], "random:tiny: found a checkpoint, expected a bundle; export it first"),
         (["eval", "random:tiny"], "random:tiny: found a checkpoint, expected a bundle; export it first"),
-        (["eval", "{bundle}", "--rules", "most"], "unmasking rule 'most'"),
-        (["eval", "{bundle}", "--mask-rates", "2"], "mask rate: found 2.0"),
         (["eval", "{bundle}", "--out", "{bundle}"], "found a bundle as its folder"),
         (["train", "no-recipe", "--out", "{tmp}/run"], "neither a file nor one of the shipped recipes"),
     ],
@@ -195,7 +229,7 @@ def test_arguments_are_checked_before_anything_large_is_imported(
     (tmp_path / "link").symlink_to(tiny_bundle / "manifest.json")
     names = {"tmp": str(tmp_path), "bundle": str(tiny_bundle)}
     code, stderr = run_command([argument.format(**names) for argument in arguments])
-    assert code == 1
+    assert code == (2 if (arguments, expected) in USAGE else 1)
     assert expected.format(**names) in stderr
     assert "imported" not in stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link"]
@@ -217,79 +251,3 @@ def test_help_lists_what_the_registries_hold() -> None:
     text = " ".join(CliRunner().invoke(app, ["generate", "--help"]).stdout.split())
     assert all(f"{entry.syntax} (" in text for entry in methods())
     assert all(f"{entry.name} (" in text for entry in backends())
-
-
-def test_error_of_installed_command_is_one_line(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "fastblt.cli", "inspect", str(tmp_path / "a\nb")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith("error: ")
-    assert done.stderr.count("\n") == 1
-
-
-@pytest.mark.parametrize(
-    ("error", "expected"),
-    [
-        (ConfigError("a\n  b"), "a b"),
-        (CorpusError("c"), "c"),
-        (ValueError(), "ValueError"),
-        (FileNotFoundError(2, "No such file or directory", "f"), "f: No such file or directory"),
-        (OSError(28, "No space left on device"), "No space left on device"),
-        (
-            ModuleNotFoundError("No module named 'torch'", name="torch"),
-            "this command needs the package torch, install it with: pip install 'fastblt[export]'",
-        ),
-        (ModuleNotFoundError("No module named 'x'", name="x"), "this command needs the package x"),
-    ],
-)
-def test_error_is_described_and_ends_command(
-    error: Exception, expected: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert describe(error) == expected
-
-    @one_line_errors
-    def command() -> None:
-        raise error
-
-    with pytest.raises(Exception) as caught:  # noqa: PT011 -- typer's Exit, whose base differs between versions
-        command()
-    assert getattr(caught.value, "exit_code", None) == 1
-    assert capsys.readouterr().err == f"error: {expected}\n"
-
-
-@pytest.mark.parametrize(
-    "error", [AssertionError("a"), TypeError("b"), ModuleNotFoundError("c", name="fastblt.nothing")]
-)
-def test_defects_keep_their_traceback(error: Exception) -> None:
-    @one_line_errors
-    def command() -> None:
-        raise error
-
-    with pytest.raises(type(error)):
-        command()
-
-
-def test_traceback_is_shown_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    @one_line_errors
-    def command() -> None:
-        raise ConfigError("x")
-
-    monkeypatch.setenv(TRACEBACK_VARIABLE, "1")
-    with pytest.raises(ConfigError):
-        command()
-
-
-def test_interrupt_ends_command_quietly() -> None:
-    @one_line_errors
-    def command() -> None:
-        raise KeyboardInterrupt
-
-    with pytest.raises(Exception) as caught:  # noqa: PT011
-        command()
-    assert getattr(caught.value, "exit_code", None) == 130
-
-
-def test_closed_pipe_is_no_traceback(tiny_checkpoint: Path) -> None:
-    command = f"{sys.executable} -m fastblt.cli inspect {tiny_checkpoint} | true"
-    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False, env=dict(os.environ))
-    assert done.stderr == ""

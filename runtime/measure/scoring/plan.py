@@ -70,6 +70,19 @@ class ScoringRequest:
     new_bytes: int = ScoringPlan.new_bytes
     seed: int = ScoringPlan.seed
 
+    def check(self) -> None:
+        """Check what does not depend on the model.
+
+        Raises:
+            SamplingError: a top-p is out of range.
+            ValueError: a mask rate is out of range.
+        """
+        for top_p in self.top_p:
+            Sampler(1.0, top_p)
+        for rate in self.mask_rates:
+            if not 0.0 < rate <= 1.0:
+                raise ValueError(f"mask rate: found {rate}, expected a number in (0, 1]")
+
 
 def make_scoring_plan(request: ScoringRequest, config: BltConfig) -> ScoringPlan:
     """Fit a request to a model.
@@ -79,11 +92,7 @@ def make_scoring_plan(request: ScoringRequest, config: BltConfig) -> ScoringPlan
         SamplingError: a top-p is out of range.
         ValueError: a mask rate is out of range.
     """
-    for top_p in request.top_p:
-        Sampler(1.0, top_p)
-    for rate in request.mask_rates:
-        if not 0.0 < rate <= 1.0:
-            raise ValueError(f"mask rate: found {rate}, expected a number in (0, 1]")
+    request.check()
     drafts = [f"s:{k}" for k in request.k]
     blocks: list[str] = []
     sampling = [SamplingPoint(parse_method("ar"), top_p, None) for top_p in request.top_p]

@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from fastblt.commands.checks import check_backend, check_bundle, check_file_target, check_methods
+from fastblt.commands.errors import usage_errors
 from fastblt.commands.options import (
     BackendOption,
     BundleArgument,
@@ -48,7 +49,8 @@ def command(
         ),
     ] = None,
     prompts: Annotated[
-        int | None, typer.Option(min=1, help=f"Number of held-out prompts  [default: {DEFAULT_PROMPTS}]")
+        int | None,
+        typer.Option(min=1, help=f"Number of held-out prompts  [default: {DEFAULT_PROMPTS}]"),
     ] = None,
     bytes: Annotated[  # the option's name
         int | None,
@@ -66,9 +68,10 @@ def command(
     other with the same method's on the reference backend. A first difference where the reference itself was
     undecided to within rounding is a tie; any other is a fault, and the command fails.
     """
-    chosen = None if methods is None else tuple(split_names(methods))
-    request = AuditRequest(chosen, backend, reference, provider, prompts, max_new_bytes, bytes)
-    check_methods(chosen or ())
+    with usage_errors():
+        chosen = None if methods is None else tuple(split_names(methods))
+        request = AuditRequest(chosen, backend, reference, provider, prompts, max_new_bytes, bytes)
+    check_methods(chosen)
     for name in (backend, reference):
         check_backend(name)
     check_file_target(json)

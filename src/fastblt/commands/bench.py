@@ -8,6 +8,7 @@ import typer
 
 from fastblt.commands.bench_tables import bench_tables, describe_measurement
 from fastblt.commands.checks import check_backend, check_bundle, check_file_target
+from fastblt.commands.errors import usage_errors
 from fastblt.commands.options import (
     BackendOption,
     BundleArgument,
@@ -74,20 +75,21 @@ def command(
     All methods run in turn in one process, greedily, on the same held-out prompts, and their output is compared. A
     --replay measures speed and cost only.
     """
-    sources = split_names(corpora)
-    request = BenchRequest(
-        methods=bench_defaults() if methods is None else tuple(split_names(methods)),
-        against=tuple(split_names(against)),
-        backend=backend,
-        provider=provider,
-        threads=threads,
-        max_bytes=max_bytes,
-        max_new_bytes=max_new_bytes,
-        repeats=repeats,
-        replay=replay,
-    )
-    _check(request)
-    texts = heldout_prompts(prompts, prompt_bytes, sources)
+    with usage_errors():
+        sources = split_names(corpora)
+        request = BenchRequest(
+            methods=bench_defaults() if methods is None else tuple(split_names(methods)),
+            against=tuple(split_names(against)),
+            backend=backend,
+            provider=provider,
+            threads=threads,
+            max_bytes=max_bytes,
+            max_new_bytes=max_new_bytes,
+            repeats=repeats,
+            replay=replay,
+        )
+        _check(request)
+        texts = heldout_prompts(prompts, prompt_bytes, sources)
     check_file_target(json)
     check_bundle(bundle, backend=backend)
     with progress("measuring", redraw=False) as on_progress:
@@ -96,7 +98,8 @@ def command(
         write_json(json, report.to_dict())
     console = stdout()
     if replay is not None:
-        note(console, f"REPLAY ({replay}): {_REPLAY_NOTE}\n")
+        note(console, f"REPLAY ({replay}): {_REPLAY_NOTE}")
+        console.print()
     for table in bench_tables(report, wide=wide):
         print_table(console, table)
         console.print()

@@ -10,6 +10,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from fastblt.commands.errors import UsageError, usage_errors
 from fastblt.models.formats.errors import CheckpointError
 from fastblt.models.formats.hub_id import is_hub_id
 from fastblt.models.formats.open import check_path
@@ -26,9 +27,12 @@ def check_checkpoint(name: str | None) -> None:
     """Check what can be known of a checkpoint without opening it; None and well-formed ids of the hub are fine.
 
     Raises:
+        UsageError: the name is empty.
         ConfigError: there is no such preset, or its config.json cannot be read.
         CheckpointError: no layout is recognized.
     """
+    if name == "":
+        raise UsageError("found an empty name, expected a checkpoint")
     if name is not None:
         check_path(name)
 
@@ -43,7 +47,7 @@ def check_bundle_or_checkpoint(name: str) -> None:
     if is_hub_id(name):
         check_path(name)
         return
-    if is_bundle(Path(name)):
+    if name and is_bundle(Path(name)):
         return
     try:
         check_checkpoint(name)
@@ -158,17 +162,21 @@ def check_backend(name: str | None) -> None:
     """Check that a backend exists; None is fine.
 
     Raises:
-        BackendError: it does not; the message lists those that do.
+        UsageError: it does not; the message lists those that do.
     """
     if name is not None:
-        backend_entry(name)
+        with usage_errors():
+            backend_entry(name)
 
 
-def check_methods(names: Sequence[str]) -> None:
-    """Check that methods exist.
+def check_methods(names: Sequence[str] | None) -> None:
+    """Check that methods exist, and that there are any; None is fine.
 
     Raises:
-        MethodError: one of them does not; the message lists those that do.
+        UsageError: one of them does not; the message lists those that do.
     """
-    for name in names:
-        parse_method(name)
+    if names is not None and not names:
+        raise UsageError("methods: found none, expected at least one")
+    with usage_errors():
+        for name in names or ():
+            parse_method(name)

@@ -10,6 +10,7 @@ import typer
 from rich.table import Table
 
 from fastblt.commands.checks import check_bundle, check_file_target
+from fastblt.commands.errors import usage_errors
 from fastblt.commands.options import BundleArgument, Dtype, joined, numbers
 from fastblt.commands.output import add_row, left, make_table, print_table, progress, right, stdout, words
 
@@ -63,8 +64,9 @@ def command(
 
     Engines are written to the folder engines/ of the bundle, beside those that are there.
     """
-    sms = None if sm is None else tuple(numbers("sm", sm, int))
-    capacities = tuple(sorted(set(numbers("max-bytes", max_bytes, int))))
+    with usage_errors():
+        sms = None if sm is None else tuple(numbers("sm", sm, int))
+        capacities = tuple(sorted(set(numbers("max-bytes", max_bytes, int))))
     check_bundle(bundle)
     check_file_target(timing_cache)
     from fastblt.export.engine_compiler import CompileRequest, compile_bundle

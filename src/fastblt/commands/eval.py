@@ -10,7 +10,8 @@ import typer
 from rich.console import Console
 
 from fastblt.calibration.heldout import CORPORA, load_text
-from fastblt.commands.checks import check_backend, check_bundle, check_output_folder
+from fastblt.commands.checks import check_backend, check_bundle, check_methods, check_output_folder
+from fastblt.commands.errors import usage_errors
 from fastblt.commands.eval_tables import agreement_table, tables
 from fastblt.commands.options import (
     BackendOption,
@@ -85,19 +86,24 @@ def command(
     written byte by byte, and diversity against cost; a second backend has to give the same figures. An empty list
     leaves out the figures it is about.
     """
-    scoring = ScoringRequest(
-        k=numbers("k", k, int),
-        blocks=None if blocks is None else numbers("blocks", blocks, int),
-        draft_rules=split_names(draft_rules),
-        rules=split_names(rules),
-        mask_rates=numbers("mask-rates", mask_rates, float),
-        top_p=numbers("top-p", top_p, float),
-        gamma=split_names(gamma),
-        anchors=anchors,
-        new_bytes=max_new_bytes,
-        seed=seed,
-    )
-    request = EvalRequest(backend, against, provider, threads, windows, window_bytes, scoring)
+    with usage_errors():
+        scoring = ScoringRequest(
+            k=numbers("k", k, int),
+            blocks=None if blocks is None else numbers("blocks", blocks, int),
+            draft_rules=split_names(draft_rules),
+            rules=split_names(rules),
+            mask_rates=numbers("mask-rates", mask_rates, float),
+            top_p=numbers("top-p", top_p, float),
+            gamma=split_names(gamma),
+            anchors=anchors,
+            new_bytes=max_new_bytes,
+            seed=seed,
+        )
+        scoring.check()
+        request = EvalRequest(backend, against, provider, threads, windows, window_bytes, scoring)
+    rules_of_drafts = (f"dv:1@{rule}" for rule in scoring.draft_rules)
+    rules_of_blocks = (f"d:1@{rule}" for rule in (*scoring.rules, *(f"eb{bound}" for bound in scoring.gamma)))
+    check_methods([*(f"s:{length}" for length in scoring.k), *rules_of_drafts, *rules_of_blocks] or None)
     check_backend(backend)
     check_backend(None if against in (AUTO, NONE) else against)
     check_output_folder(out)
@@ -127,7 +133,8 @@ def _print(console: Console, result: EvalReport) -> None:
         console.print()
         print_table(console, agreement_table(result.checks, *(scores.backend for scores in result.scores)))
     seconds = ", ".join(f"{scores.backend} {scores.seconds:.1f} s" for scores in result.scores)
-    console.print(f"\nscored in: {seconds}", soft_wrap=True)
+    console.print()
+    console.print(f"scored in: {seconds}", soft_wrap=True)
 
 
 def _headline(result: EvalReport) -> str:

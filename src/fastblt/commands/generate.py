@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 from fastblt.commands.checks import check_backend, check_bundle, check_file_target
+from fastblt.commands.errors import UsageError, usage_errors
+from fastblt.commands.escapes import visible_lines
 from fastblt.commands.options import (
     BackendOption,
     BundleArgument,
@@ -24,19 +26,13 @@ from fastblt.commands.output import add_row, left, make_table, print_table, stde
 from fastblt.commands.prompts import default_prompt
 from fastblt.commands.show import Show, escaped
 from fastblt.models.config import BltConfig
+from fastblt.models.limits import TEXT_BYTES
 from fastblt.runtime.backends.registry import DEFAULT_BACKEND, default_capacity
 from fastblt.runtime.blt_runtime import BltRuntime
 from fastblt.runtime.generation import Chunk, Generation
 from fastblt.runtime.measure.report import write_json
 from fastblt.runtime.request import GenerationRequest
 from fastblt.runtime.text import TextDecoder
-
-# A terminal must not obey control characters that a model came up with.
-_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
-
-
-class PromptError(ValueError):
-    """Reports that there is no usable prompt."""
 
 
 class Writer(Protocol):
@@ -58,7 +54,7 @@ def command(
         Path | None, typer.Option(help="File with the prompt, any bytes; - is standard input.")
     ] = None,
     max_new_bytes: Annotated[
-        int, typer.Option(min=0, help="Bytes to generate, at most.")
+        int, typer.Option(min=0, max=TEXT_BYTES, help="Bytes to generate, at most.")
     ] = GenerationRequest.max_new_bytes,
     method: MethodOption = None,
     temperature: Annotated[
@@ -100,19 +96,20 @@ def command(
 
     New bytes are printed as soon as they are decided: as text to a terminal, unchanged to a file or a pipe.
     """
-    request = GenerationRequest(
-        max_new_bytes=max_new_bytes,
-        method=method,
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        min_p=min_p,
-        logit_bias=parse_bias(logit_bias or ()),
-        banned_bytes=parse_ban(ban or ()),
-        seed=seed,
-        stop=tuple(map(os.fsencode, stop or ())),
-        logprobs=logprobs is not None,
-    )
+    with usage_errors():
+        request = GenerationRequest(
+            max_new_bytes=max_new_bytes,
+            method=method,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            min_p=min_p,
+            logit_bias=parse_bias(logit_bias or ()),
+            banned_bytes=parse_ban(ban or ()),
+            seed=seed,
+            stop=tuple(map(os.fsencode, stop or ())),
+            logprobs=logprobs is not None,
+        )
     check_backend(backend)
     check_file_target(logprobs)
     data, origin = read_prompt(prompt, prompt_file)
@@ -180,17 +177,33 @@ def read_prompt(prompt: str | None, prompt_file: Path | None) -> tuple[bytes, st
     Arguments of a command are bytes too: those that are not UTF-8 arrive unchanged.
 
     Raises:
-        PromptError: both are given.
+        UsageError: both are given.
         OSError: the file cannot be read.
+        ValueError: it is larger than any text can be.
     """
     if prompt is not None and prompt_file is not None:
-        raise PromptError("prompt: found both PROMPT and --prompt-file, expected at most one")
+        raise UsageError("prompt: found both PROMPT and --prompt-file, expected at most one")
     if prompt_file is not None:
-        return (sys.stdin.buffer.read() if str(prompt_file) == "-" else prompt_file.read_bytes()), ""
+        return _read_bytes(prompt_file), ""
     if prompt is not None:
         return os.fsencode(prompt), ""
     chosen = default_prompt()
     return chosen.data, f"prompt {chosen.id} ({chosen.document})"
+
+
+def _read_bytes(path: Path) -> bytes:
+    """Return the bytes of a file, a pipe or, for ``-``, standard input."""
+    if str(path) != "-":
+        with path.open("rb") as file:
+            data = file.read(TEXT_BYTES + 1)
+    else:
+        try:
+            data = sys.stdin.buffer.read(TEXT_BYTES + 1)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, "standard input") from None
+    if len(data) > TEXT_BYTES:
+        raise ValueError(f"{path}: found more than {TEXT_BYTES} bytes, expected a prompt of at most as many")
+    return data
 
 
 class Plain:
@@ -204,7 +217,7 @@ class Plain:
     def write(self, chunk: Chunk) -> None:
         """Print one chunk."""
         if self._terminal:
-            self._stream.write(self._decoder.decode(chunk.data).translate(_CONTROLS))
+            self._stream.write(visible_lines(self._decoder.decode(chunk.data)))
             self._stream.flush()
         else:
             self._stream.buffer.write(chunk.data)
@@ -213,7 +226,7 @@ class Plain:
     def finish(self) -> None:
         """Print the bytes of an unfinished character, and end the line on a terminal."""
         if self._terminal:
-            self._stream.write(self._decoder.finish() + "\n")
+            self._stream.write(visible_lines(self._decoder.finish()) + "\n")
             self._stream.flush()
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
 import typer
 
-from fastblt.models import limits
+from fastblt.commands.errors import UsageError
 from fastblt.models.formats.hub_id import SYNTAX
 from fastblt.models.formats.registry import layouts_help
+from fastblt.models.limits import TEXT_BYTES, THREADS
 from fastblt.runtime.backends.registry import PROVIDER_SUMMARIES, backend_names, backends, backends_help, providers_help
 from fastblt.runtime.methods.registry import bench_defaults, methods_help
 
@@ -95,12 +97,12 @@ MaxBytesOption = Annotated[
     int | None,
     typer.Option(
         min=1,
-        max=limits.TEXT_BYTES,
+        max=TEXT_BYTES,
         help="Longest text to make room for, prompt included  [default: 4096 or more; with engines: what is needed]",
     ),
 ]
 ThreadsOption = Annotated[
-    int | None, typer.Option(min=1, max=limits.THREADS, help="CPU threads  [default: chosen by the backend]")
+    int | None, typer.Option(min=1, max=THREADS, help="CPU threads  [default: chosen by the backend]")
 ]
 JsonOption = Annotated[Path | None, typer.Option(help="Also write the result to this JSON file.")]
 WideOption = Annotated[bool, typer.Option("--wide", help="Print all columns, wider than 80 characters.")]
@@ -120,7 +122,7 @@ def numbers(option: str, text: str, kind: Callable[[str], N]) -> list[N]:
         kind: ``int`` or ``float``.
 
     Raises:
-        ValueError: one of them is not a finite number greater than 0.
+        UsageError: one of them is not a number greater than 0, or larger than anything that is counted here.
     """
     found: dict[N, None] = {}
     for name in split_names(text):
@@ -128,9 +130,12 @@ def numbers(option: str, text: str, kind: Callable[[str], N]) -> list[N]:
             value = kind(name)
         except ValueError:
             value = kind("-1")
-        if not 0 < value < float("inf"):
+        if not 0 < value <= TEXT_BYTES:
             expected = "whole numbers" if kind is int else "numbers"
-            raise ValueError(f"--{option}: found {name!r}, expected {expected} greater than 0, comma-separated")
+            raise UsageError(
+                f"--{option}: found {name!r}, expected {expected} greater than 0 and at most {TEXT_BYTES}, "
+                "comma-separated"
+            )
         found[value] = None
     return list(found)
 
@@ -146,3 +151,22 @@ def complete_help(command: Any) -> None:
         for placeholder, text in _GENERATED.items():
             if placeholder in (getattr(parameter, "help", None) or ""):
                 parameter.help = parameter.help.replace(placeholder, text())
+
+
+def check_values(command: Any) -> None:
+    """Make empty paths, which would be the current folder, and integers of more than 64 bits usage errors."""
+    hints = get_type_hints(command.callback)
+    for parameter in command.params:
+        hint = hints.get(parameter.name)
+        kinds = {hint, *get_args(hint), *(kind for part in get_args(hint) for kind in get_args(part))}
+        parameter.process_value = partial(_checked_value, parameter, parameter.process_value, Path in kinds)
+
+
+def _checked_value(parameter: Any, process: Callable[[Any, Any], Any], path: bool, context: Any, value: Any) -> Any:
+    texts = value if isinstance(value, list | tuple) else (value,)
+    if path and "" in texts:
+        raise typer.BadParameter("found an empty path", ctx=context, param=parameter)
+    found = process(context, value)
+    if isinstance(found, int) and abs(found) >= 2**63:
+        raise typer.BadParameter("found a number of more than 64 bits", ctx=context, param=parameter)
+    return found

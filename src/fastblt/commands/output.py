@@ -1,5 +1,8 @@
 """How commands print: tables, notes and progress bars.
 
+What is printed may come from files: control characters become escapes (`visible`), so that a name in a manifest neither
+moves the cursor nor looks like a line of ours. Nothing is markup: ``[x]`` stays.
+
 Results go to standard output; notes and progress go to standard error, progress to a terminal only. Colors and other
 escape codes appear on terminals only, and colors not where ``NO_COLOR`` is set; rich takes care of both.
 """
@@ -8,29 +11,55 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import Any
 
 from rich import box
 from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.status import Status
 from rich.table import Column, Table
 from rich.text import Text
 
+from fastblt.commands.escapes import visible, visible_lines
 from fastblt.runtime.progress import OnProgress
 
 #: Least width of a column of text that wraps.
 _NARROWEST = 12
 
 
+class PlainConsole(Console):
+    """Prints text in which control characters have become escapes."""
+
+    def __init__(self, *, stderr: bool = False) -> None:
+        super().__init__(stderr=stderr, highlight=False, markup=False)
+        # A note that nobody can read is no reason to fail.
+        self._ignored: tuple[type[BaseException], ...] = (OSError,) if stderr else ()
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print tables, or text in one line."""
+        with suppress(*self._ignored):
+            super().print(*(visible(each) if isinstance(each, str) else each for each in objects), **options)
+
+    def out(self, *objects: Any, **options: Any) -> None:
+        """Print text that may have several lines."""
+        with suppress(*self._ignored):
+            super().out(*(visible_lines(str(each)) for each in objects), **options)
+
+    def status(self, status: Any, **options: Any) -> Status:
+        """Show what is being done while the body runs; nothing where this is no terminal."""
+        return super().status(Text(visible(status)), **options)
+
+
 def stdout() -> Console:
     """Return a console for results."""
-    return Console(highlight=False, markup=False)
+    return PlainConsole()
 
 
 def stderr() -> Console:
     """Return a console for notes and progress."""
-    return Console(stderr=True, highlight=False, markup=False)
+    return PlainConsole(stderr=True)
 
 
 def left(heading: str) -> Column:
@@ -52,7 +81,7 @@ def make_table(*columns: Column, title: str = "", header: bool = True) -> Table:
     """Return an empty table; `add_row` fills it."""
     return Table(
         *columns,
-        title=Text(title, style="bold") if title else None,
+        title=Text(visible(title), style="bold") if title else None,
         title_justify="left",
         box=box.SIMPLE_HEAD if header else None,
         show_edge=False,
@@ -63,8 +92,8 @@ def make_table(*columns: Column, title: str = "", header: bool = True) -> Table:
 
 
 def add_row(table: Table, *cells: str, bold: bool = False) -> None:
-    """Append a row; cells are plain text, never markup: ``[gpu]`` stays ``[gpu]``."""
-    table.add_row(*(Text(cell) for cell in cells), style="bold" if bold else None)
+    """Append a row; a cell is one line of plain text."""
+    table.add_row(*(Text(visible(cell)) for cell in cells), style="bold" if bold else None)
 
 
 def print_table(console: Console, table: Table) -> None:
@@ -91,7 +120,7 @@ def print_table(console: Console, table: Table) -> None:
 
 def note(console: Console, text: str) -> None:
     """Print prose: wrapped between words on a terminal, in one line into a file or a pipe."""
-    console.print(text, soft_wrap=not console.is_terminal)
+    console.print(visible(text), soft_wrap=not console.is_terminal)
 
 
 @contextmanager
@@ -116,10 +145,10 @@ def progress(label: str, *, redraw: bool = True) -> Iterator[OnProgress]:
     )
     shown = Progress(*columns, console=console, transient=True, auto_refresh=redraw, disable=not console.is_terminal)
     with shown:
-        task = shown.add_task(label, total=None, what="")
+        task = shown.add_task(visible(label), total=None, what="")
 
         def report(done: int, total: int, what: str) -> None:
-            shown.update(task, completed=done, total=total, what=what)
+            shown.update(task, completed=done, total=total, what=visible(what))
             if not redraw:
                 shown.refresh()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fastblt.calibration.heldout import CORPORA, Prompt, load_prompts, load_text
+from fastblt.commands.errors import UsageError
 
 #: Every shipped prompt is at least this long.
 SHORTEST_PROMPT = 64
@@ -37,17 +38,17 @@ def heldout_prompts(count: int, size: int, corpora: Sequence[str] = ()) -> list[
             Empty: all corpora in turn.
 
     Raises:
-        ValueError: a corpus does not exist, or there are fewer prompts of this size.
+        UsageError: a corpus does not exist, or there are fewer prompts of this size.
     """
     unknown = [name for name in corpora if name not in CORPORA]
     if unknown:
-        raise ValueError(f"corpora: found {unknown[0]!r}, expected some of {', '.join(CORPORA)}")
+        raise UsageError(f"corpora: found {unknown[0]!r}, expected some of {', '.join(CORPORA)}")
     cut = _shipped if size <= SHORTEST_PROMPT else _from_text
     chosen = list(corpora or CORPORA)
     per_corpus = [cut(corpus, size) for corpus in chosen]
     available = len(chosen) * min(len(prompts) for prompts in per_corpus)
     if count > available:
-        raise ValueError(f"prompts: found {count} of {size} bytes, expected at most {available}")
+        raise UsageError(f"prompts: found {count} of {size} bytes, expected at most {available}")
     share, rest = divmod(count, len(chosen))
     shares = [prompts[: share + (index < rest)] for index, prompts in enumerate(per_corpus)]
     if corpora:

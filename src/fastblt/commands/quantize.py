@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fastblt.calibration.heldout import CORPORA, load_text
-from fastblt.calibration.precision import RANGES, ROUNDINGS, CalibrationError
+from fastblt.calibration.precision import RANGES, ROUNDINGS
 from fastblt.calibration.quality import parse_budget
 from fastblt.calibration.request import CalibrationRequest
 from fastblt.commands.checks import check_bundle, check_bundle_target, check_output_folder
+from fastblt.commands.errors import UsageError, usage_errors
 from fastblt.commands.options import BundleArgument, ForceOption
 from fastblt.commands.output import add_row, left, make_table, note, print_table, progress, right, stdout
 from fastblt.commands.prompts import heldout_prompts
@@ -97,20 +98,23 @@ def command(
     Weights (and inputs of layers) are rounded to 8 or 4 bits. The loss is measured on held-out text; a bundle beyond
     the budget is not written. Lossless methods stay exact: they write what the quantized model writes byte by byte.
     """
-    request = CalibrationRequest(
-        scheme=scheme,
-        prompts=tuple(_prompts(data or [], prompts)),
-        windows=tuple(_windows(heldout or [], windows, window_bytes)),
-        budget=parse_budget(budget),
-        block=block,
-        rounding=rounding,
-        ranges=ranges,
-        samples=samples,
-        seed=seed,
-        patcher=patcher,
-        uniform=uniform,
-        sensitivity=sensitivity,
-    )
+    recorded = tuple(_prompts(data or [], prompts))
+    measured = tuple(_windows(heldout or [], windows, window_bytes))
+    with usage_errors():
+        request = CalibrationRequest(
+            scheme=scheme,
+            prompts=recorded,
+            windows=measured,
+            budget=parse_budget(budget),
+            block=block,
+            rounding=rounding,
+            ranges=ranges,
+            samples=samples,
+            seed=seed,
+            patcher=patcher,
+            uniform=uniform,
+            sensitivity=sensitivity,
+        )
     _check_texts(data or [], heldout or [])
     check_bundle(bundle)
     check_bundle_target(out, force=force)
@@ -125,7 +129,7 @@ def command(
 def _check_texts(data: Sequence[Path], heldout: Sequence[Path]) -> None:
     same = sorted({str(path) for path in data} & {str(path) for path in heldout})
     if same:
-        raise CalibrationError(f"{same[0]}: found in --data and in --heldout, expected text that was not calibrated on")
+        raise UsageError(f"{same[0]}: found in --data and in --heldout, expected text that was not calibrated on")
 
 
 def _prompts(files: Sequence[Path], count: int) -> list[bytes]:

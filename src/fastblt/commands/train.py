@@ -159,9 +159,9 @@ class Display:
     def __post_init__(self) -> None:
         self._log_read = self.log.stat().st_size if self.log.exists() else 0
         self._bar = Progress(
-            TextColumn("{task.description:8}"),
+            TextColumn("{task.description:8}", markup=False),
             BarColumn(),
-            TextColumn("{task.percentage:5.1f} %  {task.fields[speed]}"),
+            TextColumn("{task.percentage:5.1f} %  {task.fields[speed]}", markup=False),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=self.console,

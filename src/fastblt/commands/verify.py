@@ -11,6 +11,7 @@ from rich.table import Table
 from fastblt.calibration.heldout import CORPORA, load_text
 from fastblt.commands.audit import print_audit, print_left_out
 from fastblt.commands.checks import check_backend, check_bundle, check_file_target, check_methods
+from fastblt.commands.errors import usage_errors
 from fastblt.commands.options import BundleArgument, JsonOption, MethodsOption, ProviderOption, WideOption, split_names
 from fastblt.commands.output import add_row, left, make_table, print_table, progress, right, stdout
 from fastblt.commands.prompts import distinct_prompts
@@ -40,9 +41,10 @@ def command(
     First tensors: every method generates on both with the same inputs, and every output and cache is compared. Then
     whole texts, byte for byte. Exit status 0 means that all differences are rounding.
     """
-    chosen = None if methods is None else tuple(split_names(methods))
-    request = VerifyRequest(backend, provider, chosen, prompts, max_new_bytes)
-    check_methods(chosen or ())
+    with usage_errors():
+        chosen = None if methods is None else tuple(split_names(methods))
+        request = VerifyRequest(backend, provider, chosen, prompts, max_new_bytes)
+    check_methods(chosen)
     check_backend(backend)
     check_file_target(json)
     check_bundle(bundle)
