@@ -43,9 +43,10 @@ class PlainConsole(Console):
             super().print(*(visible(each) if isinstance(each, str) else each for each in objects), **options)
 
     def out(self, *objects: Any, **options: Any) -> None:
-        """Print text that may have several lines."""
+        """Print text that may have several lines, none of which is wrapped or cut."""
+        text = visible_lines(" ".join(map(str, objects)))
         with suppress(*self._ignored):
-            super().out(*(visible_lines(str(each)) for each in objects), **options)
+            super().print(text, emoji=False, no_wrap=True, overflow="ignore", crop=False, **options)
 
     def status(self, status: Any, **options: Any) -> Status:
         """Show what is being done while the body runs; nothing where this is no terminal."""
