@@ -17,7 +17,10 @@ import typer
 from fastblt.cli import ALIASES, COMMANDS, app
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCS = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 #: Folders of the repository whose files the docs name by path.
 FOLDERS = ("calibration", "checkpoints", "docs", "export", "locks", "models", "runtime", "src", "tests", ".ci")
 #: Options of programs other than fastblt that the docs name on their own.
