@@ -19,9 +19,17 @@ def propose(rng: random.Random, path: Path) -> Change:
 
 def propose_in(rng: random.Random, document: Any) -> Change:
     """Return a change of a document."""
-    paths = list(places(document))
+    paths = places(document)
     place = rng.choice(paths)
+    # A manifest repeats some fields hundreds of times: choose a field first, then one of the places that have it.
+    same = [path for path in paths if path[-1] == place[-1]]
+    if rng.random() < 0.5:
+        name = rng.choice(sorted({str(path[-1]) for path in paths}))
+        same = [path for path in paths if str(path[-1]) == name]
+        place = rng.choice(same)
     kind = rng.random()
+    if kind < 0.15:
+        return {"op": "json copy", "at": place, "from": rng.choice(same)}
     if kind < 0.45:
         return {"op": "json set", "at": place, "value": near(rng, found_at(document, place))}
     if kind < 0.65:

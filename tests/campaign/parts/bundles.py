@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from campaign.changes import apply
+from campaign.command_line import run_command
 from campaign.fixtures import BUNDLE
 from campaign.judge import Judge
 from campaign.part import Counts, Place, Recipe
@@ -60,7 +61,12 @@ class Bundles(MakesRecipes):
         changes = [apply.propose(rng, fixtures / _FIXTURE, file) for file in files]
         if rng.random() < 0.15:
             changes = _agreeing(rng, fixtures / _FIXTURE)
-        return {"changes": changes, "sign": rng.random() < 0.9, "eager": rng.random() < 0.1}
+        return {
+            "changes": changes,
+            "sign": rng.random() < 0.9,
+            "eager": rng.random() < 0.1,
+            "commands": rng.random() < 0.15,
+        }
 
     def run(self, recipe: Recipe, place: Place) -> Counts:
         """Change a copy, and go every way into it."""
@@ -89,6 +95,10 @@ class Bundles(MakesRecipes):
                 judge.fail("wrong bytes", f"{method}: found other bytes, although only descriptions were changed")
         if recipe.get("eager"):
             judge.call(generated, bundle, "ar", backend="eager")
+        if recipe.get("commands"):
+            run_command(judge, ["inspect", str(bundle), "--json", "facts.json"])
+            if run_command(judge, ["pack", str(bundle), "bundle.tar"]) and Path("bundle.tar").exists():
+                judge.fail("lost files", "pack has failed and left an archive")
         return judge.result()
 
     def _machine(self) -> MachineFacts:

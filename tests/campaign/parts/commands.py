@@ -6,13 +6,13 @@ import random
 import shutil
 from pathlib import Path
 
+from campaign.command_line import run_command
 from campaign.fixtures import BUNDLE, CHECKPOINT
 from campaign.judge import Judge
 from campaign.part import Counts, Limits, Place, Recipe
 from campaign.recipes import MakesRecipes
-from typer.testing import CliRunner
 
-from fastblt.cli import COMMANDS, app
+from fastblt.cli import COMMANDS
 
 #: Commands that end within a second, whatever they are asked for; the others get no argument that they can work with.
 _QUICK = ("inspect", "generate", "pack", "unpack", "convert", "doctor")
@@ -77,25 +77,8 @@ class Commands(MakesRecipes):
         Path("file").write_bytes(b"text\n")
         before = {path.name: path.read_bytes() for path in Path("bundle").iterdir()}
         judge = Judge()
-        result = CliRunner().invoke(app, recipe["argv"], env={"COLUMNS": "100"}, input=b"prompt\n")
-        error = result.exception
-        if error is not None and not isinstance(error, SystemExit):
-            judge.call(_throw, error)
-            if not judge.counts.failures:
-                judge.fail("traceback", f"{type(error).__name__} reaches the user: {error}")
-        elif result.exit_code not in (0, 1, 2):
-            judge.fail("other", f"exit status {result.exit_code}")
-        elif result.exit_code == 1:
-            lines = [line for line in result.stderr.splitlines() if line.strip()]
-            if not lines or not lines[-1].startswith("error: "):
-                judge.fail("other", f"exit status 1 without a line of error: {lines[-1:]}")
-        if result.exit_code != 0 and not judge.counts.failures:
-            judge.refusals.append("refused")
+        run_command(judge, recipe["argv"])
         changed = {path.name: path.read_bytes() for path in Path("bundle").iterdir()} if Path("bundle").is_dir() else {}
         if changed != before:
             judge.fail("lost files", f"{recipe['argv'][0]} has changed the bundle that it was given")
         return judge.result()
-
-
-def _throw(error: BaseException) -> None:
-    raise error
