@@ -11,7 +11,7 @@ JSON_BYTES = 16 * 2**20
 """A JSON file: configuration, manifest, index."""
 SAFETENSORS_HEADER_BYTES = 16 * 2**20
 """The header of a safetensors file."""
-TENSORS = 2**16
+STORED_TENSORS = 2**16
 """Tensors of one file; the tallest model has 12,000."""
 ZIP_DIRECTORY_BYTES = 2**22
 """The directory of a zip archive, of which torch.save and numpy.savez write about 100 bytes a tensor."""

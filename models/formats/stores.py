@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from fastblt.models.formats.errors import CheckpointError, listing
-from fastblt.models.limits import FILES, NAME_CHARACTERS, SAFETENSORS_HEADER_BYTES, TENSORS
+from fastblt.models.limits import FILES, NAME_CHARACTERS, SAFETENSORS_HEADER_BYTES, STORED_TENSORS
 from fastblt.models.reading import open_regular, read_json
 from fastblt.models.shown import shown
 
@@ -131,8 +131,8 @@ def check_names(path: Path, names: Collection[str]) -> None:
     Raises:
         CheckpointError: there are too many, or a name is not.
     """
-    if len(names) > TENSORS:
-        raise CheckpointError(f"{path}: found {len(names)} tensors, expected at most {TENSORS}")
+    if len(names) > STORED_TENSORS:
+        raise CheckpointError(f"{path}: found {len(names)} tensors, expected at most {STORED_TENSORS}")
     for name in names:
         if not 0 < len(name) <= NAME_CHARACTERS or not name.isprintable():
             expected = f"1 to {NAME_CHARACTERS} printable characters"

@@ -127,13 +127,14 @@ def test_parts_that_fit_alone_are_refused_when_all_together_are_too_large() -> N
         BltConfig.from_dict(data)
 
 
-def test_largest_number_of_tensors_is_listed_in_bounded_time() -> None:
-    tall = dataclasses.replace(preset("tiny").encoder, layers=limits.LAYERS, dim=4, ffn_dim=4)
+def test_tensors_of_a_tall_model_are_listed_in_bounded_time() -> None:
+    few = limits.LAYERS // 8
+    tall = dataclasses.replace(preset("tiny").encoder, layers=few, dim=4, ffn_dim=4)
     hashes = HashConfig(tuple(range(1, limits.HASH_SIZES + 1)), 7, 11)
     began = time.process_time()
     shapes = expected_shapes(dataclasses.replace(preset("tiny"), patcher=tall, hash=hashes))
-    assert len(shapes) > limits.LAYERS * 6
-    assert time.process_time() - began < 5  # about half a second
+    assert len(shapes) > few * 6
+    assert time.process_time() - began < 1  # of all layers of four stacks: two seconds
 
 
 JSON = st.recursive(
@@ -143,7 +144,7 @@ JSON = st.recursive(
 )
 
 
-@examples(150)
+@examples(100)
 @given(st.sampled_from(FIELDS), JSON | st.integers(0, 2**40) | st.floats(0, 1e13))
 def test_any_value_in_any_field_is_refused_or_makes_a_bounded_model(path: tuple[str, ...], value: Any) -> None:
     data, config, message = changed(path, value), None, ""

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from properties import examples
 
 from fastblt.models.shown import shown
 
@@ -44,6 +45,7 @@ def test_value_deeper_than_the_stack_is_shown() -> None:
     assert shown(value) == "[[['...']]]"
 
 
+@examples(30)
 @given(JSON)
 def test_whatever_was_found_fits_a_line(value: object) -> None:
     text = shown(value)

@@ -20,7 +20,7 @@ from fastblt.models.formats.errors import CheckpointError
 from fastblt.models.formats.fields import model_name
 from fastblt.models.formats.open import open_checkpoint
 from fastblt.models.formats.pth_store import PthStore
-from fastblt.models.limits import SAFETENSORS_HEADER_BYTES, TENSORS
+from fastblt.models.limits import SAFETENSORS_HEADER_BYTES, STORED_TENSORS
 from fastblt.models.presets import preset
 
 WEIGHTS, INDEX, PTH = "model.safetensors", "model.safetensors.index.json", "consolidated.pth"
@@ -179,7 +179,7 @@ def test_name_of_a_tensor_is_short_and_printable(name: str, copy: Path, tmp_path
 def test_number_of_tensors_is_bounded(copy: Path) -> None:
     (copy / WEIGHTS).unlink()
     entry = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
-    header = json.dumps({str(i): entry for i in range(TENSORS + 1)}).encode()
+    header = json.dumps({str(i): entry for i in range(STORED_TENSORS + 1)}).encode()
     (copy / WEIGHTS).write_bytes(len(header).to_bytes(8, "little") + header)
     assert "found 65537 tensors, expected at most 65536" in refusal(lambda: open_checkpoint(copy), copy / WEIGHTS)
 
