@@ -12,7 +12,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from threading import Event
 
+from fastblt.export.interruptible import run_interruptible
 from fastblt.export.tensorrt_build import TensorRtGraph
 from fastblt.models.atomic_folder import replacing_folder
 from fastblt.models.config import BltConfig
@@ -100,7 +102,8 @@ def compile_bundle(
     path.parent.mkdir(exist_ok=True)
     try:
         with replacing_folder(path) as new:
-            folder = _Compiler(bundle, opened.config, opened.manifest, library, request, new, on_progress).run(path)
+            compiler = _Compiler(bundle, opened.config, opened.manifest, library, request, new, on_progress)
+            folder = run_interruptible(partial(compiler.run, path))
             (new / ENGINES_FILE).write_text(json.dumps(folder.to_dict(), indent=1) + "\n", encoding="utf-8")
     finally:
         if not any(path.parent.iterdir()):
@@ -148,13 +151,17 @@ class _Compiler:
         self.request, self.folder, self.on_progress = request, folder, on_progress
         self.engines: list[EngineSpec] = []
 
-    def run(self, path: Path) -> EngineFolder:
-        """Build all engines and return their manifest; ``path`` is where they will be."""
+    def run(self, path: Path, cancelled: Event) -> EngineFolder:
+        """Build all engines and return their manifest; ``path`` is where they will be.
+
+        Raises:
+            TensorRtError: a graph cannot be compiled, or the work was cancelled.
+        """
         keys = {c: {part: self._key(part, c) for part in self.manifest.graphs} for c in self.request.capacities}
         distinct = list(dict.fromkeys(key for parts in keys.values() for key in parts.values()))
         total = len(distinct)
         for done, key in enumerate(distinct):
-            self.engines.append(self._build(*key, partial(self.on_progress, done, total)))
+            self.engines.append(self._build(*key, partial(self.on_progress, done, total), cancelled))
         self.on_progress(total, total, "")
         capacities = {c: {part: distinct.index(key) for part, key in parts.items()} for c, parts in keys.items()}
         return EngineFolder(
@@ -175,7 +182,9 @@ class _Compiler:
         pool = pool_slots(self.config, capacity, self.request.max_patch_bytes) if part == "encoder" else 0
         return part, slots, pool
 
-    def _build(self, part: str, slots: int, pool: int, on_phase: Callable[[str], None]) -> EngineSpec:
+    def _build(
+        self, part: str, slots: int, pool: int, on_phase: Callable[[str], None], cancelled: Event | None = None
+    ) -> EngineSpec:
         spec = self.manifest.graphs[part]
         sizes = f"{slots}-{pool}" if pool else f"{slots}"
         name = f"{Path(spec.file).stem}-{sizes}.engine"
@@ -187,7 +196,7 @@ class _Compiler:
         _check_aliases(self.bundle / spec.file, spec, aliases)
         profiles = _profiles(spec, self.config.hash.context - 1, {"slots": slots, "pool_slots": pool})
         cache = self.request.timing_cache
-        data = graph.build(profiles, self.request.sms, cache, lambda phase: on_phase(f"{name}: {phase}"))
+        data = graph.build(profiles, self.request.sms, cache, lambda phase: on_phase(f"{name}: {phase}"), cancelled)
         (self.folder / name).write_bytes(data)
         seconds = round(time.perf_counter() - began, 2)
         digest = sha256_of(self.folder / name)

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import onnx_ir as ir
@@ -93,6 +94,7 @@ class TensorRtGraph:
         sms: Sequence[int],
         timing_cache: Path | None = None,
         progress: Callable[[str], None] | None = None,
+        cancelled: Event | None = None,
     ) -> memoryview:
         """Build an engine and return its bytes, without a second copy of them.
 
@@ -100,10 +102,11 @@ class TensorRtGraph:
             profiles: shapes that it must accept.
             sms: compute capabilities, e.g. 89. TensorRT ignores them and builds for the GPU of this machine.
             timing_cache: TensorRT's measurements of kernels; read if it exists, and written.
-            progress: called with the name of each phase of the compiler.
+            progress: called with the name of each phase of the compiler; what it raises ends the build.
+            cancelled: ends the build when it is set, after the compiler's current step.
 
         Raises:
-            TensorRtError: the graph cannot be compiled for them.
+            TensorRtError: the graph cannot be compiled for them, or the build was cancelled.
         """
         config = self._builder.create_builder_config()
         if hasattr(self._trt.BuilderFlag, "TF32"):
@@ -116,15 +119,26 @@ class TensorRtGraph:
             config.add_optimization_profile(self._profile(profile))
         self._set_targets(config, sms)
         cache = self._load_timings(config, timing_cache)
+        errors: list[BaseException] = []
+        cancelled = Event() if cancelled is None else cancelled
         if progress is not None:
-            config.progress_monitor = _progress_monitor(self._trt, progress)
-        with quiet_stderr():
-            engine = self._builder.build_serialized_network(self.network, config)
+            config.progress_monitor = _progress_monitor(self._trt, progress, cancelled, errors)
+
+        def attempt() -> Any:
+            with quiet_stderr():
+                found = self._builder.build_serialized_network(self.network, config)
+            if errors:
+                raise errors[0]
+            if cancelled.is_set():
+                raise TensorRtError(f"{self.path}: cancelled")
+            return found
+
+        engine = attempt()
         if engine is None and self._attentions() and not self.decomposed:
             # For example, one row with narrow heads has no kernel; only a failed build shows that.
             self._decompose_attention()
             self._log.errors.clear()
-            engine = self._builder.build_serialized_network(self.network, config)
+            engine = attempt()
         if engine is None:
             raise TensorRtError(f"{self.path}: {self._library.label} cannot build it: {self._log.text()}")
         if timing_cache is not None and cache is not None:
@@ -186,18 +200,24 @@ def _with_sizes(path: Path, capacity: Mapping[str, int]) -> bytes:
     return serialized
 
 
-def _progress_monitor(trt: Any, progress: Callable[[str], None]) -> Any:
+def _progress_monitor(trt: Any, progress: Callable[[str], None], cancelled: Event, errors: list[BaseException]) -> Any:
+    """Return what the compiler calls: it drops exceptions, which are kept in ``errors``."""
+
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-            progress(phase_name)
+            try:
+                if not errors:
+                    progress(phase_name)
+            except BaseException as error:
+                errors.append(error)
 
         def phase_finish(self, phase_name: str) -> None:
             pass
 
         def step_complete(self, phase_name: str, step: int) -> bool:
-            return True
+            return not errors and not cancelled.is_set()
 
     return Monitor()
