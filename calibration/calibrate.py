@@ -75,6 +75,7 @@ def calibrate(
     _check(opened, out, request)
     check_bundle_target(out, force=force)
     opened.check_files()
+    opened.check_values()
     with scratch_folder(out) as scratch, runnable(bundle, scratch) as twin:
         return _Calibration(opened, twin, request, scratch, on_progress).run(out, traces)
 

@@ -15,6 +15,7 @@ from fastblt.models.tokens import BOS_ID, decode, encode
 from fastblt.runtime.backends.entry import LoadRequest
 from fastblt.runtime.backends.protocol import Backend, CapacityError
 from fastblt.runtime.backends.registry import load_backend
+from fastblt.runtime.bundle.bundle import Bundle
 from fastblt.runtime.generation import ByteStream, Chunk, Generation, Prompt, prompt_ids
 from fastblt.runtime.request import GenerationOptions, GenerationRequest
 from fastblt.runtime.sequence.learned import Learned
@@ -48,6 +49,7 @@ class BltRuntime:
         backend: str = "onnxruntime",
         max_bytes: int = 4096,
         threads: int | None = None,
+        check_values: bool = False,
     ) -> BltRuntime:
         """Load a bundle that ``fastblt export`` wrote.
 
@@ -59,6 +61,8 @@ class BltRuntime:
                 ``eager`` (PyTorch, needs the ``export`` extra).
             max_bytes: longest prompt plus new bytes.
             threads: threads of one operator; None: one for models that fit the processor's caches, else all cores.
+            check_values: read all embedding tables on the host, and refuse NaN and infinities. ``fastblt export``
+                writes none; every byte of a table is read once, so large ones take seconds.
 
         Raises:
             BundleError: a file is missing, damaged or not what the manifest describes.
@@ -67,7 +71,10 @@ class BltRuntime:
             CudaError: there is no usable GPU, or cuda-python is missing.
             ValueError: unknown backend or provider, or ``max_bytes`` or ``threads`` out of range.
         """
-        return cls(load_backend(backend, LoadRequest(Path(bundle), provider, max_bytes, threads)))
+        request = LoadRequest(Path(bundle), provider, max_bytes, threads)
+        if check_values:
+            Bundle.open(bundle, check=False).check_values()
+        return cls(load_backend(backend, request))
 
     @property
     def device(self) -> str:

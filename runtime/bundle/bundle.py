@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,7 @@ class Bundle:
         manifest = load_manifest(folder)
         if check:
             _check_files(folder, manifest, digests=True)
-        elif (folder / CONFIG_FILE).is_symlink():
+        elif os.path.lexists(folder / CONFIG_FILE):
             check_own_file(folder / CONFIG_FILE)
         config = BltConfig.load(folder / CONFIG_FILE)
         check_manifest(folder / MANIFEST_FILE, manifest, config)
@@ -109,6 +110,12 @@ class Bundle:
     def graph(self, part: str) -> Path:
         """Return the path of a part's graph: ``patcher``, ``encoder``, ``global`` or ``decoder``."""
         return self.path / self.manifest.graphs[part].file
+
+    @property
+    def graph_bytes(self) -> int:
+        """Return the bytes of all graphs and of their weights beside them."""
+        graphs = {name for spec in self.manifest.graphs.values() for name in (spec.file, f"{spec.file}.data")}
+        return sum(entry["bytes"] for name, entry in self.manifest.files.items() if name in graphs)
 
     @property
     def activations(self) -> str:

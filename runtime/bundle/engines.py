@@ -11,8 +11,9 @@ from typing import Any
 
 from fastblt.models import limits
 from fastblt.models.reading import read_json
+from fastblt.models.shown import shown
 from fastblt.runtime.bundle.dtypes import DTYPES
-from fastblt.runtime.bundle.json_entries import JsonEntries, is_file_name, is_integer, shown
+from fastblt.runtime.bundle.json_entries import JsonEntries, is_file_name, is_integer
 from fastblt.runtime.bundle.manifest import (
     GRAPH_FILES,
     MANIFEST_FILE,

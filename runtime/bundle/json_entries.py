@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from fastblt.models.limits import NAME_CHARACTERS
-
-#: Most characters of what was found, in a message.
-_SHOWN = 80
+from fastblt.models.shown import shown
 
 
 class JsonEntries:
@@ -120,11 +118,3 @@ def is_name(value: object) -> bool:
 def is_file_name(name: str) -> bool:
     """Return whether a name is a plain one: it names a file of a folder, and not a path."""
     return name != ".." and Path(name).name == name
-
-
-def shown(value: object) -> str:
-    """Return a JSON value for a message: one line of bounded length."""
-    try:
-        return repr(value)[:_SHOWN]
-    except RecursionError:
-        return f"a {type(value).__name__} of many levels"

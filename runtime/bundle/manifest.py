@@ -27,8 +27,9 @@ from typing import Any
 
 from fastblt.models import limits
 from fastblt.models.reading import open_regular, read_json
+from fastblt.models.shown import shown
 from fastblt.runtime.bundle.dtypes import DTYPES, TENSOR_TYPES
-from fastblt.runtime.bundle.json_entries import JsonEntries, is_file_name, is_integer, is_name, shown
+from fastblt.runtime.bundle.json_entries import JsonEntries, is_file_name, is_integer, is_name
 
 FORMAT = "fastblt-bundle"
 FORMAT_VERSION = 1

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from fastblt.models.limits import SAFETENSORS_HEADER_BYTES
 from fastblt.models.reading import open_regular
+from fastblt.models.shown import shown
 from fastblt.runtime.bundle.dtypes import SAFETENSORS_TYPES
-from fastblt.runtime.bundle.json_entries import is_integer, shown
+from fastblt.runtime.bundle.json_entries import is_integer
 from fastblt.runtime.bundle.manifest import BundleError
 
 Shapes = Mapping[str, tuple[int, int]]

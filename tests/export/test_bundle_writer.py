@@ -11,10 +11,12 @@ import onnx
 import pytest
 import torch
 from fakes.bundle_folders import FILES, assert_nothing_is_left
+from safetensors.torch import load_file, save_file
 
-from fastblt.export import graph_file
+from fastblt.export import bundle_writer, graph_file
 from fastblt.export.bundle_writer import ExportError, export_bundle
 from fastblt.export.graph_runner import plan_calls
+from fastblt.export.lowered_graph import LoweredGraph
 from fastblt.models.blt import Blt
 from fastblt.models.checkpoint import WEIGHTS_FILE, save_checkpoint
 from fastblt.models.config import BltConfig, ConfigError
@@ -26,6 +28,7 @@ from fastblt.runtime.bundle.manifest import (
     EMBEDDINGS_FILE,
     GRAPH_FILES,
     MANIFEST_FILE,
+    BundleError,
     load_manifest,
 )
 
@@ -176,3 +179,29 @@ def test_stored_type_of_the_checkpoint_does_not_matter(
     save_checkpoint(tmp_path / "checkpoint", tiny_model, stored)
     manifest = export_bundle(tmp_path / "checkpoint", tmp_path / "bundle", dtype=dtype)
     assert max(e["max_error"] for e in manifest["verification"]) < (1e-5 if dtype == "fp32" else 5e-3)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value", "shown"),
+    [("fp32", float("nan"), "NaN or infinite"), ("fp16", 1e6, "values beyond the range of float16")],
+)
+def test_tables_with_values_that_are_no_numbers_are_not_written(
+    tiny_checkpoint: Path, tmp_path: Path, dtype: str, value: float, shown: str
+) -> None:
+    shutil.copytree(tiny_checkpoint, tmp_path / "checkpoint")
+    weights = load_file(tmp_path / "checkpoint" / WEIGHTS_FILE)
+    weights["encoder.hash_embeddings.weight"][150, 7] = value
+    save_file(weights, tmp_path / "checkpoint" / WEIGHTS_FILE)
+    (tmp_path / "out").mkdir()
+    with pytest.raises(CheckpointError, match=rf"hash_embeddings\.weight: found {shown}"):
+        export_bundle(tmp_path / "checkpoint", tmp_path / "out" / "bundle", dtype=dtype, verify=False)
+    assert_nothing_is_left(tmp_path / "out")
+
+
+def test_bundle_whose_graphs_are_not_what_its_manifest_promises_is_not_written(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(bundle_writer.GRAPH_KINDS, "standard", LoweredGraph)
+    with pytest.raises(BundleError, match=r"graph patcher: output 1: found key_0_rows .*, expected key_0_out "):
+        export_bundle(tiny_checkpoint, tmp_path / "bundle", verify=False)
+    assert_nothing_is_left(tmp_path)

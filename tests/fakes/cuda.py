@@ -42,6 +42,7 @@ class cudaStreamCaptureMode(IntEnum):
 class cudaDeviceAttr(IntEnum):
     cudaDevAttrComputeCapabilityMajor = 75
     cudaDevAttrComputeCapabilityMinor = 76
+    cudaDevAttrIntegrated = 18
 
 
 @dataclass
@@ -77,6 +78,8 @@ class FakeCuda:
 
     def __init__(self, sm: int = 89, *, late: bool = True, forbid_capture: bool = False, devices: int = 1) -> None:
         self.sm, self.late, self.forbid_capture, self.devices = sm, late, forbid_capture, devices
+        self.memory, self.used_by_others, self.integrated = 24 * 2**30, 0, False
+        """Device memory, what other programs use of it, in bytes, and whether it is the host's."""
         self.allocations: dict[int, Allocation] = {}
         self._addresses: list[int] = []
         """Of the allocations, ascending."""
@@ -269,7 +272,16 @@ class FakeCuda:
 
     def cudaDeviceGetAttribute(self, attr: int, device: int) -> tuple[Status, int]:
         major, minor = divmod(self.sm, 10)
-        return Status.cudaSuccess, major if attr == cudaDeviceAttr.cudaDevAttrComputeCapabilityMajor else minor
+        values = {
+            cudaDeviceAttr.cudaDevAttrComputeCapabilityMajor: major,
+            cudaDeviceAttr.cudaDevAttrComputeCapabilityMinor: minor,
+            cudaDeviceAttr.cudaDevAttrIntegrated: int(self.integrated),
+        }
+        return Status.cudaSuccess, values[cudaDeviceAttr(attr)]
+
+    def cudaMemGetInfo(self) -> tuple[Status, int, int]:
+        used = sum(memory.size for memory in self.allocations.values() if memory.kind == "device")
+        return Status.cudaSuccess, self.memory - used - self.used_by_others, self.memory
 
     def cudaGetErrorString(self, error: int) -> tuple[Status, bytes]:
         return Status.cudaSuccess, Status(error).name.encode()

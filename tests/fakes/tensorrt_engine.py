@@ -75,7 +75,8 @@ class ICudaEngine:
         return tuple(dim.dim_value if dim.HasField("dim_value") else -1 for dim in dims)
 
     def get_tensor_mode(self, name: str) -> TensorIOMode:
-        return TensorIOMode.INPUT if name in self._inputs else TensorIOMode.OUTPUT
+        inputs = {*self._inputs, *self.header.get("inputs", [])}
+        return TensorIOMode.INPUT if name in inputs else TensorIOMode.OUTPUT
 
     def get_aliased_input_tensor(self, name: str) -> str | None:
         found: str | None = self.header["aliases"].get(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -11,11 +12,11 @@ from numpy.typing import NDArray
 
 from fastblt.models.config import BltConfig
 from fastblt.runtime.backends.cpu.bound_graph import Binding, BoundGraph
-from fastblt.runtime.backends.cpu.buffers import POOL_STEP, Buffer, CallBuffers
+from fastblt.runtime.backends.cpu.buffers import POOL_STEP, Buffer, CallBuffers, buffer_bytes, capacity_of
 from fastblt.runtime.backends.cpu.sessions import session_options
 from fastblt.runtime.backends.host_embeddings import HostEmbeddings
+from fastblt.runtime.backends.memory import check_fits, host_memory
 from fastblt.runtime.backends.protocol import (
-    DRAFT_SLACK,
     DecoderRows,
     Drafted,
     Floats,
@@ -41,6 +42,7 @@ class OnnxRuntimeBackend:
 
     Raises:
         BundleError: a graph cannot be loaded, or is not the one that the manifest describes.
+        CapacityError: the machine has too little memory.
     """
 
     name = "onnxruntime"
@@ -51,7 +53,9 @@ class OnnxRuntimeBackend:
         self.manifest = bundle.manifest
         self.max_bytes = max_bytes
         self.owner: object = None
-        capacity = max_bytes + 1 + DRAFT_SLACK
+        capacity, kind = capacity_of(max_bytes), numpy_dtype(bundle.activations)
+        needed = partial(buffer_bytes, self.config, kind.itemsize)
+        check_fits(bundle.graph_bytes, needed, max_bytes, host_memory(), "this machine")
         stacks, quantized = self.config.stacks, self.manifest.quantized_parts
         self.graphs = {
             part: BoundGraph(bundle.graph(part), spec, stacks[part], capacity, options)
@@ -62,7 +66,7 @@ class OnnxRuntimeBackend:
         tables, width = bundle.embeddings, self.config.encoder.dim
         self._tables = None if tables is None else HostEmbeddings(tables, self.config.hash, width)
         self._reads_states = self.config.decoder_input == "encoder"
-        self._buffers = CallBuffers(self.config, numpy_dtype(bundle.activations), capacity)
+        self._buffers = CallBuffers(self.config, kind, capacity)
 
     @classmethod
     def load(cls, bundle: Path, max_bytes: int, threads: int | None, options: Any = None) -> OnnxRuntimeBackend:

@@ -8,6 +8,7 @@ moves; most steps write a few integers and run.
 from __future__ import annotations
 
 from collections.abc import Callable, Set
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ class Binding:
 
     def __init__(self, session: Any, spec: GraphSpec) -> None:
         self.io = session.io_binding()
-        self._types = {t.name: TENSOR_TYPES[t.dtype].onnx for t in (*spec.inputs, *spec.outputs)}
+        self._types = {t.name: TENSOR_TYPES[t.dtype] for t in (*spec.inputs, *spec.outputs)}
         self._inputs = {t.name for t in spec.inputs}
         self._bound: dict[str, tuple[tuple[int, ...], Buffer, int]] = {}
         self.fresh = True
@@ -47,8 +48,12 @@ class Binding:
         known = self._bound.get(name)
         if known is not None and known[2] == address:
             return
+        kind = self._types[name]
+        spare = buffer.bytes - prod(shape) * kind.item_bytes
+        if kind.numpy != buffer.array.dtype or not 0 <= row * buffer.row_bytes <= spare:
+            raise ValueError(f"{name}: {kind.name} {list(shape)} from row {row} on is not inside its buffer")
         bind = self.io.bind_input if name in self._inputs else self.io.bind_output
-        bind(name, "cpu", 0, self._types[name], shape, address)
+        bind(name, "cpu", 0, kind.onnx, shape, address)
         self._bound[name] = (shape, buffer, address)  # not before: an interrupt may come between
 
     def inputs(self, names: Set[str] | None = None) -> dict[str, NDArray[Any]]:

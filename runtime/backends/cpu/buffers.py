@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastblt.models.config import BltConfig
-from fastblt.runtime.backends.protocol import ROW_CAPACITY
+from fastblt.runtime.backends.protocol import DRAFT_SLACK, ROW_CAPACITY
 
 _INT64 = np.dtype(np.int64)
 #: Bound views of caches begin and end at multiples of this many slots, so that a view serves many steps.
@@ -27,11 +27,13 @@ class Buffer:
         array: the contents, [rows, *row_shape].
         address: of the first row.
         row_bytes: size of a row.
+        bytes: size of all rows.
     """
 
     def __init__(self, rows: int, row_shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
         self.row_shape = row_shape
         self.row_bytes = int(np.prod(row_shape, dtype=np.int64)) * dtype.itemsize
+        self.bytes = rows * self.row_bytes
         self.array: NDArray[Any] = np.zeros((rows, *row_shape), dtype=dtype)
         self.address = int(self.array.ctypes.data)
 
@@ -56,7 +58,7 @@ class KvBuffers:
     """Holds the caches of one graph; slot = position, so rewinding needs no copies and nothing is ever moved."""
 
     def __init__(self, names: list[str], capacity: int, dim: int, dtype: np.dtype[Any], window: int | None) -> None:
-        slots = -(-capacity // VIEW_SLOTS) * VIEW_SLOTS
+        slots = _whole_views(capacity)
         self.buffers = {name: Buffer(slots, (dim,), dtype) for name in names}
         self.dim = dim
         self.slots = slots
@@ -71,6 +73,11 @@ class KvBuffers:
     def moved_bytes(self, position: int, rows: int) -> int:
         """Return the bytes of all caches that a call reads."""
         return self.view(position, rows).slots * self.slot_bytes
+
+
+def _whole_views(slots: int) -> int:
+    """Return ``slots`` rounded up to a multiple of `VIEW_SLOTS`."""
+    return -(-slots // VIEW_SLOTS) * VIEW_SLOTS
 
 
 class ControlInput:
@@ -106,3 +113,30 @@ class CallBuffers:
         self.states = Buffer(capacity if config.decoder_input == "encoder" else 1, (dim,), kind)
         self.pool = Buffer(capacity + POOL_STEP, (3 * dim,), kind)
         self.latent_kv = Buffer(capacity, (config.decoder.layers, 2, config.cross_attn_k * dim), kind)
+
+
+def capacity_of(max_bytes: int) -> int:
+    """Return the positions that buffers have room for: BOS, the text, and a draft past its end."""
+    return max_bytes + 1 + DRAFT_SLACK
+
+
+def buffer_bytes(config: BltConfig, item: int, max_bytes: int) -> int:
+    """Return the bytes that a backend reserves on the host: caches, and what passes between graphs and the host.
+
+    Args:
+        config: the model's.
+        item: bytes of an activation; the patcher's are fp32.
+        max_bytes: longest prompt plus new bytes.
+    """
+    capacity, dim = capacity_of(max_bytes), config.decoder.dim
+    slots = _whole_views(capacity)
+    caches = sum(
+        2 * stack.layers * stack.dim * slots * (4 if part == "patcher" else item)
+        for part, stack in config.stacks.items()
+    )
+    states = dim * (capacity if config.decoder_input == "encoder" else 1)
+    sequence = states + 3 * dim * (capacity + POOL_STEP) + config.latent_kv_dim * capacity
+    call = ROW_CAPACITY * (dim + config.patch_dim + config.global_transformer.dim)
+    results = ROW_CAPACITY * (3 + config.vocab_size) * 4
+    controls = (6 + 4 * len(config.stacks)) * ROW_CAPACITY + ROW_CAPACITY + config.hash.context
+    return caches + item * (sequence + call) + results + 8 * controls

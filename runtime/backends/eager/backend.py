@@ -6,6 +6,7 @@ growing tensors, one call per part, as a compiled backend does.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 
@@ -20,6 +21,7 @@ from fastblt.models.formats.registry import WEIGHT_FILES
 from fastblt.models.patcher import entropy
 from fastblt.runtime.backends.entry import ProviderError
 from fastblt.runtime.backends.graph_error import GraphError, graph_error, reporting
+from fastblt.runtime.backends.memory import check_fits, host_memory
 from fastblt.runtime.backends.protocol import DRAFT_SLACK, DecoderRows, Drafted, Floats, Ids, Pick
 from fastblt.runtime.machine import default_threads
 
@@ -43,6 +45,10 @@ class EagerBackend:
         weight = model.decoder.output.weight
         self._device, self._dtype = weight.device, weight.dtype
         self.device = self._device.type
+        if self.device == "cpu":
+            weights = sum(p.numel() * p.element_size() for p in model.parameters())
+            needed = partial(buffer_bytes, self.config, self._dtype.itemsize)
+            check_fits(weights, needed, max_bytes, host_memory(), "this machine")
         capacity = max_bytes + 1 + DRAFT_SLACK
         self._caches = {
             "encoder": self._cache(self.config.encoder, capacity, self._dtype),
@@ -200,6 +206,21 @@ class EagerBackend:
         live = position + rows if stack.window is None else min(position + rows, stack.window + rows - 1)
         per_slot = 2 * stack.keys.shape[0] * stack.keys[0, 0, 0].numel() * stack.keys.element_size()
         return self._weight_bytes[part] + live * per_slot
+
+
+def buffer_bytes(config: BltConfig, item: int, max_bytes: int) -> int:
+    """Return the bytes of the caches, and of what passes from part to part.
+
+    Args:
+        config: the model's.
+        item: bytes of an activation; the patcher's are fp32.
+        max_bytes: longest prompt plus new bytes.
+    """
+    capacity = max_bytes + 1 + DRAFT_SLACK
+    caches = sum(
+        2 * stack.layers * stack.dim * (4 if part == "patcher" else item) for part, stack in config.stacks.items()
+    )
+    return capacity * (caches + item * (config.decoder.dim + config.latent_kv_dim))
 
 
 def load_eager(folder: Path, provider: str) -> Blt:

@@ -16,6 +16,9 @@ from numpy.typing import NDArray
 
 from fastblt.models.blt import Blt
 from fastblt.models.formats.checkpoint import expected_shapes
+from fastblt.models.machine_memory import check_memory
+from fastblt.models.parameters import count_parameters
+from fastblt.runtime.backends.protocol import CapacityError
 from fastblt.runtime.bundle.bundle import Bundle
 from fastblt.runtime.bundle.graph_model import check_graph, load_graph
 from fastblt.runtime.bundle.manifest import BundleError
@@ -34,6 +37,7 @@ def load_eager_model(bundle: Path, device: str) -> Blt:
     """
     opened = Bundle.open(bundle)
     shapes = expected_shapes(opened.config)
+    check_memory(4 * count_parameters(opened.config).total, bundle, "weights in fp32", CapacityError)
     tensors: dict[str, torch.Tensor] = {}
     for part, spec in opened.manifest.graphs.items():
         model = load_graph(opened.graph(part))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import importlib
 import logging
+import os
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -87,6 +88,16 @@ class Cuda:
         if int(status) != 0:
             raise CudaError(f"{name}: {self._describe(status)}")
         return values[0] if len(values) == 1 else tuple(values)
+
+    def available_memory(self) -> int:
+        """Return the bytes of device memory that can be allocated.
+
+        That is what is free; all memory where the GPU shares it with the host, which frees its caches when needed, and
+        on Windows, where the driver moves memory out.
+        """
+        free, total = self("cudaMemGetInfo")
+        shared = self("cudaDeviceGetAttribute", self.api.cudaDeviceAttr.cudaDevAttrIntegrated, self.device)
+        return int(total if shared or os.name == "nt" else free)
 
     def _describe(self, status: Any) -> str:
         _, text = self.api.cudaGetErrorString(status)

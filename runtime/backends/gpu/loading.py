@@ -10,9 +10,11 @@ import onnxruntime
 from fastblt.models.config import BltConfig
 from fastblt.runtime.backends.gpu.backend import DeviceBackend
 from fastblt.runtime.backends.gpu.cuda import Cuda, DeviceMemory, Stream, load_api
+from fastblt.runtime.backends.gpu.memory import device_buffers
 from fastblt.runtime.backends.gpu.onnxruntime_executor import OnnxRuntimeExecutor
 from fastblt.runtime.backends.gpu.sliding import cache_slots, pool_slots
 from fastblt.runtime.backends.gpu.tensorrt_executor import TensorRtExecutor
+from fastblt.runtime.backends.memory import check_fits
 from fastblt.runtime.backends.providers import provider_options
 from fastblt.runtime.bundle.bundle import Bundle
 from fastblt.runtime.bundle.engines import (
@@ -38,12 +40,14 @@ def load_tensorrt(bundle: Path, target: str, max_bytes: int) -> DeviceBackend:
     Raises:
         TensorRtError: the library is missing.
         CudaError: there is no usable GPU, or cuda-python is missing.
+        CapacityError: the GPU has too little free memory.
         BundleError: the bundle has no engines for this machine, or it is damaged, or they are.
         ConfigError: the configuration is invalid.
     """
     library = load_library(target)
     cuda = Cuda(load_api())
     opened = Bundle.open(bundle)
+    _check_memory(cuda, opened, max_bytes)
     folder = choose_engines(bundle, target, library.version, cuda.sm, max_bytes)
     engines = folder.engines_for(max_bytes)
     assert engines is not None, "choose_engines has found them"
@@ -61,6 +65,16 @@ def load_tensorrt(bundle: Path, target: str, max_bytes: int) -> DeviceBackend:
     for executor in executors.values():
         executor.share_memory(memory)
     return DeviceBackend(opened, executors, stream, max_bytes, target)
+
+
+def _check_memory(cuda: Cuda, bundle: Bundle, max_bytes: int) -> None:
+    """Raise `CapacityError` if weights and buffers need more memory than the GPU has free."""
+    weights = sum(spec.weight_bytes for spec in bundle.manifest.graphs.values())
+
+    def buffers(size: int) -> int:
+        return sum(device_buffers(bundle.config, bundle.manifest.dtype, size).values())
+
+    check_fits(weights, buffers, max_bytes, cuda.available_memory(), "the GPU")
 
 
 def _check_slots(folder: EngineFolder, engine: EngineSpec, config: BltConfig, max_bytes: int) -> None:
@@ -91,12 +105,14 @@ def load_onnxruntime(
 
     Raises:
         CudaError: there is no usable GPU, or cuda-python is missing.
+        CapacityError: the GPU has too little free memory.
         BundleError: the bundle is damaged, or a graph cannot be loaded.
         ConfigError: the configuration is invalid.
         ProviderError: a session fell back to another provider.
     """
     cuda = Cuda(load_api())
     opened = Bundle.open(bundle)
+    _check_memory(cuda, opened, max_bytes)
     config = opened.config
     if options is None:
         options = ort.SessionOptions()

@@ -12,10 +12,10 @@ from rich.table import Table
 from fastblt.commands.checks import check_bundle, check_file_target
 from fastblt.commands.options import JsonOption
 from fastblt.commands.output import add_row, left, make_table, print_table, stderr, stdout, words
+from fastblt.runtime.backends.gpu.memory import device_buffers
 from fastblt.runtime.bundle.bundle import Bundle
 from fastblt.runtime.bundle.engines import engine_folders, load_engine_folder
 from fastblt.runtime.doctor.facts import MachineFacts, probe
-from fastblt.runtime.doctor.memory import device_buffers
 from fastblt.runtime.doctor.nvml import Board
 from fastblt.runtime.doctor.verdicts import Verdict, assess
 from fastblt.runtime.measure.report import write_json

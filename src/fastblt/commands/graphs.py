@@ -21,7 +21,7 @@ def graph_table(bundle: Path, manifest: Manifest) -> Table:
         for name in files_of(graph, manifest):
             others.pop(name, None)
         total += size
-        nodes = count_nodes(bundle / graph.file)
+        nodes = count_nodes(bundle / graph.file, graph)
         shown = "-" if nodes is None else str(nodes)
         add_row(table, graph.file, megabytes(size), shown, *largest_error(manifest, part))
     for name in others:
@@ -30,6 +30,15 @@ def graph_table(bundle: Path, manifest: Manifest) -> Table:
         add_row(table, name, megabytes(size))
     add_row(table, "total", megabytes(total), bold=True)
     return table
+
+
+def graph_tables(bundle: Path, manifest: Manifest) -> list[Table]:
+    """Return the table of a bundle's files, and one of the inputs and outputs of each graph.
+
+    Raises:
+        BundleError: a graph is not the one that the manifest describes.
+    """
+    return [graph_table(bundle, manifest), *map(tensor_table, manifest.graphs.values())]
 
 
 def files_of(graph: GraphSpec, manifest: Manifest) -> list[str]:
@@ -47,13 +56,19 @@ def largest_error(manifest: Manifest, part: str) -> tuple[str, str]:
     return f"{worst['max_error']:.2g}", str(worst["output"])
 
 
-def count_nodes(path: Path) -> int | None:
-    """Return the number of nodes of a graph; None where the onnx package is not installed."""
-    if find_spec("onnx") is None:
-        return None
-    import onnx
+def count_nodes(path: Path, spec: GraphSpec) -> int | None:
+    """Return the number of nodes of a graph, after a comparison with the manifest; None where onnx is not installed.
 
-    return len(onnx.load(path, load_external_data=False).graph.node)
+    Raises:
+        BundleError: it is no graph, or not the one that the manifest describes.
+    """
+    if find_spec("onnx_ir") is None or find_spec("onnx") is None:
+        return None
+    from fastblt.runtime.bundle.graph_model import check_graph, load_graph
+
+    model = load_graph(path)
+    check_graph(path, model, spec)
+    return len(model.graph)
 
 
 def tensor_table(graph: GraphSpec) -> Table:

@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 
 from fastblt.commands.checks import check_bundle_or_checkpoint, check_checkpoint, check_file_target
-from fastblt.commands.graphs import graph_table, tensor_table
+from fastblt.commands.graphs import graph_tables
 from fastblt.commands.inspect_facts import PARTS, Memory, ModelFacts, read_facts
 from fastblt.commands.options import JsonOption, PatcherOption, RevisionOption
 from fastblt.commands.output import add_row, left, make_table, megabytes, note, print_table, right, stdout, words
@@ -34,18 +34,26 @@ def command(
     ] = 4096,
     patcher: PatcherOption = None,
     revision: RevisionOption = None,
+    check: Annotated[
+        bool,
+        typer.Option("--check", help="Also compare every sha256 of a bundle, and look for NaNs in its tables."),
+    ] = False,
     json: JsonOption = None,
 ) -> None:
     """Describe a checkpoint or a bundle.
 
     Prints its geometry, parameters, size on disk, memory on device and host, and the estimated weight traffic of each
     method; of a bundle also its graphs. Weights are not loaded.
+
+    A bundle is compared with its manifest: the size of every file, the header of its tables and, where onnx is
+    installed, the inputs and outputs of its graphs.
     """
     check_file_target(json)
     path = with_revision(path, revision)
     check_bundle_or_checkpoint(path)
     check_checkpoint(patcher)
-    facts = read_facts(path, max_bytes, patcher)
+    facts = read_facts(path, max_bytes, patcher, check=check)
+    graphs = [] if facts.manifest is None else graph_tables(Path(path), facts.manifest)
     if json is not None:
         write_json(json, as_json(facts))
     console = stdout()
@@ -54,10 +62,9 @@ def command(
         console.print()
         print_table(console, table)
     note(console, _memory_note(facts))
-    if facts.manifest is not None:
-        for table in (graph_table(Path(path), facts.manifest), *map(tensor_table, facts.manifest.graphs.values())):
-            console.print()
-            print_table(console, table)
+    for table in graphs:
+        console.print()
+        print_table(console, table)
     console.print()
     print_table(console, traffic_table(facts))
     note(console, _traffic_note(facts))

@@ -12,6 +12,7 @@ from fastblt.commands.graphs import files_of
 from fastblt.models.config import BltConfig
 from fastblt.models.formats.hub import locate
 from fastblt.models.parameters import ParameterCounts, count_parameters
+from fastblt.runtime.backends.gpu.memory import device_buffers
 from fastblt.runtime.bundle.bundle import Bundle
 from fastblt.runtime.bundle.contract import HASH_TABLE
 from fastblt.runtime.bundle.dtypes import DTYPES, SAFETENSORS_TYPES, TENSOR_TYPES
@@ -20,7 +21,7 @@ from fastblt.runtime.bundle.manifest import (
     Manifest,
     is_bundle,
 )
-from fastblt.runtime.doctor.memory import device_buffers, graph_of, weight_bytes
+from fastblt.runtime.doctor.memory import graph_of, weight_bytes
 from fastblt.runtime.measure.replay.paper import estimates
 
 #: A part's name in tables, and its field in `ParameterCounts`.
@@ -79,13 +80,14 @@ class ModelFacts:
     manifest: Manifest | None = None
 
 
-def read_facts(path: str, max_bytes: int, patcher: str | None = None) -> ModelFacts:
+def read_facts(path: str, max_bytes: int, patcher: str | None = None, *, check: bool = False) -> ModelFacts:
     """Read the facts of a bundle, or of a checkpoint of any layout.
 
     Args:
         path: a folder, a hub id or ``random:PRESET``.
         max_bytes: longest text, prompt included, to report memory for.
         patcher: another patcher for a checkpoint, see `open_checkpoint`.
+        check: of a bundle, compare every sha256 and look for values of tables that are not finite, too.
 
     Raises:
         BundleError: it is a bundle that cannot be used, or a bundle and a patcher.
@@ -95,13 +97,16 @@ def read_facts(path: str, max_bytes: int, patcher: str | None = None) -> ModelFa
     if is_bundle(Path(path)):
         if patcher is not None:
             raise BundleError(f"{path}: found a patcher {patcher} for a bundle, expected none: its own is in it")
-        return bundle_facts(Path(path), max_bytes)
+        return bundle_facts(Path(path), max_bytes, check=check)
     return checkpoint_facts(path, max_bytes, patcher)
 
 
-def bundle_facts(folder: Path, max_bytes: int) -> ModelFacts:
+def bundle_facts(folder: Path, max_bytes: int, *, check: bool = False) -> ModelFacts:
     """Read the facts of a bundle; PyTorch is not needed."""
-    bundle = Bundle.open(folder, check=False)
+    bundle = Bundle.open(folder, check=check)
+    bundle.check_sizes()
+    if check:
+        bundle.check_values()
     manifest, config = bundle.manifest, bundle.config
     sizes = {
         part: sum((folder / name).stat().st_size for name in files_of(graph, manifest))

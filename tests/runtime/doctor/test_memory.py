@@ -14,8 +14,9 @@ from fastblt.models.config import BltConfig
 from fastblt.models.formats.checkpoint import expected_shapes
 from fastblt.models.presets import preset
 from fastblt.runtime.backends.gpu import loading
+from fastblt.runtime.backends.gpu.memory import device_buffers
 from fastblt.runtime.bundle.manifest import load_manifest
-from fastblt.runtime.doctor.memory import device_buffers, graph_of, weight_bytes
+from fastblt.runtime.doctor.memory import graph_of, weight_bytes
 
 
 @pytest.mark.parametrize("max_bytes", [1, 200, 4096])

@@ -1,0 +1,35 @@
+"""Computes the memory that the backend allocates on a GPU, from a model's configuration alone; a test compares the two.
+
+An engine's activations come on top, and only the engine knows their size.
+"""
+
+from __future__ import annotations
+
+from fastblt.models.config import BltConfig, StackConfig
+from fastblt.runtime.backends.gpu.sliding import CALL_ROWS, cache_slots, pool_slots
+from fastblt.runtime.backends.protocol import DRAFT_SLACK
+from fastblt.runtime.bundle.dtypes import BUNDLE_TYPES
+
+
+def device_buffers(config: BltConfig, dtype: str, max_bytes: int) -> dict[str, int]:
+    """Return the bytes on the device, by part, of key/value caches and of what passes from graph to graph.
+
+    Caches that slide have a second buffer of the same size, through which their contents move.
+
+    Args:
+        config: the model's.
+        dtype: of the bundle: ``fp32``, ``fp16`` or ``bf16``; the patcher's caches are fp32.
+        max_bytes: longest prompt plus new bytes.
+    """
+    item, positions = BUNDLE_TYPES[dtype].item_bytes, max_bytes + 1 + DRAFT_SLACK + CALL_ROWS
+
+    def caches(stack: StackConfig, size: int) -> int:
+        slots = cache_slots(stack, max_bytes)
+        return 2 * stack.layers * stack.dim * slots * size * (2 if slots < positions else 1)
+
+    found = {part: caches(stack, 4 if part == "patcher" else item) for part, stack in config.stacks.items()}
+    pool = 2 * pool_slots(config, max_bytes) * 3 * config.encoder.dim
+    states = positions * config.decoder.dim if config.decoder_input == "encoder" else 0
+    found["encoder"] += item * (pool + states + positions * config.patch_dim)
+    found["global"] += item * positions * config.latent_kv_dim
+    return found

@@ -1,0 +1,131 @@
+"""What a model will need is computed before anything is allocated, and compared with what the machine has."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from fakes.cuda import FakeCuda
+from fakes.onnxruntime_cuda import FakeOnnxRuntime
+
+from fastblt.models.blt import Blt
+from fastblt.models.limits import TEXT_BYTES
+from fastblt.runtime.backends.cpu import backend as cpu_backend
+from fastblt.runtime.backends.cpu.backend import OnnxRuntimeBackend
+from fastblt.runtime.backends.cpu.buffers import Buffer, ControlInput, buffer_bytes
+from fastblt.runtime.backends.eager import backend as eager_backend
+from fastblt.runtime.backends.eager.backend import EagerBackend
+from fastblt.runtime.backends.gpu import loading
+from fastblt.runtime.backends.memory import check_fits, host_memory
+from fastblt.runtime.backends.protocol import Backend, CapacityError
+from fastblt.runtime.blt_runtime import BltRuntime
+
+MEGABYTE = 10**6
+
+
+def buffers_of(owner: object) -> Iterator[Buffer]:
+    for value in vars(owner).values():
+        if isinstance(value, Buffer):
+            yield value
+        elif isinstance(value, ControlInput):
+            yield value.buffer
+
+
+@pytest.mark.parametrize("max_bytes", [1, 50, 4096])
+@pytest.mark.parametrize("bundle", ["tiny_bundle", "tiny_encoder_bundle"])
+def test_bytes_are_those_that_the_backend_allocates(
+    request: pytest.FixtureRequest, bundle: str, max_bytes: int
+) -> None:
+    backend = OnnxRuntimeBackend.load(request.getfixturevalue(bundle), max_bytes, 1)
+    caches = [buffer for graph in backend.graphs.values() for buffer in graph.caches.buffers.values()]
+    others = [buffer for graph in backend.graphs.values() for buffer in buffers_of(graph)]
+    found = sum(buffer.bytes for buffer in (*caches, *others, *buffers_of(backend._buffers)))
+    assert found == buffer_bytes(backend.config, 4, max_bytes)
+    assert all(buffer.bytes == buffer.array.nbytes for buffer in caches)
+
+
+def test_eager_allocates_what_is_computed(either_model: Blt) -> None:
+    backend = EagerBackend(either_model, 100)
+    caches = sum(cache.keys.nbytes + cache.values.nbytes for cache in backend._caches.values())
+    found = caches + backend._states.nbytes + backend._latent_kv.nbytes
+    assert found == eager_backend.buffer_bytes(either_model.config, 4, 100)
+
+
+@pytest.fixture
+def cpu(tiny_bundle: Path) -> Callable[[int], Backend]:
+    return lambda max_bytes: OnnxRuntimeBackend.load(tiny_bundle, max_bytes, 1)
+
+
+@pytest.fixture
+def eager(tiny_model: Blt) -> Callable[[int], Backend]:
+    return lambda max_bytes: EagerBackend(tiny_model, max_bytes, 1)
+
+
+@pytest.mark.parametrize(("kind", "module"), [("cpu", cpu_backend), ("eager", eager_backend)])
+def test_text_that_no_memory_holds_is_refused_with_the_longest_that_fits(
+    request: pytest.FixtureRequest, kind: str, module: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load: Callable[[int], Backend] = request.getfixturevalue(kind)
+    monkeypatch.setattr(module, "host_memory", lambda: 20 * MEGABYTE)
+    with pytest.raises(CapacityError, match=r"^max_bytes: found 100000000, .* at most \d+ with the") as caught:
+        load(100_000_000)
+    longest = int(str(caught.value).partition("expected at most ")[2].split()[0])
+    load(longest)
+    with pytest.raises(CapacityError, match=f"expected at most {longest} "):
+        load(longest + 1)
+    monkeypatch.setattr(module, "host_memory", lambda: MEGABYTE // 10)
+    with pytest.raises(CapacityError, match=r"^memory: found 0\.00 GB on this machine, expected .* fastblt quantize"):
+        load(1)
+    monkeypatch.setattr(module, "host_memory", lambda: None)
+    load(100)
+
+
+def test_no_more_than_what_a_model_could_read_is_asked_for(tiny_bundle: Path) -> None:
+    with pytest.raises(ValueError, match=f"max_bytes: found {10**400}, expected at most {TEXT_BYTES}"):
+        BltRuntime.from_pretrained(tiny_bundle, max_bytes=10**400)
+
+
+def test_memory_of_the_gpu_is_compared(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = FakeCuda()
+    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", cuda)
+    cuda.used_by_others = cuda.memory - 30 * MEGABYTE
+    with pytest.raises(CapacityError, match=r"^max_bytes: found 1000000, .* expected at most \d+ with the 0\.03 GB of"):
+        loading.load_onnxruntime(tiny_bundle, "cuda", 1_000_000, ort=FakeOnnxRuntime(cuda))
+    assert not [each for each in cuda.allocations.values() if each.kind == "device"]
+    loading.load_onnxruntime(tiny_bundle, "cuda", 100, ort=FakeOnnxRuntime(cuda))
+    cuda.integrated = True  # the host frees what it caches
+    cuda.used_by_others = cuda.memory
+    loading.load_onnxruntime(tiny_bundle, "cuda", 100, ort=FakeOnnxRuntime(cuda))
+
+
+def test_longest_text_is_exact() -> None:
+    def buffers(size: int) -> int:
+        return 10 * size
+
+    check_fits(500, buffers, 50, 1000, "x")
+    check_fits(500, buffers, 5000, None, "x")
+    with pytest.raises(CapacityError, match="expected at most 50 with"):
+        check_fits(500, buffers, 51, 1000, "x")
+    with pytest.raises(CapacityError, match="memory: found"):
+        check_fits(991, buffers, 2, 1000, "x")
+
+
+def test_memory_of_the_host_is_known() -> None:
+    found = host_memory()
+    assert found is not None
+    assert found > 2**28
+
+
+def test_nothing_outside_of_a_buffer_is_ever_bound(tiny_bundle: Path) -> None:
+    backend = OnnxRuntimeBackend.load(tiny_bundle, 50, 1)
+    binding = backend._decoder_binding(10, 1, 3, 1)
+    buffer = backend._buffers.latent_kv
+    rows = len(buffer.array)
+    binding.point("latent_kv", (1, *buffer.row_shape), buffer, 5)
+    for count, row in ((1, rows), (2, rows - 1), (1, -1), (rows + 1, 0)):
+        with pytest.raises(ValueError, match=r"latent_kv: float32 .* is not inside its buffer"):
+            binding.point("latent_kv", (count, *buffer.row_shape), buffer, row)
+    with pytest.raises(ValueError, match="latent_kv: float32"):  # int64 in the buffer
+        binding.point("latent_kv", (1, *buffer.row_shape), backend._buffers.best.buffer)
