@@ -11,7 +11,6 @@ from fakes.cuda import FakeCuda
 from fakes.onnxruntime_cuda import FakeOnnxRuntime
 
 from fastblt.models.blt import Blt
-from fastblt.models.limits import TEXT_BYTES
 from fastblt.runtime.backends.cpu import backend as cpu_backend
 from fastblt.runtime.backends.cpu.backend import OnnxRuntimeBackend
 from fastblt.runtime.backends.cpu.buffers import Buffer, ControlInput, buffer_bytes
@@ -20,7 +19,6 @@ from fastblt.runtime.backends.eager.backend import EagerBackend
 from fastblt.runtime.backends.gpu import loading
 from fastblt.runtime.backends.memory import check_fits, host_memory
 from fastblt.runtime.backends.protocol import Backend, CapacityError
-from fastblt.runtime.blt_runtime import BltRuntime
 
 MEGABYTE = 10**6
 
@@ -80,11 +78,6 @@ def test_text_that_no_memory_holds_is_refused_with_the_longest_that_fits(
         load(1)
     monkeypatch.setattr(module, "host_memory", lambda: None)
     load(100)
-
-
-def test_no_more_than_what_a_model_could_read_is_asked_for(tiny_bundle: Path) -> None:
-    with pytest.raises(ValueError, match=f"max_bytes: found {10**400}, expected at most {TEXT_BYTES}"):
-        BltRuntime.from_pretrained(tiny_bundle, max_bytes=10**400)
 
 
 def test_memory_of_the_gpu_is_compared(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
