@@ -46,8 +46,9 @@ class Member:
 
 
 def tar_bytes(members: list[Member]) -> bytes:
-    """Return an archive."""
-    return b"".join(_member(member) * member.times for member in members) + bytes(2 * _BLOCK)
+    """Return an archive, filled up with zeros to a multiple of 20 blocks."""
+    data = b"".join(_member(member) * member.times for member in members) + bytes(2 * _BLOCK)
+    return data + bytes(-len(data) % (20 * _BLOCK))
 
 
 def _member(member: Member) -> bytes:
