@@ -7,6 +7,7 @@ moves; most steps write a few integers and run.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Set
 from math import prod
 from pathlib import Path
@@ -25,8 +26,9 @@ from fastblt.runtime.backends.providers import PROVIDERS, check_session_tensors
 from fastblt.runtime.bundle.dtypes import TENSOR_TYPES, numpy_dtype
 from fastblt.runtime.bundle.manifest import BundleError, GraphSpec
 
-#: Enough for every number of rows and patches that a method uses, while the view has one size.
-_BINDINGS_KEPT = 4096
+#: Bindings of each graph that are kept: those used last. One takes 12 to 24 kB. In texts of all methods and lengths,
+#: the encoder and the global, whose shapes vary most, bind anew in 3 calls of 100 that would not if all were kept.
+_BINDINGS_KEPT = 128
 
 
 class Binding:
@@ -97,7 +99,7 @@ class BoundGraph:
         self.write_index = ControlInput()
         inputs = (self.positions, self.visible_start, self.visible_end, self.write_index)
         self._controls = Controls(*(control.values for control in inputs))
-        self._bindings: dict[tuple[int, ...], Binding] = {}
+        self._bindings: OrderedDict[tuple[int, ...], Binding] = OrderedDict()
         self._appends = any(t.role == "cache_rows" for t in spec.outputs)
         """Whether outputs are the caches' new rows, which are bound to where they belong (lowered graphs)."""
         self.on_run: Callable[[Binding], None] | None = None
@@ -130,9 +132,11 @@ class BoundGraph:
         full = (view.slots, rows, *key)
         binding = self._bindings.get(full)
         if binding is None:
-            if len(self._bindings) >= _BINDINGS_KEPT:
-                self._bindings.clear()
             binding = self._bindings[full] = self._bind(rows)
+            if len(self._bindings) > _BINDINGS_KEPT:
+                self._bindings.popitem(last=False)
+        else:
+            self._bindings.move_to_end(full)
         if binding.view_start != view.start:
             self._point_caches(binding, view)
         if self._appends:

@@ -117,6 +117,19 @@ def test_bindings_are_kept_when_the_same_call_is_made_again(
     assert spied.made - made <= 2
 
 
+def test_bindings_are_few_however_many_shapes_occur(
+    open_backend: OpenBackend, decoder_input: str, spied: type[SpiedBinding], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = open_onnx(open_backend, decoder_input, 300)
+    expected = BltRuntime(backend).generate(b"a prompt", 120, method="s:8", stop_at_eos=False).data
+    monkeypatch.setattr(bound_graph, "_BINDINGS_KEPT", 5)
+    backend, spied.made = open_onnx(open_backend, decoder_input, 300), 0
+    assert BltRuntime(backend).generate(b"a prompt", 120, method="s:8", stop_at_eos=False).data == expected
+    kept = [len(graph._bindings) for graph in backend.graphs.values()]
+    assert max(kept) == 5
+    assert spied.made > sum(kept)
+
+
 def test_interrupt_while_memory_is_bound_leaves_no_binding_half_made(
     open_backend: OpenBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
