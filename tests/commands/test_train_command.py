@@ -95,6 +95,24 @@ def test_run_starts_from_the_checkpoint_it_is_given(
     assert any(torch.equal(tensor, expected) for key, tensor in state.items() if key.endswith(name))
 
 
+def test_run_starts_from_a_commit_on_the_hub(
+    corpus: Path, recipe: Path, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = tmp_path / ("0123456789" * 4)
+    commit.symlink_to(tiny_checkpoint)
+
+    def snapshot_download(repo_id: str, *, revision: str, allow_patterns: list[str]) -> str:
+        assert (repo_id, revision) == ("a/b", "v1")
+        return str(commit)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    run = tmp_path / "run"
+    arguments = ["train", str(recipe), "--out", str(run), "--data", str(corpus), "--threads", "1", "--max-seconds", "0"]
+    done = CliRunner().invoke(app, [*arguments, "--init", "hf://a/b", "--revision", "v1"])
+    assert done.exit_code == 0, done.stderr or done.exception
+    assert f"{run}: starts from hf://a/b@{commit.name}" in done.stdout
+
+
 def test_checkpoint_to_start_from_must_exist(corpus: Path, recipe: Path, tmp_path: Path) -> None:
     arguments = ["train", str(recipe), "--out", str(tmp_path / "run"), "--data", str(corpus)]
     result = CliRunner().invoke(app, [*arguments, "--init", str(tmp_path / "nowhere")])
