@@ -87,7 +87,8 @@ class BoundGraph:
         try:
             self.session = ort.InferenceSession(str(path), options, providers=[PROVIDERS["cpu"]])
         except Exception as error:
-            raise BundleError(f"{path}: ONNX Runtime cannot load it ({error})") from error
+            reason = " ".join(str(error).split())
+            raise BundleError(f"{path}: ONNX Runtime cannot load it ({reason})") from error
         check_session_tensors(path, self.session, spec)
         self.path = path
         self.spec = spec

@@ -78,7 +78,8 @@ class OnnxRuntimeExecutor:
         try:
             session = self._ort.InferenceSession(str(self.path), self._options, providers=providers)
         except Exception as error:
-            raise BundleError(f"{self.path}: ONNX Runtime cannot load it ({error})") from error
+            reason = " ".join(str(error).split())
+            raise BundleError(f"{self.path}: ONNX Runtime cannot load it ({reason})") from error
         check_session(session, self._providers[0][0], str(self.path))
         check_session_tensors(self.path, session, self.spec)
         return session
