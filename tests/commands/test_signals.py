@@ -94,6 +94,16 @@ def test_signal_that_an_import_hides_is_no_other_error() -> None:
     assert end(process) == (143, "", "")
 
 
+def test_signal_waits_until_pytorch_is_imported(tmp_path: Path) -> None:
+    """Its C++ would abort the process."""
+    (tmp_path / "torch.py").write_text("import time\ntime.sleep(0.3)\nprint('imported', flush=True)\n")
+    wait = f"sys.path.insert(0, {str(tmp_path)!r}); import torch; time.sleep(30)"
+    process = start(wait, "inspect", "random:tiny")
+    time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    assert end(process) == (143, "imported\n", "")
+
+
 def test_second_signal_ends_a_library_that_does_not_return() -> None:
     # Blocked in this thread, signals arrive in another, and do not interrupt what this one calls.
     prepare = """

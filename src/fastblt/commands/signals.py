@@ -83,10 +83,11 @@ class Signals:
         """Return the exit status of a command that ended with ``status``: that of the signal, if one arrived."""
         return status if self.received is None else SIGNAL + self.received
 
-    def _on_signal(self, number: int, _: FrameType | None) -> None:
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self._again:
             self._again = False
-            raise Stopped(self.received or number)
+            self._stop(self.received or number, frame)
+            return
         if not self._working:
             end(SIGNAL + number)
         if self.received is not None:
@@ -94,7 +95,13 @@ class Signals:
                 end(SIGNAL + number)
             return
         self.received, self._time = number, time.monotonic()
-        raise Stopped(number)
+        self._stop(number, frame)
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        if _is_imported_by_torch(frame):
+            os.write(self._wake, _LOST)  # later
+        else:
+            raise Stopped(number)
 
     def _watch(self, descriptor: int) -> None:
         """End the process at the second signal, even while the main thread is inside a library that does not return."""
@@ -118,6 +125,15 @@ class Signals:
             os.write(self._wake, _LOST)
         elif self.received is None:
             sys.__unraisablehook__(unraisable)
+
+
+def _is_imported_by_torch(frame: FrameType | None) -> bool:
+    """Return whether a module of PyTorch is being imported: its C++ calls Python there, and aborts at an exception."""
+    while frame is not None:
+        if frame.f_code.co_name == "<module>" and frame.f_globals.get("__name__", "").partition(".")[0] == "torch":
+            return True
+        frame = frame.f_back
+    return False
 
 
 #: Those of this process; nothing arrives before `Signals.install`.
