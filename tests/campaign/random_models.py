@@ -101,7 +101,7 @@ def _make(fixtures: Path, name: str, write: Callable[[Path], object], options: d
 
 
 def random_prompt(rng: random.Random, most: int) -> Prompt:
-    """Return up to ``most`` bytes of any kind: noise, text, valid and broken UTF-8, repetitions, ids with EOS inside."""
+    """Return up to ``most`` bytes noise, text, valid and broken UTF-8, repetitions, or ids with EOS inside."""
     length = rng.choice([0, 1, rng.randint(0, 8), rng.randint(0, 64), rng.randint(0, most)])
     kind = rng.randrange(6)
     if kind == 0:
@@ -112,7 +112,9 @@ def random_prompt(rng: random.Random, most: int) -> Prompt:
         return bytes(text[start : start + length])
     if kind == 2:
         # Without surrogates, which are no text.
-        return "".join(chr(rng.choice([rng.randrange(0x20, 0x7F), rng.randrange(0xA0, 0xD800)])) for _ in range(length // 3))
+        return "".join(
+            chr(rng.choice([rng.randrange(0x20, 0x7F), rng.randrange(0xA0, 0xD800)])) for _ in range(length // 3)
+        )
     if kind == 3:
         return "naïve “text” – Ünïcödé 語 ".encode()[: rng.randint(0, 40)] * (length // 40)
     if kind == 4:

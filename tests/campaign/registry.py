@@ -7,12 +7,26 @@ from campaign.parts.archives import Archives
 from campaign.parts.bundles import Bundles
 from campaign.parts.checkpoints import Checkpoints
 from campaign.parts.commands import Commands
+from campaign.parts.correctness import Correctness
 from campaign.parts.faults import Faults
 from campaign.parts.kills import Kills
 from campaign.parts.requests import Requests
+from campaign.parts.soak import Soak
+from campaign.parts.threads import Threads
 
 #: In the order of the report.
-PARTS: tuple[Part, ...] = (Bundles(), Checkpoints(), Archives(), Requests(), Commands(), Kills(), Faults())
+PARTS: tuple[Part, ...] = (
+    Bundles(),
+    Checkpoints(),
+    Archives(),
+    Requests(),
+    Commands(),
+    Kills(),
+    Faults(),
+    Threads(),
+    Soak(),
+    Correctness(),
+)
 
 
 def parts_named(names: str) -> list[Part]:

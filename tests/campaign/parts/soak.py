@@ -110,7 +110,9 @@ def _lap(rng: random.Random, runtime: BltRuntime, lengths: tuple[int, ...]) -> C
                 written += len(chunk.data)
                 if rng.random() < 0.2:
                     break
-    return Counts(tries=len(lengths) * (len(methods) + 4), ok=len(lengths) * (len(methods) + 4), figures={"bytes": written})
+    return Counts(
+        tries=len(lengths) * (len(methods) + 4), ok=len(lengths) * (len(methods) + 4), figures={"bytes": written}
+    )
 
 
 def _judge(samples: _Samples) -> Counts:

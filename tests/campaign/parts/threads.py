@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from campaign.part import Counts, Limits, Place, failed
@@ -116,7 +117,7 @@ class _Crew:
                 [(self.generate, False), (self.score, False), (self.stream, True), (self.drop, True)]
             )
             try:
-                while not self.unless_busy(lambda work=work: work(shared, job), shared, own):  # type: ignore[misc]
+                while not self.unless_busy(partial(work, shared, job), shared, own):
                     time.sleep(self.rng.random() * 2e-3)
             except Exception as error:
                 self.counts.add(failed("other", f"threads: {type(error).__name__}: {error}"))
@@ -157,11 +158,11 @@ class _Crew:
         try:
             stream = shared.runtime.stream(job[0], _NEW_BYTES, method=job[1], stop_at_eos=False)
             found = b""
-            while len(found) < most:
-                try:
-                    found += next(stream).data
-                except BusyError as error:
-                    return failed("other", f"threads: an open stream was disturbed: {error}")
+            try:
+                while len(found) < most and (chunk := next(stream, None)) is not None:
+                    found += chunk.data
+            except BusyError as error:
+                return failed("other", f"threads: an open stream was disturbed: {error}")
             if self.rng.random() < 0.5:
                 stream.close()
             return _compare(job[1], found, shared.texts[job][: len(found)])
