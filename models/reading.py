@@ -44,7 +44,8 @@ def read_text(path: Path, most: int) -> str:
         ValueError: it is larger, or not UTF-8.
     """
     with open_regular(path) as file:
-        raw = file.read(most + 1)
+        # Python makes room for what is asked for before it reads: no more than there is.
+        raw = file.read(min(most, os.fstat(file.fileno()).st_size) + 1)
     if len(raw) > most:
         raise ValueError(f"found {os.stat(path).st_size} bytes, expected at most {most}")
     return raw.decode("utf-8")

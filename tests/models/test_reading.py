@@ -97,3 +97,8 @@ def test_text_is_read_up_to_its_limit(tmp_path: Path) -> None:
     assert read_text(path, 4) == "four"
     with pytest.raises(ValueError, match="found 4 bytes, expected at most 3"):
         read_text(path, 3)
+
+
+def test_a_bound_that_no_memory_could_hold_costs_nothing(tmp_path: Path) -> None:
+    (tmp_path / "log").write_text("short", encoding="utf-8")
+    assert read_text(tmp_path / "log", 2**50) == "short"
