@@ -96,7 +96,9 @@ def _judge(stage: Stage, recipe: Recipe, ended: Ended, *, again: bool) -> Counts
     if state not in allowed:
         return failed("lost files", f"{what}: target is {state}", f"{recipe}\n{ended}\n{stage.leftovers()}")
     untouched = ended.status == 0 and state == "new"
-    if untouched:
+    if again and state == "new" and refuses_to_replace(ended):
+        counts.figures["came after the target was complete"] = 1
+    elif untouched:
         counts.figures["came to their end before the signal"] = 1
     elif number == signal.SIGKILL:
         if ended.status != -signal.SIGKILL:
@@ -119,7 +121,7 @@ def _judge_end(stage: Stage, ended: Ended) -> Counts:
     counts = Counts(tries=1, figures={"came to their end after kills": 1})
     what = f"{stage.command.name} after kills"
     if ended.status != 0:
-        if stage.state(finished=True) == "new" and refuses_to_replace(stage, ended):
+        if stage.state(finished=True) == "new" and refuses_to_replace(ended):
             counts.refused = 1  # a kill came after the rename: the target is there, as it should be
         else:
             return failed("other", f"{what}: exit status {ended.status}", f"{ended}\n{stage.leftovers()}")
@@ -131,7 +133,7 @@ def _judge_end(stage: Stage, ended: Ended) -> Counts:
     return counts
 
 
-def refuses_to_replace(stage: Stage, ended: Ended) -> bool:
+def refuses_to_replace(ended: Ended) -> bool:
     """Decide whether a command failed because its target was complete already."""
     return (
         ended.status == 1
