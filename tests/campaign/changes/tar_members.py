@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-_BLOCK = 512
+_BLOCK, _RECORD = 512, 10_240
 #: Offset and width of each field of a header, in bytes.
 _FIELDS = {
     "name": (0, 100),
@@ -30,7 +30,7 @@ class Member:
     type: str = "0"
     size: int | None = None
     """What the header claims; None: the truth."""
-    mode: str = "644"
+    mode: str = "0000644"
     link: str = ""
     pax: str = ""
     """Content of a pax header in front of it; empty: there is none."""
@@ -46,9 +46,9 @@ class Member:
 
 
 def tar_bytes(members: list[Member]) -> bytes:
-    """Return an archive, filled up with zeros to a multiple of 20 blocks."""
+    """Return an archive; without strange members it is what `fastblt pack` writes."""
     data = b"".join(_member(member) * member.times for member in members) + bytes(2 * _BLOCK)
-    return data + bytes(-len(data) % (20 * _BLOCK))
+    return data + bytes(-len(data) % _RECORD)
 
 
 def _member(member: Member) -> bytes:
@@ -63,10 +63,10 @@ def _entry(member: Member) -> bytes:
     values = {
         "name": member.name.encode(errors="surrogateescape"),
         "mode": member.mode.encode(),
-        "uid": b"0",
-        "gid": b"0",
-        "size": b"%o" % size if 0 <= size < 8**11 else b"\x80" + (size % 2**88).to_bytes(11, "big"),
-        "mtime": b"0",
+        "uid": b"0000000",
+        "gid": b"0000000",
+        "size": b"%011o" % size if 0 <= size < 8**11 else b"\x80" + (size % 2**88).to_bytes(11, "big"),
+        "mtime": b"00000000000",
         "type": member.type.encode(),
         "link": member.link.encode(),
         "magic": b"ustar\00000",

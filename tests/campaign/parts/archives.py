@@ -60,7 +60,7 @@ class Archives(MakesRecipes):
     def recipe(self, rng: random.Random, fixtures: Path) -> Recipe:
         """Choose up to three strange members and up to two changes of bytes."""
         strange = [self._member(rng, fixtures) for _ in range(rng.choice((0, 1, 1, 1, 2, 3)))]
-        size = 60_000
+        size = rng.choice((2_000, 60_000, 780_000))  # the first headers matter most
         changes = [raw_file.propose_bytes(rng, size) for _ in range(rng.choice((0, 0, 1, 2)) if strange else 1)]
         return {
             "members": strange,
