@@ -15,6 +15,10 @@ Kind = Literal["crash", "hang", "traceback", "wrong bytes", "lost files", "other
 #: What a try may do that it must not; columns of the report.
 KINDS: tuple[Kind, ...] = ("crash", "hang", "traceback", "wrong bytes", "lost files", "other")
 
+HOSTILE_GRAPH = "hostile graph"
+"""Key of recipes with other nodes or weights in an ONNX graph: what ONNX Runtime does with those is no promise of this
+package (SECURITY.md), so crashes and hangs inside of it are counted apart. Everything else about them is promised."""
+
 Recipe = dict[str, Any]
 """Plain JSON that determines what a try does, given the fixtures."""
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from pathlib import Path
 
-from campaign.part import Counts, Part, failed
+from campaign.part import HOSTILE_GRAPH, Counts, Part, failed
 from campaign.report import FoundFailure, PartReport
 from campaign.worker import RESIDENT_BYTES, TURN_TRIES, Announced, Done, Free, Started, Turn, Worker
 
@@ -155,6 +155,8 @@ class Campaign:
         worker = self.workers[index]
         words = worker.end()
         counts.failures = [type(each)(each.kind, f"{each.what}{where(words)}", words) for each in counts.failures]
+        if worker.recipe.get(HOSTILE_GRAPH) and inside_onnxruntime(words):
+            counts = Counts(1, refused=1, figures={"ended inside ONNX Runtime by a hostile graph": 1})
         assert worker.part is not None
         report = self.shares[worker.part.name].report
         report.seconds += time.monotonic() - worker.turn_at
@@ -162,6 +164,12 @@ class Campaign:
             raise RuntimeError(f"the campaign itself failed in part {worker.part.name}: {words}")
         self._count(worker, counts)
         self.workers[index] = self._worker()
+
+
+def inside_onnxruntime(words: str) -> bool:
+    """Return whether ONNX Runtime was at work when a process ended, from what faulthandler wrote."""
+    frames = [line for line in words.splitlines() if line.lstrip().startswith("File ")]
+    return bool(frames) and "/onnxruntime/" in frames[0]
 
 
 def where(words: str) -> str:

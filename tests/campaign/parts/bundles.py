@@ -14,7 +14,7 @@ from campaign.changes import apply
 from campaign.command_line import run_command
 from campaign.fixtures import BUNDLE
 from campaign.judge import Judge
-from campaign.part import Counts, Place, Recipe
+from campaign.part import HOSTILE_GRAPH, Counts, Place, Recipe
 from campaign.recipes import MakesRecipes
 
 from fastblt.commands.doctor import bundle_notes
@@ -62,6 +62,7 @@ class Bundles(MakesRecipes):
         if rng.random() < 0.15:
             changes = _agreeing(rng, fixtures / _FIXTURE)
         return {
+            HOSTILE_GRAPH: any(_changes_nodes(change) for change in changes),
             "changes": changes,
             "sign": rng.random() < 0.9,
             "eager": rng.random() < 0.1,
@@ -105,6 +106,12 @@ class Bundles(MakesRecipes):
         if self._facts is None:
             self._facts = probe()
         return self._facts
+
+
+def _changes_nodes(change: dict[str, Any]) -> bool:
+    """Return whether a change reaches into a graph, beyond its inputs and outputs."""
+    border = {f"onnx {kind}" for kind in ("type", "size", "rank", "name", "remove tensor", "cast", "weight external")}
+    return str(change["file"]).endswith(".onnx") and change["op"] not in border
 
 
 def _agreeing(rng: random.Random, bundle: Path) -> list[dict[str, Any]]:
