@@ -23,6 +23,24 @@ SPACE_LIKE: tuple[bool, ...] = (True,) * BYTE_OFFSET + tuple(
 """Whether each id is space-like: neither a Latin letter, a digit nor a UTF-8 continuation byte."""
 
 
+def utf8(text: str, name: str) -> bytes:
+    """Return text as UTF-8.
+
+    Args:
+        text: to encode.
+        name: what it is, for the message.
+
+    Raises:
+        ValueError: it has half of a surrogate pair, which UTF-8 cannot express.
+    """
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{name}: found {text[error.start]!r} at {error.start}, half of a surrogate pair, expected UTF-8"
+        ) from None
+
+
 def encode(data: bytes | str, *, bos: bool = True) -> NDArray[np.int64]:
     """Return the token ids of a prompt.
 
@@ -32,8 +50,11 @@ def encode(data: bytes | str, *, bos: bool = True) -> NDArray[np.int64]:
 
     Returns:
         int64 ids, shape [len(data) + bos].
+
+    Raises:
+        ValueError: the text has half of a surrogate pair, which UTF-8 cannot express.
     """
-    raw = data.encode("utf-8") if isinstance(data, str) else data
+    raw = utf8(data, "text") if isinstance(data, str) else data
     ids = np.frombuffer(raw, dtype=np.uint8).astype(np.int64) + BYTE_OFFSET
     return np.concatenate([np.array([BOS_ID], dtype=np.int64), ids]) if bos else ids
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from fastblt.models import limits
 from fastblt.models.shown import shown
-from fastblt.models.tokens import BYTE_OFFSET, VOCAB_SIZE
+from fastblt.models.tokens import BYTE_OFFSET, VOCAB_SIZE, utf8
 from fastblt.runtime.methods import Method, parse_method
 from fastblt.runtime.sequence.sampling import Distribution, Sampler, SamplingError, check_sampling, is_number
 
@@ -154,7 +154,7 @@ def _stop_string(string: object) -> bytes:
         raise ValueError(f"stop: found {shown(string)}, expected bytes, text, or a sequence of them")
     if not string:
         raise ValueError("stop: found an empty string, expected at least one byte")
-    return string.encode("utf-8") if isinstance(string, str) else string
+    return utf8(string, "stop") if isinstance(string, str) else string
 
 
 def _checked_bias(logit_bias: Mapping[int, float], banned: bytes) -> dict[int, float]:

@@ -7,7 +7,7 @@ import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from fastblt.models.atomic_folder import replacing_folder
 from fastblt.models.limits import SIGNATURE_BYTES, SUMS_BYTES
@@ -96,6 +96,10 @@ class _Unpacking:
         if odd := sorted(sums.keys() ^ self.members.keys()):
             names = ", ".join(odd[:8])
             raise ArchiveError(f"{self.archive}: found {names} in the archive or in {SUMS_FILE} alone, expected both")
+        for name in self.members:
+            above = next((str(path) for path in PurePosixPath(name).parents if str(path) in self.members), None)
+            if above is not None:
+                raise ArchiveError(f"{self.archive}: found {name!r} below the file {above!r}, expected a folder there")
         if MANIFEST_FILE not in sums:
             raise ArchiveError(f"{self.archive}: found no {MANIFEST_FILE}, expected an archive of a bundle")
         return sums

@@ -25,6 +25,11 @@ def test_prompt_is_bos_then_bytes_plus_four(text: str | bytes, expected: list[in
     assert encode(text, bos=False).tolist() == expected[1:]
 
 
+def test_half_of_a_surrogate_pair_is_no_text() -> None:
+    with pytest.raises(ValueError, match=r"text: found '\\ud800' at 1, half of a surrogate pair, expected UTF-8"):
+        encode("a\ud800")
+
+
 def test_special_ids_are_those_of_published_checkpoints() -> None:
     assert (BOE_ID, BOS_ID, EOS_ID, VOCAB_SIZE, MASK_ID) == (0, 1, 2, 260, 260)
 

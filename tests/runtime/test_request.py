@@ -119,6 +119,7 @@ BAD: list[tuple[dict[str, Any], type[ValueError], str]] = [
     ),
     ({"stop": 5}, ValueError, "stop: found 5, expected bytes, text, or a sequence of them"),
     ({"stop": b""}, ValueError, "stop: found an empty string, expected at least one byte"),
+    ({"stop": "a\ud800"}, ValueError, r"stop: found .\\ud800. at 1, half of a surrogate pair"),
     ({"stop": [""]}, ValueError, "stop: found an empty string, expected at least one byte"),
     ({"stop": bytearray(b"ab")}, ValueError, "stop: found 97, expected bytes, text"),
     ({"stop": itertools.repeat("x")}, ValueError, "stop: found more than 1024 strings, expected at most so many"),
