@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 import shutil
 import stat
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -56,14 +56,23 @@ def partial(target: Path, *, folder: bool) -> Iterator[Partial]:
         OSError: it cannot be made; the error names ``target``.
     """
     remove_leftovers(target)
-    new = _make_locked(target, folder=folder)
+    # A signal may raise between any two instructions, also when something has just been made and nobody holds it yet:
+    # names are chosen and kept before anything has them.
+    names: list[Path] = []
+    new: Partial | None = None
     try:
-        with named_errors(new.path, target):
-            yield new
+        try:
+            new = _make_locked(target, names, folder=folder)
+            with named_errors(new.path, target):
+                yield new
+        finally:
+            _remove_all(names)
     finally:
-        remove(new.path)
-        with suppress(OSError):
-            new.close()
+        # Again, for what a signal that raised meanwhile has kept from being deleted; a second one ends the process.
+        _remove_all(names)
+        if new is not None:
+            with suppress(OSError):
+                new.close()
 
 
 @contextmanager
@@ -120,10 +129,18 @@ def remove(path: Path) -> None:
             path.unlink()
 
 
-def _make_locked(target: Path, *, folder: bool) -> Partial:
+def _remove_all(paths: list[Path]) -> None:
+    for path in paths:
+        remove(path)
+
+
+def _make_locked(target: Path, names: list[Path], *, folder: bool) -> Partial:
+    """Make a file or folder whose lock this process has; its name, and others that were tried, go to ``names``."""
     while True:
-        with named_errors(target, target):
-            new = _make(target, folder=folder)
+        path = target.with_name(f"{_prefix(target)}{secrets.token_hex(8)}{PARTIAL}")
+        names.append(path)
+        with named_errors(path, target):
+            new = _make(path, folder=folder)
         try:
             # Until the lock is there, another process may take it for a leftover.
             if _lock(new.descriptor, new.path):
@@ -134,14 +151,11 @@ def _make_locked(target: Path, *, folder: bool) -> Partial:
         new.close()
 
 
-def _make(target: Path, *, folder: bool) -> Partial:
-    try:
-        if not folder:
-            descriptor, name = tempfile.mkstemp(PARTIAL, _prefix(target), target.parent)
-            return Partial(Path(name), descriptor)
-        path = Path(tempfile.mkdtemp(PARTIAL, _prefix(target), target.parent))
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(target)) from error
+def _make(path: Path, *, folder: bool) -> Partial:
+    if not folder:
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+        return Partial(path, os.open(path, flags, 0o600))
+    path.mkdir(0o700)
     return Partial(path, -1 if sys.platform == "win32" else _open(path))
 
 
