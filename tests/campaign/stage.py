@@ -14,6 +14,8 @@ from typing import Any
 from campaign.warm_commands import Ended, WarmCommands
 from campaign.writing_commands import WritingCommand
 
+#: Beginnings of names that PyTorch and ONNX Runtime leave in the system's folder for temporary files, now and then.
+_OF_LIBRARIES = ("torchinductor_", ".ses")
 #: Path below the target -> digest of the content; "" for a folder.
 Tree = dict[str, str]
 
@@ -115,7 +117,8 @@ class Stage:
     def scratch_left(self) -> list[str]:
         """Return names of what a command has left in the system's folder for temporary files."""
         usual = self.reference.scratch if self.reference else ()
-        return sorted(each.name for each in (self.notes / "tmp").iterdir() if each.name not in usual)
+        found = [each.name for each in (self.notes / "tmp").iterdir() if not each.name.startswith(_OF_LIBRARIES)]
+        return sorted(name for name in found if name not in usual)
 
     def unusual_lines(self, ended: Ended) -> list[str]:
         """Return the lines on standard error that an undisturbed command does not write."""
@@ -144,7 +147,7 @@ class Stage:
     def compare(self, found: Tree) -> str:
         """Return ``new`` if a target that can be read is what the command writes undisturbed, else what differs."""
         reference = self.reference
-        if reference is None or self.command.finished or self.command.starts_with:
+        if reference is None or self.command.finished or self.command.starts_with or self.command.varies:
             return "new"
         extra = set(found) ^ set(reference.names)
         if extra:

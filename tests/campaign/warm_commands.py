@@ -108,7 +108,8 @@ class WarmCommands:
         """
         notes.mkdir(parents=True, exist_ok=True)
         log = notes / "met"
-        log.unlink(missing_ok=True)
+        for name in ("met", "stdout", "stderr"):
+            (notes / name).unlink(missing_ok=True)
         request = {
             "arguments": list(arguments),
             "folder": str(folder),
@@ -129,9 +130,9 @@ class WarmCommands:
             bool(answer["late"]),
             answer["seconds"],
             answer["processor_seconds"],
-            (notes / "stdout").read_text(errors="replace"),
-            (notes / "stderr").read_text(errors="replace"),
-            tuple(log.read_text(errors="replace").splitlines()) if log.exists() else (),
+            _text(notes / "stdout"),
+            _text(notes / "stderr"),
+            tuple(_text(log).splitlines()),
         )
 
     def close(self) -> None:
@@ -164,3 +165,8 @@ def build_shim(folder: Path) -> Path:
 def warm_commands(shim: Path) -> WarmCommands:
     """Return the warm process of this process, started when it is first asked for."""
     return WarmCommands(shim)
+
+
+def _text(path: Path) -> str:
+    """Return the text of a file; a process that was killed at once has none."""
+    return path.read_text(errors="replace") if path.exists() else ""

@@ -61,6 +61,8 @@ class WritingCommand:
     """Runs with a toy corpus in place of the real one."""
     finished: Callable[[Path], None] | None = None
     """Raises if the target of a command that came to its end is not whole; None: as ``check``."""
+    varies: bool = False
+    """Writes what the machine is like at the moment."""
     keeps: Sequence[str] = ()
     """Further names that it leaves beside the target."""
 
@@ -233,5 +235,5 @@ COMMANDS = (
         finished=_finished_evaluation,
     ),
     WritingCommand("inspect", ("inspect", "{in}/bundle", "--json", "out.json"), "out.json", _json, 10, old="old.json"),
-    WritingCommand("doctor", ("doctor", "--json", "out.json"), "out.json", _json, 5, old="old.json"),
+    WritingCommand("doctor", ("doctor", "--json", "out.json"), "out.json", _json, 5, old="old.json", varies=True),
 )
