@@ -66,7 +66,8 @@ HASH_SIZES = 32
 NGRAM = 64
 """Tokens of the longest n-gram."""
 CROSS_ATTN_K = 64
-BLOCK_SIZE = 256
+BLOCK_SIZE = 64
+"""Bytes of a block: what every call, and the end of every buffer, has room for."""
 PARAMETERS = 10**13
 """Parameters of a whole model; blt-7b has 11e9."""
 

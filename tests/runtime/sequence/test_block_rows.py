@@ -12,9 +12,10 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from properties import examples
 
+from fastblt.models import limits
 from fastblt.models.blt import Blt
 from fastblt.models.tokens import MASK_ID, encode
-from fastblt.runtime.backends.protocol import DRAFT_SLACK, MAX_ROWS, Backend, CapacityError
+from fastblt.runtime.backends.protocol import DRAFT_SLACK, MAX_ROWS, ROW_CAPACITY, Backend, CapacityError
 from fastblt.runtime.sequence.session import Latent, Session
 
 OpenBackend = Callable[[str, str, int], Backend]
@@ -153,6 +154,10 @@ def test_block_may_not_run_past_the_buffers(open_backend: OpenBackend) -> None:
         else:
             with pytest.raises(CapacityError, match=f"block: found {SIZE} bytes after position .*, expected at most 3"):
                 session.score_with_block(MASKED, "closed")
+
+
+def test_every_block_that_a_configuration_may_have_fits_a_call_and_the_end_of_a_text() -> None:
+    assert min(DRAFT_SLACK, ROW_CAPACITY - MAX_ROWS) >= limits.BLOCK_SIZE
 
 
 def test_block_is_refused_when_another_session_used_the_caches(blt_d: Backend) -> None:
