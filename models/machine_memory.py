@@ -21,6 +21,24 @@ def physical_memory() -> int | None:
     return min((size for size in sizes if size > 0), default=None)
 
 
+def host_memory() -> int | None:
+    """Return the bytes of main memory and swap; None where the system does not report them.
+
+    What is free at the moment does not matter: caches of files make room, and buffers take it as a text grows.
+    """
+    memory = physical_memory()
+    return None if memory is None else memory + _swap()
+
+
+def _swap() -> int:
+    """Return the bytes of swap; 0 where the system does not report them."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("SwapTotal:"))
+    except (OSError, ValueError, IndexError, StopIteration):
+        return 0
+
+
 def check_memory(size: int, where: object, what: str, error: type[Exception]) -> None:
     """Refuse to allocate what no memory can hold.
 
@@ -31,9 +49,9 @@ def check_memory(size: int, where: object, what: str, error: type[Exception]) ->
         error: class of the error to raise.
 
     Raises:
-        error: it is larger than main memory.
+        error: it is larger than main memory and swap.
     """
-    memory = physical_memory()
+    memory = host_memory()
     if memory is not None and size > memory:
         raise error(
             f"{where}: found {size / 1e9:,.1f} GB of {what}, "

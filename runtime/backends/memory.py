@@ -4,28 +4,8 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable
-from pathlib import Path
 
-from fastblt.models.machine_memory import physical_memory
 from fastblt.runtime.backends.protocol import CapacityError
-
-
-def host_memory() -> int | None:
-    """Return the bytes of main memory and swap; None where the system does not report them.
-
-    Buffers are only reserved, and committed as a text grows, so what is free at the moment does not matter.
-    """
-    memory = physical_memory()
-    return None if memory is None else memory + _swap()
-
-
-def _swap() -> int:
-    """Return the bytes of swap; 0 where the system does not report them."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("SwapTotal:"))
-    except (OSError, ValueError, IndexError, StopIteration):
-        return 0
 
 
 def check_fits(weights: int, buffers: Callable[[int], int], max_bytes: int, available: int | None, where: str) -> None:

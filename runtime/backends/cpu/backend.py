@@ -11,11 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastblt.models.config import BltConfig
+from fastblt.models.machine_memory import host_memory
 from fastblt.runtime.backends.cpu.bound_graph import Binding, BoundGraph
 from fastblt.runtime.backends.cpu.buffers import POOL_STEP, Buffer, CallBuffers, buffer_bytes, capacity_of
 from fastblt.runtime.backends.cpu.sessions import session_options
 from fastblt.runtime.backends.host_embeddings import HostEmbeddings
-from fastblt.runtime.backends.memory import check_fits, host_memory
+from fastblt.runtime.backends.memory import check_fits
 from fastblt.runtime.backends.protocol import (
     DecoderRows,
     Drafted,

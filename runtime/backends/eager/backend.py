@@ -18,10 +18,11 @@ from fastblt.models.cache import StackCache
 from fastblt.models.checkpoint import load_checkpoint
 from fastblt.models.config import BltConfig, StackConfig
 from fastblt.models.formats.registry import WEIGHT_FILES
+from fastblt.models.machine_memory import host_memory
 from fastblt.models.patcher import entropy
 from fastblt.runtime.backends.entry import ProviderError
 from fastblt.runtime.backends.graph_error import GraphError, graph_error, reporting
-from fastblt.runtime.backends.memory import check_fits, host_memory
+from fastblt.runtime.backends.memory import check_fits
 from fastblt.runtime.backends.protocol import DRAFT_SLACK, DecoderRows, Drafted, Floats, Ids, Pick
 from fastblt.runtime.machine import default_threads
 

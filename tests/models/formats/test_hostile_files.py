@@ -270,7 +270,7 @@ def test_file_of_another_kind_is_one_line(content: str, tmp_path: Path) -> None:
 
 
 def test_weights_that_no_memory_holds_are_refused_before_they_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fastblt.models.machine_memory.physical_memory", lambda: 10**6)
+    monkeypatch.setattr("fastblt.models.machine_memory.host_memory", lambda: 10**6)
     with pytest.raises(
         CheckpointError, match=r"^random:blt-d-8m: found 0\.0 GB of weights, expected at most the machine"
     ):
@@ -285,7 +285,7 @@ def test_weights_that_no_memory_holds_are_refused_before_they_are_made(monkeypat
 def test_memory_is_not_needed_for_what_stays_in_its_file(
     tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fastblt.models.machine_memory.physical_memory", lambda: 1)
+    monkeypatch.setattr("fastblt.models.machine_memory.host_memory", lambda: 1)
     load_model(open_checkpoint(tiny_checkpoint))
     with pytest.raises(CheckpointError, match="expected at most the machine's memory"):
         load_checkpoint(tiny_checkpoint, dtype=torch.float16)
