@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from fastblt.models.config import HashConfig
 from fastblt.models.hashing import hash_powers
+from fastblt.runtime.backends.graph_error import graph_error
 from fastblt.runtime.backends.protocol import ROW_CAPACITY, Ids
 from fastblt.runtime.bundle.contract import table_shapes
 from fastblt.runtime.bundle.tables import map_tables
@@ -50,9 +51,15 @@ class HostEmbeddings:
         Args:
             ids: int64 [context - 1 + n]: the tokens before the rows (0 before the sequence), then the rows.
             out: [n, dim], of any floating-point type; sums are computed in fp32.
+
+        Raises:
+            GraphError: a token does not exist; nobody but a decoder's graph, in the middle of a draft, makes such ones.
         """
         current = ids[self._context - 1 :]
-        total = self._bytes[current].astype(np.float32)
+        try:
+            total = self._bytes[current].astype(np.float32)
+        except IndexError as error:
+            raise graph_error("decoder", error) from error
         if self._offsets.size:
             windows = ids[self._window_index[: len(current)]]
             with np.errstate(over="ignore"):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import isfinite
 from time import perf_counter
 from typing import TypeVar, TypeVarTuple
 from weakref import ref
 
+from fastblt.runtime.backends.graph_error import graph_error
 from fastblt.runtime.backends.protocol import Backend, DecoderRows, Drafted, Floats, Ids, Pick
 from fastblt.runtime.sequence.stats import RunStats
 from fastblt.runtime.turns import gate_of
@@ -27,6 +29,7 @@ class CountedParts:
 
     Raises:
         ValueError: by every call: another session has used the caches since, or a call has failed.
+        GraphError: the decoder found a token that does not exist, or no probability.
     """
 
     def __init__(self, backend: Backend, stats: RunStats, session: object) -> None:
@@ -34,6 +37,7 @@ class CountedParts:
         self.stats = stats
         self._session = ref(session)  # which holds these parts
         self._gate = gate_of(backend)
+        self._vocab_size = backend.config.vocab_size
         self._drafts_encode = backend.config.decoder_input == "encoder"
 
     def run_patcher(self, position: int, ids: Ids, visible_from: Ids | None) -> Floats:
@@ -58,19 +62,39 @@ class CountedParts:
     def run_decoder(self, position: int, ids: Ids, latents: Ids, block: int, visible_from: Ids | None) -> DecoderRows:
         """Call `Backend.run_decoder`."""
         began = perf_counter()
-        rows = self._alone(self.backend.run_decoder, position, ids, latents, block, visible_from)
+        rows = self._alone(self._decode, position, ids, latents, block, visible_from)
         self._book("decoder", position, len(ids), perf_counter() - began)
+        return rows
+
+    def _decode(self, position: int, ids: Ids, latents: Ids, block: int, visible_from: Ids | None) -> DecoderRows:
+        rows = self.backend.run_decoder(position, ids, latents, block, visible_from)
+        self._check(rows.best, rows.probability)
         return rows
 
     def draft(self, position: int, ids: Ids, latent: int, count: int, pick: Pick | None, visible_from: int) -> Drafted:
         """Call `Backend.draft`: one call of the decoder per byte, and of the encoder where drafted rows read it."""
         began = perf_counter()
-        drafted = self._alone(self.backend.draft, position, ids, latent, count, pick, visible_from)
+        drafted = self._alone(self._draft, position, ids, latent, count, pick, visible_from)
         calls, seconds = len(drafted.tokens), perf_counter() - began
         self._book("decoder", position, 1, seconds - drafted.encoder_seconds, calls)
         if self._drafts_encode:
             self._book("encoder", position, 1, drafted.encoder_seconds, calls)
         return drafted
+
+    def _draft(self, position: int, ids: Ids, latent: int, count: int, pick: Pick | None, visible_from: int) -> Drafted:
+        drafted = self.backend.draft(position, ids, latent, count, pick, visible_from)
+        self._check(drafted.tokens, drafted.probabilities)
+        return drafted
+
+    def _check(self, tokens: Ids, probabilities: Floats) -> None:
+        """Raise `GraphError` unless the decoder found tokens that exist, and probabilities that are numbers."""
+        # Lists of a few numbers are quicker than arrays.
+        found = tokens.tolist()
+        for token in (min(found), max(found)):
+            if not 0 <= token < self._vocab_size:
+                raise graph_error("decoder", f"it found token {token}, expected 0 to {self._vocab_size - 1}")
+        if not isfinite(sum(probabilities.tolist())):
+            raise graph_error("decoder", "it found a probability that is no number")
 
     def _alone(self, call: Callable[[*Args], T], *arguments: *Args) -> T:
         """Make a call of the backend; one that fails may have written half of its rows, so the caches are given up."""

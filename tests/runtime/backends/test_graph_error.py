@@ -153,6 +153,37 @@ def test_session_that_failed_is_over(open_backend: Callable[[str, str, int], Bac
 
 
 @pytest.mark.parametrize(
+    ("field", "value", "found"),
+    [
+        ("best", 260, "token 260, expected 0 to 259"),
+        ("best", -1, "token -1, expected 0 to 259"),
+        ("best", 2**62, f"token {2**62}, expected 0 to 259"),
+        ("probability", float("nan"), "a probability that is no number"),
+    ],
+)
+def test_decoder_that_finds_what_does_not_exist_has_failed(
+    open_backend: Callable[[str, str, int], Backend],
+    monkeypatch: pytest.MonkeyPatch,
+    field: str,
+    value: float,
+    found: str,
+) -> None:
+    """A hostile graph, or one that overflows, is noticed before a byte is made of its results."""
+    backend: Any = open_backend("onnxruntime", "encoder", 80)
+    run = backend._decoder.run
+
+    def lie(binding: object) -> None:
+        run(binding)
+        getattr(backend._rows(1), field)[0] = value
+
+    monkeypatch.setattr(backend._decoder, "run", lie)
+    with pytest.raises(GraphError, match=rf"^decoder: failed while it ran \(.*{found}") as caught:
+        BltRuntime(backend).generate(PROMPT, 20, method="ar")
+    assert_is_one_line(caught.value, found)
+    assert backend.owner is None
+
+
+@pytest.mark.parametrize(
     ("reason", "expected"),
     [
         (

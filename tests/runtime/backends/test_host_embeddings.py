@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from fastblt.models.blt import Blt
 from fastblt.models.config import HASH_PRIMES, BltConfig, HashConfig
+from fastblt.runtime.backends.graph_error import GraphError
 from fastblt.runtime.backends.host_embeddings import HostEmbeddings
 from fastblt.runtime.backends.protocol import ROW_CAPACITY
 from fastblt.runtime.bundle.manifest import EMBEDDINGS_FILE, BundleError
@@ -198,3 +199,11 @@ def test_error_names_the_table_when_it_is_missing(tiny_bundle: Path, tmp_path: P
     (missing,) = {TOKENS, HASHES} - {left}
     with pytest.raises(BundleError, match=missing):
         HostEmbeddings(path, CONFIGS["tiny"], 32)
+
+
+@pytest.mark.parametrize("token", [260, -261, 2**62])
+def test_token_that_does_not_exist_is_one_error(tiny_bundle: Path, token: int) -> None:
+    """A decoder's graph may draft any number."""
+    tables, ids = HostEmbeddings(tiny_bundle / EMBEDDINGS_FILE, CONFIGS["tiny"], 32), np.full(9, token)
+    with pytest.raises(GraphError, match=rf"^decoder: failed while it ran \(index {token} is out of bounds"):
+        tables.sum_rows(ids, np.empty((10 - CONFIGS["tiny"].context, 32), np.float32))
