@@ -45,8 +45,9 @@ class Kills:
         for _ in range(rng.randint(1, 3)):
             recipe = _recipe(rng, reference)
             place.announce({"command": stage.arguments(again=again), "replacing": replacing, **recipe})
+            earlier = stage.leftovers()  # of a process that was killed
             ended = _run(stage, recipe, again=again)
-            total.add(_judge(stage, recipe, ended, again=again))
+            total.add(_judge(stage, recipe, ended, earlier, again=again))
             again = True
             if total.failures:
                 return total
@@ -82,7 +83,7 @@ def _run(stage: Stage, recipe: Recipe, *, again: bool) -> Ended:
     return stage.run(commands, again=again, rule=rule)
 
 
-def _judge(stage: Stage, recipe: Recipe, ended: Ended, *, again: bool) -> Counts:
+def _judge(stage: Stage, recipe: Recipe, ended: Ended, earlier: list[str], *, again: bool) -> Counts:
     """Return what is to be said of a disturbed command and of what it has left."""
     number = signal.Signals(recipe["signal"])
     what = f"{stage.command.name}, {number.name}"
@@ -109,7 +110,7 @@ def _judge(stage: Stage, recipe: Recipe, ended: Ended, *, again: bool) -> Counts
         said = stage.unusual_lines(ended)
         if len(said) > 1 or any("Traceback" in line for line in said):
             return failed("traceback", f"{what}: {len(said)} lines on stderr", ended.stderr)
-        left = [*stage.leftovers(), *stage.scratch_left()]
+        left = [name for name in [*stage.leftovers(), *stage.scratch_left()] if not _is_of(earlier, name)]
         if left:
             return failed("lost files", f"{what}: left {plain(left)}", f"{recipe}\n{ended}")
     counts.ok = 1
@@ -135,8 +136,10 @@ def _judge_end(stage: Stage, ended: Ended) -> Counts:
 
 def refuses_to_replace(ended: Ended) -> bool:
     """Decide whether a command failed because its target was complete already."""
-    return (
-        ended.status == 1
-        and ended.stderr.startswith("error: ")
-        and ("exists" in ended.stderr or "--force" in ended.stderr)
-    )
+    words = ("exists", "--force", "expected a new name", "expected a new folder")
+    return ended.status == 1 and ended.stderr.startswith("error: ") and any(word in ended.stderr for word in words)
+
+
+def _is_of(leftovers: list[str], name: str) -> bool:
+    """Decide whether a name is one of some leftovers, or inside of one of them."""
+    return any(name == each or name.startswith(f"{each}/") for each in leftovers)
