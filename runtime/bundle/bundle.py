@@ -113,7 +113,7 @@ class Bundle:
 
     @property
     def graph_bytes(self) -> int:
-        """Return the bytes of all graphs and of their weights beside them."""
+        """Return the bytes of all graphs and of their weights and tables beside them: what a GPU has to hold."""
         graphs = {name for spec in self.manifest.graphs.values() for name in (spec.file, f"{spec.file}.data")}
         return sum(entry["bytes"] for name, entry in self.manifest.files.items() if name in graphs)
 

@@ -108,6 +108,11 @@ class Manifest:
     """What ``fastblt quantize`` did: ``scheme``, ``graphs`` (by part, the precision of each layer), ``quality``."""
 
     @property
+    def weight_bytes(self) -> int:
+        """Return the bytes of weights that calls of all graphs read; embedding tables stay in their files."""
+        return sum(spec.weight_bytes for spec in self.graphs.values())
+
+    @property
     def quantized_parts(self) -> tuple[str, ...]:
         """Return the parts whose graphs have quantized layers."""
         return tuple(self.quantization["graphs"]) if self.quantization else ()

@@ -56,7 +56,7 @@ class OnnxRuntimeBackend:
         self.owner: object = None
         capacity, kind = capacity_of(max_bytes), numpy_dtype(bundle.activations)
         needed = partial(buffer_bytes, self.config, kind.itemsize)
-        check_fits(bundle.graph_bytes, needed, max_bytes, host_memory(), "this machine")
+        check_fits(self.manifest.weight_bytes, needed, max_bytes, host_memory(), "this machine")
         stacks, quantized = self.config.stacks, self.manifest.quantized_parts
         self.graphs = {
             part: BoundGraph(bundle.graph(part), spec, stacks[part], capacity, options)

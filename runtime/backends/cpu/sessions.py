@@ -20,8 +20,7 @@ def session_options(manifest: Manifest, threads: int | None, *, exact: bool = Fa
             rounds their inputs to 8 bits, which is several times as fast.
     """
     if threads is None:
-        weights = sum(spec.weight_bytes for spec in manifest.graphs.values())
-        threads = default_threads(weights)
+        threads = default_threads(manifest.weight_bytes)
     options = ort.SessionOptions()
     options.log_severity_level = 4  # errors are raised; they are not printed too
     options.intra_op_num_threads = threads

@@ -69,12 +69,11 @@ def load_tensorrt(bundle: Path, target: str, max_bytes: int) -> DeviceBackend:
 
 def _check_memory(cuda: Cuda, bundle: Bundle, max_bytes: int) -> None:
     """Raise `CapacityError` if weights and buffers need more memory than the GPU has free."""
-    weights = sum(spec.weight_bytes for spec in bundle.manifest.graphs.values())
 
     def buffers(size: int) -> int:
         return sum(device_buffers(bundle.config, bundle.manifest.dtype, size).values())
 
-    check_fits(weights, buffers, max_bytes, cuda.available_memory(), "the GPU")
+    check_fits(bundle.graph_bytes, buffers, max_bytes, cuda.available_memory(), "the GPU")
 
 
 def _check_slots(folder: EngineFolder, engine: EngineSpec, config: BltConfig, max_bytes: int) -> None:

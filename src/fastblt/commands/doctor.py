@@ -104,8 +104,7 @@ def bundle_notes(bundle: Path, facts: MachineFacts) -> list[str]:
     notes = [f"{bundle}: {manifest.model}, {manifest.dtype}, {manifest.operators} graphs; no file is damaged"]
     if manifest.dtype == "bf16":
         notes.append("bf16 graphs do not run on the CPU")
-    weights = sum(spec.weight_bytes for spec in manifest.graphs.values())
-    needed = weights + sum(device_buffers(config, manifest.dtype, _MAX_BYTES).values())
+    needed = opened.graph_bytes + sum(device_buffers(config, manifest.dtype, _MAX_BYTES).values())
     notes.append(f"needs about {needed / 2**20:,.0f} MiB on the device for {_MAX_BYTES} bytes of text")
     notes += [
         f"does not fit {gpu.name}: {gpu.free_bytes / 2**20:,.0f} MiB are free"

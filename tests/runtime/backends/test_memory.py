@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from fakes.cuda import FakeCuda
+from fakes.lying_bundles import change, linked
 from fakes.onnxruntime_cuda import FakeOnnxRuntime
 
 from fastblt.models.blt import Blt
@@ -17,8 +18,11 @@ from fastblt.runtime.backends.cpu.buffers import Buffer, ControlInput, buffer_by
 from fastblt.runtime.backends.eager import backend as eager_backend
 from fastblt.runtime.backends.eager.backend import EagerBackend
 from fastblt.runtime.backends.gpu import loading
+from fastblt.runtime.backends.gpu.memory import device_buffers
 from fastblt.runtime.backends.memory import check_fits
 from fastblt.runtime.backends.protocol import Backend, CapacityError
+from fastblt.runtime.bundle.bundle import Bundle
+from fastblt.runtime.bundle.manifest import MANIFEST_FILE
 
 MEGABYTE = 10**6
 
@@ -91,6 +95,25 @@ def test_memory_of_the_gpu_is_compared(tiny_bundle: Path, monkeypatch: pytest.Mo
     cuda.integrated = True  # the host frees what it caches
     cuda.used_by_others = cuda.memory
     loading.load_onnxruntime(tiny_bundle, "cuda", 100, ort=FakeOnnxRuntime(cuda))
+
+
+def test_gpu_holds_whole_graphs_and_the_host_maps_their_tables(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A graph with embedding tables inside is larger than the weights that a call reads."""
+    bundle = linked(tiny_bundle, tmp_path / "bundle")
+    change(bundle / MANIFEST_FILE, lambda data: [graph.update(weight_bytes=0) for graph in data["graphs"].values()])
+    opened = Bundle.open(bundle)
+    assert opened.manifest.weight_bytes == 0
+    size = sum((bundle / graph.file).stat().st_size for graph in opened.manifest.graphs.values())
+    assert opened.graph_bytes == size
+    cuda = FakeCuda()
+    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", cuda)
+    cuda.used_by_others = cuda.memory - size - sum(device_buffers(opened.config, "fp32", 1).values()) + 1
+    with pytest.raises(CapacityError, match=r"^memory: found .* on the GPU"):
+        loading.load_onnxruntime(bundle, "cuda", 1, ort=FakeOnnxRuntime(cuda))
+    monkeypatch.setattr(cpu_backend, "host_memory", lambda: buffer_bytes(opened.config, 4, 1))
+    OnnxRuntimeBackend.load(bundle, 1, 1)
 
 
 def test_longest_text_is_exact() -> None:
