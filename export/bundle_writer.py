@@ -93,7 +93,7 @@ def export_bundle(
     with replacing_folder(bundle) as new:
         writing = part_of(on_progress, 0, steps, "writing")
         manifest = write_manifest(new, _write_files(weights, new, dtype, operators, hash_tables, writing))
-        Bundle.open(new, check=False)  # whose manifest is what the configuration requires, or an error
+        Bundle.open(new, check=False).check_tables()  # manifest and tables are what the configuration requires
         if verify:
             comparing = part_of(on_progress, files, steps, "comparing with PyTorch:")
             manifest.verification.extend(verify_bundle(new, weights, dtype, comparing))
