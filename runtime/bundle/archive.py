@@ -33,6 +33,8 @@ from fastblt.runtime.bundle.signature import sign
 
 SUMS_FILE, SIGNATURE_FILE = "SHA256SUMS", "SHA256SUMS.sig"
 ALL, NONE = "all", "none"
+_PIECE = 2**20
+"""Bytes that are copied at once."""
 
 
 class ArchiveError(ValueError):
@@ -121,7 +123,10 @@ def _check_outside(bundle: Path, archive: Path) -> None:
 def _write_tar(
     out: _Measured, compressed: bool, bundle: Path, digests: Mapping[str, str], appended: Mapping[str, bytes]
 ) -> None:
-    with _compressing(out, compressed) as stream, tarfile.open(fileobj=stream, mode="w|") as tar:
+    with (
+        _compressing(out, compressed) as stream,
+        tarfile.TarFile(fileobj=stream, mode="w", format=tarfile.PAX_FORMAT, copybufsize=_PIECE) as tar,
+    ):
         for name, digest in digests.items():
             _add_file(tar, name, bundle / name, digest)
         for name, content in appended.items():
@@ -177,6 +182,10 @@ class _Measured:
     def write(self, data: bytes) -> int:
         self._add(data)
         return self._file.write(data)
+
+    def tell(self) -> int:
+        """Return how much was written."""
+        return self.bytes
 
     def flush(self) -> None:
         """Do nothing more: `replacing_file` flushes."""

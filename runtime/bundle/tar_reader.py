@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -45,6 +45,8 @@ class Member:
     offset: int
     """Of its content, in the archive without compression."""
     size: int
+    content: bytes | None = None
+    """Of members that `TarReader.members` was asked to read."""
 
 
 class TarReader:
@@ -61,8 +63,11 @@ class TarReader:
         self._most = size * _LARGEST_RATIO if self._compressed else size
         self._begin()
 
-    def members(self) -> list[Member]:
-        """Return all members, in order; their content is passed over.
+    def members(self, read: Mapping[str, int]) -> list[Member]:
+        """Return all members, in order; what they contain is passed over.
+
+        Args:
+            read: members whose content is read on the way, by name, with the most bytes that each may have.
 
         Raises:
             TarError: it is no archive of plain files, is cut, or has more or larger files than `limits` allows.
@@ -73,7 +78,7 @@ class TarReader:
         while (header := self._read(_BLOCK)) != bytes(_BLOCK):
             kind, name, size = _parse_header(header)
             if kind == _EXTENSION and not longer:
-                longer = _parse_extension(self._read_padded(size, _EXTENSION_BYTES))
+                longer = _parse_extension(self._read_padded("extended header", size, _EXTENSION_BYTES))
                 continue
             member = Member(longer.get("path", name), self._position, _size(longer.get("size"), size))
             longer = {}
@@ -82,8 +87,12 @@ class TarReader:
             if member.name in found:
                 raise TarError(f"found {member.name} twice, expected it once")
             self._check_sizes(member, len(found))
+            if member.name in read:
+                content = self._read_padded(member.name, member.size, read[member.name])
+                member = replace(member, content=content)
+            else:
+                self._skip(member.size + -member.size % _BLOCK)
             found[member.name] = member
-            self._skip(member.size + -member.size % _BLOCK)
         self._check_end()
         return list(found.values())
 
@@ -122,9 +131,9 @@ class TarReader:
         while size:
             size -= len(self._read(min(size, _PIECE)))
 
-    def _read_padded(self, size: int, most: int) -> bytes:
+    def _read_padded(self, what: str, size: int, most: int) -> bytes:
         if size > most:
-            raise TarError(f"found an extended header of {size} bytes, expected at most {most}")
+            raise TarError(f"{what}: found {size} bytes, expected at most {most}")
         return self._read(size + -size % _BLOCK)[:size]
 
     def _check_sizes(self, member: Member, count: int) -> None:

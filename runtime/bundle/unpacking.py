@@ -56,32 +56,27 @@ def unpack(archive: Path, folder: Path, *, keys: Path | None = None) -> Unpacked
 class _Unpacking:
     def __init__(self, archive: Path, tar: TarReader) -> None:
         self.archive, self.tar = archive, tar
-        self.members = {member.name: member for member in tar.members()}
-        self.sums_file = self.members.pop(SUMS_FILE, None)
-        self.signature_file = self.members.pop(SIGNATURE_FILE, None)
+        members = tar.members(read={SUMS_FILE: SUMS_BYTES, SIGNATURE_FILE: SIGNATURE_BYTES})
+        contents = {member.name: member.content for member in members if member.content is not None}
+        self.members = {member.name: member for member in members if member.content is None}
+        self.sums, self.signature = contents.get(SUMS_FILE), contents.get(SIGNATURE_FILE)
 
     def unpack(self, folder: Path, keys: Path | None) -> UnpackedArchive:
-        if self.sums_file is None:
+        if self.sums is None:
             raise ArchiveError(f"{self.archive}: found no {SUMS_FILE}, expected an archive that fastblt pack wrote")
-        content = self._read(self.sums_file, SUMS_BYTES)
-        signer = None if keys is None else self._verify(content, keys)
-        sums = self._parse(content)
+        signer = None if keys is None else self._verify(self.sums, keys)
+        sums = self._parse(self.sums)
         self._check_space(folder)
         with replacing_folder(folder) as new:
             for member in self.members.values():
                 self._write(member, new, sums)
-        return UnpackedArchive(list(self.members), self.signature_file is not None, signer)
-
-    def _read(self, member: Member, most: int) -> bytes:
-        if member.size > most:
-            raise ArchiveError(f"{self.archive}: {member.name}: found {member.size} bytes, expected at most {most}")
-        return b"".join(self.tar.content(member))
+        return UnpackedArchive(list(self.members), self.signature is not None, signer)
 
     def _verify(self, content: bytes, keys: Path) -> str:
-        if self.signature_file is None:
+        if self.signature is None:
             raise ArchiveError(f"{self.archive}: found no signature, expected one (fastblt pack --sign makes it)")
         try:
-            return verify(content, self._read(self.signature_file, SIGNATURE_BYTES), keys)
+            return verify(content, self.signature, keys)
         except SignatureError as error:
             raise ArchiveError(f"{self.archive}: not verified: {error}") from error
 
