@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from fastblt.commands.errors import UsageError, usage_errors
 from fastblt.models.formats.errors import CheckpointError
-from fastblt.models.formats.hub_id import is_hub_id
+from fastblt.models.formats.hub_id import is_hub_id, with_revision
 from fastblt.models.formats.open import check_path
 from fastblt.models.formats.random_weights import PREFIX
 from fastblt.models.formats.registry import recognize
@@ -27,27 +28,36 @@ def check_checkpoint(name: str | None) -> None:
     """Check what can be known of a checkpoint without opening it; None and well-formed ids of the hub are fine.
 
     Raises:
-        UsageError: the name is empty.
+        UsageError: the name is empty, or a malformed id.
         ConfigError: there is no such preset, or its config.json cannot be read.
         CheckpointError: no layout is recognized.
     """
     if name == "":
         raise UsageError("found an empty name, expected a checkpoint")
     if name is not None:
-        check_path(name)
+        with usage_errors() if is_hub_id(name) else nullcontext():
+            check_path(name)
+
+
+def pinned(name: str, revision: str | None) -> str:
+    """Return a checkpoint's name with the revision that an option asks for.
+
+    Raises:
+        UsageError: see `with_revision`.
+    """
+    with usage_errors():
+        return with_revision(name, revision)
 
 
 def check_bundle_or_checkpoint(name: str) -> None:
     """Check what can be known of a bundle or a checkpoint without opening it; ids of the hub are fine.
 
     Raises:
+        UsageError: the name is empty, or a malformed id.
         ConfigError: there is no such preset, or its config.json cannot be read.
         CheckpointError: it is neither.
     """
-    if is_hub_id(name):
-        check_path(name)
-        return
-    if name and is_bundle(Path(name)):
+    if name and not is_hub_id(name) and is_bundle(Path(name)):
         return
     try:
         check_checkpoint(name)
@@ -67,6 +77,12 @@ def check_bundle(bundle: Path, *, backend: str = "") -> None:
     """
     if (bundle / MANIFEST_FILE).is_file():
         return
+    hub_id = str(bundle).replace(os.sep, "/").replace(":/", "://", 1)  # a path has no two slashes in a row
+    if is_hub_id(hub_id):
+        raise BundleError(
+            f"{hub_id}: found an id of the hub, expected a bundle; export the checkpoint first: "
+            f"fastblt export {hub_id} BUNDLE"
+        )
     if not is_checkpoint(bundle):
         raise BundleError(f"{bundle}: found {_what(bundle)}, expected a bundle (`fastblt export` writes one)")
     if backend != "eager" or not bundle.is_dir():

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from fastblt.commands.checkpoints import read_checkpoint
-from fastblt.commands.checks import check_checkpoint, check_new_folder
+from fastblt.commands.checks import check_checkpoint, check_new_folder, pinned
 from fastblt.commands.options import (
     CheckpointArgument,
     DocumentMasksOption,
@@ -18,7 +18,6 @@ from fastblt.commands.options import (
     one_of,
 )
 from fastblt.commands.output import megabytes, progress, stderr, stdout
-from fastblt.models.formats.hub_id import with_revision
 from fastblt.models.formats.registry import WRITABLE, writable_layout
 
 
@@ -36,7 +35,7 @@ def command(
     Converting back restores every bit, unless --dtype rounds.
     """
     target = writable_layout(to)
-    checkpoint = with_revision(checkpoint, revision)
+    checkpoint = pinned(checkpoint, revision)
     check_checkpoint(checkpoint)
     check_checkpoint(patcher)
     check_new_folder(out)

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from fastblt.commands.checkpoints import read_checkpoint
-from fastblt.commands.checks import check_bundle_target, check_checkpoint
+from fastblt.commands.checks import check_bundle_target, check_checkpoint, pinned
 from fastblt.commands.graphs import graph_table
 from fastblt.commands.options import (
     CheckpointArgument,
@@ -20,7 +20,6 @@ from fastblt.commands.options import (
     RevisionOption,
 )
 from fastblt.commands.output import print_table, progress, stderr, stdout
-from fastblt.models.formats.hub_id import with_revision
 from fastblt.runtime.bundle.bundle import Bundle
 
 
@@ -57,7 +56,7 @@ def command(
     Every graph is compared with the PyTorch model before the bundle appears; if something fails, nothing is left
     behind. The checkpoint's layout is recognized by its content.
     """
-    checkpoint = with_revision(checkpoint, revision)
+    checkpoint = pinned(checkpoint, revision)
     check_checkpoint(checkpoint)
     check_checkpoint(patcher)
     check_bundle_target(bundle, force=force)

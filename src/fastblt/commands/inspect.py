@@ -9,14 +9,13 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from fastblt.commands.checks import check_bundle_or_checkpoint, check_checkpoint, check_file_target
+from fastblt.commands.checks import check_bundle_or_checkpoint, check_checkpoint, check_file_target, pinned
 from fastblt.commands.graphs import graph_tables
 from fastblt.commands.inspect_facts import PARTS, Memory, ModelFacts, read_facts
 from fastblt.commands.options import JsonOption, PatcherOption, RevisionOption
 from fastblt.commands.output import add_row, left, make_table, megabytes, note, print_table, right, stdout, words
 from fastblt.models import limits
 from fastblt.models.config import BltConfig
-from fastblt.models.formats.hub_id import with_revision
 from fastblt.runtime.bundle.manifest import EMBEDDINGS_FILE
 from fastblt.runtime.measure.replay.paper import POINT_BYTES, Estimate, bytes_per_patch, estimates
 from fastblt.runtime.measure.report import write_json
@@ -49,7 +48,7 @@ def command(
     installed, the inputs and outputs of its graphs.
     """
     check_file_target(json)
-    path = with_revision(path, revision)
+    path = pinned(path, revision)
     check_bundle_or_checkpoint(path)
     check_checkpoint(patcher)
     facts = read_facts(path, max_bytes, patcher, check=check)

@@ -16,12 +16,13 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from fastblt.commands.checks import check_checkpoint, check_output_folder
+from fastblt.commands.checks import check_checkpoint, check_output_folder, pinned
+from fastblt.commands.errors import UsageError
 from fastblt.commands.options import RevisionOption
 from fastblt.commands.output import stdout
 from fastblt.models import limits
 from fastblt.models.formats.hub import locate
-from fastblt.models.formats.hub_id import is_hub_id, with_revision
+from fastblt.models.formats.hub_id import is_hub_id
 from fastblt.models.training.corpus import Corpus, load_corpus
 from fastblt.models.training.recipe import TrainConfig
 from fastblt.models.training.run_files import CHECKPOINT_FOLDER, LOG_FILE, STATE_FILE
@@ -65,11 +66,11 @@ def command(
     refuse_existing_run(out, resume)
     check_output_folder(out)
     if init is not None:
-        init = with_revision(init, revision)
+        init = pinned(init, revision)
         if not resume:  # a run in the folder would not read it
             check_checkpoint(init)
     elif revision is not None:
-        raise RunError("--revision: found no --init, expected the checkpoint that it is of")
+        raise UsageError("--revision: found no --init, expected the checkpoint that it is of")
     corpus = load_corpus(data)
     import torch
 

@@ -69,7 +69,7 @@ def test_malformed_id_is_one_line_and_asks_nobody(name: str, hub: Asked, tmp_pat
             look(name)
         assert str(caught.value).isprintable()
     result = invoke("export", name, tmp_path / "bundle")
-    assert (result.exit_code, len(result.stderr.splitlines())) == (1, 1)
+    assert (result.exit_code, len(result.stderr.splitlines())) == (2, 1)
     assert hub == []
 
 
@@ -148,7 +148,7 @@ def test_commands_pass_the_revision_and_print_the_commit(hub: Asked, tmp_path: P
 def test_revision_of_a_path_is_refused(command: str, tiny_checkpoint: Path, tmp_path: Path) -> None:
     rest = {"export": (tmp_path / "out",), "convert": (tmp_path / "out", "--to", "fastblt"), "inspect": ()}
     result = invoke(command, tiny_checkpoint, *rest[command], "--revision", "v1")
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert result.stderr == (
         f"error: --revision: found the path {tiny_checkpoint}, expected an id of the hub, hf://OWNER/MODEL\n"
     )
@@ -157,12 +157,24 @@ def test_revision_of_a_path_is_refused(command: str, tiny_checkpoint: Path, tmp_
 
 def test_malformed_id_is_no_bundle_either() -> None:
     result = invoke("inspect", "hf://a/../b")
+    assert result.exit_code == 2
     assert result.stderr == (
         "error: hub id: found 'hf://a/../b', expected hf://OWNER/MODEL or hf://OWNER/MODEL@REVISION\n"
     )
 
 
+@pytest.mark.parametrize("arguments", [("generate", "hf://a/b@v1", "text"), ("pack", "hf://a/b@v1")])
+def test_id_in_place_of_a_bundle_is_one_line_with_what_to_do(arguments: tuple[str, ...], hub: Asked) -> None:
+    result = invoke(*arguments)
+    assert result.exit_code == 1
+    assert result.stderr == (
+        "error: hf://a/b@v1: found an id of the hub, expected a bundle; export the checkpoint first: "
+        "fastblt export hf://a/b@v1 BUNDLE\n"
+    )
+    assert hub == []
+
+
 def test_revision_without_a_checkpoint_to_start_from_is_refused(tmp_path: Path) -> None:
     result = invoke("train", "blt-d-8m", "--out", tmp_path / "run", "--revision", "v1")
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert result.stderr == "error: --revision: found no --init, expected the checkpoint that it is of\n"
