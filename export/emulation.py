@@ -12,7 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from fastblt.export.widening import widen
-from fastblt.models.atomic_folder import replacing_folder
 from fastblt.runtime.bundle.bundle import Bundle
 from fastblt.runtime.bundle.manifest import GraphSpec, Manifest, TensorSpec, write_manifest
 
@@ -22,24 +21,25 @@ def emulate_bf16(bundle: Path, out: Path) -> Manifest:
 
     Args:
         bundle: folder of a bf16 bundle.
-        out: folder to write; replaced if it exists.
+        out: folder to make, inside one for intermediate files: it is not finished if this raises.
 
     Returns:
         Its manifest: type bf16, graphs with float32 tensors.
 
     Raises:
         BundleError: ``bundle`` cannot be read.
+        OSError: ``out`` exists or cannot be written.
     """
     manifest = Bundle.open(bundle, check=False).manifest
     graph_files = {spec.file for spec in manifest.graphs.values()}
-    with replacing_folder(out) as new:
-        for name in manifest.files:
-            if name in graph_files:
-                widen(bundle / name, new / name, round_values=True)
-            elif not name.endswith(".onnx.data"):
-                shutil.copyfile(bundle / name, new / name)
-        graphs = {part: wide_spec(spec) for part, spec in manifest.graphs.items()}
-        return write_manifest(new, replace(manifest, graphs=graphs, files={}))
+    out.mkdir(parents=True)
+    for name in manifest.files:
+        if name in graph_files:
+            widen(bundle / name, out / name, round_values=True)
+        elif not name.endswith(".onnx.data"):
+            shutil.copyfile(bundle / name, out / name)
+    graphs = {part: wide_spec(spec) for part, spec in manifest.graphs.items()}
+    return write_manifest(out, replace(manifest, graphs=graphs, files={}))
 
 
 def wide_spec(spec: GraphSpec) -> GraphSpec:

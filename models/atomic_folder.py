@@ -65,11 +65,12 @@ def _take_name(new: Path, folder: Path) -> None:
     if _exchange(new, folder):
         return
     old = new.with_name(new.name.removesuffix(PARTIAL) + OLD)
-    os.rename(folder, old)
     try:
+        os.rename(folder, old)
         os.rename(new, folder)
-    except BaseException:
-        os.rename(old, folder)
+    except BaseException:  # signals included, which come between any two steps
+        if not folder.exists():
+            os.rename(old, folder)
         raise
     remove(old)
 

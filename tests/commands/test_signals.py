@@ -108,6 +108,8 @@ def test_second_signal_ends_a_library_that_does_not_return() -> None:
     # Blocked in this thread, signals arrive in another, and do not interrupt what this one calls.
     prepare = """
 import ctypes, os, signal
+from fastblt.commands import signals
+signals.SAME_SECONDS = 1.0  # a busy machine may take half a second between two signals
 libc, buffer, pipe = ctypes.CDLL(None), ctypes.create_string_buffer(1), os.pipe()
 def place():
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
@@ -115,10 +117,11 @@ def place():
 Place.find_spec = lambda self, name, *_: name == "fastblt.commands.inspect" and place() or None
 """
     process = start("libc.read(pipe[0], buffer, 1)", "inspect", "random:tiny", prepare=prepare)
+    time.sleep(0.3)  # until it is inside the library: the line that it prints comes before
     process.send_signal(signal.SIGTERM)
-    time.sleep(0.2)
+    time.sleep(0.05)
     process.send_signal(signal.SIGTERM)  # the same one again, as `timeout` sends it
-    time.sleep(0.6)
+    time.sleep(1.1)
     assert process.poll() is None
     process.send_signal(signal.SIGINT)
     assert end(process) == (130, "", "")

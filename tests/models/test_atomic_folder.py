@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import stat
 from pathlib import Path
 
@@ -78,6 +79,47 @@ def test_failing_disk_is_one_error_with_the_name_and_the_old_folder_stays(
         fill(folder, "new")
     assert names(tmp_path) == ["folder"]
     assert names(folder) == ["old"]
+
+
+@pytest.mark.parametrize(("step", "found"), [(1, ["old"]), (2, ["new"])])
+def test_interrupt_between_two_steps_leaves_a_whole_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, found: list[str]
+) -> None:
+    """A signal arrives when a call has done its work and before the next begins."""
+    folder = tmp_path / "folder"
+    fill(folder, "old")
+    monkeypatch.setattr(atomic_folder, "_exchange", lambda *_: False)
+    rename, calls = os.rename, 0
+
+    def interrupted(*names: str) -> None:
+        nonlocal calls
+        calls += 1
+        rename(*names)
+        if calls == step:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fill(folder, "new")
+    assert names(folder) == found
+
+
+def test_interrupt_while_intermediate_files_are_deleted_leaves_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rmtree, calls = shutil.rmtree, 0
+
+    def interrupted(path: Path, **options: bool) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise KeyboardInterrupt
+        rmtree(path, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", interrupted)
+    with pytest.raises(KeyboardInterrupt), scratch_folder(tmp_path / "out") as folder:
+        (folder / "file").write_text("text")
+    assert names(tmp_path) == []
 
 
 def test_folder_that_was_put_aside_by_a_killed_process_comes_back(tmp_path: Path) -> None:

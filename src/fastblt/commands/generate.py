@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Annotated, Protocol, TextIO
+from typing import Annotated, BinaryIO, Protocol, TextIO
 
 import typer
 from rich.console import Console
@@ -195,15 +197,21 @@ def _read_bytes(path: Path) -> bytes:
     """Return the bytes of a file, a pipe or, for ``-``, standard input."""
     if str(path) != "-":
         with path.open("rb") as file:
-            data = file.read(TEXT_BYTES + 1)
+            data = _read_bounded(file)
     else:
         try:
-            data = sys.stdin.buffer.read(TEXT_BYTES + 1)
+            data = _read_bounded(sys.stdin.buffer)
         except OSError as error:
             raise OSError(error.errno, error.strerror, "standard input") from None
     if len(data) > TEXT_BYTES:
         raise ValueError(f"{path}: found more than {TEXT_BYTES} bytes, expected a prompt of at most as many")
     return data
+
+
+def _read_bounded(file: BinaryIO) -> bytes:
+    """Return what a file contains, or of one that is too large, a little more than `TEXT_BYTES`."""
+    pieces = iter(partial(file.read, 2**20), b"")  # asked for all at once, Python would make room for it first
+    return b"".join(islice(pieces, TEXT_BYTES // 2**20 + 1))
 
 
 class Plain:

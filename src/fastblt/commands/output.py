@@ -121,7 +121,7 @@ def print_table(console: Console, table: Table) -> None:
 
 def note(console: Console, text: str) -> None:
     """Print prose: wrapped between words on a terminal, in one line into a file or a pipe."""
-    console.print(visible(text), soft_wrap=not console.is_terminal)
+    console.print(text, soft_wrap=not console.is_terminal)
 
 
 @contextmanager

@@ -20,7 +20,6 @@ from fastblt.commands.exit_status import SIGNAL
 #: and a terminal signals a program and the one that started it, which may pass it on.
 SAME_SECONDS = 0.5
 
-_NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
 #: Wakes the thread that watches for a second signal; signals have numbers from 1.
 _LOST = b"\0"
 #: Pause before an exception is raised again that was raised where it could not be handled.
@@ -55,8 +54,13 @@ class Signals:
         self._wake = -1
 
     def install(self) -> None:
-        """Receive signals from now on; those that are ignored (``nohup``, jobs in the background) stay so."""
-        for number in (getattr(signal, name) for name in _NAMES if hasattr(signal, name)):
+        """Receive signals from now on; those that are ignored (``nohup``, jobs in the background) stay so.
+
+        Windows has none of this: Ctrl-C is Python's own `KeyboardInterrupt` there, and ends with the same status.
+        """
+        if sys.platform == "win32":
+            return
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, self._on_signal)
                 self._numbers.append(number)
