@@ -89,16 +89,24 @@ def test_arguments_that_mean_nothing_are_usage_errors(capsys: pytest.CaptureFixt
     assert describe(UsageError("x")) == "x"
 
 
-@pytest.mark.parametrize(("error", "status"), [(EOFError("e"), 1), (KeyboardInterrupt(), 130), (KeyError("k"), 1)])
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (EOFError("e"), 1, "error: a file ends too early: e\n"),
+        (KeyboardInterrupt(), 130, ""),
+        (KeyError("k"), 1, "error: defect of fastblt: KeyError: 'k'; "),
+    ],
+)
 def test_command_ends_with_one_line_whatever_it_raises(
-    error: BaseException, status: int, monkeypatch: pytest.MonkeyPatch
+    error: BaseException, status: int, line: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise error
 
     monkeypatch.setattr(inspect, "read_facts", fail)
     result = CliRunner().invoke(app, ["inspect", "random:tiny"])
     assert result.exit_code == status
+    assert result.stderr.startswith(line)
     assert result.stderr.count("\n") == (status == 1)
 
 

@@ -22,11 +22,17 @@ def open_descriptors() -> None:
 
 
 def prepare_streams() -> None:
-    """Replace the streams that Python found closed, and let characters that the locale lacks become escapes."""
+    """Replace the streams that Python found closed, and let characters that the locale lacks become escapes.
+
+    Output that is not buffered (``PYTHONUNBUFFERED``) becomes buffered: only a buffer keeps what could not be written,
+    and so shows later that it was standard output that failed. What has to appear at once is flushed by who prints it.
+    """
     if sys.stdin is None:
         sys.stdin = open(0, closefd=False)  # noqa: SIM115 -- for the life of the process
     if sys.stdout is None:
         sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
+    elif isinstance(sys.stdout.buffer, io.RawIOBase):
+        sys.stdout = open(1, "w", encoding=sys.stdout.encoding, closefd=False)  # noqa: SIM115
     if sys.stderr is None:
         sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
