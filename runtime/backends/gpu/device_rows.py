@@ -32,27 +32,29 @@ class DeviceRows:
         self.row_shape = tuple(size for size in spec.shape[1:] if isinstance(size, int))
         self.dtype = numpy_dtype(spec.dtype)
         self.row_bytes = math.prod(self.row_shape) * self.dtype.itemsize
-        self._stream = stream
+        self._rows, self._stream = rows, stream
         self._memory = DeviceMemory(stream.cuda, rows * self.row_bytes)
 
-    def address(self, row: int) -> int:
-        """Return the device address of a row."""
+    def _address(self, row: int, count: int) -> int:
+        """Return the device address of a row with ``count - 1`` others behind it."""
+        if not 0 <= row <= self._rows - count:
+            raise ValueError(f"{self.name}: found rows {row} to {row + count}, expected at most {self._rows}")
         return self._memory.address + row * self.row_bytes
 
     def copy_from(self, graph: DeviceGraph, row: int, count: int) -> None:
         """Queue the copy of the first ``count`` rows that a graph has just made; the first one becomes ``row``."""
-        self._stream.copy(self.address(row), graph.links[self.name].address, count * self.row_bytes)
+        self._stream.copy(self._address(row, count), graph.links[self.name].address, count * self.row_bytes)
 
     def copy_to(self, graph: DeviceGraph, row: int, count: int) -> None:
         """Queue the copy of ``count`` rows from ``row`` on to where a graph reads them."""
-        self._stream.copy(graph.links[self.name].address, self.address(row), count * self.row_bytes)
+        self._stream.copy(graph.links[self.name].address, self._address(row, count), count * self.row_bytes)
 
     def read(self, row: int, count: int) -> NDArray[Any]:
         """Return a copy of rows, [count, *row_shape], after waiting for the stream."""
-        raw = self._stream.read(self.address(row), count * self.row_bytes)
+        raw = self._stream.read(self._address(row, count), count * self.row_bytes)
         return raw.view(self.dtype).reshape(count, *self.row_shape)
 
     def write(self, row: int, values: NDArray[Any]) -> None:
         """Overwrite rows from ``row`` on with ``values``, [count, *row_shape], and wait for the stream."""
         data = np.ascontiguousarray(values, dtype=self.dtype)
-        self._stream.write(self.address(row), data.reshape(-1).view(np.uint8))
+        self._stream.write(self._address(row, len(values)), data.reshape(-1).view(np.uint8))

@@ -67,7 +67,7 @@ class DeviceGraph:
         self.row_bytes = stack.dim * numpy_dtype(caches[0].dtype).itemsize
         self.caches = SlidingBuffer(stream, len(caches), executor.slots, self.row_bytes, REWIND, slides=slides)
         self.pool = self._make_pool()
-        largest = self._sizes(CALL_ROWS, CALL_ROWS, CALL_ROWS, executor.slots)
+        self._largest = largest = self._sizes(CALL_ROWS, CALL_ROWS, CALL_ROWS, executor.slots)
         upload, download = (self._block(binding, largest) for binding in (Binding.UPLOAD, Binding.DOWNLOAD))
         self._upload, self._download = (DeviceMemory(stream.cuda, b.bytes) for b in (upload, download))
         self._pinned = PinnedMemory(stream.cuda, max(download.bytes, 1))
@@ -133,7 +133,10 @@ class DeviceGraph:
         return arrays
 
     def _bind(self, sizes: dict[str, int]) -> ShapeClass:
-        """Bind every tensor for a choice of sizes."""
+        """Bind every tensor for a choice of sizes, all of which its memory has room for."""
+        for name, size in sizes.items():
+            if size > self._largest[name]:
+                raise ValueError(f"{self.spec.file}: found {size} {name}, expected at most {self._largest[name]}")
         upload, download = self._block(Binding.UPLOAD, sizes), self._block(Binding.DOWNLOAD, sizes)
         tensors: dict[str, Bound] = {}
         for block, memory in ((upload, self._upload), (download, self._download)):

@@ -30,7 +30,7 @@ from fastblt.runtime.backends.gpu.cuda import Cuda, Stream
 from fastblt.runtime.backends.gpu.onnxruntime_executor import OnnxRuntimeExecutor
 from fastblt.runtime.backends.gpu.sliding import CALL_ROWS, cache_slots
 from fastblt.runtime.backends.gpu.tensor_table import binding_of
-from fastblt.runtime.backends.protocol import CapacityError
+from fastblt.runtime.backends.protocol import DRAFT_SLACK, CapacityError
 from fastblt.runtime.backends.providers import cuda_works
 from fastblt.runtime.blt_runtime import BltRuntime
 from fastblt.runtime.bundle.manifest import BundleError, load_manifest
@@ -131,6 +131,19 @@ def test_session_is_refused_when_onnxruntime_falls_back_by_itself(tiny_bundle: P
     path, stream = tiny_bundle / "decoder.onnx", Stream(Cuda(gpu))
     with pytest.raises(ProviderError, match=r"decoder\.onnx: session runs on CPUExecutionProvider, expected CUDA"):
         OnnxRuntimeExecutor(onnxruntime, path, manifest.graphs["decoder"], stream, 64, 0, providers, options)
+
+
+def test_nothing_outside_of_a_buffer_is_ever_bound_or_copied(tiny_bundle: Path, gpu: FakeCuda) -> None:
+    backend = loading.load_onnxruntime(tiny_bundle, "cuda", 50, ort=FakeOnnxRuntime(gpu))
+    decoder, latents = backend.graphs["decoder"], backend._rows["latent_kv"]
+    for rows, count in ((2 * CALL_ROWS, 1), (1, 2 * CALL_ROWS)):
+        with pytest.raises(ValueError, match=rf"^decoder\.onnx: found 128 \w+, expected at most {CALL_ROWS}$"):
+            decoder.begin(rows, rows, latents=count)
+    room = 50 + 1 + DRAFT_SLACK + CALL_ROWS
+    latents.copy_to(decoder, room - 1, 1)
+    for row, count in ((room, 1), (room - 1, 2), (-1, 1)):
+        with pytest.raises(ValueError, match=f"^latent_kv: found rows {row} to {row + count}, expected at most {room}"):
+            latents.copy_to(decoder, row, count)
 
 
 def test_host_waits_once_a_byte_when_autoregressive(shipped: dict[str, Path], gpu: FakeCuda) -> None:
