@@ -12,14 +12,16 @@ import hashlib
 import io
 import os
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from fastblt.models.atomic_file import replacing_file
+from fastblt.models.limits import FILES
 from fastblt.models.reading import open_regular
+from fastblt.models.shown import shown
 from fastblt.runtime.bundle.bundle import Bundle
 from fastblt.runtime.bundle.engines import (
     ENGINES_FILE,
@@ -30,6 +32,7 @@ from fastblt.runtime.bundle.engines import (
 )
 from fastblt.runtime.bundle.manifest import MANIFEST_FILE, BundleError, sha256_of
 from fastblt.runtime.bundle.signature import sign
+from fastblt.runtime.bundle.tar_reader import is_plain
 
 SUMS_FILE, SIGNATURE_FILE = "SHA256SUMS", "SHA256SUMS.sig"
 ALL, NONE = "all", "none"
@@ -64,7 +67,7 @@ def contents(bundle: Path, engines: str = ALL) -> dict[str, str]:
     Raises:
         BundleError: a file is missing or damaged.
         ConfigError: the configuration is invalid.
-        ArchiveError: the bundle has no engine folder of that name, or a file with the name of the sums.
+        ArchiveError: the bundle has no engine folder of that name, or names that archives cannot have.
     """
     manifest = Bundle.open(bundle).manifest
     digests = {name: str(entry["sha256"]) for name, entry in manifest.files.items()}
@@ -78,10 +81,19 @@ def contents(bundle: Path, engines: str = ALL) -> dict[str, str]:
         prefix = f"{ENGINES_FOLDER}/{path.name}"
         digests |= {f"{prefix}/{check_engine(folder, engine).name}": engine.sha256 for engine in folder.engines}
         digests[f"{prefix}/{ENGINES_FILE}"] = sha256_of(path / ENGINES_FILE)
-    for name in (SUMS_FILE, SIGNATURE_FILE):
-        if name in digests:
-            raise ArchiveError(f"{bundle / name}: found in a bundle, expected another name: archives use it")
+    _check_names(bundle, digests)
     return dict(sorted(digests.items()))
+
+
+def _check_names(bundle: Path, names: Collection[str]) -> None:
+    """Refuse what could not be unpacked again."""
+    for name in names:
+        if name in (SUMS_FILE, SIGNATURE_FILE):
+            raise ArchiveError(f"{bundle / name}: found in a bundle, expected another name: archives use it")
+        if not is_plain(name):
+            raise ArchiveError(f"{bundle}: found the name {shown(name)}, expected one that fits any system")
+    if len(names) + 2 > FILES:
+        raise ArchiveError(f"{bundle}: found {len(names)} files, expected at most {FILES - 2} in an archive")
 
 
 def pack(bundle: Path, archive: Path, engines: str = ALL, *, key: Path | None = None) -> PackedArchive:

@@ -82,7 +82,7 @@ class TarReader:
                 continue
             member = Member(longer.get("path", name), self._position, _size(longer.get("size"), size))
             longer = {}
-            if kind != _FILE or not _is_plain(member.name):
+            if kind != _FILE or not is_plain(member.name):
                 raise TarError(f"found {member.name!r:.80}, expected plain files inside the folder")
             if member.name in found:
                 raise TarError(f"found {member.name} twice, expected it once")
@@ -240,7 +240,7 @@ def _text(raw: bytes) -> str:
         raise TarError(f"found the name {raw!r:.80}, expected UTF-8") from None
 
 
-def _is_plain(name: str) -> bool:
+def is_plain(name: str) -> bool:
     """Return whether a name stays inside the folder on every system, and can be printed."""
     parts = name.split("/")
     return (

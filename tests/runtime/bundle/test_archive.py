@@ -57,6 +57,15 @@ def test_engines_can_be_chosen(bundle: Path) -> None:
         contents(bundle, "other")
 
 
+@pytest.mark.parametrize("name", [b"a\\b", b"a\nb", b"a\xff", "a\u202eb".encode()])
+def test_name_that_could_not_be_unpacked_is_refused(bundle: Path, tmp_path: Path, name: bytes) -> None:
+    (folder,) = (bundle / "engines").iterdir()
+    folder.rename(folder.with_name(os.fsdecode(name)))
+    with pytest.raises(ArchiveError, match=r"found the name '.*', expected one that fits any system"):
+        pack(bundle, tmp_path / "box.tar")
+    assert not (tmp_path / "box.tar").exists()
+
+
 @pytest.mark.skipif(shutil.which("sha256sum") is None, reason="no sha256sum")
 def test_sums_are_checked_by_common_tools_too(bundle: Path, tmp_path: Path) -> None:
     pack(bundle, tmp_path / "box.tar")
