@@ -7,8 +7,8 @@ import time
 from bisect import bisect_left
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
-from types import TracebackType
-from typing import NamedTuple
+from types import GeneratorType, TracebackType
+from typing import NamedTuple, cast
 
 import numpy as np
 
@@ -83,15 +83,17 @@ class ByteStream(Iterator[Chunk]):
         self.session = session
         # Neither of the two refers to the stream, which is thus gone when nobody refers to it any more.
         self._text = _Text(session, method, sampler, rules, started)
-        self._chunks = self._text.chunks()
-        self.open = not self._text.ended
-        """Whether there may be another chunk; as long as it is, the runtime generates nothing else."""
-        self._round = threading.Lock()
-        self._thread = 0
-        """Thread that computes a chunk; 0: none."""
+        self._chunks = cast("GeneratorType[Chunk, None, None]", self._text.chunks())
+        self._round = threading.RLock()
         self._closing = False
+        """Whether no other round begins."""
         self._cut = False
         """Whether the text will never reach its end."""
+
+    @property
+    def open(self) -> bool:
+        """Return whether there may be another chunk; as long as it is, the runtime generates nothing else."""
+        return not (self._cut or self._text.ended)
 
     @property
     def stats(self) -> RunStats:
@@ -115,26 +117,21 @@ class ByteStream(Iterator[Chunk]):
         return self
 
     def __next__(self) -> Chunk:
-        thread = threading.get_ident()
-        if self._thread == thread:
-            raise BusyError("stream: found a call from inside its own round, expected one after the other")
         with self._round:
-            if self._cut or (self._closing and not self._text.ended):
+            if self._chunks.gi_running:  # in this thread, since the lock is its own
+                raise BusyError("stream: found a call from inside its own round, expected one after the other")
+            if self._closing and (self._cut or not self._text.ended):
                 raise ValueError("stream: closed before its end, expected an open one; call stream() again")
-            self._thread = thread
             try:
                 chunk = next(self._chunks)
-                self._cut = self._closing and not self._text.ended
-                self.open = not (self._cut or self._text.ended)
+                if self._closing:
+                    self._cut = not self._text.ended
                 return chunk
             except StopIteration:
-                self.open = False
                 raise
             except BaseException:
-                self.open, self._cut = False, True  # or asking again would look like an end
+                self._closing = self._cut = True  # or asking again would look like an end
                 raise
-            finally:
-                self._thread = 0
 
     def __enter__(self) -> ByteStream:
         return self
@@ -150,11 +147,11 @@ class ByteStream(Iterator[Chunk]):
         Afterwards, asking for a chunk raises ValueError if the generation had not ended. Closing again does nothing. A
         round that another thread is computing is waited for; its chunk is still returned there.
         """
-        self._closing = not self._text.ended
-        if self._thread == threading.get_ident():
-            return  # from inside a round, by a signal handler: it is the last one
+        self._closing = True
         with self._round:
-            self.open, self._cut = False, self._cut or not self._text.ended
+            if self._chunks.gi_running:
+                return  # from inside a round, by a signal handler: it is the last one
+            self._cut = self._cut or not self._text.ended
             self._chunks.close()
             if self.session.backend.owner is self.session:
                 self.session.backend.owner = None

@@ -25,8 +25,9 @@ class BusyError(ValueError):
 class Stream(Protocol):
     """Generates a text piece by piece."""
 
-    open: bool
-    """Whether it may still want the runtime."""
+    @property
+    def open(self) -> bool:
+        """Return whether it may still want the runtime."""
 
 
 S = TypeVar("S", bound=Stream)
@@ -36,9 +37,8 @@ class Turns:
     """Hands a runtime from one call, or stream, to the next."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._thread = 0
-        """Thread whose call has the lock; 0: none."""
+        self._lock = threading.RLock()
+        self._working = False
         self._stream: Callable[[], Stream | None] = lambda: None
 
     def call(self, work: Callable[[], T]) -> T:
@@ -48,14 +48,13 @@ class Turns:
             BusyError: a stream is open, or the call comes from inside another one: from ``on_chunk``, a streamer, or a
                 signal handler.
         """
-        thread = threading.get_ident()
-        if self._thread == thread:
-            raise BusyError(
-                "runtime: found a call from inside another one (on_chunk, a streamer, a signal handler), expected one "
-                "after the other; load a second runtime for texts that depend on each other"
-            )
         with self._lock:
-            self._thread = thread
+            if self._working:  # by this thread, since the lock is its own
+                raise BusyError(
+                    "runtime: found a call from inside another one (on_chunk, a streamer, a signal handler), expected "
+                    "one after the other; load a second runtime for texts that depend on each other"
+                )
+            self._working = True
             try:
                 stream = self._stream()
                 if stream is not None and stream.open:
@@ -65,7 +64,7 @@ class Turns:
                     )
                 return work()
             finally:
-                self._thread = 0
+                self._working = False
 
     def open(self, make: Callable[[], S]) -> S:
         """Wait for the calls of other threads, then make a stream: it has the runtime as long as it is open.
@@ -83,10 +82,8 @@ class Turns:
 
 
 _gates: WeakKeyDictionary[object, threading.RLock] = WeakKeyDictionary()
-_making = threading.Lock()
 
 
 def gate_of(backend: object) -> threading.RLock:
     """Return the lock that a thread holds while it is inside a call of a backend: always the same one."""
-    with _making:
-        return _gates.setdefault(backend, threading.RLock())
+    return _gates.setdefault(backend, threading.RLock())  # one step for other threads

@@ -42,29 +42,19 @@ class CountedParts:
 
     def run_patcher(self, position: int, ids: Ids, visible_from: Ids | None) -> Floats:
         """Call `Backend.run_patcher`."""
-        began = perf_counter()
-        entropies = self._alone(self.backend.run_patcher, position, ids, visible_from)
-        self._book("patcher", position, len(ids), perf_counter() - began)
-        return entropies
+        return self._run("patcher", len(ids), self.backend.run_patcher, position, ids, visible_from)
 
     def run_encoder(self, position: int, rows: int, ids: Ids, starts: Ids, ends: Ids, visible_from: Ids | None) -> None:
         """Call `Backend.run_encoder`; ``rows`` is the number of rows, without the tokens before them in ``ids``."""
-        began = perf_counter()
-        self._alone(self.backend.run_encoder, position, ids, starts, ends, visible_from)
-        self._book("encoder", position, rows, perf_counter() - began)
+        self._run("encoder", rows, self.backend.run_encoder, position, ids, starts, ends, visible_from)
 
     def run_global(self, first_patch: int, count: int, visible_from: Ids | None) -> None:
         """Call `Backend.run_global`."""
-        began = perf_counter()
-        self._alone(self.backend.run_global, first_patch, count, visible_from)
-        self._book("global", first_patch, count, perf_counter() - began)
+        self._run("global", count, self.backend.run_global, first_patch, count, visible_from)
 
     def run_decoder(self, position: int, ids: Ids, latents: Ids, block: int, visible_from: Ids | None) -> DecoderRows:
         """Call `Backend.run_decoder`."""
-        began = perf_counter()
-        rows = self._alone(self._decode, position, ids, latents, block, visible_from)
-        self._book("decoder", position, len(ids), perf_counter() - began)
-        return rows
+        return self._run("decoder", len(ids), self._decode, position, ids, latents, block, visible_from)
 
     def _decode(self, position: int, ids: Ids, latents: Ids, block: int, visible_from: Ids | None) -> DecoderRows:
         rows = self.backend.run_decoder(position, ids, latents, block, visible_from)
@@ -73,10 +63,10 @@ class CountedParts:
 
     def draft(self, position: int, ids: Ids, latent: int, count: int, pick: Pick | None, visible_from: int) -> Drafted:
         """Call `Backend.draft`: one call of the decoder per byte, and of the encoder where drafted rows read it."""
-        began = perf_counter()
-        drafted = self._alone(self._draft, position, ids, latent, count, pick, visible_from)
-        calls, seconds = len(drafted.tokens), perf_counter() - began
-        self._book("decoder", position, 1, seconds - drafted.encoder_seconds, calls)
+        drafted = self._run("decoder", 1, self._draft, position, ids, latent, count, pick, visible_from)
+        # One call of the decoder is booked, with all seconds.
+        calls = len(drafted.tokens)
+        self._book("decoder", position, 1, -drafted.encoder_seconds, calls - 1)
         if self._drafts_encode:
             self._book("encoder", position, 1, drafted.encoder_seconds, calls)
         return drafted
@@ -96,20 +86,27 @@ class CountedParts:
         if not isfinite(sum(probabilities.tolist())):
             raise graph_error("decoder", "it found a probability that is no number")
 
-    def _alone(self, call: Callable[[*Args], T], *arguments: *Args) -> T:
-        """Make a call of the backend; one that fails may have written half of its rows, so the caches are given up."""
+    def _run(self, part: str, rows: int, call: Callable[[int, *Args], T], position: int, *arguments: *Args) -> T:
+        """Make a call of the backend, which runs ``rows`` rows of a part, and book it.
+
+        A call that fails may have written half of its rows, so the caches are given up.
+        """
         with self._gate:
             session = self._session()
             if self.backend.owner is not session:
                 raise ValueError(
                     "session: another session has used the caches since, or a call has failed; expected a new session"
                 )
+            began = perf_counter()
             try:
-                return call(*arguments)
+                result = call(position, *arguments)
             except BaseException:
                 if self.backend.owner is session:
                     self.backend.owner = None
                 raise
+            seconds = perf_counter() - began
+        self._book(part, position, rows, seconds)
+        return result
 
     def _book(self, part: str, position: int, rows: int, seconds: float, calls: int = 1) -> None:
         """Book calls of a part, each of ``rows`` rows, and the seconds that all of them took."""

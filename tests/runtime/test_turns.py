@@ -138,7 +138,7 @@ def test_calls_wait_for_each_other() -> None:
 
     with ThreadPoolExecutor(2) as pool:
         one = pool.submit(turns.call, first)
-        while not turns._thread:
+        while not turns._working:
             pass
         other = pool.submit(turns.call, lambda: order.append("other"))
         assert not other.done()

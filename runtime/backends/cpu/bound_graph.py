@@ -39,6 +39,8 @@ class Binding:
         self._types = {t.name: TENSOR_TYPES[t.dtype] for t in (*spec.inputs, *spec.outputs)}
         self._inputs = {t.name for t in spec.inputs}
         self._bound: dict[str, tuple[tuple[int, ...], Buffer, int]] = {}
+        self._last: dict[str, int] = {}
+        """Highest address at which a tensor is inside its buffer."""
         self.fresh = True
         """Until the caller has bound the tensors that never move."""
         self.view_start = -1
@@ -51,8 +53,10 @@ class Binding:
         if known is not None and known[2] == address:
             return
         kind = self._types[name]
-        spare = buffer.bytes - prod(shape) * kind.item_bytes
-        if kind.numpy != buffer.array.dtype or not 0 <= row * buffer.row_bytes <= spare:
+        if known is None or known[1] is not buffer or known[0] != shape:
+            last = -1 if kind.numpy != buffer.array.dtype else buffer.bytes - prod(shape) * kind.item_bytes
+            self._last[name] = buffer.address + last
+        if not buffer.address <= address <= self._last[name]:
             raise ValueError(f"{name}: {kind.name} {list(shape)} from row {row} on is not inside its buffer")
         bind = self.io.bind_input if name in self._inputs else self.io.bind_output
         bind(name, "cpu", 0, kind.onnx, shape, address)

@@ -67,12 +67,16 @@ class KvBuffers:
 
     def view(self, position: int, rows: int) -> View:
         """Return the slots that ``rows`` rows at ``position`` may see, widened to multiples of `VIEW_SLOTS`."""
+        return View(*self._bounds(position, rows))
+
+    def _bounds(self, position: int, rows: int) -> tuple[int, int]:
         first = 0 if self.window is None else max(0, position - self.window + 1)
-        return View(first // VIEW_SLOTS * VIEW_SLOTS, -(-(position + rows) // VIEW_SLOTS) * VIEW_SLOTS)
+        return first // VIEW_SLOTS * VIEW_SLOTS, -(-(position + rows) // VIEW_SLOTS) * VIEW_SLOTS
 
     def moved_bytes(self, position: int, rows: int) -> int:
         """Return the bytes of all caches that a call reads."""
-        return self.view(position, rows).slots * self.slot_bytes
+        start, end = self._bounds(position, rows)
+        return (end - start) * self.slot_bytes
 
 
 def _whole_views(slots: int) -> int:

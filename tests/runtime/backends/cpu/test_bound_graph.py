@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from fastblt.runtime.backends.cpu import bound_graph
 from fastblt.runtime.backends.cpu.bound_graph import Binding
 from fastblt.runtime.backends.cpu.buffers import VIEW_SLOTS, Buffer
 from fastblt.runtime.blt_runtime import BltRuntime
+from fastblt.runtime.bundle.manifest import GraphSpec, TensorSpec
 from fastblt.runtime.sequence.session import Session
 
 
@@ -171,3 +173,25 @@ def test_views_bound_in_a_generation_grow_with_the_text_and_not_with_the_capacit
     assert max(bound[400].values()) <= 400 + 30 + 2 * VIEW_SLOTS
     assert max(bound[20].values()) <= 20 + 30 + 2 * VIEW_SLOTS
     assert bound[400]["global"] > bound[20]["global"]
+
+
+def test_every_address_is_inside_its_buffer() -> None:
+    """Whether the tensor was bound before or not, to this buffer or another, and whatever its shape was."""
+    session = MagicMock()
+    spec = GraphSpec("part.onnx", (TensorSpec("x", "float32", (1, "rows"), "states"),), (), 0)
+    large, small = Buffer(8, (), np.dtype(np.float32)), Buffer(3, (), np.dtype(np.float32))
+    binding = Binding(session, spec)
+    for shape, buffer, row in (
+        ((1, 9), large, 0),
+        ((1, 4), large, 5),
+        ((1, 4), large, -1),
+        ((1, 4), Buffer(8, (), np.dtype(np.int64)), 0),
+    ):
+        with pytest.raises(ValueError, match=r"x: float32 .* is not inside its buffer"):
+            binding.point("x", shape, buffer, row)
+    binding.point("x", (1, 4), large, 0)
+    binding.point("x", (1, 4), large, 4)
+    for shape, buffer, row in (((1, 4), large, 5), ((1, 4), large, -1), ((1, 8), large, 1), ((1, 4), small, 0)):
+        with pytest.raises(ValueError, match=r"x: float32 .* is not inside its buffer"):
+            binding.point("x", shape, buffer, row)
+    assert session.io_binding().bind_input.call_count == 2
