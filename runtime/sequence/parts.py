@@ -8,6 +8,7 @@ from time import perf_counter
 from typing import TypeVar, TypeVarTuple
 from weakref import ref
 
+from fastblt.models.tokens import VOCAB_SIZE
 from fastblt.runtime.backends.graph_error import graph_error
 from fastblt.runtime.backends.protocol import Backend, DecoderRows, Drafted, Floats, Ids, Pick
 from fastblt.runtime.sequence.stats import RunStats
@@ -15,6 +16,7 @@ from fastblt.runtime.turns import gate_of
 
 Args = TypeVarTuple("Args")
 T = TypeVar("T")
+_TOKENS = frozenset(range(VOCAB_SIZE))
 
 
 class CountedParts:
@@ -37,7 +39,6 @@ class CountedParts:
         self.stats = stats
         self._session = ref(session)  # which holds these parts
         self._gate = gate_of(backend)
-        self._vocab_size = backend.config.vocab_size
         self._drafts_encode = backend.config.decoder_input == "encoder"
 
     def run_patcher(self, position: int, ids: Ids, visible_from: Ids | None) -> Floats:
@@ -78,11 +79,11 @@ class CountedParts:
 
     def _check(self, tokens: Ids, probabilities: Floats) -> None:
         """Raise `GraphError` unless the decoder found tokens that exist, and probabilities that are numbers."""
-        # Lists of a few numbers are quicker than arrays.
+        # Lists of a few numbers, and a set, are quicker than arrays.
         found = tokens.tolist()
-        for token in (min(found), max(found)):
-            if not 0 <= token < self._vocab_size:
-                raise graph_error("decoder", f"it found token {token}, expected 0 to {self._vocab_size - 1}")
+        if not _TOKENS.issuperset(found):
+            token = next(token for token in found if token not in _TOKENS)
+            raise graph_error("decoder", f"it found token {token}, expected 0 to {VOCAB_SIZE - 1}")
         if not isfinite(sum(probabilities.tolist())):
             raise graph_error("decoder", "it found a probability that is no number")
 
