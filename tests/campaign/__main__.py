@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import sys
 import time
 from pathlib import Path
@@ -32,6 +33,8 @@ from fastblt.models.atomic_file import replacing_file
 def main() -> int:
     """Run the campaign that the arguments describe, and return 1 if anything failed, else 0."""
     wanted = _arguments()
+    # As Ctrl-C: workers are ended on the way out, which would otherwise outlive this process.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     folder = Path(wanted.folder).resolve()
     fixtures = folder / "fixtures"
     parts = parts_named(wanted.parts)

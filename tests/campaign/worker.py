@@ -207,6 +207,7 @@ def limit_memory(part: Part) -> None:
 def _serve(connection: Connection, parts: dict[str, Part], fixtures: Path, folder: Path, seed: int) -> None:
     os.setsid()  # its children end with it
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     log = os.open(folder / "log", os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_APPEND, 0o644)
     null = os.open(os.devnull, os.O_RDWR)
     for stream, target in ((0, null), (1, null), (2, log)):
