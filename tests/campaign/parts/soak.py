@@ -9,6 +9,7 @@ import random
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 
 from campaign.part import Counts, Limits, Place, failed
 from campaign.random_models import MODELS, prepare_models, random_prompt
@@ -23,7 +24,7 @@ _KEPT, _RELOADED = ("blt-d", "blt"), ("blt-d", "documents", "space", "quantized"
 _METHODS = ("ar", "s:1", "s:4", "s:16", "dv:4@0.3", "dv:2@one", "d:4@0.7", "auto")
 #: Share of the laps that are warm-up, and the least number of laps after which memory can be judged.
 _WARM_UP, _LEAST_LAPS = 0.25, 8
-#: Largest growth of resident memory after warm-up.
+#: Largest growth of resident memory between the first and the last third of the laps after warm-up.
 GROWTH = 0.02
 
 
@@ -82,9 +83,8 @@ class Soak:
 
 
 def resident_bytes() -> int:
-    """Return the resident memory of this process, without what it shares with the process that it was forked from."""
-    fields = dict(line.split(":", 1) for line in Path("/proc/self/smaps_rollup").read_text().splitlines()[1:])
-    return 1024 * int(fields["Pss"].split()[0])
+    """Return the resident memory of this process; what it shares counts whole, so that others do not change it."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def _load(fixtures: Path, name: str) -> BltRuntime:
@@ -125,7 +125,6 @@ def _judge(samples: _Samples) -> Counts:
     }
     counts = Counts(figures=figures)
     detail = f"{[round(value / 1e6, 1) for value in samples.resident]}\n{samples.descriptors}\n{samples.threads}"
-    resident = samples.warm(samples.resident)
     for what, values in (("descriptors", samples.descriptors), ("threads", samples.threads)):
         warm = samples.warm(values)
         if max(warm) > warm[0]:
@@ -133,7 +132,10 @@ def _judge(samples: _Samples) -> Counts:
     if len(samples.resident) < _LEAST_LAPS:
         figures["laps too few to judge memory"] = 1.0
         return counts
-    growth = max(resident) / resident[0] - 1
+    # Medians: one lap that happens to need more, or less, is neither growth nor a baseline.
+    warm = samples.warm(samples.resident)
+    third = len(warm) // 3
+    growth = median(warm[-third:]) / median(warm[:third]) - 1
     figures["max growth of resident memory after warm-up, %"] = 100 * growth
     if growth > GROWTH:
         counts.add(failed("other", "soak: resident memory grows after warm-up", detail))
