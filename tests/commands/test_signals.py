@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.usefixtures("default_signals")
+
 #: Runs the program with one import, or one function, that reports that it was reached and then waits.
 WAITING = """
 import sys, time

@@ -11,6 +11,8 @@ import pytest
 from fastblt.export.interruptible import run_interruptible
 from fastblt.export.tensorrt_build import _progress_monitor
 
+pytestmark = pytest.mark.usefixtures("default_signals")
+
 
 def test_result_and_error_are_those_of_the_work() -> None:
     assert run_interruptible(lambda cancelled: (1, cancelled.is_set())) == (1, False)
