@@ -56,8 +56,7 @@ class Turns:
                 )
             self._working = True
             try:
-                stream = self._stream()
-                if stream is not None and stream.open:
+                if self._stream_is_open():
                     raise BusyError(
                         "runtime: found a stream that is open, expected none; read it to its end, close() it, or load "
                         "a second runtime"
@@ -65,6 +64,11 @@ class Turns:
                 return work()
             finally:
                 self._working = False
+
+    def _stream_is_open(self) -> bool:
+        # In a function of its own: a traceback of the error would keep the stream, and a stream that is kept is open.
+        stream = self._stream()
+        return stream is not None and stream.open
 
     def open(self, make: Callable[[], S]) -> S:
         """Wait for the calls of other threads, then make a stream: it has the runtime as long as it is open.

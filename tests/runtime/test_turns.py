@@ -99,6 +99,15 @@ def test_dropping_frees_the_runtime_at_once(runtime: BltRuntime) -> None:
         gc.enable()
 
 
+def test_error_that_is_kept_does_not_keep_the_stream(runtime: BltRuntime) -> None:
+    stream = runtime.stream(b"Once", 20)
+    with pytest.raises(BusyError) as refused:
+        runtime.generate(b"Once", 3)
+    del stream
+    assert is_free(runtime)
+    assert refused.traceback
+
+
 def test_consumer_that_fails_frees_the_runtime(runtime: BltRuntime) -> None:
     def consume() -> None:
         for _ in runtime.stream(b"Once", 20):
