@@ -67,6 +67,8 @@ class OnnxRuntimeExecutor:
             self.session = self._open()
         except BundleError:
             self._stop_recording("the session cannot be made")
+        # Once, and not where a session is made: one that does not record would be no better.
+        check_session_tensors(path, self.session, spec)
 
     def _open(self) -> Any:
         """Make a session that records or not, as `records` is."""
@@ -81,7 +83,6 @@ class OnnxRuntimeExecutor:
             reason = " ".join(str(error).split())
             raise BundleError(f"{self.path}: ONNX Runtime cannot load it ({reason})") from error
         check_session(session, self._providers[0][0], str(self.path))
-        check_session_tensors(self.path, session, self.spec)
         return session
 
     def _stop_recording(self, reason: object) -> None:
