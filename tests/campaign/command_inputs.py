@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import random
 import re
 import shutil
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 import torch
 from campaign import toy_corpus
 from campaign.fixtures import BUNDLE, CHECKPOINT
+from campaign.part import Place
 from campaign.stage import Reference, Stage, tree
 from campaign.warm_commands import READING, WRITING, Rule, WarmCommands, build_shim
 from campaign.writing_commands import COMMANDS, INPUTS, WritingCommand
@@ -49,9 +51,14 @@ def prepare_commands(fixtures: Path) -> None:
     partial.rename(references)
 
 
-def known_commands(fixtures: Path) -> list[tuple[WritingCommand, Reference]]:
-    """Return the commands that run on this machine, and what is known of them."""
-    return _known(fixtures / _REFERENCES)
+def random_stage(rng: random.Random, place: Place) -> tuple[Stage, Reference]:
+    """Set up the folder of a command that runs on this machine, perhaps with a target to replace."""
+    known = _known(place.fixtures / _REFERENCES)
+    command, reference = rng.choices(known, [each.weight for each, _ in known])[0]
+    replacing = bool(command.old) and rng.random() < 0.5
+    stage = Stage(command, place.fixtures / INPUTS, place.scratch / "w", reference, replacing)
+    stage.set_up()
+    return stage, reference
 
 
 @cache

@@ -67,6 +67,8 @@ def warm_up() -> None:
 
 def become_command(request: dict[str, Any]) -> None:
     """Prepare this process, a child, to run a command: its folder, its streams and its rule of faults."""
+    # Signals are for the command: one that comes earlier waits for it.
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
     os.chdir(request["folder"])
     os.environ.update(request["environment"])
     for stream, name in ((0, os.devnull), (1, request["stdout"]), (2, request["stderr"])):
@@ -80,6 +82,7 @@ def become_command(request: dict[str, Any]) -> None:
     sys.argv = ["fastblt", *request["arguments"]]
     if request["rule"]:
         ctypes.CDLL(None).fault_arm(request["rule"].encode())
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))
 
 
 def run_to_the_end(command: Callable[[], object]) -> NoReturn:

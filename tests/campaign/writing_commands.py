@@ -11,6 +11,7 @@ from pathlib import Path
 
 from safetensors import safe_open
 
+from fastblt.models.atomic_partial import PARTIAL
 from fastblt.models.checkpoint import load_checkpoint
 from fastblt.runtime.bundle.bundle import Bundle
 from fastblt.runtime.bundle.engines import check_engine, engine_folders, load_engine_folder
@@ -142,6 +143,8 @@ def _corpus(path: Path) -> None:
 
 def _evaluation(path: Path) -> None:
     for each in path.iterdir():
+        if each.suffix == PARTIAL:
+            continue  # is judged as what was left
         if each.suffix == ".json":
             _json(each)
         elif each.read_bytes()[:8] != b"\x89PNG\r\n\x1a\n" or each.read_bytes()[-8:-4] != b"IEND":

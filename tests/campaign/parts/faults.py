@@ -10,11 +10,10 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
-from campaign.command_inputs import known_commands, prepare_commands
+from campaign.command_inputs import prepare_commands, random_stage
 from campaign.part import Counts, Limits, Place, Recipe, failed
 from campaign.stage import Reference, Stage, plain
 from campaign.warm_commands import READING, WRITING, Ended, Rule, build_shim, warm_commands
-from campaign.writing_commands import INPUTS
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 #: Call -> what it may fail with.
@@ -86,13 +85,9 @@ class Faults:
 
     def attempt(self, rng: random.Random, seconds: float, place: Place) -> Counts:
         """Run one command under one fault."""
-        known = known_commands(place.fixtures)
-        command, reference = rng.choices(known, [each.weight for each, _ in known])[0]
-        replacing = bool(command.old) and rng.random() < 0.5
-        stage = Stage(command, place.fixtures / INPUTS, place.scratch / "w", reference, replacing)
-        stage.set_up()
+        stage, reference = random_stage(rng, place)
         fault = _fault(rng, reference)
-        recipe: Recipe = {"command": stage.arguments(), "replacing": replacing, "fault": vars(fault)}
+        recipe: Recipe = {"command": stage.arguments(), "replacing": stage.replacing, "fault": vars(fault)}
         place.announce(recipe)
         ended = stage.run(warm_commands(build_shim(place.fixtures)), rule=fault.rule(stage))
         counts = _judge(stage, fault, ended)

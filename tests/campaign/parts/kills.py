@@ -8,11 +8,10 @@ import signal
 from collections import defaultdict
 from pathlib import Path
 
-from campaign.command_inputs import known_commands, prepare_commands
+from campaign.command_inputs import prepare_commands, random_stage
 from campaign.part import Counts, Limits, Place, Recipe, failed
 from campaign.stage import Reference, Stage, plain
 from campaign.warm_commands import WRITING, Ended, Rule, build_shim, warm_commands
-from campaign.writing_commands import INPUTS
 
 #: Signal -> exit status of a command that it ends, as shells report it.
 _STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143}
@@ -35,16 +34,12 @@ class Kills:
 
     def attempt(self, rng: random.Random, seconds: float, place: Place) -> Counts:
         """Disturb one command up to three times in the same folder, then let it come to its end."""
-        known = known_commands(place.fixtures)
-        command, reference = rng.choices(known, [each.weight for each, _ in known])[0]
-        replacing = bool(command.old) and rng.random() < 0.5
-        stage = Stage(command, place.fixtures / INPUTS, place.scratch / "w", reference, replacing)
-        stage.set_up()
+        stage, reference = random_stage(rng, place)
         total = Counts()
         again = False
         for _ in range(rng.randint(1, 3)):
             recipe = _recipe(rng, reference)
-            place.announce({"command": stage.arguments(again=again), "replacing": replacing, **recipe})
+            place.announce({"command": stage.arguments(again=again), "replacing": stage.replacing, **recipe})
             earlier = stage.leftovers()  # of a process that was killed
             ended = _run(stage, recipe, again=again)
             total.add(_judge(stage, recipe, ended, earlier, again=again))
