@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from fastblt.runtime.backends.controls import Controls, write_controls
-from fastblt.runtime.backends.gpu.cuda import Views
+from fastblt.runtime.backends.controls import write_controls
 from fastblt.runtime.backends.gpu.graph import DeviceGraph, padded
 from fastblt.runtime.backends.gpu.sliding import CALL_ROWS
 from fastblt.runtime.backends.protocol import Ids
@@ -48,10 +47,10 @@ class Call:
     ) -> None:
         padding = padded(rows)
         slot = graph.caches.make_room(first_visible(position, graph.window), position, padding)
-        self.arrays = graph.begin(padding, slot + padding, patches=patches, latents=latents)
+        inputs = graph.begin(padding, slot + padding, patches, latents)
+        self.arrays = inputs.arrays
         """Inputs that the host writes, by tensor."""
-        controls, base = _controls(self.arrays), position - slot
-        write_controls(controls, position, rows, base, graph.window, block, visible_from, padding)
+        write_controls(inputs.controls, position, rows, position - slot, graph.window, block, visible_from, padding)
         self._graph, self._padding, self._slot, self._pool_slot = graph, padding, slot, pool_slot
 
     def run(self) -> None:
@@ -67,12 +66,6 @@ class Call:
         """Queue the graph and the copy of its new rows into the caches."""
         self._graph.launch()
         self._graph.append_rows(self._padding, self._slot, self._pool_slot)
-
-
-def _controls(arrays: Views) -> Controls:
-    """Return the arrays that place the rows of a call, without the batch's axis."""
-    positions, start, end = (arrays[name][0] for name in ("positions", "visible_start", "visible_end"))
-    return Controls(positions, start, end, arrays["write_index"])
 
 
 def first_visible(position: int, window: int | None) -> int:

@@ -12,13 +12,15 @@ import logging
 import os
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 #: Tensors in a block of host memory, by name.
 Views = dict[str, NDArray[Any]]
+#: What the host writes to in a block.
+V = TypeVar("V")
 
 logger = logging.getLogger(__name__)
 
@@ -84,10 +86,10 @@ class Cuda:
         Raises:
             CudaError: the status is not success.
         """
-        status, *values = getattr(self.api, name)(*arguments)
-        if int(status) != 0:
-            raise CudaError(f"{name}: {self._describe(status)}")
-        return values[0] if len(values) == 1 else tuple(values)
+        found = getattr(self.api, name)(*arguments)
+        if found[0] != 0:
+            raise CudaError(f"{name}: {self._describe(found[0])}")
+        return found[1] if len(found) == 2 else found[1:]
 
     def available_memory(self) -> int:
         """Return the bytes of device memory that can be allocated.
@@ -131,22 +133,22 @@ class PinnedMemory:
         """The memory as uint8 [size]."""
 
 
-class UploadBlocks:
+class UploadBlocks(Generic[V]):
     """Lends page-locked blocks of one size for uploads; none is lent again before the host has waited for the stream.
 
     Args:
         stream: carries the uploads.
         size: of a block, in bytes.
-        views: makes the arrays that the host writes to from a block's memory, uint8 [size]; called once per block.
+        views: makes what the host writes to from a block's memory, uint8 [size]; called once per block.
     """
 
-    def __init__(self, stream: Stream, size: int, views: Callable[[NDArray[np.uint8]], Views]) -> None:
+    def __init__(self, stream: Stream, size: int, views: Callable[[NDArray[np.uint8]], V]) -> None:
         self._stream, self._size, self._views = stream, max(size, 1), views
-        self._blocks: list[tuple[PinnedMemory, Views]] = []
+        self._blocks: list[tuple[PinnedMemory, V]] = []
         self._next = 0
         self._waits = -1
 
-    def take(self) -> tuple[int, Views]:
+    def take(self) -> tuple[int, V]:
         """Return the address and the views of a block that no upload reads any more."""
         if self._next == _MOST_BLOCKS:
             self._stream.synchronize()

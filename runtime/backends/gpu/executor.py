@@ -22,6 +22,14 @@ class Launch(Protocol):
         """Queue the graph on the stream once, without waiting."""
         ...
 
+    def recordable(self) -> bool:
+        """Return whether `record` may be called; not before the first `run`."""
+        ...
+
+    def record(self) -> None:
+        """Queue the graph while a caller captures the stream."""
+        ...
+
 
 class Executor(Protocol):
     """Holds one loaded graph."""

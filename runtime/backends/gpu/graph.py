@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastblt.models.config import StackConfig
+from fastblt.runtime.backends.controls import Controls
 from fastblt.runtime.backends.gpu.cuda import DeviceMemory, PinnedMemory, Stream, UploadBlocks, Views, aligned
 from fastblt.runtime.backends.gpu.executor import Bound, Executor, Launch
 from fastblt.runtime.backends.gpu.sliding import CALL_ROWS, REWIND, RewindError, SlidingBuffer
@@ -24,6 +25,22 @@ from fastblt.runtime.bundle.dtypes import numpy_dtype
 def padded(rows: int) -> int:
     """Return the rows of the shape class that a call of ``rows`` belongs to: the next power of two."""
     return 1 << (rows - 1).bit_length()
+
+
+class Inputs:
+    """Holds what the host writes before a call: arrays in page-locked memory.
+
+    Args:
+        arrays: by tensor, with the batch's axis.
+    """
+
+    __slots__ = ("arrays", "controls")
+
+    def __init__(self, arrays: Views) -> None:
+        self.arrays = arrays
+        positions, start, end = (arrays[name][0] for name in ("positions", "visible_start", "visible_end"))
+        self.controls = Controls(positions, start, end, arrays["write_index"])
+        """Those that place the rows, without the batch's axis."""
 
 
 class ShapeClass:
@@ -43,7 +60,7 @@ class ShapeClass:
         self.upload = upload
         self.download = download
         self.launch = launch
-        self.blocks = UploadBlocks(stream, upload.bytes, upload.views)
+        self.blocks = UploadBlocks(stream, upload.bytes, lambda memory: Inputs(upload.views(memory)))
         self.results = download.views(pinned)
 
 
@@ -114,8 +131,8 @@ class DeviceGraph:
     def _block(self, binding: Binding, sizes: dict[str, int]) -> Block:
         return Block(tensors_bound_as(self.spec, binding), sizes)
 
-    def begin(self, rows: int, live: int, patches: int = 1, latents: int = 1) -> Views:
-        """Choose the shape class of a call and return arrays for the host to write, by tensor; `send` sends them.
+    def choose(self, rows: int, live: int, patches: int = 1, latents: int = 1) -> ShapeClass:
+        """Make the shape class of a call the current one, and return it.
 
         Args:
             rows: of the class, from `padded`.
@@ -129,8 +146,12 @@ class DeviceGraph:
         if found is None:
             found = self._classes[key] = self._bind(self._sizes(*key))
         self._current = found
-        self._source, arrays = found.blocks.take()
-        return arrays
+        return found
+
+    def begin(self, rows: int, live: int, patches: int = 1, latents: int = 1) -> Inputs:
+        """Choose the shape class of a call, see `choose`, and return what the host writes; `send` sends it."""
+        self._source, inputs = self.choose(rows, live, patches, latents).blocks.take()
+        return inputs
 
     def _bind(self, sizes: dict[str, int]) -> ShapeClass:
         """Bind every tensor for a choice of sizes, all of which its memory has room for."""
@@ -175,6 +196,20 @@ class DeviceGraph:
         assert self._current is not None
         self._current.launch.run()
 
+    @property
+    def recordable(self) -> bool:
+        """Return whether a call of the current class can become part of a CUDA graph, whatever its position.
+
+        New rows that are copied into the caches have addresses that depend on the position.
+        """
+        assert self._current is not None
+        return self._rows_area is None and self._current.launch.recordable()
+
+    def record(self) -> None:
+        """Queue the graph while the stream is captured."""
+        assert self._current is not None
+        self._current.launch.record()
+
     def append_rows(self, rows: int, slot: int, pool_slot: int = 0) -> None:
         """Queue the copy of new rows into the caches, where the graph does not write them there itself.
 
@@ -196,6 +231,11 @@ class DeviceGraph:
         """Return the device address of a result of the current class."""
         assert self._current is not None
         return self._download.address + self._current.download.fields[name].offset
+
+    @property
+    def uploads(self) -> int:
+        """Return the device address of what the host sends."""
+        return self._upload.address
 
     def upload_address(self, name: str) -> int:
         """Return the device address of an uploaded input of the current class."""

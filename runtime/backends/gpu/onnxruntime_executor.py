@@ -150,6 +150,14 @@ class OnnxRuntimeLaunch:
             # Recording failed: the session that does not record queues the work again.
             self._run_once()
 
+    def recordable(self) -> bool:
+        """Implement `Launch.recordable`: a session launches CUDA graphs of its own, which nobody else can record."""
+        return False
+
+    def record(self) -> None:
+        """Implement `Launch.record`."""
+        raise NotImplementedError
+
     def _run_once(self) -> None:
         executor = self._executor
         if self._version != executor.version:

@@ -199,13 +199,20 @@ class TensorRtLaunch:
                 self._executor.kernels.keep()
             self._warm = True
 
+    def recordable(self) -> bool:
+        """Implement `Launch.recordable`."""
+        if not (self._warm and self._capturable):
+            return False
+        context = self._context
+        return not hasattr(context, "is_stream_capturable") or bool(context.is_stream_capturable(self._stream.handle))
+
+    def record(self) -> None:
+        """Implement `Launch.record`."""
+        self._executor.execute(self._context)
+
     def _capture(self) -> None:
         """Capture the context's work as a CUDA graph, or note that this cannot be done."""
-        context = self._context
-        if hasattr(context, "is_stream_capturable") and not context.is_stream_capturable(self._stream.handle):
-            self._capturable = False
-            return
-        self._graph = self._stream.capture(lambda: self._executor.execute(context))
+        self._graph = self._stream.capture(self.record) if self.recordable() else None
         self._capturable = self._graph is not None
 
 
