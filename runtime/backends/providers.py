@@ -1,32 +1,25 @@
-"""Finds out which ONNX Runtime execution provider really works here.
-
-`onnxruntime.get_available_providers()` lists what the package was built with, not what can load, and a session
-that asks for CUDA without it falls back to the CPU with a printed error. So: probe, and compare.
-"""
+"""Chooses the ONNX Runtime execution provider that sessions run on, and checks that they do."""
 
 from __future__ import annotations
 
-import ctypes
-import functools
 import hashlib
-import logging
+import importlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import onnxruntime as ort
-
+from fastblt.runtime.backends import cuda_provider
+from fastblt.runtime.backends.cuda_provider import cuda_problem
 from fastblt.runtime.backends.entry import ProviderError
 from fastblt.runtime.bundle.contract import Interface, check_interface
 from fastblt.runtime.bundle.dtypes import ONNXRUNTIME_TYPES
 from fastblt.runtime.bundle.manifest import GraphSpec, TensorSpec
+from fastblt.runtime.driver import loads
 from fastblt.runtime.machine import cache_folder
 
-logger = logging.getLogger(__name__)
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
-    "cuda": "CUDAExecutionProvider",
+    "cuda": cuda_provider.PROVIDER,
     "tensorrt": "TensorrtExecutionProvider",
 }
 #: What ONNX Runtime's TensorRT provider is linked against.
@@ -34,50 +27,13 @@ _TENSORRT_LIBRARIES = ("libnvinfer.so.10", "nvinfer_10.dll")
 #: Folder of the engines that it builds, in the user's cache.
 _ENGINE_CACHE = "onnxruntime-tensorrt"
 
-# y = x for a float: the smallest model that makes a provider load its libraries. Made with
-# onnx.helper: Identity, opset 13, IR 8, input and output FLOAT[1].
-_IDENTITY = bytes.fromhex(
-    "08083a370a100a017812017922084964656e746974791201675a0f0a0178120a0a08080112040a02"
-    "0801620f0a0179120a0a08080112040a02080142040a00100d"
-)
-
-
-@functools.cache
-def cuda_works() -> bool:
-    """Return whether the CUDA provider loads and runs; it is tried once, without output."""
-    if PROVIDERS["cuda"] not in ort.get_available_providers() or not _has_nvidia_driver():
-        return False
-    try:
-        ort.preload_dlls()
-        options = ort.SessionOptions()
-        options.log_severity_level = 4
-        session = ort.InferenceSession(_IDENTITY, options, providers=[PROVIDERS["cuda"]])
-        session.run(None, {"x": np.zeros(1, dtype=np.float32)})
-    except Exception as error:
-        logger.info("CUDA provider does not work here: %s", error)
-        return False
-    return bool(session.get_providers()[0] == PROVIDERS["cuda"])
-
-
-def _loads(*names: str) -> bool:
-    """Return whether one of these libraries can be loaded."""
-    for name in names:
-        try:
-            ctypes.CDLL(name)
-        except OSError:
-            continue
-        return True
-    return False
-
-
-def _has_nvidia_driver() -> bool:
-    """Return whether the driver library can be loaded; without it ONNX Runtime would print errors."""
-    return _loads("libcuda.so.1", "nvcuda.dll")
-
 
 def tensorrt_works() -> bool:
     """Return whether ONNX Runtime's TensorRT provider can load: it is built in, and TensorRT 10 is installed."""
-    return PROVIDERS["tensorrt"] in ort.get_available_providers() and cuda_works() and _loads(*_TENSORRT_LIBRARIES)
+    if cuda_problem() is not None:
+        return False
+    ort: Any = importlib.import_module("onnxruntime")
+    return PROVIDERS["tensorrt"] in ort.get_available_providers() and loads(*_TENSORRT_LIBRARIES)
 
 
 def provider_options(name: str, bundle: Path) -> list[tuple[str, dict[str, str]]]:
@@ -112,8 +68,9 @@ def choose_provider(name: str) -> str:
         return "cpu"
     if name not in PROVIDERS:
         raise ProviderError(f"provider: found {name!r}, expected auto, {', '.join(PROVIDERS)}")
-    if name == "cuda" and not cuda_works():
-        raise ProviderError("provider: found 'cuda', but ONNX Runtime's CUDA provider does not load on this machine")
+    problem = cuda_problem() if name == "cuda" else None
+    if problem is not None:
+        raise ProviderError(f"provider: found 'cuda', but {problem}")
     if name == "tensorrt" and not tensorrt_works():
         raise ProviderError(
             "provider: found 'tensorrt', but ONNX Runtime's TensorRT provider does not load on this machine "

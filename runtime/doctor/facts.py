@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 import platform
 from collections.abc import Callable
@@ -14,11 +13,12 @@ from typing import Any, TypeVar
 from fastblt.models.machine_memory import physical_memory
 from fastblt.runtime.bundle.tensorrt_library import MODULES, load_library
 from fastblt.runtime.doctor.nvml import Board, read_nvml
+from fastblt.runtime.driver import driver_cuda
 from fastblt.runtime.machine import cpu_model, package_version, usable_cores
+from fastblt.runtime.problem import Problem
 
 T = TypeVar("T")
 
-_DRIVERS = ("libcuda.so.1", "nvcuda.dll")
 _JETSON_FILE = Path("/etc/nv_tegra_release")
 
 
@@ -74,6 +74,8 @@ class MachineFacts:
     """``onnxruntime-gpu`` or ``onnxruntime``."""
     onnxruntime_cuda: bool = False
     """Whether its CUDA provider loads and runs."""
+    onnxruntime_cuda_problem: Problem | None = None
+    """Why it does not."""
     onnxruntime_tensorrt: bool = False
     """Whether its TensorRT provider can load."""
     torch: str | None = None
@@ -90,10 +92,12 @@ class MachineFacts:
 def probe() -> MachineFacts:
     """Collect the facts; this takes seconds where PyTorch or ONNX Runtime have to load CUDA."""
     bindings = package_version("cuda-bindings")
-    driver = _driver_cuda()
+    driver = driver_cuda()
     gpus, error = _gpus() if driver and bindings else ((), None)
     driver_version, boards = read_nvml()
     libraries, errors = _libraries()
+    unknown: Problem | None = Problem("ONNX Runtime's CUDA provider cannot be tried", "")
+    problem = _quietly(_onnxruntime_cuda_problem, unknown)
     package = next((name for name in ("onnxruntime-gpu", "onnxruntime") if package_version(name)), None)
     return MachineFacts(
         system=f"{platform.system()} {platform.machine()}",
@@ -112,7 +116,8 @@ def probe() -> MachineFacts:
         library_errors=errors,
         onnxruntime=package_version(package) if package else None,
         onnxruntime_package=package,
-        onnxruntime_cuda=_quietly(_onnxruntime_cuda, False),
+        onnxruntime_cuda=problem is None,
+        onnxruntime_cuda_problem=problem,
         onnxruntime_tensorrt=_quietly(_onnxruntime_tensorrt, False),
         torch=package_version("torch"),
         torch_cuda=_quietly(_torch_cuda, False),
@@ -134,19 +139,6 @@ def _first_line(path: Path) -> str | None:
         return path.read_text(encoding="utf-8", errors="replace").splitlines()[0].strip()
     except (OSError, IndexError):
         return None
-
-
-def _driver_cuda() -> str | None:
-    """Return the CUDA version of the driver, which is asked without any package."""
-    for name in _DRIVERS:
-        try:
-            library = ctypes.CDLL(name)
-        except OSError:
-            continue
-        version = ctypes.c_int(0)
-        if library.cuDriverGetVersion(ctypes.byref(version)) == 0:
-            return f"{version.value // 1000}.{version.value % 1000 // 10}"
-    return None
 
 
 def _gpus() -> tuple[tuple[Gpu, ...], str | None]:
@@ -181,8 +173,9 @@ def _libraries() -> tuple[tuple[Library, ...], dict[str, str]]:
     return tuple(found), errors
 
 
-def _onnxruntime_cuda() -> bool:
-    return bool(importlib.import_module("fastblt.runtime.backends.providers").cuda_works())
+def _onnxruntime_cuda_problem() -> Problem | None:
+    found: Problem | None = importlib.import_module("fastblt.runtime.backends.cuda_provider").cuda_problem()
+    return found
 
 
 def _onnxruntime_tensorrt() -> bool:
@@ -191,6 +184,6 @@ def _onnxruntime_tensorrt() -> bool:
 
 def _torch_cuda() -> bool:
     """Return whether PyTorch sees a GPU; it is imported, which takes seconds, only where it can see one."""
-    if package_version("torch") is None or _driver_cuda() is None:
+    if package_version("torch") is None or driver_cuda() is None:
         return False
     return bool(importlib.import_module("torch").cuda.is_available())

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fastblt.runtime.backends.cuda_provider import WITHOUT_CUDA
 from fastblt.runtime.doctor.facts import MachineFacts
+from fastblt.runtime.driver import bindings_problem
+from fastblt.runtime.problem import Problem
 
 #: Compute capabilities that TensorRT-RTX compiles for and runs on.
 RTX_SMS = (75, 80, 86, 89, 120, 121)
@@ -43,25 +46,14 @@ def assess(facts: MachineFacts) -> list[Verdict]:
     ]
 
 
-def _without_gpu(facts: MachineFacts) -> tuple[str, str] | None:
-    """Return what is missing to use a GPU at all, as reason and remedy; None where a GPU can be used."""
-    if facts.driver_cuda is None:
-        return "no NVIDIA driver is installed", "install NVIDIA's driver (a Jetson's comes with JetPack)"
-    if facts.cuda_bindings is None:
-        major = _major(facts.driver_cuda)
-        return "cuda-python is not installed", f"pip install 'fastblt[gpu]' 'cuda-bindings=={major}.*'"
-    if _major(facts.cuda_bindings) > _major(facts.driver_cuda):
-        wanted = _major(facts.driver_cuda)
-        reason = f"cuda-bindings {facts.cuda_bindings} needs a newer driver than one for CUDA {facts.driver_cuda}"
-        return reason, f"update the driver, or pip install 'cuda-bindings=={wanted}.*'"
-    if not facts.gpus:
-        return f"no GPU can be used ({facts.gpu_error or 'none was found'})", ""
-    return None
+def _without_gpu(facts: MachineFacts) -> Problem | None:
+    """Return what is missing to use a GPU at all; None where a GPU can be used."""
+    failure = None if facts.gpus else facts.gpu_error or "none was found"
+    return bindings_problem(facts.driver_cuda, facts.cuda_bindings, failure)
 
 
-def _major(version: str) -> int:
-    """Return the first number of a version."""
-    return int(version.split(".")[0])
+def _no(use: str, problem: Problem) -> Verdict:
+    return Verdict(use, False, problem.reason, problem.remedy)
 
 
 def _onnxruntime_cpu(facts: MachineFacts) -> Verdict:
@@ -75,13 +67,11 @@ def _onnxruntime_cuda(facts: MachineFacts) -> Verdict:
     use = "onnxruntime --provider cuda"
     missing = _without_gpu(facts)
     if missing:
-        return Verdict(use, False, *missing)
+        return _no(use, missing)
     if facts.onnxruntime_package != "onnxruntime-gpu":
-        remedy = "pip uninstall onnxruntime; pip install onnxruntime-gpu (on a Jetson: NVIDIA's wheel for its JetPack)"
-        return Verdict(use, False, "ONNX Runtime is installed without CUDA", remedy)
-    if not facts.onnxruntime_cuda:
-        remedy = "install the libraries of CUDA and cuDNN: pip install 'onnxruntime-gpu[cuda,cudnn]'"
-        return Verdict(use, False, "ONNX Runtime's CUDA provider does not load", remedy)
+        return _no(use, WITHOUT_CUDA)
+    if facts.onnxruntime_cuda_problem is not None:
+        return _no(use, facts.onnxruntime_cuda_problem)
     return Verdict(use, True, f"onnxruntime-gpu {facts.onnxruntime}")
 
 
@@ -108,7 +98,7 @@ def _rtx_run(facts: MachineFacts) -> Verdict:
     use = "run --backend tensorrt-rtx"
     missing = _without_gpu(facts)
     if missing:
-        return Verdict(use, False, *missing)
+        return _no(use, missing)
     sm = facts.gpus[0].sm
     if sm not in RTX_SMS:
         other = "use JetPack's TensorRT: --target tensorrt" if sm in JETSON_SMS else "compile --target tensorrt"
@@ -123,7 +113,7 @@ def _tensorrt(facts: MachineFacts) -> Verdict:
     use = "compile and run, tensorrt"
     missing = _without_gpu(facts)
     if missing:
-        return Verdict(use, False, *missing)
+        return _no(use, missing)
     library = facts.library("tensorrt")
     if library is None:
         remedy = "pip install 'fastblt[tensorrt]'"

@@ -8,8 +8,9 @@ import onnxruntime as ort
 import pytest
 
 from fastblt.runtime.backends import providers
+from fastblt.runtime.backends.cuda_provider import cuda_problem
 from fastblt.runtime.backends.entry import ProviderError
-from fastblt.runtime.backends.providers import choose_provider, cuda_works
+from fastblt.runtime.backends.providers import choose_provider
 from fastblt.runtime.blt_runtime import BltRuntime
 
 
@@ -25,7 +26,7 @@ def test_unknown_provider_is_refused(tiny_bundle: Path, backend: str, name: str)
         BltRuntime.from_pretrained(tiny_bundle, provider=name, backend=backend, max_bytes=50)
 
 
-@pytest.mark.skipif(cuda_works(), reason="CUDA works here")
+@pytest.mark.skipif(cuda_problem() is None, reason="CUDA works here")
 @pytest.mark.parametrize("backend", ["onnxruntime", "eager"])
 def test_cuda_is_refused_when_it_does_not_work(
     tiny_bundle: Path, backend: str, capfd: pytest.CaptureFixture[str]
@@ -35,13 +36,13 @@ def test_cuda_is_refused_when_it_does_not_work(
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.skipif(cuda_works(), reason="CUDA works here")
+@pytest.mark.skipif(cuda_problem() is None, reason="CUDA works here")
 @pytest.mark.parametrize("name", ["auto", "cpu"])
 def test_cpu_is_chosen_quietly_when_cuda_is_listed_but_does_not_work(
     tiny_bundle: Path, name: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(ort, "get_available_providers", lambda: [*providers.PROVIDERS.values()])
-    cuda_works.cache_clear()
+    cuda_problem.cache_clear()
     runtime = BltRuntime.from_pretrained(tiny_bundle, provider=name, max_bytes=50)
     assert runtime.backend.device == "cpu"
     runtime.generate(b"x", 3, method="ar")
@@ -50,7 +51,7 @@ def test_cpu_is_chosen_quietly_when_cuda_is_listed_but_does_not_work(
 
 def test_cuda_is_chosen_when_it_is_asked_for_and_works(monkeypatch: pytest.MonkeyPatch) -> None:
     """``auto`` stays on the CPU until an audit has passed on a GPU."""
-    monkeypatch.setattr(providers, "cuda_works", lambda: True)
+    monkeypatch.setattr(providers, "cuda_problem", lambda: None)
     assert [choose_provider(name) for name in ("auto", "cuda", "cpu")] == ["cpu", "cuda", "cpu"]
 
 
@@ -62,9 +63,9 @@ def test_cuda_is_probed_once(monkeypatch: pytest.MonkeyPatch) -> None:
         return ["CPUExecutionProvider"]
 
     monkeypatch.setattr(ort, "get_available_providers", available)
-    cuda_works.cache_clear()
+    cuda_problem.cache_clear()
     try:
-        assert [cuda_works(), cuda_works()] == [False, False]
+        assert cuda_problem() is cuda_problem() is not None
         assert len(calls) == 1
     finally:
-        cuda_works.cache_clear()
+        cuda_problem.cache_clear()

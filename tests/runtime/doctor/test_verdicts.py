@@ -6,6 +6,7 @@ import pytest
 
 from fastblt.runtime.doctor.facts import Gpu, Library, MachineFacts, probe
 from fastblt.runtime.doctor.verdicts import Verdict, assess
+from fastblt.runtime.problem import Problem
 
 BARE = MachineFacts("Linux x86_64", "3.12.1", "a processor", 8, 32 * 2**30)
 RTX_4090 = dataclasses.replace(
@@ -85,8 +86,8 @@ def test_hopper_is_told_that_tensorrt_rtx_is_not_for_it() -> None:
 def test_old_driver_is_named_with_the_version_of_cuda_python_that_it_takes() -> None:
     found = verdicts(dataclasses.replace(RTX_4090, driver_cuda="12.4", gpus=()))["run --backend tensorrt-rtx"]
     assert not found.works
-    assert found.reason == "cuda-bindings 13.0.3 needs a newer driver than one for CUDA 12.4"
-    assert found.remedy == "update the driver, or pip install 'cuda-bindings==12.*'"
+    assert found.reason == ("found a driver for CUDA 12.4, expected one for CUDA 13, which cuda-bindings 13.0.3 needs")
+    assert found.remedy == "update the driver, or pip install 'cuda-bindings==12.8.*'"
 
 
 @pytest.mark.parametrize(
@@ -96,7 +97,11 @@ def test_old_driver_is_named_with_the_version_of_cuda_python_that_it_takes() -> 
         ({"gpus": (), "gpu_error": "out of order"}, "run --backend tensorrt-rtx", r"no GPU can be used (out of order)"),
         ({"libraries": ()}, "compile --target tensorrt-rtx", "it is not installed"),
         ({"compiler": False}, "compile --target tensorrt-rtx", "onnx and onnx-ir are not installed"),
-        ({"onnxruntime_cuda": False}, "onnxruntime --provider cuda", "ONNX Runtime's CUDA provider does not load"),
+        (
+            {"onnxruntime_cuda_problem": Problem("found no usable cuDNN, expected cuDNN 9", "pip install it")},
+            "onnxruntime --provider cuda",
+            "found no usable cuDNN, expected cuDNN 9",
+        ),
         (
             {"onnxruntime_package": "onnxruntime"},
             "onnxruntime --provider cuda",

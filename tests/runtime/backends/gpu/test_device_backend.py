@@ -23,6 +23,7 @@ from fastblt.models.config import BltConfig
 from fastblt.models.tokens import EOS_ID, encode
 from fastblt.runtime.backends.cpu.backend import OnnxRuntimeBackend
 from fastblt.runtime.backends.cpu.sessions import session_options
+from fastblt.runtime.backends.cuda_provider import cuda_problem
 from fastblt.runtime.backends.entry import ProviderError
 from fastblt.runtime.backends.gpu import loading
 from fastblt.runtime.backends.gpu.backend import DeviceBackend
@@ -31,7 +32,6 @@ from fastblt.runtime.backends.gpu.onnxruntime_executor import OnnxRuntimeExecuto
 from fastblt.runtime.backends.gpu.sliding import CALL_ROWS, cache_slots
 from fastblt.runtime.backends.gpu.tensor_table import binding_of
 from fastblt.runtime.backends.protocol import DRAFT_SLACK, CapacityError
-from fastblt.runtime.backends.providers import cuda_works
 from fastblt.runtime.blt_runtime import BltRuntime
 from fastblt.runtime.bundle.manifest import BundleError, load_manifest
 from fastblt.runtime.measure.audit.comparison import audit
@@ -122,7 +122,7 @@ def test_onnxruntime_writes_the_same_on_the_gpu_when_graphs_are_refused_or_not(
     assert any(recorded) == (refuse == "")
 
 
-@pytest.mark.skipif(cuda_works(), reason="CUDA works here")
+@pytest.mark.skipif(cuda_problem() is None, reason="CUDA works here")
 def test_session_is_refused_when_onnxruntime_falls_back_by_itself(tiny_bundle: Path, gpu: FakeCuda) -> None:
     manifest = load_manifest(tiny_bundle)
     options = session_options(manifest, 1)

@@ -10,8 +10,9 @@ from typer.testing import CliRunner
 
 from fastblt.cli import app
 from fastblt.export.bundle_writer import export_bundle
+from fastblt.runtime.backends.cuda_provider import cuda_problem
 from fastblt.runtime.backends.gpu.cuda import Cuda, CudaError, load_api
-from fastblt.runtime.backends.providers import cuda_works, tensorrt_works
+from fastblt.runtime.backends.providers import tensorrt_works
 from fastblt.runtime.bundle.tensorrt_library import TensorRtError, load_library
 
 pytestmark = pytest.mark.gpu
@@ -23,7 +24,7 @@ def missing(backend: str, provider: str) -> str | None:
         Cuda(load_api())
         if backend != "onnxruntime":
             load_library(backend)
-        elif not (cuda_works() if provider == "cuda" else tensorrt_works()):
+        elif not (cuda_problem() is None if provider == "cuda" else tensorrt_works()):
             return f"ONNX Runtime's provider {provider} does not load"
     except (CudaError, TensorRtError) as error:
         return str(error)

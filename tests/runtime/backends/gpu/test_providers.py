@@ -2,11 +2,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import onnxruntime
 import pytest
 from fakes.cuda import FakeCuda
 from fakes.onnxruntime_cuda import FakeOnnxRuntime
 
 from fastblt.runtime.backends import providers
+from fastblt.runtime.backends.cuda_provider import WITHOUT_CUDA
 from fastblt.runtime.backends.entry import ProviderError
 from fastblt.runtime.backends.gpu import loading
 from fastblt.runtime.backends.providers import choose_provider, provider_options
@@ -31,9 +33,9 @@ def test_engines_of_onnxruntime_are_cached_for_each_bundle(tmp_path: Path, monke
 def test_tensorrt_provider_is_offered_only_where_it_can_load(
     monkeypatch: pytest.MonkeyPatch, cuda: bool, library: bool, works: bool
 ) -> None:
-    monkeypatch.setattr(providers, "cuda_works", lambda: cuda)
-    monkeypatch.setattr(providers, "_loads", lambda *names: library)
-    monkeypatch.setattr(providers.ort, "get_available_providers", lambda: list(providers.PROVIDERS.values()))
+    monkeypatch.setattr(providers, "cuda_problem", lambda: None if cuda else WITHOUT_CUDA)
+    monkeypatch.setattr(providers, "loads", lambda *names: library)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: list(providers.PROVIDERS.values()))
     if works:
         assert choose_provider("tensorrt") == "tensorrt"
     else:
