@@ -27,7 +27,6 @@ from fakes.tensorrt_values import (
     IStreamReaderV2,
     LayerType,
     NetworkDefinitionCreationFlag,
-    SeekPosition,
     TensorIOMode,
 )
 
@@ -181,7 +180,7 @@ class FakeTensorRt:
 
     def __init__(self, cuda: FakeCuda) -> None:
         for kind in (
-            ILogger, LayerType, SeekPosition, TensorIOMode, ExecutionContextAllocationStrategy,
+            ILogger, LayerType, TensorIOMode, ExecutionContextAllocationStrategy,
             NetworkDefinitionCreationFlag, BuilderFlag, ComputeCapability, DynamicShapesKernelSpecializationStrategy,
             IRuntimeCache, IRuntimeConfig, IStreamReaderV2, IProgressMonitor, IAttentionInputLayer, INetworkDefinition,
             OnnxParser, Builder, ICudaEngine, IExecutionContext, IBuilderConfig, IOptimizationProfile, ParserError,
@@ -193,7 +192,7 @@ class FakeTensorRt:
                 self._log = logger
 
             def deserialize_cuda_engine(self, serialized_engine: Any) -> ICudaEngine | None:
-                plan = serialized_engine if isinstance(serialized_engine, bytes) else _read(serialized_engine)
+                plan = _read(serialized_engine)
                 if not plan.startswith(MAGIC):
                     return None
                 engine = ICudaEngine(plan, cuda, self._log)
@@ -202,8 +201,6 @@ class FakeTensorRt:
         self.Runtime = Runtime
 
 
-def _read(reader: Any) -> bytes:
-    pieces = []
-    while piece := reader.read(1 << 20, 0):
-        pieces.append(piece)
-    return b"".join(pieces)
+def _read(source: Any) -> bytes:
+    """Return the bytes of a buffer; or those of a reader, in a single read, like TensorRT 10.7 and 10.8."""
+    return bytes(source.read(2**40, 0)) if isinstance(source, IStreamReaderV2) else bytes(memoryview(source))

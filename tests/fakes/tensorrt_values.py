@@ -42,12 +42,6 @@ class LayerType(Enum):
     OTHER = 3
 
 
-class SeekPosition(Enum):
-    SET = 0
-    CUR = 1
-    END = 2
-
-
 class TensorIOMode(Enum):
     NONE = 0
     INPUT = 1

@@ -6,6 +6,7 @@ share one buffer for activations, because on one stream they never run at the sa
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,6 @@ from fastblt.runtime.bundle.dtypes import TENSOR_TYPES
 from fastblt.runtime.bundle.engines import EngineSpec
 from fastblt.runtime.bundle.manifest import BundleError, GraphSpec, TensorSpec
 from fastblt.runtime.bundle.tensorrt_library import TensorRtLibrary
-
-#: Most bytes of an engine's file that are read at a time.
-_CHUNK = 64 * 2**20
 
 
 class TensorRtExecutor:
@@ -54,14 +52,14 @@ class TensorRtExecutor:
         self._memory: DeviceMemory | None = None
 
     def _deserialize(self) -> Any:
-        """Load the engine from its file."""
+        """Load the engine from its file, which is mapped: where CPU and GPU share memory, a copy would count twice.
+
+        IStreamReaderV2 reads pieces as well, but TensorRT 10.7 and 10.8 take a first piece for the whole engine.
+        """
         try:
-            if hasattr(self._trt, "IStreamReaderV2"):
-                reader = _file_reader(self._trt, self.path)
-                engine = self._runtime.deserialize_cuda_engine(reader)
-            else:
-                engine = self._runtime.deserialize_cuda_engine(self.path.read_bytes())
-        except (RuntimeError, TypeError) as error:
+            with self.path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as plan:
+                engine = self._runtime.deserialize_cuda_engine(plan)
+        except (OSError, RuntimeError, TypeError, ValueError) as error:  # ValueError: the file is empty
             raise BundleError(f"{self.path}: cannot be loaded ({error}; {self._log.text()})") from error
         if engine is None:
             raise BundleError(f"{self.path}: cannot be loaded ({self._log.text()})")
@@ -214,22 +212,3 @@ class TensorRtLaunch:
         """Capture the context's work as a CUDA graph, or note that this cannot be done."""
         self._graph = self._stream.capture(self.record) if self.recordable() else None
         self._capturable = self._graph is not None
-
-
-def _file_reader(trt: Any, path: Path) -> Any:
-    """Return a reader of an engine's file for TensorRT, so that no second copy of the engine is in memory."""
-
-    class Reader(trt.IStreamReaderV2):  # type: ignore[misc]
-        def __init__(self) -> None:
-            trt.IStreamReaderV2.__init__(self)
-            self.file = path.open("rb")
-
-        def read(self, num_bytes: int, stream: int) -> bytes:
-            return self.file.read(min(num_bytes, _CHUNK))
-
-        def seek(self, offset: int, where: Any) -> bool:
-            starts = {trt.SeekPosition.SET: 0, trt.SeekPosition.CUR: 1, trt.SeekPosition.END: 2}
-            self.file.seek(offset, starts[where])
-            return True
-
-    return Reader()

@@ -220,3 +220,16 @@ def test_kernels_that_cannot_be_read_or_written_stop_nothing(
         for path in (tmp_path / "cache" / "tensorrt-rtx").iterdir():
             path.write_bytes(b"?")
     assert len(load(bundle).generate(b"x", 5, method="ar").data) == 5
+
+
+def test_engine_of_more_than_64_mib_loads_whole(bundle: Path, gpu: FakeCuda) -> None:
+    folder = engine_folders(bundle)[0]
+    path = next(folder.glob("decoder-*.engine"))
+    header, rest = path.read_bytes().split(b"\n", 2)[1:]
+    path.write_bytes(fake.MAGIC + header + b" " * (65 << 20) + b"\n" + rest)  # blanks that the header may have
+    data = json.loads((folder / ENGINES_FILE).read_text())
+    for engine in data["engines"]:
+        if engine["file"] == path.name:
+            engine |= {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+    (folder / ENGINES_FILE).write_text(json.dumps(data))
+    assert load(bundle).device == "cuda"
