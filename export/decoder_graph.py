@@ -69,7 +69,7 @@ def _cross_attention(
     op, name = graph.op, f"decoder.cross_layers.{layer}"
     q = graph.linear(graph.rms_norm(x, f"{name}.norm_q", config.decoder.norm_eps), f"{name}.wq")
     rows = op.Reshape(q, [-1, 1, config.decoder.dim])
-    attended = graph.attention(rows, keys, values, None, config.decoder.heads)
+    attended = graph.attention(rows, keys, values, None, config.decoder)
     attended = op.Reshape(attended, [1, -1, config.decoder.dim])
     return op.Add(op.Add(x, x), graph.linear(attended, f"{name}.wo"))
 
@@ -80,8 +80,10 @@ def _declare_choice(graph: BltGraph, logits: ir.Value, vocab_size: int) -> None:
     logp = op.LogSoftmax(logits, axis=-1)
     p = op.Exp(logp)
     best = op.ArgMax(logits, axis=-1, keepdims=0)
+    # Not ReduceMax: on CUDA it would need cuDNN.
+    probability = op.Squeeze(op.GatherElements(p, op.Unsqueeze(best, [-1]), axis=-1), [-1])
     entropy = op.Neg(op.ReduceSum(op.Mul(p, logp), [-1], keepdims=0))
     graph.output("best", best, INT64, [1, "rows"], "best")
-    graph.output("probability", op.ReduceMax(p, [-1], keepdims=0), FLOAT, [1, "rows"], "probability")
+    graph.output("probability", probability, FLOAT, [1, "rows"], "probability")
     graph.output("entropy", entropy, FLOAT, [1, "rows"], "entropy")
     graph.output("logits", logits, FLOAT, [1, "rows", vocab_size], "logits")

@@ -70,7 +70,7 @@ def _pool(graph: BltGraph, config: BltConfig, pool: Pool, starts: ir.Value, ends
         ir.tensor(np.array(np.finfo(np.float16).min, dtype=graph.dtype.numpy()), name="lowest")
     )
     inside = op.Where(op.Unsqueeze(member, [3]), op.Unsqueeze(states, [1]), lowest)  # [1, p, C, d]
-    highest = op.ReduceMax(inside, [2], keepdims=0)
+    highest = graph.maximum(inside, 2)
     queries = op.Reshape(graph.linear(highest, "encoder.patch_projection"), [1, -1, dim])  # [1, p * k, d]
     q = graph.linear(
         graph.rms_norm(queries, "encoder.cross_attention.norm_q", config.encoder.norm_eps),
@@ -80,7 +80,7 @@ def _pool(graph: BltGraph, config: BltConfig, pool: Pool, starts: ir.Value, ends
     repeated = op.Expand(op.Unsqueeze(member, [2]), [1, 1, k, 1])
     slots = op.Shape(pool.entries, start=1, end=2)
     seen = op.Reshape(repeated, op.Concat(op.Constant(value_ints=[1, 1, -1]), slots, axis=0))
-    attended = graph.attention(q, keys, values, seen, config.encoder.heads)
+    attended = graph.attention(q, keys, values, seen, config.encoder)
     doubled = op.Add(op.Add(queries, queries), graph.linear(attended, "encoder.cross_attention.wo"))
     return op.Reshape(doubled, [1, -1, config.patch_dim])
 

@@ -109,21 +109,28 @@ class BltGraph:
         scale = self.weight(f"{name}.weight", dtype=FLOAT)
         return self.from_float(self.op.RMSNormalization(self.to_float(x), scale, axis=-1, epsilon=eps))
 
-    def attention(self, q: ir.Value, k: ir.Value, v: ir.Value, mask: ir.Value | None, heads: int) -> ir.Value:
-        """Compute attention of rows [b, n, dim] over keys [b, m, dim]; bool ``mask`` is True where a row sees a key.
+    def attention(self, q: ir.Value, k: ir.Value, v: ir.Value, mask: ir.Value | None, of: StackConfig) -> ir.Value:
+        """Compute attention of rows [b, n, dim] over keys [b, m, dim], with the heads of the stack ``of``.
 
-        An explicit mask is the only form that TensorRT and ONNX Runtime interpret alike. None: rows see every key.
+        Bool ``mask`` is True where a row sees a key. An explicit mask is the only form that TensorRT and ONNX Runtime
+        interpret alike. None: rows see every key.
         """
         inputs = (q, k, v) if mask is None else (q, k, v, mask)
-        return self.op.Attention(*inputs, q_num_heads=heads, kv_num_heads=heads)
+        return self.op.Attention(*inputs, q_num_heads=of.heads, kv_num_heads=of.heads)
 
     def rotate(self, x: ir.Value, cos: ir.Value, sin: ir.Value, heads: int) -> ir.Value:
         """Rotate interleaved pairs of rows [1, n, dim] (RoPE); ``cos`` and ``sin`` are [1, n, head_dim / 2]."""
         return self.op.RotaryEmbedding(x, cos, sin, interleaved=1, num_heads=heads)
 
+    def maximum(self, x: ir.Value, axis: int) -> ir.Value:
+        """Compute the maximum over an axis, which is removed; in fp32 for bf16, which has no such kernel on CUDA."""
+        narrow = self.dtype == ir.DataType.BFLOAT16
+        highest = self.op.ReduceMax(self.to_float(x) if narrow else x, [axis], keepdims=0)
+        return self.from_float(highest) if narrow else highest
+
     def swish(self, x: ir.Value) -> ir.Value:
-        """Compute ``x * sigmoid(x)``."""
-        return self.op.Swish(x)
+        """Compute ``x * sigmoid(x)``: not every TensorRT that knows TensorScatter knows Swish, too."""
+        return self.op.Mul(x, self.op.Sigmoid(x))
 
     def stack(self, config: StackConfig, prefix: str, rows: str = "rows") -> CachedStack:
         """Return the blocks ``<prefix>.layers``; ``rows`` is the symbolic number of rows."""
@@ -224,7 +231,7 @@ class CachedStack:
     def _attend(self, layer: int, q: ir.Value, k: ir.Value, v: ir.Value) -> ir.Value:
         """Write rows into a layer's caches, and attend to these."""
         keys, values = self._append(layer, "key", k), self._append(layer, "value", v)
-        return self.graph.attention(q, keys, values, self.mask, self.config.heads)
+        return self.graph.attention(q, keys, values, self.mask, self.config)
 
     def _append(self, layer: int, kind: str, rows: ir.Value) -> ir.Value:
         """Write rows into a cache and return the whole cache, [1, slots, dim]."""

@@ -31,10 +31,6 @@ class LoweredGraph(BltGraph):
         normal = op.Div(wide, op.Sqrt(op.Add(mean, self.constant(eps))))
         return self.from_float(op.Mul(normal, self.weight(f"{name}.weight", dtype=FLOAT)))
 
-    def swish(self, x: ir.Value) -> ir.Value:
-        """Implement `BltGraph.swish` with elementary operators."""
-        return self.op.Mul(x, self.op.Sigmoid(x))
-
     def rotate(self, x: ir.Value, cos: ir.Value, sin: ir.Value, heads: int) -> ir.Value:
         """Implement `BltGraph.rotate` with elementary operators."""
         op = self.op
@@ -46,17 +42,17 @@ class LoweredGraph(BltGraph):
         )
         return op.Reshape(turned, op.Shape(x))
 
-    def attention(self, q: ir.Value, k: ir.Value, v: ir.Value, mask: ir.Value | None, heads: int) -> ir.Value:
+    def attention(self, q: ir.Value, k: ir.Value, v: ir.Value, mask: ir.Value | None, of: StackConfig) -> ir.Value:
         """Implement `BltGraph.attention` with matrix products."""
-        q, k, v = (self.by_head(x, heads) for x in (q, k, v))
-        seen = self.probabilities(self.scores(self.scaled(q), k), mask)
+        q, k, v = (self.by_head(x, of.heads) for x in (q, k, v))
+        seen = self.probabilities(self.scores(self.scaled(q, of), k), mask)
         return self.joined(self.op.MatMul(self.from_float(seen), v))
 
-    def scaled(self, q: ir.Value) -> ir.Value:
+    def scaled(self, q: ir.Value, of: StackConfig) -> ir.Value:
         """Divide ``q`` [b, heads, n, head_dim] by the root of head_dim, before a product that may overflow fp16."""
-        op = self.op
-        size = op.Cast(self.count(q, 3), to=FLOAT)
-        return op.Div(q, self.from_float(op.Sqrt(size)))
+        root = np.sqrt(np.float32(of.head_dim))
+        # A constant: whatever is computed from a shape is computed on the CPU, and no CUDA graph can hold its copy.
+        return self.op.Div(q, self.op.Constant(value=ir.tensor(np.array(root, dtype=self.dtype.numpy()))))
 
     def by_head(self, x: ir.Value, heads: int) -> ir.Value:
         """Split rows [b, n, dim] by head: [b, heads, n, head_dim]."""
@@ -116,7 +112,7 @@ class AppendingStack(CachedStack):
         self._give(layer, "value", v)
         old = {kind: graph.by_head(op.Squeeze(cache, [1]), heads) for kind, cache in self.caches[layer].items()}
         q, k, v = (graph.by_head(x, heads) for x in (q, k, v))
-        q = graph.scaled(q)
+        q = graph.scaled(q, self.config)
         scores = op.Concat(graph.scores(q, old["key"]), graph.scores(q, k), axis=-1)
         seen = graph.from_float(graph.probabilities(scores, self.mask))
         first = op.Slice(seen, [0], self._slots, [3])

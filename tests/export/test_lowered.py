@@ -22,6 +22,7 @@ from fastblt.runtime.sequence.session import Session
 #: Operators that TensorRT 10.3's parser lists, of those that could be needed here.
 ALLOWED = {
     "Add", "And", "ArgMax", "Cast", "CastLike", "Concat", "Constant", "Cos", "Div", "Exp", "Expand", "Gather",
+    "GatherElements",
     "GreaterOrEqual", "Identity", "Less", "LogSoftmax", "MatMul", "Mod", "Mul", "Neg", "Range", "ReduceMax",
     "ReduceMean", "ReduceSum", "Reshape", "Shape", "Sigmoid", "Sin", "Slice", "Softmax", "Split", "Sqrt", "Squeeze",
     "Sub", "Transpose", "Unsqueeze", "Where",

@@ -179,8 +179,8 @@ def test_nothing_is_left_when_a_later_graph_cannot_be_compiled(
 def break_operator(source: Path, target: Path) -> None:
     """Give a graph an operator that TensorRT does not have."""
     model = onnx.load(source)
-    swish = next(node for node in model.graph.node if node.op_type == "Swish")
-    swish.op_type = "BitwiseNot"
+    sigmoid = next(node for node in model.graph.node if node.op_type == "Sigmoid")
+    sigmoid.op_type = "BitwiseNot"
     onnx.save(model, target)
 
 
