@@ -18,7 +18,7 @@ from fastblt.export.interruptible import run_interruptible
 from fastblt.export.tensorrt_build import TensorRtGraph
 from fastblt.models.atomic_folder import replacing_folder
 from fastblt.models.config import BltConfig
-from fastblt.runtime.backends.gpu.sliding import CALL_ROWS, cache_slots, pool_slots
+from fastblt.runtime.backends.gpu.sliding import CALL_ROWS, cache_slots, pool_slots, position_count
 from fastblt.runtime.bundle.bundle import Bundle
 from fastblt.runtime.bundle.engines import (
     ENGINES_FILE,
@@ -38,13 +38,13 @@ from fastblt.runtime.bundle.manifest import (
 from fastblt.runtime.bundle.tensorrt_library import TensorRtError, TensorRtLibrary
 from fastblt.runtime.progress import OnProgress, no_progress
 
-#: Rows of a call, and patches or latents in it: smallest, usual, largest, by profile. Together they cover every power
-#: of two up to `CALL_ROWS`. No profile has a single size: for a single row the compiler would lay out the weights in
+#: Rows of a call, which are also its patches: smallest, usual, largest, by profile. Together they cover every power of
+#: two up to `CALL_ROWS`. No profile has a single size: for a single row the compiler would lay out the weights in
 #: another way, and store them in the engine a second time.
 PROFILES = {
-    "byte": ((1, 1, 2), (1, 1, 2)),
-    "verify": ((4, 8, 16), (1, 2, 16)),
-    "prefill": ((32, CALL_ROWS, CALL_ROWS), (1, 16, CALL_ROWS)),
+    "byte": (1, 1, 2),
+    "verify": (4, 8, 16),
+    "prefill": (32, CALL_ROWS, CALL_ROWS),
 }
 
 
@@ -194,7 +194,8 @@ class _Compiler:
         graph = TensorRtGraph(self.library, self.bundle / spec.file, {"slots": slots, "pool_slots": pool})
         aliases = graph.aliases()
         _check_aliases(self.bundle / spec.file, spec, aliases)
-        profiles = _profiles(spec, self.config.hash.context - 1, {"slots": slots, "pool_slots": pool})
+        latents = position_count(max(self.request.capacities))
+        profiles = _profiles(spec, self.config.hash.context - 1, latents, {"slots": slots, "pool_slots": pool})
         cache = self.request.timing_cache
         data = graph.build(profiles, self.request.sms, cache, lambda phase: on_phase(f"{name}: {phase}"), cancelled)
         (self.folder / name).write_bytes(data)
@@ -211,14 +212,15 @@ def _check_aliases(path: Path, spec: GraphSpec, aliases: dict[str, str]) -> None
         raise TensorRtError(f"{path}: found {', '.join(missing)} not updated in place, expected every cache to be")
 
 
-def _profiles(spec: GraphSpec, history: int, capacity: dict[str, int]) -> tuple[ShapeProfile, ...]:
-    """Return the profiles of a graph: ranges of all inputs whose shapes depend on the call."""
+def _profiles(spec: GraphSpec, history: int, latents: int, capacity: dict[str, int]) -> tuple[ShapeProfile, ...]:
+    """Return the profiles of a graph: ranges of all inputs whose shapes depend on the call.
+
+    All latents of a sequence, at most ``latents``, are bound in every call; how many they are depends on the runtime.
+    """
     found = []
-    positions = spec.input("positions")
-    assert positions is not None, "every graph has positions"
-    for name, (rows, few) in PROFILES.items():
-        ranges: dict[int | str, Sequence[int]] = {"patches": few, "latents": few}
-        ranges |= {positions.shape[1]: rows, "context_rows": [size + history for size in rows]}
+    for name, rows in PROFILES.items():
+        ranges: dict[int | str, Sequence[int]] = {"rows": rows, "patches": rows, "latents": (1, latents, latents)}
+        ranges["context_rows"] = [size + history for size in rows]
         shapes = {}
         for tensor in spec.inputs:
             if any(size in ranges for size in tensor.shape):

@@ -51,6 +51,9 @@ class IdleExecutor:
     def visible_slots(self, live: int) -> int:
         return self.slots
 
+    def accepts(self, size: str, number: int) -> bool:
+        return True
+
     def bind(self, tensors: Mapping[str, Bound]) -> IdleExecutor:
         return self
 

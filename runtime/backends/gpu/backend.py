@@ -21,12 +21,11 @@ from fastblt.runtime.backends.gpu.executor import Executor
 from fastblt.runtime.backends.gpu.global_calls import GlobalCalls
 from fastblt.runtime.backends.gpu.graph import DeviceGraph
 from fastblt.runtime.backends.gpu.patcher_calls import LookAhead, PatcherCalls
-from fastblt.runtime.backends.gpu.sliding import CALL_ROWS
+from fastblt.runtime.backends.gpu.sliding import CALL_ROWS, position_count
 from fastblt.runtime.backends.gpu.tensor_table import Binding, tensors_bound_as
 from fastblt.runtime.backends.graph_error import GraphError, graph_error, reporting
 from fastblt.runtime.backends.host_embeddings import HostEmbeddings
 from fastblt.runtime.backends.protocol import (
-    DRAFT_SLACK,
     DecoderRows,
     Drafted,
     Floats,
@@ -75,25 +74,24 @@ class DeviceBackend:
             raise BundleError(
                 f"{bundle.path}: found blocks of {config.block_size} bytes, expected fewer than {CALL_ROWS}"
             )
-        positions = max_bytes + 1 + DRAFT_SLACK + CALL_ROWS
-        history = config.hash.context - 1
+        positions, history = position_count(max_bytes), config.hash.context - 1
+        self._rows = _make_rows(executors, stream, positions)
+        latents = self._rows["latent_kv"].whole
         self.graphs = {
-            part: DeviceGraph(executor, config.stacks[part], stream, history, slides=executor.slots < positions)
+            part: DeviceGraph(
+                executor,
+                config.stacks[part],
+                stream,
+                history,
+                slides=executor.slots < positions,
+                whole={"latent_kv": latents} if part == "decoder" and executor.accepts("latents", positions) else {},
+            )
             for part, executor in executors.items()
         }
         """The graphs with their memory, by part."""
-        self._rows = self._make_rows(positions)
         path, width = bundle.embeddings, config.encoder.dim
         tables = None if path is None else HostEmbeddings(path, config.hash, width)
         self._connect(history, tables)
-
-    def _make_rows(self, positions: int) -> dict[str, DeviceRows]:
-        """Allocate what passes from graph to graph, by tensor."""
-        return {
-            spec.name: DeviceRows(self.stream, positions, spec)
-            for part in ("encoder", "global")
-            for spec in tensors_bound_as(self.graphs[part].spec, Binding.LINK)
-        }
 
     def _connect(self, history: int, tables: HostEmbeddings | None) -> None:
         """Put the calls of the parts together: what each one reads, and what it leaves for the next."""
@@ -183,3 +181,12 @@ class DeviceBackend:
     def set_tensor(self, name: str, first: int, values: NDArray[Any]) -> None:
         """Implement `Inspectable.set_tensor`."""
         self._rows[name].write(first, values)
+
+
+def _make_rows(executors: Mapping[str, Executor], stream: Stream, positions: int) -> dict[str, DeviceRows]:
+    """Allocate what passes from graph to graph, by tensor."""
+    return {
+        spec.name: DeviceRows(stream, positions, spec)
+        for part in ("encoder", "global")
+        for spec in tensors_bound_as(executors[part].spec, Binding.LINK)
+    }

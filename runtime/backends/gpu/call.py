@@ -20,8 +20,6 @@ class Call:
         graph: the graph.
         position: of the first row.
         rows: number of rows, without padding.
-        patches: of the shape class (see `padded`).
-        latents: of the shape class.
         block: the last ``block`` rows see each other; the others are causal.
         visible_from: first position that each row, or every row, may see; None: 0.
         pool_slot: of the first row in the encoder's pool.
@@ -39,15 +37,13 @@ class Call:
         position: int,
         rows: int,
         *,
-        patches: int = 1,
-        latents: int = 1,
         block: int = 0,
         visible_from: int | Ids | None = None,
         pool_slot: int = 0,
     ) -> None:
         padding = padded(rows)
         slot = graph.caches.make_room(first_visible(position, graph.window), position, padding)
-        inputs = graph.begin(padding, slot + padding, patches, latents)
+        inputs = graph.begin(padding, slot + padding)
         self.arrays = inputs.arrays
         """Inputs that the host writes, by tensor."""
         write_controls(inputs.controls, position, rows, position - slot, graph.window, block, visible_from, padding)

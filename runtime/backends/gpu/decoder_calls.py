@@ -9,7 +9,7 @@ import numpy as np
 from fastblt.runtime.backends.gpu.call import Call, pieces
 from fastblt.runtime.backends.gpu.cuda import Stream
 from fastblt.runtime.backends.gpu.device_rows import DeviceRows
-from fastblt.runtime.backends.gpu.graph import DeviceGraph, padded
+from fastblt.runtime.backends.gpu.graph import DeviceGraph
 from fastblt.runtime.backends.gpu.patcher_calls import LookAhead
 from fastblt.runtime.backends.protocol import DecoderRows, Ids
 
@@ -69,9 +69,7 @@ class DecoderCalls:
         self, position: int, ids: Ids, latents: Ids, block: int = 0, visible_from: int | Ids | None = None
     ) -> None:
         """Queue the decoder on tokens of the host; the arguments are those of `run`."""
-        call = self.begin(position, len(ids), int(latents[0]), int(latents[-1]), block, visible_from)
-        call.arrays["latent_index"][:] = 0
-        call.arrays["latent_index"][0, : len(ids)] = latents - latents[0]
+        call = self.begin(position, latents, block, visible_from)
         if not self.reads_states:
             call.arrays["ids"][:] = 0
             call.arrays["ids"][0, : len(ids)] = ids
@@ -80,19 +78,23 @@ class DecoderCalls:
     def begin(
         self,
         position: int,
-        rows: int,
-        first_latent: int,
-        last_latent: int,
+        latents: Ids,
         block: int = 0,
         visible_from: int | Ids | None = None,
     ) -> Call:
-        """Begin a call that reads the latents from ``first_latent`` to ``last_latent``, both included.
-
-        The caller writes ``latent_index``, which counts from ``first_latent``, and ``ids`` where there are any.
-        """
-        count = last_latent + 1 - first_latent
-        call = Call(self.graph, position, rows, latents=padded(count), block=block, visible_from=visible_from)
-        self._latents.copy_to(self.graph, first_latent, count)
+        """Begin a call of the rows that read these latents; the caller writes ``ids`` where there are any."""
+        rows, first = len(latents), int(latents[0])
+        count = int(latents[-1]) + 1 - first
+        call = Call(self.graph, position, rows, block=block, visible_from=visible_from)
+        if self.graph.whole:
+            self._latents.check(first, count)
+            first = 0
+        else:
+            # An engine of an earlier version: it takes as many latents as there are rows.
+            self._latents.copy_to(self.graph, first, count)
+        index = call.arrays["latent_index"]
+        index[:] = 0
+        index[0, :rows] = latents - first
         if self._states is not None:
             self._states.copy_to(self.graph, position, rows)
         return call

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastblt.runtime.backends.gpu.cuda import DeviceMemory, Stream
+from fastblt.runtime.backends.gpu.executor import Bound
 from fastblt.runtime.backends.gpu.graph import DeviceGraph
 from fastblt.runtime.bundle.dtypes import numpy_dtype
 from fastblt.runtime.bundle.manifest import TensorSpec
@@ -17,8 +18,9 @@ from fastblt.runtime.bundle.manifest import TensorSpec
 class DeviceRows:
     """Holds every row of one tensor that passes from graph to graph: patch embeddings, byte states or latents.
 
-    A graph writes and reads such a tensor at one fixed address that has room for the rows of one call. They are copied
-    from there to here, and from here to the graph that reads them.
+    A graph writes such a tensor at one fixed address that has room for the rows of one call, and they are copied from
+    there to here. A graph that reads it has all rows bound (`whole`), or those of a call copied to an address of its
+    own.
 
     Args:
         stream: carries the copies.
@@ -35,10 +37,19 @@ class DeviceRows:
         self._rows, self._stream = rows, stream
         self._memory = DeviceMemory(stream.cuda, rows * self.row_bytes)
 
-    def _address(self, row: int, count: int) -> int:
-        """Return the device address of a row with ``count - 1`` others behind it."""
+    @property
+    def whole(self) -> Bound:
+        """Return shape and address of all rows, for a graph that reads any of them."""
+        return Bound((self._rows, *self.row_shape), self._memory.address)
+
+    def check(self, row: int, count: int) -> None:
+        """Raise ValueError unless there is a row with ``count - 1`` others behind it."""
         if not 0 <= row <= self._rows - count:
             raise ValueError(f"{self.name}: found rows {row} to {row + count}, expected at most {self._rows}")
+
+    def _address(self, row: int, count: int) -> int:
+        """Return the device address of a row with ``count - 1`` others behind it."""
+        self.check(row, count)
         return self._memory.address + row * self.row_bytes
 
     def copy_from(self, graph: DeviceGraph, row: int, count: int) -> None:

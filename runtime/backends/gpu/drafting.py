@@ -95,8 +95,7 @@ class DeviceDrafter:
     def _queue_step(self, position: int, step: int, token: int, latent: int, visible_from: int | None) -> None:
         """Queue one row of the decoder; its most likely byte is the token of the next step."""
         graph, stream = self._decoder.graph, self._stream
-        call = self._decoder.begin(position + step, 1, latent, latent, visible_from=visible_from)
-        call.arrays["latent_index"][:] = 0
+        call = self._decoder.begin(position + step, np.array([latent], dtype=np.int64), visible_from=visible_from)
         call.arrays["ids"][:] = token
         call.send()
         # The host knows the first token alone; the others are what the step before chose.

@@ -73,14 +73,7 @@ class EncoderCalls:
         """Encode rows and pool the patches that end among them."""
         rows, count = len(ids) - self._history, len(starts)
         pool_slot = self._make_room_in_pool(min(self._open_from, position), position, padded(rows))
-        call = Call(
-            self._graph,
-            position,
-            rows,
-            patches=padded(max(1, count)),
-            visible_from=visible_from,
-            pool_slot=pool_slot,
-        )
+        call = Call(self._graph, position, rows, visible_from=visible_from, pool_slot=pool_slot)
         self._write_ids(call.arrays, ids, rows)
         base = position - pool_slot
         for name, bounds, pad in (("patch_start", starts, position), ("patch_end", ends, position + 1)):

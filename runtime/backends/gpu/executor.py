@@ -44,6 +44,10 @@ class Executor(Protocol):
         """Return how many slots to bind so that rows can see the first ``live`` ones; all where the number is fixed."""
         ...
 
+    def accepts(self, size: str, number: int) -> bool:
+        """Return whether a call of any number of rows takes ``number`` for the named size of the graph's tensors."""
+        ...
+
     def bind(self, tensors: Mapping[str, Bound]) -> Launch:
         """Bind memory to every input and output.
 

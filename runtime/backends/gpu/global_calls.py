@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastblt.runtime.backends.gpu.call import Call, pieces
 from fastblt.runtime.backends.gpu.device_rows import DeviceRows
-from fastblt.runtime.backends.gpu.graph import DeviceGraph, padded
+from fastblt.runtime.backends.gpu.graph import DeviceGraph
 from fastblt.runtime.backends.protocol import Ids
 
 
@@ -27,7 +27,7 @@ class GlobalCalls:
         for first, end in pieces(count):
             rows, position = end - first, first_patch + first
             seen = None if visible_from is None else visible_from[first:end]
-            call = Call(self._graph, position, rows, patches=padded(rows), visible_from=seen)
+            call = Call(self._graph, position, rows, visible_from=seen)
             self._patch_embeddings.copy_to(self._graph, first, rows)
             call.run()
             self._latents.copy_from(self._graph, position, rows)

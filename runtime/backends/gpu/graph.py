@@ -8,6 +8,8 @@ keys and values land in slots that the next call overwrites, and nobody reads th
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -73,9 +75,19 @@ class DeviceGraph:
         stream: carries the work.
         history: tokens before the rows, where the graph reads ids with history.
         slides: whether the caches hold fewer than all positions.
+        whole: memory of inputs that is bound in every class, instead of memory for the rows of a call.
     """
 
-    def __init__(self, executor: Executor, stack: StackConfig, stream: Stream, history: int, *, slides: bool) -> None:
+    def __init__(
+        self,
+        executor: Executor,
+        stack: StackConfig,
+        stream: Stream,
+        history: int,
+        *,
+        slides: bool,
+        whole: Mapping[str, Bound] = MappingProxyType({}),
+    ) -> None:
         self.spec = executor.spec
         self.window = stack.window
         self._executor, self._stream, self._history = executor, stream, history
@@ -84,13 +96,14 @@ class DeviceGraph:
         self.row_bytes = stack.dim * numpy_dtype(caches[0].dtype).itemsize
         self.caches = SlidingBuffer(stream, len(caches), executor.slots, self.row_bytes, REWIND, slides=slides)
         self.pool = self._make_pool()
-        self._largest = largest = self._sizes(CALL_ROWS, CALL_ROWS, CALL_ROWS, executor.slots)
+        self.whole = whole
+        self._largest = largest = self._sizes(CALL_ROWS, executor.slots)
         upload, download = (self._block(binding, largest) for binding in (Binding.UPLOAD, Binding.DOWNLOAD))
         self._upload, self._download = (DeviceMemory(stream.cuda, b.bytes) for b in (upload, download))
         self._pinned = PinnedMemory(stream.cuda, max(download.bytes, 1))
         self.links = self._make_links(largest)
         self._rows_area = self._make_rows_area(largest)
-        self._classes: dict[tuple[int, ...], ShapeClass] = {}
+        self._classes: dict[tuple[int, int], ShapeClass] = {}
         self._current: ShapeClass | None = None
         self._source = 0
 
@@ -107,6 +120,7 @@ class DeviceGraph:
         return {
             spec.name: DeviceMemory(self._stream.cuda, _bytes(shape_of(spec, largest), spec.dtype))
             for spec in tensors_bound_as(self.spec, Binding.LINK, Binding.UNREAD)
+            if spec.name not in self.whole
         }
 
     def _make_rows_area(self, largest: dict[str, int]) -> DeviceMemory | None:
@@ -115,43 +129,51 @@ class DeviceGraph:
         size = sum(aligned(_bytes(shape_of(spec, largest), spec.dtype)) for spec in specs)
         return DeviceMemory(self._stream.cuda, size) if specs else None
 
-    def _sizes(self, rows: int, patches: int, latents: int, slots: int) -> dict[str, int]:
-        """Return the sizes that the graph's tensors name."""
+    def _sizes(self, rows: int, slots: int) -> dict[str, int]:
+        """Return the sizes that the graph's tensors name.
+
+        Rows close no more patches than there are rows, and read no more latents.
+        """
         named = {
             "rows": rows,
             "context_rows": rows + self._history,
-            "patches": patches,
-            "latents": latents,
+            "patches": rows,
+            "latents": rows,
             "slots": slots,
             "pool_slots": self._executor.pool_slots,
         }
+        for spec in self.spec.inputs:
+            if spec.name in self.whole:
+                shape = zip(spec.shape, self.whole[spec.name].shape, strict=True)
+                named |= {size: number for size, number in shape if isinstance(size, str)}
         used = size_names((*self.spec.inputs, *self.spec.outputs))
         return {name: size for name, size in named.items() if name in used}
 
     def _block(self, binding: Binding, sizes: dict[str, int]) -> Block:
         return Block(tensors_bound_as(self.spec, binding), sizes)
 
-    def choose(self, rows: int, live: int, patches: int = 1, latents: int = 1) -> ShapeClass:
+    def choose(self, rows: int, live: int) -> ShapeClass:
         """Make the shape class of a call the current one, and return it.
 
         Args:
             rows: of the class, from `padded`.
             live: number of slots, from the first on, that rows may see or are written to.
-            patches: of the class.
-            latents: of the class.
         """
-        slots = self._executor.visible_slots(live)
-        key = (rows, patches, latents, slots)
+        key = (rows, self._visible_slots(live))
         found = self._classes.get(key)
         if found is None:
             found = self._classes[key] = self._bind(self._sizes(*key))
         self._current = found
         return found
 
-    def begin(self, rows: int, live: int, patches: int = 1, latents: int = 1) -> Inputs:
+    def begin(self, rows: int, live: int) -> Inputs:
         """Choose the shape class of a call, see `choose`, and return what the host writes; `send` sends it."""
-        self._source, inputs = self.choose(rows, live, patches, latents).blocks.take()
+        self._source, inputs = self.choose(rows, live).blocks.take()
         return inputs
+
+    def _visible_slots(self, live: int) -> int:
+        """Return how many slots to bind: all where there is a window, since a text soon fills it."""
+        return self.caches.slots if self.window is not None else self._executor.visible_slots(live)
 
     def _bind(self, sizes: dict[str, int]) -> ShapeClass:
         """Bind every tensor for a choice of sizes, all of which its memory has room for."""
@@ -164,7 +186,8 @@ class DeviceGraph:
             for name, field in block.fields.items():
                 tensors[name] = Bound(field.shape, memory.address + field.offset)
         for spec in tensors_bound_as(self.spec, Binding.LINK, Binding.UNREAD):
-            tensors[spec.name] = Bound(shape_of(spec, sizes), self.links[spec.name].address)
+            found = self.whole.get(spec.name)
+            tensors[spec.name] = found or Bound(shape_of(spec, sizes), self.links[spec.name].address)
         for spec in tensors_bound_as(self.spec, Binding.CACHE):
             tensors[spec.name] = Bound(shape_of(spec, sizes), self._cache_address(spec.name.removesuffix("_out")))
         for spec in tensors_bound_as(self.spec, Binding.APPENDED):
@@ -245,7 +268,7 @@ class DeviceGraph:
     def moved_bytes(self, position: int, rows: int) -> int:
         """Return the weight and cache bytes that a call of ``rows`` at ``position`` reads; padding counts as rows."""
         live = min(position + padded(rows), self.caches.slots)
-        return self.spec.weight_bytes + self.caches.lanes * self._executor.visible_slots(live) * self.row_bytes
+        return self.spec.weight_bytes + self.caches.lanes * self._visible_slots(live) * self.row_bytes
 
     @property
     def result_bytes(self) -> int:

@@ -6,8 +6,7 @@ An engine's activations come on top, and only the engine knows their size.
 from __future__ import annotations
 
 from fastblt.models.config import BltConfig, StackConfig
-from fastblt.runtime.backends.gpu.sliding import CALL_ROWS, cache_slots, pool_slots
-from fastblt.runtime.backends.protocol import DRAFT_SLACK
+from fastblt.runtime.backends.gpu.sliding import cache_slots, pool_slots, position_count
 from fastblt.runtime.bundle.dtypes import BUNDLE_TYPES
 
 
@@ -21,7 +20,7 @@ def device_buffers(config: BltConfig, dtype: str, max_bytes: int) -> dict[str, i
         dtype: of the bundle: ``fp32``, ``fp16`` or ``bf16``; the patcher's caches are fp32.
         max_bytes: longest prompt plus new bytes.
     """
-    item, positions = BUNDLE_TYPES[dtype].item_bytes, max_bytes + 1 + DRAFT_SLACK + CALL_ROWS
+    item, positions = BUNDLE_TYPES[dtype].item_bytes, position_count(max_bytes)
 
     def caches(stack: StackConfig, size: int) -> int:
         slots = cache_slots(stack, max_bytes)

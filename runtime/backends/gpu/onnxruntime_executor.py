@@ -96,6 +96,10 @@ class OnnxRuntimeExecutor:
         """Implement `Executor.visible_slots`: attention reads every slot that is bound, so a power of two is enough."""
         return min(self.slots, max(_LEAST_SLOTS, 1 << (live - 1).bit_length()))
 
+    def accepts(self, size: str, number: int) -> bool:
+        """Implement `Executor.accepts`: a session has no limits."""
+        return True
+
     def bind(self, tensors: Mapping[str, Bound]) -> OnnxRuntimeLaunch:
         """Implement `Executor.bind`; shapes are checked by ONNX Runtime when the graph runs."""
         for tensor in (*self.spec.inputs, *self.spec.outputs):

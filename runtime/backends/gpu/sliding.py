@@ -29,6 +29,11 @@ def _whole_steps(slots: int) -> int:
     return -(-slots // SLOT_STEP) * SLOT_STEP
 
 
+def position_count(max_bytes: int) -> int:
+    """Return how many positions a sequence may use: text, BOS, a draft after it, and the rows of one call."""
+    return max_bytes + 1 + DRAFT_SLACK + CALL_ROWS
+
+
 def cache_slots(stack: StackConfig, max_bytes: int) -> int:
     """Return the slots of each cache of a stack.
 
@@ -38,7 +43,7 @@ def cache_slots(stack: StackConfig, max_bytes: int) -> int:
         stack: geometry of the transformer stack.
         max_bytes: longest prompt plus new bytes.
     """
-    everything = _whole_steps(max_bytes + 1 + DRAFT_SLACK + CALL_ROWS)
+    everything = _whole_steps(position_count(max_bytes))
     if stack.window is None:
         return everything
     return min(everything, _whole_steps(stack.window + CALL_ROWS + REWIND))
@@ -51,7 +56,7 @@ def longest_patch(config: BltConfig, max_patch_bytes: int | None = None) -> int:
 
 def pool_slots(config: BltConfig, max_bytes: int, max_patch_bytes: int | None = None) -> int:
     """Return the slots of the encoder's pool: for the open patch, a draft after it, and the rows of one call."""
-    everything = _whole_steps(max_bytes + 1 + DRAFT_SLACK + CALL_ROWS)
+    everything = _whole_steps(position_count(max_bytes))
     return min(everything, _whole_steps(longest_patch(config, max_patch_bytes) + DRAFT_SLACK + CALL_ROWS))
 
 

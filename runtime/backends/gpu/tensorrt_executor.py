@@ -116,6 +116,15 @@ class TensorRtExecutor:
         """Implement `Executor.visible_slots`: an engine's caches have one size."""
         return self.slots
 
+    def accepts(self, size: str, number: int) -> bool:
+        """Implement `Executor.accepts`: the number has to be inside of every profile."""
+        axes = {tensor.name: tensor.shape.index(size) for tensor in self.spec.inputs if size in tensor.shape}
+        return all(
+            profile.shapes[name][0][axis] <= number <= profile.shapes[name][2][axis]
+            for profile in self._described.profiles
+            for name, axis in axes.items()
+        )
+
     def bind(self, tensors: Mapping[str, Bound]) -> TensorRtLaunch:
         """Implement `Executor.bind` with a context of its own."""
         context = self._new_context()
