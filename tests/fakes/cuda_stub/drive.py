@@ -1,0 +1,103 @@
+"""Runs bundles over the stub: ``python -m fakes.cuda_stub.drive PLAN RESULTS``, with the variables of `environment`.
+
+PLAN is JSON: a list of objects with ``bundle`` (folder), ``methods`` (names) and ``timed`` (how many generations to
+time, without a log). RESULTS receives a `Driven` for each of them. The log has a line ``note bundle FOLDER`` and, for
+each method, ``note begin METHOD`` and ``note end METHOD`` around all rounds but the first, which reads the prompt.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any, TypedDict
+
+import numpy as np
+from fakes.cuda_stub.runtime_api import install
+
+api = install()
+
+from fakes.cuda_stub.scripted_onnxruntime import ScriptedOnnxRuntime  # noqa: E402
+
+from fastblt.models.tokens import EOS_ID, encode  # noqa: E402
+from fastblt.runtime.backends.gpu.backend import DeviceBackend  # noqa: E402
+from fastblt.runtime.backends.gpu.loading import load_onnxruntime  # noqa: E402
+from fastblt.runtime.blt_runtime import BltRuntime  # noqa: E402
+
+MAX_BYTES, NEW_BYTES = 384, 160
+
+
+class Generated(TypedDict):
+    """Counts what one method did after its first round."""
+
+    bytes: int
+    rounds: int
+    microseconds: float
+    """Host time of the fastest of the timed generations; 0 where none was timed."""
+
+
+class Driven(TypedDict):
+    """Describes one bundle that was run."""
+
+    providers: list[str]
+    caches: dict[str, list[int]]
+    """Address and size in bytes of the memory that holds each part's caches."""
+    methods: dict[str, Generated]
+
+
+def prompt(documents: bool) -> np.ndarray:
+    """Return token ids, int64 [n]: BOS and a text; with ``documents``, an EOS in the middle."""
+    ids = [*encode(b"in the beginning"), *([EOS_ID] if documents else []), *encode(b" was the word", bos=False)]
+    return np.array(ids, dtype=np.int64)
+
+
+def load(bundle: Path) -> BltRuntime:
+    """Load a bundle with ONNX Runtime's CUDA provider."""
+    api.note(f"bundle {bundle}")
+    return BltRuntime(load_onnxruntime(bundle, "cuda", MAX_BYTES, ort=ScriptedOnnxRuntime(api)))
+
+
+def generate(runtime: BltRuntime, method: str, note: str = "") -> Generated:
+    """Generate once; ``note`` names the rounds after the first in the log."""
+    stream = runtime.stream(prompt(runtime.config.document_masks), NEW_BYTES, method=method)
+    next(stream)
+    if note:
+        api.note(f"begin {note}")
+    began, count, rounds = time.perf_counter(), 0, 0
+    for chunk in stream:
+        rounds += 1
+        count += len(chunk.data)
+    seconds = time.perf_counter() - began
+    if note:
+        api.note(f"end {note}")
+    return Generated(bytes=count, rounds=rounds, microseconds=seconds * 1e6)
+
+
+def run(bundle: Path, methods: list[str], timed: int) -> Driven:
+    """Generate with each method: twice with a log, so that every graph has been recorded, then as often as timed."""
+    runtime = load(bundle)
+    backend = runtime.backend
+    assert isinstance(backend, DeviceBackend)
+    # The log of the memory that is allocated later belongs to no generation.
+    caches = {name: [g.caches.address(0), g.caches.lanes * g.caches.lane_bytes] for name, g in backend.graphs.items()}
+    found = Driven(providers=list(backend.providers), caches=caches, methods={})
+    for method in methods:
+        generate(runtime, method, f"first {method}")
+        generated = generate(runtime, method, method)
+        api.log(False)
+        times = [generate(runtime, method)["microseconds"] for _ in range(timed)]
+        api.log(True)
+        found["methods"][method] = Generated(**{**generated, "microseconds": min(times, default=0)})
+    return found
+
+
+def main(plan: Path, results: Path) -> None:
+    entries: list[dict[str, Any]] = json.loads(plan.read_text())
+    found = [run(Path(entry["bundle"]), entry["methods"], entry["timed"]) for entry in entries]
+    api.flush()
+    results.write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(*map(Path, sys.argv[1:]))
