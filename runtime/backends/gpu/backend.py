@@ -11,7 +11,6 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from fastblt.runtime.backends.gpu.call import first_visible
 from fastblt.runtime.backends.gpu.cuda import CudaError, Stream
 from fastblt.runtime.backends.gpu.decoder_calls import DecoderCalls
 from fastblt.runtime.backends.gpu.device_rows import DeviceRows
@@ -19,7 +18,7 @@ from fastblt.runtime.backends.gpu.drafting import DeviceDrafter, StepDrafter
 from fastblt.runtime.backends.gpu.encoder_calls import EncoderCalls
 from fastblt.runtime.backends.gpu.executor import Executor
 from fastblt.runtime.backends.gpu.global_calls import GlobalCalls
-from fastblt.runtime.backends.gpu.graph import DeviceGraph
+from fastblt.runtime.backends.gpu.graph import DeviceGraph, first_visible
 from fastblt.runtime.backends.gpu.patcher_calls import LookAhead, PatcherCalls
 from fastblt.runtime.backends.gpu.sliding import CALL_ROWS, position_count
 from fastblt.runtime.backends.gpu.tensor_table import Binding, tensors_bound_as
@@ -104,7 +103,11 @@ class DeviceBackend:
         self._global = GlobalCalls(graphs["global"], embeddings, latents)
         self._decoder = DecoderCalls(graphs["decoder"], stream, latents, states, self._look_ahead)
         self._step_drafter = StepDrafter(self._encoder, self._decoder, stream)
-        self._device_drafter = DeviceDrafter(self._decoder, self._look_ahead, stream)
+        self._device_drafter: DeviceDrafter | None = None
+        if states is None:
+            self._device_drafter = DeviceDrafter(None, self._decoder, self._look_ahead, stream, history)
+        elif tables is None:
+            self._device_drafter = DeviceDrafter(self._encoder, self._decoder, self._look_ahead, stream, history)
 
     def failure(self, part: str, error: Exception) -> Exception:
         """Return what to raise for an exception in the calls of a part; the device may be lost."""
@@ -145,10 +148,10 @@ class DeviceBackend:
     def draft(
         self, position: int, ids: Ids, latent: int, count: int, pick: Pick | None = None, visible_from: int = 0
     ) -> Drafted:
-        """Implement `Backend.draft`: on the device alone where nobody picks and no encoder has to read the draft."""
-        first_seen = visible_from or None
-        if pick is None and not self._decoder.reads_states and count <= DeviceDrafter.LONGEST:
-            return self._device_drafter.draft(position, int(ids[-1]), latent, count, first_seen)
+        """Implement `Backend.draft`: on the device alone where nobody picks and the host looks nothing up."""
+        first_seen, on_device = visible_from or None, self._device_drafter
+        if pick is None and on_device is not None and count <= DeviceDrafter.LONGEST:
+            return on_device.draft(position, ids, latent, count, first_seen)
         return self._step_drafter.draft(position, ids, latent, count, pick, first_seen)
 
     def can_resume_from(self, position: int, open_patch: int) -> bool:

@@ -42,7 +42,7 @@ class Call:
         pool_slot: int = 0,
     ) -> None:
         padding = padded(rows)
-        slot = graph.caches.make_room(first_visible(position, graph.window), position, padding)
+        slot = graph.make_room(position, padding)
         inputs = graph.begin(padding, slot + padding)
         self.arrays = inputs.arrays
         """Inputs that the host writes, by tensor."""
@@ -62,11 +62,6 @@ class Call:
         """Queue the graph and the copy of its new rows into the caches."""
         self._graph.launch()
         self._graph.append_rows(self._padding, self._slot, self._pool_slot)
-
-
-def first_visible(position: int, window: int | None) -> int:
-    """Return the first position that a row at ``position`` sees."""
-    return 0 if window is None else max(0, position - window + 1)
 
 
 def pieces(rows: int, block: int = 0) -> Iterator[tuple[int, int]]:

@@ -75,6 +75,24 @@ class DecoderCalls:
             call.arrays["ids"][0, : len(ids)] = ids
         call.run()
 
+    @property
+    def state_bytes(self) -> int:
+        """Return the size of a byte state; 0 where none is read."""
+        return 0 if self._states is None else self._states.row_bytes
+
+    def place_latent(self, latent: int) -> int:
+        """Make a latent readable by calls of one row, and return its ``latent_index`` there."""
+        return latent - self._read_from(latent, 1)
+
+    def _read_from(self, first: int, count: int) -> int:
+        """Make latents readable, and return the one that has ``latent_index`` 0."""
+        if self.graph.whole:
+            self._latents.check(first, count)
+            return 0
+        # An engine of an earlier version: it takes as many latents as there are rows.
+        self._latents.copy_to(self.graph, first, count)
+        return first
+
     def begin(
         self,
         position: int,
@@ -86,15 +104,9 @@ class DecoderCalls:
         rows, first = len(latents), int(latents[0])
         count = int(latents[-1]) + 1 - first
         call = Call(self.graph, position, rows, block=block, visible_from=visible_from)
-        if self.graph.whole:
-            self._latents.check(first, count)
-            first = 0
-        else:
-            # An engine of an earlier version: it takes as many latents as there are rows.
-            self._latents.copy_to(self.graph, first, count)
         index = call.arrays["latent_index"]
         index[:] = 0
-        index[0, :rows] = latents - first
+        index[0, :rows] = latents - self._read_from(first, count)
         if self._states is not None:
             self._states.copy_to(self.graph, position, rows)
         return call

@@ -6,10 +6,12 @@ from time import perf_counter
 
 import numpy as np
 
-from fastblt.runtime.backends.gpu.cuda import DeviceMemory, PinnedMemory, Stream, aligned
+from fastblt.runtime.backends.gpu.cuda import Stream
 from fastblt.runtime.backends.gpu.decoder_calls import DecoderCalls, decoder_rows
+from fastblt.runtime.backends.gpu.draft_chain import DraftChain, Part, Place
 from fastblt.runtime.backends.gpu.encoder_calls import EncoderCalls
-from fastblt.runtime.backends.gpu.patcher_calls import ID_BYTES, LookAhead
+from fastblt.runtime.backends.gpu.graph import DeviceGraph, padded
+from fastblt.runtime.backends.gpu.patcher_calls import LookAhead
 from fastblt.runtime.backends.protocol import DRAFT_SLACK, Drafted, Ids, Pick
 
 
@@ -57,57 +59,64 @@ class DeviceDrafter:
     """Drafts the most likely bytes with one wait: each step reads on the device what the step before chose.
 
     Args:
-        decoder: its calls; it must have an embedding of its own.
+        encoder: its calls, where the decoder reads byte states; its tables must be in the graph. None elsewhere.
+        decoder: its calls.
         look_ahead: asks the patcher about the draft.
         stream: carries the work.
+        history: tokens before a byte that its hash n-grams reach back to.
     """
 
     #: Longest draft.
     LONGEST = DRAFT_SLACK
 
-    def __init__(self, decoder: DecoderCalls, look_ahead: LookAhead, stream: Stream) -> None:
-        self._decoder, self._look_ahead, self._stream = decoder, look_ahead, stream
-        self._tokens = DeviceMemory(stream.cuda, ID_BYTES * (self.LONGEST + 1))
-        """The token before the draft, then the draft."""
-        self._results: tuple[DeviceMemory, PinnedMemory] | None = None
+    def __init__(
+        self, encoder: EncoderCalls | None, decoder: DecoderCalls, look_ahead: LookAhead, stream: Stream, history: int
+    ) -> None:
+        self._encoder, self._decoder, self._look_ahead = encoder, decoder, look_ahead
+        self._stream, self._history = stream, history
+        self._chains: dict[tuple[int, bool], DraftChain] = {}
 
-    def draft(self, position: int, token: int, latent: int, count: int, visible_from: int | None) -> Drafted:
-        """Draft ``count`` bytes after a token; see `Backend.draft`."""
+    def warm_up(self, count: int) -> None:
+        """Draft ``count`` bytes after nothing, so that everything is bound, and recorded as far as it can be.
+
+        What that leaves in the caches is overwritten by whatever is read next.
+        """
+        nothing = np.zeros(self._history + 1, dtype=np.int64)
+        for _ in range(3):  # classes are recorded when they occur again, and the draft after them
+            self.draft(0, nothing, 0, count, None)
         self._look_ahead.forget()
-        for step in range(count):
-            self._queue_step(position, step, token, latent, visible_from)
-        assert self._results is not None, "a draft has a step"
-        graph, (kept, pinned) = self._decoder.graph, self._results
-        size = count * graph.result_bytes
-        self._stream.download(pinned.address, kept.address, size)
-        entropies = None
-        if visible_from is None:
-            entropies = self._look_ahead.queue(position, self._tokens.address, count + 1)
+
+    def draft(self, position: int, ids: Ids, latent: int, count: int, visible_from: int | None) -> Drafted:
+        """Draft ``count`` bytes after ``ids``, int64 [history + 1]; see `Backend.draft`."""
+        self._look_ahead.forget()
+        # Room for the whole draft, so that nothing has to move in the middle of it.
+        decoder = Place(position, self._decoder.graph.make_room(position, count))
+        encoder = None if self._encoder is None else self._encoder.place_draft(position, count)
+        asked = self._look_ahead.graph_for(position, count + 1) if visible_from is None else None
+        patcher = None if asked is None else Place(position, asked.make_room(position, padded(count + 1)))
+        chain = self._chain(decoder, encoder, patcher, asked, count)
+        chain.write(ids, self._decoder.place_latent(latent), decoder, encoder, patcher, visible_from)
+        chain.queue()
         self._stream.synchronize()
-        steps = pinned.bytes[:size].reshape(count, -1)
-        rows = [decoder_rows(graph.result_views(step), 1) for step in steps]
-        tokens = np.array([row.best[0] for row in rows], dtype=np.int64)
+        tokens, probabilities, entropies = chain.results()
         if entropies is not None:
-            read = np.concatenate([np.array([token], dtype=np.int64), tokens])
-            self._look_ahead.keep(position, read, entropies)
-        return Drafted(tokens, np.array([row.probability[0] for row in rows], dtype=np.float32))
+            self._look_ahead.keep(position, np.concatenate([ids[-1:], tokens]), entropies)
+        return Drafted(tokens, probabilities)
 
-    def _queue_step(self, position: int, step: int, token: int, latent: int, visible_from: int | None) -> None:
-        """Queue one row of the decoder; its most likely byte is the token of the next step."""
-        graph, stream = self._decoder.graph, self._stream
-        call = self._decoder.begin(position + step, np.array([latent], dtype=np.int64), visible_from=visible_from)
-        call.arrays["ids"][:] = token
-        call.send()
-        # The host knows the first token alone; the others are what the step before chose.
-        ids, known = graph.upload_address("ids"), self._tokens.address + step * ID_BYTES
-        stream.copy(*((ids, known) if step else (known, ids)), ID_BYTES)
-        call.launch()
-        size = graph.result_bytes
-        kept, _ = self._results = self._results or self._allocate_results(size)
-        stream.copy(known + ID_BYTES, graph.result_address("best"), ID_BYTES)
-        stream.copy(kept.address + step * size, graph.results, size)
+    def _chain(
+        self, decoder: Place, encoder: Place | None, patcher: Place | None, asked: DeviceGraph | None, count: int
+    ) -> DraftChain:
+        """Choose the shape classes of a draft's calls, and return the chain that queues them."""
 
-    def _allocate_results(self, step_bytes: int) -> tuple[DeviceMemory, PinnedMemory]:
-        """Allocate memory for the results of every step, on the device and on the host."""
-        size = self.LONGEST * aligned(step_bytes)
-        return DeviceMemory(self._stream.cuda, size), PinnedMemory(self._stream.cuda, size)
+        def part(graph: DeviceGraph, place: Place, calls: int, rows: int) -> Part:
+            live = place.slot + (rows if calls == 1 else calls)
+            return Part(graph, graph.choose(rows, live).upload, calls, rows)
+
+        decoding = part(self._decoder.graph, decoder, count, 1)
+        encoding = part(self._encoder.graph, encoder, count, 1) if self._encoder and encoder else None
+        asking = part(asked, patcher, 1, padded(count + 1)) if asked and patcher else None
+        key = count, asking is not None
+        if key not in self._chains:
+            size = self._decoder.state_bytes
+            self._chains[key] = DraftChain(self._stream, self._history, decoding, encoding, asking, size)
+        return self._chains[key]

@@ -8,6 +8,7 @@ import numpy as np
 
 from fastblt.runtime.backends.gpu.call import Call, pieces
 from fastblt.runtime.backends.gpu.device_rows import DeviceRows
+from fastblt.runtime.backends.gpu.draft_chain import Place
 from fastblt.runtime.backends.gpu.graph import DeviceGraph, padded
 from fastblt.runtime.backends.gpu.sliding import CALL_ROWS, SlidingBuffer
 from fastblt.runtime.backends.host_embeddings import HostEmbeddings
@@ -36,7 +37,7 @@ class EncoderCalls:
         assert graph.pool is not None, "an encoder has a pool"
         self.pool: SlidingBuffer = graph.pool
         """States that patches are pooled from, since the beginning of the open patch."""
-        self._graph = graph
+        self.graph = graph
         self._history = history
         self._tables = tables
         self._patch_embeddings = patch_embeddings
@@ -55,7 +56,7 @@ class EncoderCalls:
             piece = ids[first : end + self._history]
             self._encode(position + first, piece, starts[done:until], ends[done:until], seen)
             if until > done:
-                self._patch_embeddings.copy_from(self._graph, done, until - done)
+                self._patch_embeddings.copy_from(self.graph, done, until - done)
             done = until
 
     def encode_row(self, position: int, ids: Ids, visible_from: int | None) -> None:
@@ -69,11 +70,16 @@ class EncoderCalls:
         none = np.empty(0, dtype=np.int64)
         self._encode(position, ids, none, none, visible_from)
 
+    def place_draft(self, position: int, rows: int) -> Place:
+        """Make room for a draft inside the open patch, which is encoded one row at a time."""
+        pool_slot = self._make_room_in_pool(min(self._open_from, position), position, rows)
+        return Place(position, self.graph.make_room(position, rows), pool_slot)
+
     def _encode(self, position: int, ids: Ids, starts: Ids, ends: Ids, visible_from: int | Ids | None) -> None:
         """Encode rows and pool the patches that end among them."""
         rows, count = len(ids) - self._history, len(starts)
         pool_slot = self._make_room_in_pool(min(self._open_from, position), position, padded(rows))
-        call = Call(self._graph, position, rows, visible_from=visible_from, pool_slot=pool_slot)
+        call = Call(self.graph, position, rows, visible_from=visible_from, pool_slot=pool_slot)
         self._write_ids(call.arrays, ids, rows)
         base = position - pool_slot
         for name, bounds, pad in (("patch_start", starts, position), ("patch_end", ends, position + 1)):
@@ -83,7 +89,7 @@ class EncoderCalls:
         call.arrays["pool_index"][:] = pool_slot
         call.run()
         if self._states is not None:
-            self._states.copy_from(self._graph, position, rows)
+            self._states.copy_from(self.graph, position, rows)
 
     def _make_room_in_pool(self, origin: int, position: int, rows: int) -> int:
         """Return the pool's slot for a row at ``position`` of a patch that begins at ``origin``."""

@@ -29,6 +29,11 @@ def padded(rows: int) -> int:
     return 1 << (rows - 1).bit_length()
 
 
+def first_visible(position: int, window: int | None) -> int:
+    """Return the first position that a row at ``position`` sees."""
+    return 0 if window is None else max(0, position - window + 1)
+
+
 class Inputs:
     """Holds what the host writes before a call: arrays in page-locked memory.
 
@@ -151,6 +156,10 @@ class DeviceGraph:
 
     def _block(self, binding: Binding, sizes: dict[str, int]) -> Block:
         return Block(tensors_bound_as(self.spec, binding), sizes)
+
+    def make_room(self, position: int, rows: int) -> int:
+        """Make room in the caches for rows, padding included, and return the slot of the first one."""
+        return self.caches.make_room(first_visible(position, self.window), position, rows)
 
     def choose(self, rows: int, live: int) -> ShapeClass:
         """Make the shape class of a call the current one, and return it.

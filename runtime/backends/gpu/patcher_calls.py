@@ -10,12 +10,10 @@ import numpy as np
 
 from fastblt.runtime.backends.gpu.call import Call, pieces
 from fastblt.runtime.backends.gpu.cuda import Stream
+from fastblt.runtime.backends.gpu.draft_chain import ID_BYTES
 from fastblt.runtime.backends.gpu.graph import DeviceGraph
 from fastblt.runtime.backends.gpu.sliding import CALL_ROWS
 from fastblt.runtime.backends.protocol import Floats, Ids
-
-#: Size of a token on the device, int64.
-ID_BYTES = 8
 
 
 class PatcherCalls:
@@ -27,7 +25,7 @@ class PatcherCalls:
     """
 
     def __init__(self, graph: DeviceGraph, stream: Stream) -> None:
-        self._graph = graph
+        self.graph = graph
         self._stream = stream
 
     def run(self, position: int, ids: Ids, visible_from: Ids | None = None) -> Floats:
@@ -35,11 +33,11 @@ class PatcherCalls:
         found = np.empty(len(ids), dtype=np.float32)
         for first, end in pieces(len(ids)):
             seen = None if visible_from is None else visible_from[first:end]
-            call = Call(self._graph, position + first, end - first, visible_from=seen)
+            call = Call(self.graph, position + first, end - first, visible_from=seen)
             call.arrays["ids"][:] = 0
             call.arrays["ids"][0, : end - first] = ids[first:end]
             call.run()
-            results = self._graph.fetch()
+            results = self.graph.fetch()
             self._stream.synchronize()
             found[first:end] = results["entropy"][0, : end - first]
         return found
@@ -55,12 +53,12 @@ class PatcherCalls:
         Returns:
             Entropies float32 [rows], to be read after a wait and before the patcher's next call.
         """
-        call = Call(self._graph, position, rows)
+        call = Call(self.graph, position, rows)
         call.arrays["ids"][:] = 0
         call.send()
-        self._stream.copy(self._graph.upload_address("ids"), tokens, rows * ID_BYTES)
+        self._stream.copy(self.graph.upload_address("ids"), tokens, rows * ID_BYTES)
         call.launch()
-        return self._graph.fetch()["entropy"][0, :rows]
+        return self.graph.fetch()["entropy"][0, :rows]
 
 
 class LookAhead:
@@ -78,9 +76,15 @@ class LookAhead:
 
     def queue(self, position: int, tokens: int, rows: int) -> Floats | None:
         """Queue the patcher on tokens on the device; see `PatcherCalls.queue`. None where it cannot be asked."""
-        if self._patcher is None or position > self._max_bytes or rows > CALL_ROWS:
+        if self._patcher is None or self.graph_for(position, rows) is None:
             return None
         return self._patcher.queue(position, tokens, rows)
+
+    def graph_for(self, position: int, rows: int) -> DeviceGraph | None:
+        """Return the patcher's graph, for a caller that queues it itself; None where it cannot be asked."""
+        if self._patcher is None or position > self._max_bytes or rows > CALL_ROWS:
+            return None
+        return self._patcher.graph
 
     def keep(self, position: int, ids: Ids, entropies: Floats) -> None:
         """Keep copies of tokens at ``position``, int64 [n], and of the entropies after them, float32 [n]."""

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from fastblt.runtime.backends.gpu.call import first_visible, pieces
+from fastblt.runtime.backends.gpu.call import pieces
+from fastblt.runtime.backends.gpu.graph import first_visible
 from fastblt.runtime.backends.gpu.patcher_calls import LookAhead
 from fastblt.runtime.backends.gpu.sliding import CALL_ROWS
 
