@@ -85,7 +85,8 @@ class Drafted(NamedTuple):
     """Time spent in the encoder, where drafted rows read its byte states; the rest of the call is the decoder's.
 
     As for `Backend.run_encoder`, it ends when the encoder's call returns. On a GPU that call only queues the work, and
-    the wait for both graphs counts as the decoder's time, since nothing waits between the two."""
+    the wait for both graphs counts as the decoder's time, since nothing waits between the two. It is 0 for a draft that
+    is chained on the device."""
 
 
 #: Takes the one row of a draft's step and returns the next token, and whether to draft another row after it.
