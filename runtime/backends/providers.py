@@ -43,7 +43,8 @@ def provider_options(name: str, bundle: Path) -> list[tuple[str, dict[str, str]]
         name: ``cuda`` or ``tensorrt``.
         bundle: folder of the bundle; the engines that the provider builds are cached by its path.
     """
-    cuda = (PROVIDERS["cuda"], {"use_tf32": "0"})
+    # The arena would otherwise grow in powers of two.
+    cuda = (PROVIDERS["cuda"], {"use_tf32": "0", "arena_extend_strategy": "kSameAsRequested"})
     if name == "cuda":
         return [cuda]
     cache = cache_folder() / _ENGINE_CACHE / hashlib.sha256(str(bundle.resolve()).encode()).hexdigest()[:16]

@@ -35,6 +35,12 @@ class cudaMemcpyKind(IntEnum):
     cudaMemcpyDeviceToDevice = 3
 
 
+class cudaStreamCaptureStatus(IntEnum):
+    cudaStreamCaptureStatusNone = 0
+    cudaStreamCaptureStatusActive = 1
+    cudaStreamCaptureStatusInvalidated = 2
+
+
 class cudaStreamCaptureMode(IntEnum):
     cudaStreamCaptureModeThreadLocal = 1
 
@@ -72,6 +78,7 @@ class FakeCuda:
 
     cudaMemcpyKind = cudaMemcpyKind
     cudaStreamCaptureMode = cudaStreamCaptureMode
+    cudaStreamCaptureStatus = cudaStreamCaptureStatus
     cudaDeviceAttr = cudaDeviceAttr
     cudaHostAllocDefault = 0
     cudaStreamNonBlocking = 1
@@ -223,6 +230,13 @@ class FakeCuda:
     def is_capturing(self, stream: int) -> bool:
         """Return whether a stream is captured."""
         return self.streams[int(stream)].recording is not None
+
+    def cudaStreamIsCapturing(self, stream: int) -> tuple[Status, cudaStreamCaptureStatus]:
+        state, kinds = self.streams[int(stream)], cudaStreamCaptureStatus
+        if state.recording is None:
+            return Status.cudaSuccess, kinds.cudaStreamCaptureStatusNone
+        invalid = kinds.cudaStreamCaptureStatusInvalidated
+        return Status.cudaSuccess, invalid if state.invalid else kinds.cudaStreamCaptureStatusActive
 
     def spoil(self, stream: int) -> None:
         """Let the capture of a stream fail."""

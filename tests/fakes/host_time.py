@@ -46,7 +46,7 @@ class IdleExecutor:
     """Launches a graph that computes nothing."""
 
     def __init__(self, spec: GraphSpec, slots: int, pool: int, stream: Stream) -> None:
-        self.spec, self.slots, self.pool_slots, self.stream = spec, slots, pool, stream
+        self.spec, self.slots, self.pool_slots, self.usual_pool_slots, self.stream = spec, slots, pool, pool, stream
 
     def visible_slots(self, live: int) -> int:
         return self.slots

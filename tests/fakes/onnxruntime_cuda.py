@@ -102,6 +102,8 @@ class InferenceSession:
         if number != "-1":
             assert self.records
             if self.refuse == "run":
+                # What fails while it is recorded leaves the stream captured.
+                self.cuda.cudaStreamBeginCapture(self.stream, 1)
                 raise RuntimeError("cannot be captured")
             assert self.recorded.setdefault(number, bound) == bound, "memory of recorded work has moved"
         self.cuda.enqueue(self.stream, lambda: self._execute(*bound))

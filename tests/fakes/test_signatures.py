@@ -36,7 +36,9 @@ def test_function_of_the_cuda_runtime_takes_the_same_arguments(name: str) -> Non
     assert parameters(getattr(FakeCuda, name)) == real
 
 
-@pytest.mark.parametrize("name", ["cudaMemcpyKind", "cudaStreamCaptureMode", "cudaDeviceAttr"])
+@pytest.mark.parametrize(
+    "name", ["cudaMemcpyKind", "cudaStreamCaptureMode", "cudaStreamCaptureStatus", "cudaDeviceAttr"]
+)
 def test_number_of_the_cuda_runtime_is_the_same(name: str) -> None:
     for member in getattr(FakeCuda, name):
         assert int(getattr(getattr(cudart, name), member.name)) == member

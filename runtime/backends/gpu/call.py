@@ -43,7 +43,7 @@ class Call:
     ) -> None:
         padding = padded(rows)
         slot = graph.make_room(position, padding)
-        inputs = graph.begin(padding, slot + padding)
+        inputs = graph.begin(padding, slot + padding, pool_slot + padding)
         self.arrays = inputs.arrays
         """Inputs that the host writes, by tensor."""
         write_controls(inputs.controls, position, rows, position - slot, graph.window, block, visible_from, padding)

@@ -250,11 +250,29 @@ class Stream:
             # Clears the error that a failed capture leaves behind.
             self.cuda.api.cudaGetLastError()
             failure, captured = failure or error, None
+            self.stop_capturing()
         if failure is not None and not isinstance(failure, Exception):
             raise failure
         if failure is not None:
             logger.warning("not captured as a CUDA graph, run without: %s", failure)
         return captured
+
+    def stop_capturing(self) -> None:
+        """End a capture that an error has left open: whatever is queued during one fails or does not run.
+
+        Raises:
+            CudaError: it cannot be ended, and the stream cannot be used again.
+        """
+        if not self._captures():
+            return
+        self.cuda.api.cudaStreamEndCapture(self._stream)
+        self.cuda.api.cudaGetLastError()
+        if self._captures():
+            raise CudaError("cudaStreamEndCapture: found a stream that is still captured, expected the capture to end")
+
+    def _captures(self) -> bool:
+        """Return whether what is queued is recorded."""
+        return int(self.cuda("cudaStreamIsCapturing", self._stream)) != 0
 
     def launch(self, graph: CapturedGraph) -> None:
         """Queue recorded work."""

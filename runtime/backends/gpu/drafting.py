@@ -110,7 +110,7 @@ class DeviceDrafter:
 
         def part(graph: DeviceGraph, place: Place, calls: int, rows: int) -> Part:
             live = place.slot + (rows if calls == 1 else calls)
-            return Part(graph, graph.choose(rows, live).upload, calls, rows)
+            return Part(graph, graph.choose(rows, live, place.pool_slot + calls).upload, calls, rows)
 
         decoding = part(self._decoder.graph, decoder, count, 1)
         encoding = part(self._encoder.graph, encoder, count, 1) if self._encoder and encoder else None

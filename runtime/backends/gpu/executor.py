@@ -39,6 +39,8 @@ class Executor(Protocol):
     """Number of slots of each cache."""
     pool_slots: int
     """Number of slots of the pool; 0 where the graph has none."""
+    usual_pool_slots: int
+    """Number of slots of the pool that is bound unless the open patch needs more."""
 
     def visible_slots(self, live: int) -> int:
         """Return how many slots to bind so that rows can see the first ``live`` ones; all where the number is fixed."""

@@ -102,13 +102,13 @@ class DeviceGraph:
         self.caches = SlidingBuffer(stream, len(caches), executor.slots, self.row_bytes, REWIND, slides=slides)
         self.pool = self._make_pool()
         self.whole = whole
-        self._largest = largest = self._sizes(CALL_ROWS, executor.slots)
+        self._largest = largest = self._sizes(CALL_ROWS, executor.slots, executor.pool_slots)
         upload, download = (self._block(binding, largest) for binding in (Binding.UPLOAD, Binding.DOWNLOAD))
         self._upload, self._download = (DeviceMemory(stream.cuda, b.bytes) for b in (upload, download))
         self._pinned = PinnedMemory(stream.cuda, max(download.bytes, 1))
         self.links = self._make_links(largest)
         self._rows_area = self._make_rows_area(largest)
-        self._classes: dict[tuple[int, int], ShapeClass] = {}
+        self._classes: dict[tuple[int, int, int], ShapeClass] = {}
         self._current: ShapeClass | None = None
         self._source = 0
 
@@ -118,7 +118,8 @@ class DeviceGraph:
         if pool is None:
             return None
         row_bytes = int(pool.shape[-1]) * numpy_dtype(pool.dtype).itemsize
-        return SlidingBuffer(self._stream, 1, self._executor.pool_slots, row_bytes, REWIND, slides=True)
+        slots, usual = self._executor.pool_slots, self._executor.usual_pool_slots
+        return SlidingBuffer(self._stream, 1, slots, row_bytes, REWIND, slides=True, usual=usual)
 
     def _make_links(self, largest: dict[str, int]) -> dict[str, DeviceMemory]:
         """Allocate tensors that pass from graph to graph, and those that nobody reads."""
@@ -134,7 +135,7 @@ class DeviceGraph:
         size = sum(aligned(_bytes(shape_of(spec, largest), spec.dtype)) for spec in specs)
         return DeviceMemory(self._stream.cuda, size) if specs else None
 
-    def _sizes(self, rows: int, slots: int) -> dict[str, int]:
+    def _sizes(self, rows: int, slots: int, pool_slots: int) -> dict[str, int]:
         """Return the sizes that the graph's tensors name.
 
         Rows close no more patches than there are rows, and read no more latents.
@@ -145,7 +146,7 @@ class DeviceGraph:
             "patches": rows,
             "latents": rows,
             "slots": slots,
-            "pool_slots": self._executor.pool_slots,
+            "pool_slots": pool_slots,
         }
         for spec in self.spec.inputs:
             if spec.name in self.whole:
@@ -161,28 +162,34 @@ class DeviceGraph:
         """Make room in the caches for rows, padding included, and return the slot of the first one."""
         return self.caches.make_room(first_visible(position, self.window), position, rows)
 
-    def choose(self, rows: int, live: int) -> ShapeClass:
+    def choose(self, rows: int, live: int, pool_live: int = 0) -> ShapeClass:
         """Make the shape class of a call the current one, and return it.
 
         Args:
             rows: of the class, from `padded`.
             live: number of slots, from the first on, that rows may see or are written to.
+            pool_live: the same for the pool.
         """
-        key = (rows, self._visible_slots(live))
+        key = (rows, self._visible_slots(live), self._visible_pool_slots(pool_live))
         found = self._classes.get(key)
         if found is None:
             found = self._classes[key] = self._bind(self._sizes(*key))
         self._current = found
         return found
 
-    def begin(self, rows: int, live: int) -> Inputs:
+    def begin(self, rows: int, live: int, pool_live: int = 0) -> Inputs:
         """Choose the shape class of a call, see `choose`, and return what the host writes; `send` sends it."""
-        self._source, inputs = self.choose(rows, live).blocks.take()
+        self._source, inputs = self.choose(rows, live, pool_live).blocks.take()
         return inputs
 
     def _visible_slots(self, live: int) -> int:
         """Return how many slots to bind: all where there is a window, since a text soon fills it."""
         return self.caches.slots if self.window is not None else self._executor.visible_slots(live)
+
+    def _visible_pool_slots(self, live: int) -> int:
+        """Return how many slots of the pool to bind: those of usual patches, else a power of two."""
+        usual, most = self._executor.usual_pool_slots, self._executor.pool_slots
+        return usual if live <= usual else min(most, padded(live))
 
     def _bind(self, sizes: dict[str, int]) -> ShapeClass:
         """Bind every tensor for a choice of sizes, all of which its memory has room for."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def load_tensorrt(bundle: Path, target: str, max_bytes: int) -> DeviceBackend:
     library = load_library(target)
     cuda = Cuda(load_api())
     opened = Bundle.open(bundle)
-    _check_memory(cuda, opened, max_bytes)
+    _check_memory(cuda, opened, max_bytes, lambda size: device_buffers(opened.config, opened.manifest.dtype, size))
     folder = choose_engines(bundle, target, library.version, cuda.sm, max_bytes)
     engines = folder.engines_for(max_bytes)
     assert engines is not None, "choose_engines has found them"
@@ -67,13 +68,10 @@ def load_tensorrt(bundle: Path, target: str, max_bytes: int) -> DeviceBackend:
     return DeviceBackend(opened, executors, stream, max_bytes, target)
 
 
-def _check_memory(cuda: Cuda, bundle: Bundle, max_bytes: int) -> None:
+def _check_memory(cuda: Cuda, bundle: Bundle, max_bytes: int, buffers: Callable[[int], dict[str, int]]) -> None:
     """Raise `CapacityError` if weights and buffers need more memory than the GPU has free."""
-
-    def buffers(size: int) -> int:
-        return sum(device_buffers(bundle.config, bundle.manifest.dtype, size).values())
-
-    check_fits(bundle.graph_bytes, buffers, max_bytes, cuda.available_memory(), "the GPU")
+    available = cuda.available_memory()
+    check_fits(bundle.graph_bytes, lambda size: sum(buffers(size).values()), max_bytes, available, "the GPU")
 
 
 def _check_slots(folder: EngineFolder, engine: EngineSpec, config: BltConfig, max_bytes: int) -> None:
@@ -88,6 +86,16 @@ def _check_slots(folder: EngineFolder, engine: EngineSpec, config: BltConfig, ma
                 f"{folder.path / ENGINES_FILE}: engine {engine.file}: {name}: found {found}, expected at least {least} "
                 f"for {max_bytes} bytes"
             )
+
+
+def _session_options(ort: Any) -> Any:
+    """Return the options of sessions on a GPU."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 4  # errors are raised; they are not printed too
+    options.intra_op_num_threads = 1  # nothing is left to compute on the CPU
+    # Weights get memory of their own instead of the arena, which would round it up.
+    options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
+    return options
 
 
 def load_onnxruntime(
@@ -111,17 +119,20 @@ def load_onnxruntime(
     """
     cuda = Cuda(load_api())
     opened = Bundle.open(bundle)
-    _check_memory(cuda, opened, max_bytes)
-    config = opened.config
-    if options is None:
-        options = ort.SessionOptions()
-        options.log_severity_level = 4  # errors are raised; they are not printed too
+    config, dtype = opened.config, opened.manifest.dtype
+    _check_memory(cuda, opened, max_bytes, lambda size: device_buffers(config, dtype, size, max_patch_bytes=size))
+    options = _session_options(ort) if options is None else options
     stream = Stream(cuda)
     executors = {}
     for part, spec in opened.manifest.graphs.items():
         slots = cache_slots(config.stacks[part], max_bytes)
-        pool = pool_slots(config, max_bytes) if part == "encoder" else 0
+        # Sessions have no fixed sizes: as on the CPU, a patch may be as long as the text.
+        pool, usual_pool = (
+            pool_slots(config, max_bytes, size) if part == "encoder" else 0 for size in (max_bytes, None)
+        )
         providers = provider_options(provider, bundle)
-        executors[part] = OnnxRuntimeExecutor(ort, opened.graph(part), spec, stream, slots, pool, providers, options)
+        executors[part] = OnnxRuntimeExecutor(
+            ort, opened.graph(part), spec, stream, slots, pool, usual_pool, providers, options
+        )
     used = executors["decoder"].session.get_providers()
     return DeviceBackend(opened, executors, stream, max_bytes, "onnxruntime", used)

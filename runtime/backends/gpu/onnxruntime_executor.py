@@ -37,6 +37,7 @@ class OnnxRuntimeExecutor:
         stream: carries the work.
         slots: of each cache.
         pool_slots: of the pool; 0 where the graph has none.
+        usual_pool_slots: of the pool that are bound unless a patch needs more.
         providers: execution providers with their options, best first; options for streams and recording are added.
         options: session options.
 
@@ -53,10 +54,12 @@ class OnnxRuntimeExecutor:
         stream: Stream,
         slots: int,
         pool_slots: int,
+        usual_pool_slots: int,
         providers: list[tuple[str, dict[str, str]]],
         options: Any,
     ) -> None:
-        self.spec, self.slots, self.pool_slots, self.path = spec, slots, pool_slots, path
+        self.spec, self.slots, self.path = spec, slots, path
+        self.pool_slots, self.usual_pool_slots = pool_slots, usual_pool_slots
         self._ort, self._stream, self._providers, self._options = ort, stream, providers, options
         self._numbers = itertools.count(1)
         self.version = 0
@@ -133,6 +136,7 @@ class OnnxRuntimeExecutor:
         try:
             self.session.run_with_iobinding(binding, options)
         except Exception as error:
+            self._stream.stop_capturing()
             if not self.records:
                 raise graph_error(self.path, error) from error
             self._stop_recording(error)

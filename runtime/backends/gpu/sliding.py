@@ -69,11 +69,23 @@ class SlidingBuffer:
         slots: rows of each buffer.
         row_bytes: size of a row.
         keep: number of rows before the first needed one that are kept where there is room.
-        slides: whether the buffers may have to slide; if so, as much memory again is allocated to copy through.
+        slides: whether the buffers may have to slide; if so, memory for the usual rows is allocated to copy through.
+        usual: rows that are used as long as what is needed fits into them; None: all.
     """
 
-    def __init__(self, stream: Stream, lanes: int, slots: int, row_bytes: int, keep: int, *, slides: bool) -> None:
+    def __init__(
+        self,
+        stream: Stream,
+        lanes: int,
+        slots: int,
+        row_bytes: int,
+        keep: int,
+        *,
+        slides: bool,
+        usual: int | None = None,
+    ) -> None:
         self.slots = slots
+        self.usual = usual or slots
         self.lanes = lanes
         self.row_bytes = row_bytes
         self.base = 0
@@ -81,7 +93,7 @@ class SlidingBuffer:
         self._keep = keep
         self._stream = stream
         self._memory = DeviceMemory(stream.cuda, lanes * slots * row_bytes)
-        self._scratch = DeviceMemory(stream.cuda, self._memory.size) if slides else None
+        self._scratch = DeviceMemory(stream.cuda, lanes * self.usual * row_bytes) if slides else None
 
     @property
     def lane_bytes(self) -> int:
@@ -109,7 +121,7 @@ class SlidingBuffer:
             self.base = needed
         if needed < self.base:
             raise RewindError(f"cache: found a rewind to position {needed}, expected at least {self.base}")
-        if position + rows > self.base + self.slots:
+        if position + rows > self.base + self.usual:
             self._slide(needed, position, rows)
         return position - self.base
 
@@ -117,15 +129,17 @@ class SlidingBuffer:
         """Move the base so that the rows fit, and the rows that are kept with it."""
         if position + rows - needed > self.slots:
             raise CapacityError(f"cache: found {position + rows - needed} rows to hold, expected at most {self.slots}")
-        base = max(self.base, min(needed, max(needed - self._keep, position + rows - self.slots)))
-        count, moved = position - base, base - self.base
-        if count > 0:
-            self._move(moved, count)
+        base = max(self.base, min(needed, max(needed - self._keep, position + rows - self.usual)))
+        moved = base - self.base
+        if moved > 0:
+            # In pieces that fit the other memory: each one ends before the next one begins.
+            for first in range(0, position - base, self.usual):
+                self._move(moved, first, min(self.usual, position - base - first))
         self.base = base
 
-    def _move(self, moved: int, count: int) -> None:
-        """Copy ``count`` rows of every lane from slot ``moved`` to slot 0, through other memory: they may overlap."""
+    def _move(self, moved: int, first: int, count: int) -> None:
+        """Copy rows of every lane to slot ``first`` from ``moved`` slots behind it, through other memory."""
         assert self._scratch is not None, "a buffer for all positions does not slide"
         width, lane = count * self.row_bytes, self.lane_bytes
-        self._stream.copy_rows(self._scratch.address, width, self.address(0, moved), lane, width, self.lanes)
-        self._stream.copy_rows(self.address(0), lane, self._scratch.address, width, width, self.lanes)
+        self._stream.copy_rows(self._scratch.address, width, self.address(0, first + moved), lane, width, self.lanes)
+        self._stream.copy_rows(self.address(0, first), lane, self._scratch.address, width, width, self.lanes)

@@ -39,7 +39,7 @@ class TensorRtExecutor:
         self, library: TensorRtLibrary, path: Path, engine: EngineSpec, spec: GraphSpec, stream: Stream
     ) -> None:
         self.spec = spec
-        self.slots, self.pool_slots = engine.slots, engine.pool_slots
+        self.slots, self.pool_slots, self.usual_pool_slots = engine.slots, engine.pool_slots, engine.pool_slots
         self.path = path
         self._trt, self._stream, self._described = library.module, stream, engine
         self.kernels = KernelCache(cache_file(library.version, stream.cuda.sm, engine.sha256))

@@ -140,3 +140,30 @@ def test_capture_ends_when_it_is_interrupted() -> None:
     with pytest.raises(KeyboardInterrupt):
         stream.capture(work)
     assert not api.is_capturing(stream.handle)
+
+
+class FailingEnd(FakeCuda):
+    """Does not end a capture the first times that it is asked to, as from another thread."""
+
+    failures = 1
+
+    def cudaStreamEndCapture(self, stream: int) -> tuple[Status, int]:  # noqa: N802
+        if self.failures > 0:
+            self.failures -= 1
+            return Status.cudaErrorStreamCaptureInvalidated, 0
+        return super().cudaStreamEndCapture(stream)
+
+
+def test_capture_whose_end_fails_is_ended_again() -> None:
+    api = FailingEnd()
+    stream = Stream(Cuda(api))
+    assert stream.capture(lambda: None) is None
+    assert not api.is_capturing(stream.handle)
+    stream.synchronize()
+
+
+def test_capture_that_does_not_end_is_an_error() -> None:
+    api = FailingEnd()
+    api.failures = 9
+    with pytest.raises(CudaError, match="cudaStreamEndCapture: found a stream that is still captured"):
+        Stream(Cuda(api)).capture(lambda: None)

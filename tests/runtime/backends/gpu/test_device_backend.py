@@ -130,7 +130,7 @@ def test_session_is_refused_when_onnxruntime_falls_back_by_itself(tiny_bundle: P
     providers = [("CUDAExecutionProvider", {})]
     path, stream = tiny_bundle / "decoder.onnx", Stream(Cuda(gpu))
     with pytest.raises(ProviderError, match=r"decoder\.onnx: session runs on CPUExecutionProvider, expected CUDA"):
-        OnnxRuntimeExecutor(onnxruntime, path, manifest.graphs["decoder"], stream, 64, 0, providers, options)
+        OnnxRuntimeExecutor(onnxruntime, path, manifest.graphs["decoder"], stream, 64, 0, 0, providers, options)
 
 
 def test_nothing_outside_of_a_buffer_is_ever_bound_or_copied(tiny_bundle: Path, gpu: FakeCuda) -> None:
@@ -227,6 +227,21 @@ def test_open_patch_that_is_too_long_is_one_error_with_the_remedy(
         CapacityError, match=r"patch: found one that has \d+ bytes .* expected at most \d+ .*--max-patch"
     ):
         BltRuntime(backend).generate(b"a" * 900, 1, method="ar")
+
+
+def test_open_patch_may_be_as_long_as_the_text_when_onnxruntime_runs(long_patches: Path, gpu: FakeCuda) -> None:
+    ort = FakeOnnxRuntime(gpu)
+    backend = loading.load_onnxruntime(long_patches, "cuda", 1000, ort=ort)
+    found = BltRuntime(backend).generate(b"a" * 900, 4, method="ar").data
+    assert found == BltRuntime(OnnxRuntimeBackend.load(long_patches, 1000, 1)).generate(b"a" * 900, 4, method="ar").data
+    # Usual patches are pooled from few slots.
+    assert len({pool for *_, pool in backend.graphs["encoder"]._classes}) == 2
+
+
+def test_sessions_compute_nothing_on_the_cpu_and_keep_weights_out_of_the_arena() -> None:
+    options = loading._session_options(onnxruntime)
+    assert options.intra_op_num_threads == 1
+    assert options.get_session_config_entry("session.use_device_allocator_for_initializers") == "1"
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, CALL_ROWS])

@@ -26,7 +26,8 @@ def test_engines_of_onnxruntime_are_cached_for_each_bundle(tmp_path: Path, monke
         assert Path(options["trt_engine_cache_path"]).is_dir()
         folders.add(options["trt_engine_cache_path"])
     assert len(folders) == 2
-    assert provider_options("cuda", tmp_path) == [("CUDAExecutionProvider", {"use_tf32": "0"})]
+    wanted = {"use_tf32": "0", "arena_extend_strategy": "kSameAsRequested"}
+    assert provider_options("cuda", tmp_path) == [("CUDAExecutionProvider", wanted)]
 
 
 @pytest.mark.parametrize(("cuda", "library", "works"), [(True, True, True), (True, False, False), (False, True, False)])

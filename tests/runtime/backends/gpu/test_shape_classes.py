@@ -80,7 +80,7 @@ def test_each_graph_has_one_class_for_each_power_of_two_of_rows(bundle: Path, gp
     )
     scored_in_pieces(backend)
     for part in ("encoder", "decoder"):
-        rows = [rows for rows, _ in backend.graphs[part]._classes]
+        rows = [rows for rows, *_ in backend.graphs[part]._classes]
         assert len(rows) == len(set(rows))
         assert set(rows) <= set(ROWS)
 

@@ -92,6 +92,19 @@ def test_nothing_moves_while_there_is_room() -> None:
     assert (model.buffer.base, len(model.cuda.streams[model.stream.handle].queue)) == (0, queued)
 
 
+def test_more_than_the_usual_rows_are_used_only_while_they_are_needed() -> None:
+    model = Model()
+    model.buffer = SlidingBuffer(model.stream, LANES, SLOTS, WIDTH, 4, slides=True, usual=24)
+    for position in range(0, 56, 4):
+        model.write(0, position, 4)
+    assert model.buffer.base == 0
+    model.write(50, 56, 4)
+    assert model.buffer.base == 46
+    for position in range(60, 200, 4):
+        model.write(position - 8, position, 4)
+        assert position + 4 - model.buffer.base <= 24
+
+
 def test_memory_is_zero_at_first() -> None:
     model = Model()
     lanes = [[model.slot(lane, slot).value for slot in range(SLOTS)] for lane in range(LANES)]
