@@ -49,6 +49,15 @@ class Call:
         write_controls(inputs.controls, position, rows, position - slot, graph.window, block, visible_from, padding)
         self._graph, self._padding, self._slot, self._pool_slot = graph, padding, slot, pool_slot
 
+    def write(self, name: str, values: Ids) -> None:
+        """Write an input that has one number for each row; those of padding are 0."""
+        row = self.arrays[name][0]
+        if len(values) == len(row):
+            row[:] = values
+        else:
+            row[: len(values)] = values
+            row[len(values) :] = 0
+
     def run(self) -> None:
         """Send the inputs and launch the graph."""
         self._graph.send()

@@ -71,8 +71,7 @@ class DecoderCalls:
         """Queue the decoder on tokens of the host; the arguments are those of `run`."""
         call = self.begin(position, latents, block, visible_from)
         if not self.reads_states:
-            call.arrays["ids"][:] = 0
-            call.arrays["ids"][0, : len(ids)] = ids
+            call.write("ids", ids)
         call.run()
 
     @property
@@ -104,9 +103,8 @@ class DecoderCalls:
         rows, first = len(latents), int(latents[0])
         count = int(latents[-1]) + 1 - first
         call = Call(self.graph, position, rows, block=block, visible_from=visible_from)
-        index = call.arrays["latent_index"]
-        index[:] = 0
-        index[0, :rows] = latents - self._read_from(first, count)
+        origin = self._read_from(first, count)
+        call.write("latent_index", latents - origin if origin else latents)
         if self._states is not None:
             self._states.copy_to(self.graph, position, rows)
         return call
@@ -114,8 +112,7 @@ class DecoderCalls:
 
 def decoder_rows(results: Mapping[str, np.ndarray], count: int) -> DecoderRows:
     """Return views of the first ``count`` rows of a call's results."""
-    best, probability, entropy, logits = (results[name][0, :count] for name in DecoderRows._fields)
-    return DecoderRows(best, probability, entropy, logits)
+    return DecoderRows(*[results[name][0, :count] for name in DecoderRows._fields])
 
 
 def _joined(parts: list[DecoderRows]) -> DecoderRows:

@@ -14,6 +14,9 @@ from fastblt.runtime.backends.gpu.graph import DeviceGraph, padded
 from fastblt.runtime.backends.gpu.patcher_calls import LookAhead
 from fastblt.runtime.backends.protocol import DRAFT_SLACK, Drafted, Ids, Pick
 
+#: Most chains that are kept: callers choose the lengths, and a recorded draft has thousands of nodes.
+_MOST_CHAINS = 8
+
 
 class StepDrafter:
     """Drafts with a wait after each byte: where the caller picks bytes, or the encoder has to read them first.
@@ -75,6 +78,7 @@ class DeviceDrafter:
         self._encoder, self._decoder, self._look_ahead = encoder, decoder, look_ahead
         self._stream, self._history = stream, history
         self._chains: dict[tuple[int, bool], DraftChain] = {}
+        """By the draft's length and whether the patcher is asked; the one that was used last comes last."""
 
     def warm_up(self, count: int) -> None:
         """Draft ``count`` bytes after nothing, so that everything is bound, and recorded as far as it can be.
@@ -116,7 +120,11 @@ class DeviceDrafter:
         encoding = part(self._encoder.graph, encoder, count, 1) if self._encoder and encoder else None
         asking = part(asked, patcher, 1, padded(count + 1)) if asked and patcher else None
         key = count, asking is not None
-        if key not in self._chains:
+        chain = self._chains.pop(key, None)
+        if chain is None:
             size = self._decoder.state_bytes
-            self._chains[key] = DraftChain(self._stream, self._history, decoding, encoding, asking, size)
-        return self._chains[key]
+            chain = DraftChain(self._stream, self._history, decoding, encoding, asking, size)
+        self._chains[key] = chain
+        if len(self._chains) > _MOST_CHAINS:
+            del self._chains[next(iter(self._chains))]
+        return chain

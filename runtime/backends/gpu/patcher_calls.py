@@ -34,8 +34,7 @@ class PatcherCalls:
         for first, end in pieces(len(ids)):
             seen = None if visible_from is None else visible_from[first:end]
             call = Call(self.graph, position + first, end - first, visible_from=seen)
-            call.arrays["ids"][:] = 0
-            call.arrays["ids"][0, : end - first] = ids[first:end]
+            call.write("ids", ids[first:end])
             call.run()
             results = self.graph.fetch()
             self._stream.synchronize()
@@ -54,7 +53,7 @@ class PatcherCalls:
             Entropies float32 [rows], to be read after a wait and before the patcher's next call.
         """
         call = Call(self.graph, position, rows)
-        call.arrays["ids"][:] = 0
+        call.arrays["ids"][:, rows:] = 0
         call.send()
         self._stream.copy(self.graph.upload_address("ids"), tokens, rows * ID_BYTES)
         call.launch()

@@ -152,3 +152,12 @@ def test_first_draft_after_a_warm_up_is_recorded_and_the_same(bundles: Callable[
     warm = drafts_after(backend, range(40, 42), on_device=True)
     assert [d.tokens.tolist() for d, _ in warm] == [d.tokens.tolist() for d, _ in cold]
     assert backend._device_drafter._chains[COUNT, True]._recorded is recorded
+
+
+def test_chains_that_are_kept_are_few_and_those_used_last(bundles: Callable[[str], Path], gpu: FakeCuda) -> None:
+    backend = load(bundles("BLT-D"), gpu)
+    drafter, nothing = backend._device_drafter, np.zeros(backend.config.hash.context, dtype=np.int64)
+    assert drafter is not None
+    for count in (1, 2, 3, 1, *range(4, 11)):
+        backend.draft(0, nothing, 0, count)
+    assert [count for count, _ in drafter._chains] == [1, *range(4, 11)]
