@@ -57,13 +57,13 @@ class HostEmbeddings:
         """
         current = ids[self._context - 1 :]
         try:
-            total = self._bytes[current].astype(np.float32)
+            # `take` is quicker than an index for the few rows of most calls.
+            total = self._bytes.take(current, axis=0).astype(np.float32, copy=False)
         except IndexError as error:
             raise graph_error("decoder", error) from error
         if self._offsets.size:
             windows = ids[self._window_index[: len(current)]]
-            with np.errstate(over="ignore"):
-                hashes = windows @ self._powers  # int64, wraps
+            hashes = windows @ self._powers  # int64, wraps
             rows = hashes % self._rows + self._offsets
-            total += self._hashes[rows].astype(np.float32).sum(axis=1)
+            total += np.add.reduce(self._hashes.take(rows, axis=0).astype(np.float32, copy=False), axis=1)
         out[:] = total
