@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fakes.cuda_stub import build
 from properties import load_profile
 from shared_files import SharedFiles, shared_root
 
@@ -211,6 +212,15 @@ def tiny_engines(tiny_bundle: Path, shared_files: SharedFiles) -> Path:
         compile_bundle(folder, load_library("tensorrt-rtx"), CompileRequest((86, 89), (256, 512)))
 
     return shared_files.make("tiny-engines", write)
+
+
+@pytest.fixture(scope="session")
+def cuda_stub(shared_files: SharedFiles) -> Path:
+    """Folder of libraries that stand in for CUDA, see `fakes.cuda_stub.build`; skips where they cannot be built."""
+    reason = build.missing()
+    if reason is not None:
+        pytest.skip(reason)
+    return shared_files.make("cuda-stub", build.build)
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,9 @@
 """Runs bundles over the stub: ``python -m fakes.cuda_stub.drive PLAN RESULTS``, with the variables of `environment`.
 
-PLAN is JSON: a list of objects with ``bundle`` (folder), ``methods`` (names) and ``timed`` (how many generations to
-time, without a log). RESULTS receives a `Driven` for each of them. The log has a line ``note bundle FOLDER`` and, for
-each method, ``note begin METHOD`` and ``note end METHOD`` around all rounds but the first, which reads the prompt.
+PLAN is JSON: a list of objects with ``bundle`` (folder), ``methods`` (names), ``new_bytes`` (of a generation) and
+``timed`` (how many generations to time, without a log). RESULTS receives a `Driven` for each of them. The log has a
+line ``note bundle FOLDER`` and, for each method, ``note begin METHOD`` and ``note end METHOD`` around all rounds but
+the first, which reads the prompt.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from fastblt.runtime.backends.gpu.backend import DeviceBackend  # noqa: E402
 from fastblt.runtime.backends.gpu.loading import load_onnxruntime  # noqa: E402
 from fastblt.runtime.blt_runtime import BltRuntime  # noqa: E402
 
-MAX_BYTES, NEW_BYTES = 384, 160
+MAX_BYTES = 384
 
 
 class Generated(TypedDict):
@@ -42,7 +43,7 @@ class Driven(TypedDict):
 
     providers: list[str]
     caches: dict[str, list[int]]
-    """Address and size in bytes of the memory that holds each part's caches."""
+    """Address and size of the memory that holds each part's caches, and the size of a single one, in bytes."""
     methods: dict[str, Generated]
 
 
@@ -58,9 +59,9 @@ def load(bundle: Path) -> BltRuntime:
     return BltRuntime(load_onnxruntime(bundle, "cuda", MAX_BYTES, ort=ScriptedOnnxRuntime(api)))
 
 
-def generate(runtime: BltRuntime, method: str, note: str = "") -> Generated:
+def generate(runtime: BltRuntime, method: str, new_bytes: int, note: str = "") -> Generated:
     """Generate once; ``note`` names the rounds after the first in the log."""
-    stream = runtime.stream(prompt(runtime.config.document_masks), NEW_BYTES, method=method)
+    stream = runtime.stream(prompt(runtime.config.document_masks), new_bytes, method=method)
     next(stream)
     if note:
         api.note(f"begin {note}")
@@ -74,19 +75,21 @@ def generate(runtime: BltRuntime, method: str, note: str = "") -> Generated:
     return Generated(bytes=count, rounds=rounds, microseconds=seconds * 1e6)
 
 
-def run(bundle: Path, methods: list[str], timed: int) -> Driven:
+def run(bundle: Path, methods: list[str], new_bytes: int, timed: int) -> Driven:
     """Generate with each method: twice with a log, so that every graph has been recorded, then as often as timed."""
     runtime = load(bundle)
     backend = runtime.backend
     assert isinstance(backend, DeviceBackend)
-    # The log of the memory that is allocated later belongs to no generation.
-    caches = {name: [g.caches.address(0), g.caches.lanes * g.caches.lane_bytes] for name, g in backend.graphs.items()}
+    caches = {}
+    for part, graph in backend.graphs.items():
+        size = graph.caches.lane_bytes
+        caches[part] = [graph.caches.address(0), graph.caches.lanes * size, size]
     found = Driven(providers=list(backend.providers), caches=caches, methods={})
     for method in methods:
-        generate(runtime, method, f"first {method}")
-        generated = generate(runtime, method, method)
+        generate(runtime, method, new_bytes, f"first {method}")
+        generated = generate(runtime, method, new_bytes, method)
         api.log(False)
-        times = [generate(runtime, method)["microseconds"] for _ in range(timed)]
+        times = [generate(runtime, method, new_bytes)["microseconds"] for _ in range(timed)]
         api.log(True)
         found["methods"][method] = Generated(**{**generated, "microseconds": min(times, default=0)})
     return found
@@ -94,7 +97,7 @@ def run(bundle: Path, methods: list[str], timed: int) -> Driven:
 
 def main(plan: Path, results: Path) -> None:
     entries: list[dict[str, Any]] = json.loads(plan.read_text())
-    found = [run(Path(entry["bundle"]), entry["methods"], entry["timed"]) for entry in entries]
+    found = [run(**{**entry, "bundle": Path(entry["bundle"])}) for entry in entries]
     api.flush()
     results.write_text(json.dumps(found))
 

@@ -108,7 +108,7 @@ def read(path: Path) -> Iterator[Event]:
 
 
 def sections(path: Path) -> list[Section]:
-    """Cut a log into sections at the notes of `fakes.cuda_stub.drive`; calls outside of any are left out."""
+    """Cut a log into sections at the notes of `fakes.cuda_stub.drive`: ``load``, generations, ``between`` them."""
     found: list[Section] = []
     bundle, section, run = "", None, None
     for event in read(path):
@@ -119,7 +119,8 @@ def sections(path: Path) -> list[Section]:
             section = Section(bundle, "load" if word == "bundle" else rest)
             found.append(section)
         elif word == "end":
-            section = None
+            section = Section(bundle, "between")
+            found.append(section)
         elif word == "run" and section is not None:
             part, _, shape = rest.partition(" ")
             run = GraphRun(PARTS[part], shape)

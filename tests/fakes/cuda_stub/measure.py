@@ -15,14 +15,16 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from fakes.cuda_stub import build, log
+from fakes.cuda_stub import build, kernel_names, log
 
 ROOT = Path(__file__).resolve().parents[3]
 RESULTS = ROOT / "docs" / "results" / "launches.json"
+NEW_BYTES = 160
 BLT, BLT_D = ("ar", "s:8"), ("ar", "s:8", "dv:8@one", "d:8@0.7")
 #: What `--shapes` measures: preset, element type, where the hash tables are, methods.
 SHAPES = (
@@ -55,15 +57,14 @@ def drive(plan: list[dict[str, Any]], folder: Path, libraries: Path) -> tuple[li
     return json.loads(files[1].read_text()), log.sections(files[2])
 
 
-def graph_kernels(sections: Iterable[log.Section]) -> dict[str, int]:
+def graph_kernels(sections: Iterable[log.Section]) -> dict[str, list[str]]:
     """Return the kernels of one recorded graph of each part: that of the fewest rows."""
-    found: dict[str, tuple[int, int]] = {}
+    found: dict[str, log.GraphRun] = {}
     for section in sections:
         for run in section.runs:
-            if run.captures:
-                known = found.get(run.part, (run.rows, len(run.recorded)))
-                found[run.part] = min(known, (run.rows, len(run.recorded)))
-    return {part: kernels for part, (_, kernels) in sorted(found.items())}
+            if run.captures and (run.part not in found or run.rows < found[run.part].rows):
+                found[run.part] = run
+    return {part: run.recorded for part, run in sorted(found.items())}
 
 
 def summary(driven: dict[str, Any], sections: list[log.Section]) -> dict[str, Any]:
@@ -92,11 +93,14 @@ def summary(driven: dict[str, Any], sections: list[log.Section]) -> dict[str, An
 
 
 def measure(bundles: list[tuple[Path, list[str]]], timed: int = 3) -> list[dict[str, Any]]:
-    """Return the figures of bundles, each of them with its methods."""
+    """Return the figures of bundles, each of them with its methods, and the names of the kernels of each part."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         build.build(folder / "libraries")
-        plan = [{"bundle": str(bundle), "methods": methods, "timed": timed} for bundle, methods in bundles]
+        plan = [
+            {"bundle": str(bundle), "methods": methods, "new_bytes": NEW_BYTES, "timed": timed}
+            for bundle, methods in bundles
+        ]
         driven, sections = drive(plan, folder, folder / "libraries")
     found = []
     for entry, result in zip(plan, driven, strict=True):
@@ -106,12 +110,21 @@ def measure(bundles: list[tuple[Path, list[str]]], timed: int = 3) -> list[dict[
 
 def shown(name: str, found: dict[str, Any]) -> str:
     """Return the figures of one bundle as a table."""
-    parts = ", ".join(f"{part} {kernels}" for part, kernels in found["kernels"].items())
+    parts = ", ".join(f"{part} {len(kernels)}" for part, kernels in found["kernels"].items())
     columns = list(next(iter(found["methods"].values())))
     lines = [name, f"  kernels of a recorded graph: {parts}", "  " + "  ".join(["method".ljust(9), *columns])]
     for method, values in found["methods"].items():
         cells = [str(values[column]).rjust(len(column)) for column in columns]
         lines.append("  " + "  ".join([method.ljust(9), *cells]))
+    return "\n".join(lines)
+
+
+def shown_kernels(found: dict[str, Any]) -> str:
+    """Return the kernels of each part by name, the most frequent ones first."""
+    lines = []
+    for part, names in found["kernels"].items():
+        counts = Counter(map(kernel_names.short, names)).most_common()
+        lines += [f"  {part}: {len(names)}", *(f"    {count:4}  {name}" for name, count in counts)]
     return "\n".join(lines)
 
 
@@ -125,6 +138,7 @@ def measure_shapes(column: str, folder: Path) -> None:
     found = dict(zip(named, measure(list(named.values())), strict=True))
     for name, values in found.items():
         print(shown(name, values))
+        values["kernels"] = {part: len(names) for part, names in values["kernels"].items()}
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     RESULTS.write_text(json.dumps({**results, column: found}, indent=2) + "\n")
 
@@ -133,6 +147,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="count launches and waits over a stub of CUDA")
     parser.add_argument("bundles", nargs="*", type=Path, help="folders of bundles")
     parser.add_argument("--methods", default="ar,s:8", help="separated by commas")
+    parser.add_argument("--kernels", action="store_true", help="list the kernels of each part by name")
     parser.add_argument("--shapes", metavar="COLUMN", help="measure the models of docs/results/launches.json")
     given = parser.parse_args()
     reason = build.missing()
@@ -145,6 +160,8 @@ def main() -> None:
         bundles = [(bundle.resolve(), given.methods.split(",")) for bundle in given.bundles]
         for (bundle, _), values in zip(bundles, measure(bundles), strict=True):
             print(shown(bundle.name, values))
+            if given.kernels:
+                print(shown_kernels(values))
 
 
 if __name__ == "__main__":

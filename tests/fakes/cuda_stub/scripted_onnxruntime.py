@@ -120,8 +120,8 @@ class ScriptedBinding:
 
     def shape(self) -> str:
         """Return the sizes of the call and the number of the binding, which tells recorded graphs apart."""
-        sizes = {"rows": "positions", "slots": "key_0", "patches": "patch_start", "latents": "latent_kv"}
-        bound = {size: self._inputs[name][1][1] for size, name in sizes.items() if name in self._inputs}
+        axes = {"rows": ("positions", 1), "slots": ("key_0", -2), "patches": ("patch_start", 1)}
+        bound = {size: self._inputs[name][1][axis] for size, (name, axis) in axes.items() if name in self._inputs}
         return " ".join(f"{name}={size}" for name, size in {**bound, "binding": self._number}.items())
 
     def fill(self) -> None:
