@@ -39,7 +39,7 @@ EXPORT_SOURCES   := $(wildcard export/*.py models/*.py models/formats/*.py) $(wi
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test campaign build lint format lock advisories clean distclean
+.PHONY: help demo test campaign launches build lint format lock advisories clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -53,6 +53,9 @@ test: lint ## all checks: ruff, mypy, pytest
 
 campaign: $(TEST_READY) ## try to break it: damaged files, kills, full disks, threads (MINUTES= SEED= PARTS= JOBS=)
 	PYTHONPATH=src:tests $(BIN)/python -m campaign --minutes $(MINUTES) --seed $(SEED) --jobs $(JOBS) --parts '$(PARTS)'
+
+launches: $(TEST_READY) ## count launches and waits over a stub of CUDA (COLUMN= of docs/results/launches.json)
+	PYTHONPATH=src:tests $(BIN)/python -m fakes.cuda_stub.measure --shapes $(COLUMN)
 
 build: $(MANIFEST) $(TEST_READY) ## build sdist and wheel, run the wheel in an empty environment
 	rm -rf dist $(WHEEL_VENV)
