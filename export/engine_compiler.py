@@ -1,14 +1,15 @@
 """Compiles every graph of a bundle for one or more capacities into a folder of engines, atomically.
 
-A cache's size is part of an engine. Stacks with a window and the encoder's pool need the same size whatever the
-capacity, so their engine is built once and shared; the global transformer's is built for each capacity.
+One engine of each graph serves every capacity. Where a cache grows with the text (the global transformer's), it is not
+updated in the graph, so that calls may bind any number of slots. Stacks with a window and the encoder's pool need few
+slots; those have the size that the largest capacity needs, and are updated in place.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,7 @@ from fastblt.export.interruptible import run_interruptible
 from fastblt.export.tensorrt_build import TensorRtGraph
 from fastblt.models.atomic_folder import replacing_folder
 from fastblt.models.config import BltConfig
-from fastblt.runtime.backends.gpu.sliding import CALL_ROWS, cache_slots, pool_slots, position_count
+from fastblt.runtime.backends.gpu.sliding import CALL_ROWS, SLOT_STEP, cache_slots, pool_slots, position_count
 from fastblt.runtime.bundle.bundle import Bundle
 from fastblt.runtime.bundle.engines import (
     ENGINES_FILE,
@@ -26,6 +27,7 @@ from fastblt.runtime.bundle.engines import (
     EngineFolder,
     EngineSpec,
     ShapeProfile,
+    compiled_spec,
     folder_name,
 )
 from fastblt.runtime.bundle.graph_model import check_graph, load_graph
@@ -47,6 +49,9 @@ PROFILES = {
     "prefill": (32, CALL_ROWS, CALL_ROWS),
 }
 
+
+#: Slots that calls usually bind where they may bind any number.
+_USUAL_SLOTS = 512
 
 #: First compute capability with products of E4M3 numbers.
 FP8_SM = 89
@@ -135,7 +140,7 @@ def _check_request(bundle: Path, manifest: Manifest, library: TensorRtLibrary, r
 
 
 class _Compiler:
-    """Runs one compilation: builds each engine once, and records which capacities share it."""
+    """Runs one compilation: builds the engine of each graph."""
 
     def __init__(
         self,
@@ -157,13 +162,11 @@ class _Compiler:
         Raises:
             TensorRtError: a graph cannot be compiled, or the work was cancelled.
         """
-        keys = {c: {part: self._key(part, c) for part in self.manifest.graphs} for c in self.request.capacities}
-        distinct = list(dict.fromkeys(key for parts in keys.values() for key in parts.values()))
-        total = len(distinct)
-        for done, key in enumerate(distinct):
-            self.engines.append(self._build(*key, partial(self.on_progress, done, total), cancelled))
-        self.on_progress(total, total, "")
-        capacities = {c: {part: distinct.index(key) for part, key in parts.items()} for c, parts in keys.items()}
+        parts = list(self.manifest.graphs)
+        for done, part in enumerate(parts):
+            self.engines.append(self._build(part, partial(self.on_progress, done, len(parts)), cancelled))
+        self.on_progress(len(parts), len(parts), "")
+        indexes = {part: index for index, part in enumerate(parts)}
         return EngineFolder(
             path,
             self.library.target,
@@ -173,35 +176,53 @@ class _Compiler:
             self.manifest.operators,
             sha256_of(self.bundle / MANIFEST_FILE),
             tuple(self.engines),
-            capacities,
+            {capacity: dict(indexes) for capacity in self.request.capacities},
         )
 
-    def _key(self, part: str, capacity: int) -> tuple[str, int, int]:
-        """Return what an engine depends on: its part, the slots of its caches and those of its pool."""
-        slots = cache_slots(self.config.stacks[part], capacity)
-        pool = pool_slots(self.config, capacity, self.request.max_patch_bytes) if part == "encoder" else 0
-        return part, slots, pool
+    def _sizes(self, part: str) -> dict[str, int]:
+        """Return the slots of a part's caches and of its pool (0 where it has none), for the largest capacity."""
+        most = max(self.request.capacities)
+        pool = pool_slots(self.config, most, self.request.max_patch_bytes) if part == "encoder" else 0
+        return {"slots": cache_slots(self.config.stacks[part], most), "pool_slots": pool}
 
-    def _build(
-        self, part: str, slots: int, pool: int, on_phase: Callable[[str], None], cancelled: Event | None = None
-    ) -> EngineSpec:
-        spec = self.manifest.graphs[part]
-        sizes = f"{slots}-{pool}" if pool else f"{slots}"
-        name = f"{Path(spec.file).stem}-{sizes}.engine"
+    def _build(self, part: str, on_phase: Callable[[str], None], cancelled: Event | None = None) -> EngineSpec:
+        spec, sizes = self.manifest.graphs[part], self._sizes(part)
+        slots, pool = sizes["slots"], sizes["pool_slots"]
+        name = f"{Path(spec.file).stem}-{slots}{f'-{pool}' if pool else ''}.engine"
         on_phase(f"{name}: parsing {spec.file}")
         began = time.perf_counter()
         check_graph(self.bundle / spec.file, load_graph(self.bundle / spec.file), spec)
-        graph = TensorRtGraph(self.library, self.bundle / spec.file, {"slots": slots, "pool_slots": pool})
-        aliases = graph.aliases()
-        _check_aliases(self.bundle / spec.file, spec, aliases)
+        lowered, grows = self.manifest.operators == "lowered", self.config.stacks[part].window is None
+        # The pool is updated in place, and an engine does that to all of its caches or to none.
+        appends = grows and not lowered and not pool
+        least = SLOT_STEP if appends or (grows and lowered) else slots
+        fixed = sizes if least == slots else {"pool_slots": pool}
+        graph = TensorRtGraph(self.library, self.bundle / spec.file, fixed, spec if appends else None)
+        ranges = {size: (number,) * 3 for size, number in sizes.items()}
+        if least < slots:
+            ranges["slots"] = (least, min(_USUAL_SLOTS, slots), slots)
         latents = position_count(max(self.request.capacities))
-        profiles = _profiles(spec, self.config.hash.context - 1, latents, {"slots": slots, "pool_slots": pool})
+        profiles = _profiles(spec, self.config.hash.context - 1, latents, ranges)
         cache = self.request.timing_cache
         data = graph.build(profiles, self.request.sms, cache, lambda phase: on_phase(f"{name}: {phase}"), cancelled)
         (self.folder / name).write_bytes(data)
-        seconds = round(time.perf_counter() - began, 2)
-        digest = sha256_of(self.folder / name)
-        return EngineSpec(part, name, data.nbytes, digest, slots, pool, profiles, aliases, graph.decomposed, seconds)
+        engine = EngineSpec(
+            part,
+            name,
+            data.nbytes,
+            sha256_of(self.folder / name),
+            slots,
+            pool,
+            profiles,
+            graph.aliases(),
+            graph.decomposed,
+            round(time.perf_counter() - began, 2),
+            least,
+            appends,
+            graph.activation_bytes,
+        )
+        _check_aliases(self.bundle / spec.file, compiled_spec(engine, spec), engine.aliases)
+        return engine
 
 
 def _check_aliases(path: Path, spec: GraphSpec, aliases: dict[str, str]) -> None:
@@ -212,25 +233,27 @@ def _check_aliases(path: Path, spec: GraphSpec, aliases: dict[str, str]) -> None
         raise TensorRtError(f"{path}: found {', '.join(missing)} not updated in place, expected every cache to be")
 
 
-def _profiles(spec: GraphSpec, history: int, latents: int, capacity: dict[str, int]) -> tuple[ShapeProfile, ...]:
+def _profiles(
+    spec: GraphSpec, history: int, latents: int, slots: Mapping[str, Sequence[int]]
+) -> tuple[ShapeProfile, ...]:
     """Return the profiles of a graph: ranges of all inputs whose shapes depend on the call.
 
-    All latents of a sequence, at most ``latents``, are bound in every call; how many they are depends on the runtime.
+    Args:
+        spec: of the graph.
+        history: tokens before the rows, where the graph reads ids with history.
+        latents: most of a sequence; all are bound in every call, and how many they are depends on the runtime.
+        slots: fewest, usual and most slots of the caches and of the pool, by symbolic size.
     """
     found = []
     for name, rows in PROFILES.items():
         ranges: dict[int | str, Sequence[int]] = {"rows": rows, "patches": rows, "latents": (1, latents, latents)}
         ranges["context_rows"] = [size + history for size in rows]
+        ranges.update({size: bounds for size, bounds in slots.items() if bounds[0] < bounds[-1]})
         shapes = {}
         for tensor in spec.inputs:
             if any(size in ranges for size in tensor.shape):
-                sizes = [ranges[size] if size in ranges else [_fixed(size, capacity)] * 3 for size in tensor.shape]
+                sizes = [ranges.get(size) or slots.get(str(size)) or [int(size)] * 3 for size in tensor.shape]
                 least, usual, most = (tuple(size[bound] for size in sizes) for bound in range(3))
                 shapes[tensor.name] = (least, usual, most)
         found.append(ShapeProfile(name, shapes))
     return tuple(found)
-
-
-def _fixed(size: int | str, capacity: dict[str, int]) -> int:
-    """Return a size as a number, given those of the caches."""
-    return size if isinstance(size, int) else capacity[size]

@@ -3,7 +3,8 @@
 Polygraphy is not used here: it chooses between the two libraries by an environment variable when it is imported, and
 prints the compiler's messages instead of returning them.
 
-The caches' symbolic sizes (``slots``, ``pool_slots``) become numbers, the others (``rows``, ``patches``, ...) ranges.
+The symbolic sizes of caches that are updated in place (``slots``, ``pool_slots``) become numbers, the others (``rows``,
+``patches``, ...) ranges.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ from typing import Any
 
 import onnx_ir as ir
 
+from fastblt.export.appending import append_caches
 from fastblt.models.atomic_file import write_file
 from fastblt.runtime.bundle.engines import ShapeProfile
 from fastblt.runtime.bundle.graph_model import load_graph
+from fastblt.runtime.bundle.manifest import GraphSpec
 from fastblt.runtime.bundle.tensorrt_library import TensorRtError, TensorRtLibrary
 
 
@@ -30,20 +33,23 @@ class TensorRtGraph:
     Args:
         library: the compiler.
         path: the graph; its external weights are beside it.
-        capacity: slots of its caches, by symbolic size.
+        capacity: slots of its caches, by symbolic size; calls choose what is not in it.
+        appends: its entry in the manifest, if the graph is to return the new rows of its caches (`append_caches`).
 
     Raises:
         TensorRtError: an operator is not supported; the message names graph, node and operator.
     """
 
-    def __init__(self, library: TensorRtLibrary, path: Path, capacity: Mapping[str, int]) -> None:
+    def __init__(
+        self, library: TensorRtLibrary, path: Path, capacity: Mapping[str, int], appends: GraphSpec | None = None
+    ) -> None:
         self.path = path
         self._library, self._trt = library, library.module
         self._log = library.new_log()
         self._builder = self._trt.Builder(self._log)
         self.network = self._builder.create_network(_network_flags(self._trt))
         self._parser = self._trt.OnnxParser(self.network, self._log)
-        if not self._parser.parse(_with_sizes(path, capacity), str(path)):
+        if not self._parser.parse(_with_sizes(path, capacity, appends), str(path)):
             raise TensorRtError(f"{path}: {library.label} cannot parse it: {self._parser_errors()}")
         self.decomposed = False
         """Whether attention that has no kernel is made of matrix products."""
@@ -78,6 +84,11 @@ class TensorRtGraph:
     def _let_decompose(self, layers: Sequence[Any]) -> None:
         for layer in layers:
             layer.attention.decomposable = True
+
+    @property
+    def activation_bytes(self) -> int | None:
+        """Return the device memory that the activations of the engine just built need; None: not reported."""
+        return max(self._log.activations, default=None)
 
     def aliases(self) -> dict[str, str]:
         """Return the caches that are updated in place, by the name of the update."""
@@ -138,6 +149,7 @@ class TensorRtGraph:
             # For example, one row with narrow heads has no kernel; only a failed build shows that.
             self._decompose_attention()
             self._log.errors.clear()
+            self._log.activations.clear()
             engine = attempt()
         if engine is None:
             raise TensorRtError(f"{self.path}: {self._library.label} cannot build it: {self._log.text()}")
@@ -191,9 +203,11 @@ def _network_flags(trt: Any) -> int:
     return 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
 
 
-def _with_sizes(path: Path, capacity: Mapping[str, int]) -> bytes:
+def _with_sizes(path: Path, capacity: Mapping[str, int], appends: GraphSpec | None) -> bytes:
     """Return a serialized graph with numbers for the sizes of its caches; weights in other files stay there."""
     model = load_graph(path)
+    if appends is not None:
+        append_caches(model, appends)
     for value in (*model.graph.inputs, *model.graph.outputs):
         value.shape = ir.Shape([capacity.get(str(size), size) for size in value.shape or ()])
     serialized: bytes = ir.to_proto(model).SerializeToString()

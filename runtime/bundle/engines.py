@@ -20,6 +20,7 @@ from fastblt.runtime.bundle.manifest import (
     OPERATORS,
     BundleError,
     GraphSpec,
+    TensorSpec,
     check_file,
     check_own_file,
     read_digest,
@@ -61,7 +62,7 @@ class EngineSpec:
     bytes: int
     sha256: str
     slots: int
-    """Number of slots of each cache."""
+    """Number of slots of each cache; the most where calls choose it."""
     pool_slots: int
     """Number of slots of the encoder's pool; 0 for the other graphs."""
     profiles: tuple[ShapeProfile, ...]
@@ -70,6 +71,17 @@ class EngineSpec:
     decomposed: bool
     """Whether attention is made of matrix products where there is no kernel for it."""
     build_seconds: float
+    least_slots: int
+    """Fewest slots of each cache that may be bound; `slots` where the size is fixed."""
+    appends: bool = False
+    """Whether it returns the new rows of its caches (`appending`), though its graph updates them in place."""
+    activation_bytes: int | None = None
+    """Device memory that its activations need, at most, as the compiler reports it; None: unknown."""
+
+    @property
+    def any_slots(self) -> bool:
+        """Return whether caches of different sizes may be bound."""
+        return self.least_slots < self.slots
 
     def profile_of(self, shapes: Mapping[str, Shape]) -> int | None:
         """Return the index of the first profile that takes these shapes; None: no profile does."""
@@ -105,6 +117,25 @@ class EngineFolder:
         if not fitting:
             return None
         return {part: self.engines[index] for part, index in self.capacities[min(fitting)].items()}
+
+
+def appending_outputs(spec: GraphSpec) -> dict[str, TensorSpec]:
+    """Return the new rows of each cache, ``key_0_rows`` [1, 1, n, d], by the output that updates it, ``key_0_out``."""
+    positions = spec.input("positions")
+    assert positions is not None, "every graph has positions"
+    return {
+        t.name: TensorSpec(
+            f"{t.name.removesuffix('_out')}_rows", t.dtype, (1, 1, positions.shape[1], t.shape[3]), "cache_rows"
+        )
+        for t in spec.outputs
+        if t.role == "cache_update"
+    }
+
+
+def compiled_spec(engine: EngineSpec, spec: GraphSpec) -> GraphSpec:
+    """Return the inputs and outputs of an engine: its graph's, or with new rows of caches in place of updates."""
+    rows = appending_outputs(spec) if engine.appends else {}
+    return dataclasses.replace(spec, outputs=tuple(rows.get(t.name, t) for t in spec.outputs))
 
 
 def folder_name(target: str, version: str, sms: tuple[int, ...]) -> str:
@@ -157,17 +188,23 @@ def _read_engine(data: JsonEntries) -> EngineSpec:
     data.expect(is_file_name(name), "file", "a plain one")
     entry = read_file_entry(data)
     aliases = data.object("aliases", limits.TENSORS)
+    slots, known = data.integer("slots", 1, limits.SIZE), data.data
+    activations = data.integer("activation_bytes", 0, limits.FILE_BYTES) if known.get("activation_bytes") else None
     return EngineSpec(
         part=data.one_of("part", tuple(GRAPH_FILES)),
         file=name,
         bytes=entry["bytes"],
         sha256=entry["sha256"],
-        slots=data.integer("slots", 1, limits.SIZE),
+        slots=slots,
         pool_slots=data.integer("pool_slots", 0, limits.SIZE),
         profiles=tuple(_read_profile(item) for item in data.objects("profiles", limits.PROFILES)),
         aliases={update: aliases.text(update) for update in aliases.data},
         decomposed=data.flag("decomposed"),
         build_seconds=data.number("build_seconds"),
+        # Earlier versions wrote none of these.
+        least_slots=data.integer("least_slots", 1, slots) if "least_slots" in known else slots,
+        appends=data.flag("appends") if "appends" in known else False,
+        activation_bytes=activations,
     )
 
 
@@ -204,11 +241,12 @@ def check_engine_entry(folder: EngineFolder, engine: EngineSpec, spec: GraphSpec
         BundleError: aliases or profiles name other tensors than the graph's, or shapes that it cannot have.
     """
     where = f"{folder.path / ENGINES_FILE}: engine {engine.file}"
-    updates = {t.name: t.name.removesuffix("_out") for t in spec.outputs if t.role in ("cache_update", "pool_update")}
+    outputs = compiled_spec(engine, spec).outputs
+    updates = {t.name: t.name.removesuffix("_out") for t in outputs if t.role in ("cache_update", "pool_update")}
     if engine.aliases != updates:
         names = sorted({name for name, _ in engine.aliases.items() ^ updates.items()})
         raise BundleError(f"{where}: aliases: found {shown(names)} wrong or missing, expected the cache of each update")
-    fixed = {"slots": engine.slots, "pool_slots": engine.pool_slots}
+    fixed = {"pool_slots": engine.pool_slots} | ({} if engine.any_slots else {"slots": engine.slots})
     sizes = {tensor.name: tuple(fixed.get(str(size), size) for size in tensor.shape) for tensor in spec.inputs}
     ranged = {name for name, shape in sizes.items() if not all(isinstance(size, int) for size in shape)}
     for profile in engine.profiles:
@@ -222,6 +260,12 @@ def check_engine_entry(folder: EngineFolder, engine: EngineSpec, spec: GraphSpec
                 raise BundleError(
                     f"{where}: profile {profile.name}: input {name}: found {shown(shapes)}, expected shapes like "
                     f"{list(sizes[name])}"
+                )
+            bounds = [shapes[at][axis] for at in (0, -1) for axis, size in enumerate(sizes[name]) if size == "slots"]
+            if bounds not in ([], [engine.least_slots, engine.slots]):
+                raise BundleError(
+                    f"{where}: profile {profile.name}: input {name}: found {bounds} slots, expected "
+                    f"{[engine.least_slots, engine.slots]}"
                 )
 
 

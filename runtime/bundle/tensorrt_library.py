@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,8 @@ from typing import Any
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 #: Versions of TensorRT that are supported, lowest and first one beyond; TensorRT-RTX has numbers of its own.
 _TENSORRT_VERSIONS = ((10, 3), (12,))
+#: How a compiler reports the memory that an engine's activations need.
+_ACTIVATIONS = re.compile(r"Total Activation Memory: (\d+) bytes")
 
 
 class TensorRtError(ValueError):
@@ -50,10 +53,14 @@ class TensorRtLibrary:
             def __init__(self) -> None:
                 base.__init__(self)
                 self.errors: list[str] = []
+                self.activations: list[int] = []
+                """Bytes that activations need, as the compiler reports them for each profile."""
 
             def log(self, severity: Any, message: str) -> None:
                 if severity in bad:
                     self.errors.append(message)
+                elif found := _ACTIVATIONS.search(message):
+                    self.activations.append(int(found[1]))
 
             def text(self) -> str:
                 return "; ".join(self.errors) or "no reason given"

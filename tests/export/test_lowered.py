@@ -97,7 +97,8 @@ def test_lowered_graphs_compile_with_tensorrt_rtx_in_every_type(
     report_engines("blt-d-8m", folder)
     assert folder.operators == "lowered"
     assert {engine.part for engine in folder.engines} == set(GRAPH_FILES)
-    assert not any(engine.aliases or engine.decomposed for engine in folder.engines)
+    assert not any(engine.aliases or engine.decomposed or engine.appends for engine in folder.engines)
+    assert [engine.part for engine in folder.engines if engine.any_slots] == ["global"]
 
 
 def test_manifest_without_operators_is_standard_and_unknown_ones_are_refused(lowered: Path, tmp_path: Path) -> None:

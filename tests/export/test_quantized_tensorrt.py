@@ -70,7 +70,7 @@ def test_every_quantized_graph_compiles(
     for engine in folder.engines:
         spec = load_manifest(out).graphs[engine.part]
         caches = {t.name for t in spec.inputs if t.role in ("cache", "pool")}
-        assert set(engine.aliases.values()) == caches
+        assert set(engine.aliases.values()) == (set() if engine.part == "global" else caches)
 
 
 @pytest.mark.slow

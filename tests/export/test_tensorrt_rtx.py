@@ -62,7 +62,7 @@ def check_folder(bundle: Path, folder: EngineFolder, capacities: tuple[int, ...]
 
 
 def check_engine(bundle: Path, path: Path, engine: EngineSpec) -> None:
-    """One engine: as large as its weights, with every cache updated in place."""
+    """One engine: as large as its weights, every cache updated in place or bound in any size."""
     assert (path.stat().st_size, sha256_of(path)) == (engine.bytes, engine.sha256)
     weights = weights_of(bundle, engine.part)
     # The weights once, and kernels for three profiles and three architectures.
@@ -70,7 +70,9 @@ def check_engine(bundle: Path, path: Path, engine: EngineSpec) -> None:
     assert not (engine.decomposed and engine.part != "patcher")
     spec = load_manifest(bundle).graphs[engine.part]
     caches = {t.name for t in spec.inputs if t.role in ("cache", "pool")}
-    assert set(engine.aliases.values()) == caches
+    assert engine.appends == engine.any_slots == (engine.part == "global")
+    assert set(engine.aliases.values()) == (set() if engine.appends else caches)
+    assert engine.activation_bytes
     assert [profile.name for profile in engine.profiles] == ["byte", "verify", "prefill"]
     assert engine.build_seconds > 0
 
@@ -83,11 +85,10 @@ def test_every_graph_compiles_for_all_targets_without_a_gpu(
     report_engines("blt-d-8m", folder)
     check_folder(bundle, folder, (512, 2048))
     slots = {engine.file: (engine.slots, engine.pool_slots) for engine in folder.engines}
-    # The windows are shorter than both capacities: one engine serves both. The pool holds a patch, a draft, a call.
+    # One engine serves both capacities. The pool holds a patch, a draft, a call.
     assert slots == {
         "entropy-448.engine": (448, 0),
         "encoder-448-192.engine": (448, 192),
-        "global-704.engine": (704, 0),
         "global-2240.engine": (2240, 0),
         "decoder-448.engine": (448, 0),
     }
@@ -132,7 +133,7 @@ def test_engine_builds_when_hash_tables_are_in_the_graph(
     assert same == ["patcher", "global", "decoder"]
     request = CompileRequest(SMS, (512,))
     compiler = _Compiler(bundle, Bundle.open(bundle).config, manifest, LIBRARY, request, tmp_path, print)
-    engine = compiler._build(*compiler._key("encoder", 512), print)
+    engine = compiler._build("encoder", print)
     assert (engine.slots, engine.pool_slots) == (448, 192)
     check_engine(bundle, tmp_path / engine.file, engine)
 
@@ -262,6 +263,26 @@ def test_attention_without_a_kernel_is_made_of_matrix_products(bundle: Path, cap
     assert graph.build([ShapeProfile("one", one)], (89,)).nbytes > 0
     assert graph.decomposed
     assert "Myelin" not in capfd.readouterr().err
+
+
+def test_caches_have_any_size_when_rows_are_appended(bundle: Path) -> None:
+    """Attention stays one layer, and nothing else reads or writes a cache."""
+    spec = load_manifest(bundle).graphs["global"]
+    graph = TensorRtGraph(LIBRARY, bundle / spec.file, {}, spec)
+    network = graph.network
+    layers = [network.get_layer(i) for i in range(network.num_layers)]
+    kinds = [layer.type for layer in layers]
+    config = Bundle.open(bundle, check=False).config
+    assert kinds.count(trt.LayerType.ATTENTION_INPUT) == config.global_transformer.layers
+    assert not {trt.LayerType.KV_CACHE_UPDATE, trt.LayerType.SCATTER} & set(kinds)
+    caches = {t.name for t in spec.inputs if t.role == "cache"}
+    inputs = [[layer.get_input(i) for i in range(layer.num_inputs)] for layer in layers]
+    readers = [kind for kind, read in zip(kinds, inputs, strict=True) if caches & {t.name for t in read if t}]
+    assert readers.count(trt.LayerType.CONCATENATION) == len(caches)
+    assert set(readers) <= {trt.LayerType.CONCATENATION, trt.LayerType.SHAPE}
+    outputs = [network.get_output(i) for i in range(network.num_outputs)]
+    rows = {t.name: tuple(t.shape) for t in outputs if t.name.endswith("_rows")}
+    assert rows == {f"{cache}_rows": (1, 1, -1, config.global_transformer.dim) for cache in caches}
 
 
 def test_error_names_node_and_operator_when_a_graph_is_not_for_tensorrt(bundle: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import onnx
 from fakes.cuda import FakeCuda
-from fakes.tensorrt_engine import ICudaEngine, IExecutionContext
+from fakes.tensorrt_engine import MEMORY_BYTES, ICudaEngine, IExecutionContext
 from fakes.tensorrt_values import (
     MAGIC,
     TYPES,
@@ -27,6 +27,7 @@ from fakes.tensorrt_values import (
     IStreamReaderV2,
     LayerType,
     NetworkDefinitionCreationFlag,
+    Severity,
     TensorIOMode,
 )
 
@@ -148,7 +149,7 @@ class IBuilderConfig:
 
 class Builder:
     def __init__(self, logger: ILogger) -> None:
-        pass
+        self._log: Any = logger
 
     def create_network(self, flags: int) -> INetworkDefinition:
         return INetworkDefinition()
@@ -160,7 +161,10 @@ class Builder:
         return IOptimizationProfile()
 
     def build_serialized_network(self, network: INetworkDefinition, config: IBuilderConfig) -> bytes:
-        config.progress_monitor.phase_start("building", None, 1)
+        if config.progress_monitor is not None:
+            config.progress_monitor.phase_start("building", None, 1)
+        for _ in config.profiles:
+            self._log.log(Severity.INFO, f"Total Activation Memory: {MEMORY_BYTES} bytes")
         caches = [layer for layer in network.layers if layer.type == LayerType.KV_CACHE_UPDATE]
         header = {
             "profiles": config.profiles,

@@ -34,7 +34,7 @@ from onnx import TensorProto
 
 from fastblt.export.widening import widen
 
-_MEMORY_BYTES = 4096
+MEMORY_BYTES = 4096
 
 
 class ICudaEngine:
@@ -53,7 +53,7 @@ class ICudaEngine:
         options.intra_op_num_threads = 1
         runnable = _without_bf16(model).SerializeToString()
         self.session = ort.InferenceSession(runnable, options, providers=["CPUExecutionProvider"])
-        self.device_memory_size_v2 = _MEMORY_BYTES
+        self.device_memory_size_v2 = MEMORY_BYTES
 
     @property
     def num_io_tensors(self) -> int:

@@ -60,7 +60,9 @@ def load_tensorrt(bundle: Path, target: str, max_bytes: int) -> DeviceBackend:
         check_engine_entry(folder, engines[part], spec)
         _check_slots(folder, engines[part], opened.config, max_bytes)
         path = check_engine(folder, engines[part])
-        executors[part] = TensorRtExecutor(library, path, engines[part], spec, stream)
+        executors[part] = TensorRtExecutor(
+            library, path, engines[part], spec, stream, cache_slots(opened.config.stacks[part], max_bytes)
+        )
     # One graph runs at a time, so all of them share the memory for activations.
     memory = DeviceMemory(cuda, max(executor.memory_bytes for executor in executors.values()))
     for executor in executors.values():

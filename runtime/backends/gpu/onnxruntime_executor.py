@@ -14,6 +14,7 @@ from typing import Any
 
 from fastblt.runtime.backends.gpu.cuda import Stream
 from fastblt.runtime.backends.gpu.executor import Bound
+from fastblt.runtime.backends.gpu.sliding import visible_slots
 from fastblt.runtime.backends.graph_error import graph_error
 from fastblt.runtime.backends.providers import PROVIDERS, check_session, check_session_tensors
 from fastblt.runtime.bundle.dtypes import TENSOR_TYPES
@@ -21,8 +22,6 @@ from fastblt.runtime.bundle.manifest import BundleError, GraphSpec
 
 logger = logging.getLogger(__name__)
 
-#: Fewest slots of a cache that are bound; more are bound in powers of two.
-_LEAST_SLOTS = 256
 #: Number that tells ONNX Runtime not to record a call.
 _NO_GRAPH = "-1"
 
@@ -97,7 +96,7 @@ class OnnxRuntimeExecutor:
 
     def visible_slots(self, live: int) -> int:
         """Implement `Executor.visible_slots`: attention reads every slot that is bound, so a power of two is enough."""
-        return min(self.slots, max(_LEAST_SLOTS, 1 << (live - 1).bit_length()))
+        return visible_slots(live, self.slots)
 
     def accepts(self, size: str, number: int) -> bool:
         """Implement `Executor.accepts`: a session has no limits."""

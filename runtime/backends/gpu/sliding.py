@@ -18,6 +18,8 @@ CALL_ROWS = 64
 REWIND = DRAFT_SLACK + WHOLE_PATCH_LIMIT
 #: Longest open patch where the model sets no limit, unless the engines are compiled for another.
 DEFAULT_PATCH_BYTES = 512
+#: Fewest slots of a cache that are bound where there are as many; more are bound in powers of two.
+_LEAST_SLOTS = 256
 
 
 class RewindError(ValueError):
@@ -47,6 +49,11 @@ def cache_slots(stack: StackConfig, max_bytes: int) -> int:
     if stack.window is None:
         return everything
     return min(everything, _whole_steps(stack.window + CALL_ROWS + REWIND))
+
+
+def visible_slots(live: int, slots: int) -> int:
+    """Return how many of a cache's ``slots`` to bind so that rows see the first ``live`` ones: a power of two."""
+    return min(slots, max(_LEAST_SLOTS, 1 << (live - 1).bit_length()))
 
 
 def longest_patch(config: BltConfig, max_patch_bytes: int | None = None) -> int:

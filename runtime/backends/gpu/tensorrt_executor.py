@@ -14,9 +14,10 @@ from typing import Any
 from fastblt.runtime.backends.gpu.cuda import CapturedGraph, DeviceMemory, Stream
 from fastblt.runtime.backends.gpu.executor import Bound
 from fastblt.runtime.backends.gpu.kernel_cache import KernelCache, cache_file
+from fastblt.runtime.backends.gpu.sliding import visible_slots
 from fastblt.runtime.backends.graph_error import graph_error
 from fastblt.runtime.bundle.dtypes import TENSOR_TYPES
-from fastblt.runtime.bundle.engines import EngineSpec
+from fastblt.runtime.bundle.engines import EngineSpec, compiled_spec
 from fastblt.runtime.bundle.manifest import BundleError, GraphSpec, TensorSpec
 from fastblt.runtime.bundle.tensorrt_library import TensorRtLibrary
 
@@ -30,16 +31,18 @@ class TensorRtExecutor:
         engine: the engine's entry in the manifest of the engines.
         spec: the graph's entry in the bundle's manifest.
         stream: carries the work.
+        slots: of each cache that the text needs; an engine with caches of one size has at least as many.
 
     Raises:
         BundleError: the library refuses the engine, or the engine is not what the manifests describe.
     """
 
     def __init__(
-        self, library: TensorRtLibrary, path: Path, engine: EngineSpec, spec: GraphSpec, stream: Stream
+        self, library: TensorRtLibrary, path: Path, engine: EngineSpec, spec: GraphSpec, stream: Stream, slots: int
     ) -> None:
-        self.spec = spec
-        self.slots, self.pool_slots, self.usual_pool_slots = engine.slots, engine.pool_slots, engine.pool_slots
+        self.spec = compiled_spec(engine, spec)
+        self.slots = slots if engine.any_slots else engine.slots
+        self.pool_slots = self.usual_pool_slots = engine.pool_slots
         self.path = path
         self._trt, self._stream, self._described = library.module, stream, engine
         self.kernels = KernelCache(cache_file(library.version, stream.cuda.sm, engine.sha256))
@@ -113,8 +116,8 @@ class TensorRtExecutor:
         self._memory = memory
 
     def visible_slots(self, live: int) -> int:
-        """Implement `Executor.visible_slots`: an engine's caches have one size."""
-        return self.slots
+        """Implement `Executor.visible_slots`: all of them where an engine's caches have one size."""
+        return visible_slots(live, self.slots) if self._described.any_slots else self.slots
 
     def accepts(self, size: str, number: int) -> bool:
         """Implement `Executor.accepts`: the number has to be inside of every profile."""

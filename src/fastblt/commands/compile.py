@@ -46,8 +46,8 @@ def command(
     max_bytes: Annotated[
         str,
         typer.Option(
-            help="Comma-separated lengths of text, prompt included, to compile for; a runtime uses the shortest that "
-            "suffices."
+            help="Comma-separated lengths of text, prompt included, to compile for; the engines serve every length up "
+            "to the longest."
         ),
     ] = "512,2048,8192",
     dtype: Annotated[
@@ -119,7 +119,7 @@ def _table(folder: EngineFolder) -> Table:
             ", ".join(capacities),
             f"{engine.bytes / 1e6:.1f}",
             f"{engine.build_seconds:.1f}",
-            str(engine.slots),
+            f"{engine.least_slots} to {engine.slots}" if engine.any_slots else str(engine.slots),
             str(len(engine.aliases)),
         )
     return table

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -12,12 +13,15 @@ from fakes import tensorrt as fake
 from fakes.cuda import FakeCuda
 
 from fastblt.export.engine_compiler import CompileRequest, compile_bundle
+from fastblt.export.tensorrt_build import TensorRtGraph
 from fastblt.runtime.backends.gpu import kernel_cache
 from fastblt.runtime.backends.gpu.cuda import CudaError
 from fastblt.runtime.blt_runtime import BltRuntime
-from fastblt.runtime.bundle.engines import ENGINES_FILE, engine_folders, load_engine_folder
+from fastblt.runtime.bundle.engines import ENGINES_FILE, ShapeProfile, engine_folders, load_engine_folder
 from fastblt.runtime.bundle.manifest import BundleError, sha256_of
 from fastblt.runtime.bundle.tensorrt_library import TensorRtError, TensorRtLibrary, load_library
+
+CACHE = re.compile(r"(key|value)_\d+$")
 
 
 @pytest.fixture(scope="module")
@@ -41,9 +45,47 @@ def change(bundle: Path, **entries: Any) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | entries))
 
 
-def test_smallest_capacity_that_holds_the_text_is_taken(bundle: Path, gpu: FakeCuda) -> None:
-    slots = {size: load(bundle, size).backend.graphs["global"].caches.slots for size in (200, 256, 257, 1000)}  # type: ignore[attr-defined]
-    assert slots[200] == slots[256] < slots[257] == slots[1000]
+def test_one_engine_of_each_graph_serves_every_capacity(bundle: Path, gpu: FakeCuda) -> None:
+    folder = load_engine_folder(engine_folders(bundle)[0])
+    assert [engine.part for engine in folder.engines] == ["patcher", "encoder", "global", "decoder"]
+    slots = {}
+    for size in (200, 256, 257, 1000):
+        runtime = load(bundle, size)
+        slots[size] = runtime.backend.graphs["global"].caches.slots  # type: ignore[attr-defined]
+    # Multiples of 64 that hold the text, a draft and a call.
+    assert slots[200] < slots[256] == slots[257] < slots[1000] == 1152
+    assert not folder.engines_for(1001)
+
+
+def test_short_text_binds_few_slots(bundle: Path, gpu: FakeCuda) -> None:
+    runtime = load(bundle, 1000)
+    graph = runtime.backend.graphs["global"]  # type: ignore[attr-defined]
+    short, long = graph.moved_bytes(0, 1), graph.moved_bytes(900, 1)
+    assert long - short == graph.caches.lanes * (1024 - 256) * graph.row_bytes
+
+
+def test_engines_of_earlier_versions_load(bundle: Path, gpu: FakeCuda) -> None:
+    """They updated the caches of the global transformer in place, and had an engine of it for each capacity."""
+    folder = engine_folders(bundle)[0]
+    data = json.loads((folder / ENGINES_FILE).read_text())
+    for engine in data["engines"]:
+        del engine["least_slots"], engine["appends"], engine["activation_bytes"]
+        if engine["part"] == "global":
+            rebuild_in_place(bundle, folder / engine["file"], engine)
+    (folder / ENGINES_FILE).write_text(json.dumps(data))
+    runtime = load(bundle, 500)
+    assert runtime.backend.graphs["global"].caches.slots == 1152  # type: ignore[attr-defined]
+    expected = BltRuntime.from_pretrained(bundle, max_bytes=500)
+    assert runtime.generate(b"In the", 40, method="ar").data == expected.generate(b"In the", 40, method="ar").data
+
+
+def rebuild_in_place(bundle: Path, path: Path, engine: dict[str, Any]) -> None:
+    for profile in engine["profiles"]:
+        profile["shapes"] = {name: shape for name, shape in profile["shapes"].items() if not CACHE.match(name)}
+    library = TensorRtLibrary("tensorrt-rtx", sys.modules["tensorrt_rtx"])
+    graph = TensorRtGraph(library, bundle / "global.onnx", {"slots": engine["slots"]})
+    path.write_bytes(graph.build([ShapeProfile(each["name"], each["shapes"]) for each in engine["profiles"]], (89,)))
+    engine |= {"bytes": path.stat().st_size, "sha256": sha256_of(path), "aliases": graph.aliases()}
 
 
 def test_missing_engines_are_one_error_with_the_command(bundle: Path, gpu: FakeCuda) -> None:

@@ -56,6 +56,11 @@ def edit_shapes(edit: Callable[[Data], object]) -> Edit:
     return lambda data: edit(data["engines"][0]["profiles"][0]["shapes"])
 
 
+def global_engine(data: Data) -> Data:
+    found: Data = next(engine for engine in data["engines"] if engine["part"] == "global")
+    return found
+
+
 READ: dict[str, Edit] = {
     "index beyond the engines": lambda data: data["capacities"]["256"].update(decoder=99),
     "index negative": lambda data: data["capacities"]["256"].update(decoder=-1),
@@ -68,6 +73,10 @@ READ: dict[str, Edit] = {
     "slots 0": edit_engine(slots=0),
     "slots negative": edit_engine(slots=-64),
     "slots of 400 digits": edit_engine(slots=10**400),
+    "fewer slots than may be bound": edit_engine(slots=64),
+    "least slots 0": edit_engine(least_slots=0),
+    "rows a word": edit_engine(appends="yes"),
+    "activations negative": edit_engine(activation_bytes=-1),
     "pool negative": edit_engine(pool_slots=-1),
     "size of 400 digits": edit_engine(bytes=10**400),
     "sha256 short": edit_engine(sha256="0"),
@@ -92,7 +101,10 @@ READ: dict[str, Edit] = {
 }
 #: What only a comparison with the bundle shows.
 COMPARED: dict[str, Edit] = {
-    "fewer slots than the capacity needs": edit_engine(slots=64),
+    "fewer slots than the capacity needs": edit_engine(slots=64, least_slots=64),
+    "slots that no profile has": lambda data: global_engine(data).update(least_slots=1),
+    "rows where caches are updated": edit_engine(appends=True),
+    "updates where rows are returned": lambda data: global_engine(data).update(appends=False),
     "alias missing": edit_engine(aliases={}),
     "alias of no tensor": lambda data: data["engines"][0]["aliases"].update(other="key_0"),
     "alias of another cache": lambda data: data["engines"][0]["aliases"].update(key_0_out="value_0"),
