@@ -99,8 +99,11 @@ def test_generate_writes_the_same_with_engines_as_without(bundle: Path, gpu: Fak
 
 def test_verify_passes_and_writes_what_it_compared(bundle: Path, gpu: FakeCuda, tmp_path: Path) -> None:
     assert run("compile", bundle, "--max-bytes", "1024").exit_code == 0
-    result = run("verify", bundle, "--methods", "ar,s:4", "--prompts", "1", "--json", tmp_path / "verify.json")
+    files = ("--json", tmp_path / "verify.json", "--polygraphy", tmp_path / "calls")
+    result = run("verify", bundle, "--methods", "ar,s:4", "--prompts", "1", *files)
     assert result.exit_code == 0, result.output
+    assert f"polygraphy run {bundle}/decoder.onnx --onnxrt --load-inputs {tmp_path}/calls/decoder." in result.stdout
+    assert (tmp_path / "calls" / "README.md").is_file()
     report = json.loads((tmp_path / "verify.json").read_text())
     assert report["passed"] is True
     assert (report["backend"], report["sm"]) == ("tensorrt-rtx", 89)
@@ -134,6 +137,25 @@ def test_verify_names_the_graph_that_computes_something_else(
     assert result.exit_code == 1
     assert f": {part}, output " in result.stderr
     assert "FAILED" in result.stdout
+
+
+def test_polygraphy_files_have_a_folder_of_their_own(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "x").touch()
+    for folder, found in ((tmp_path / "full", "something there"), (bundle / "calls", "a bundle as its folder")):
+        result = run("verify", bundle, "--polygraphy", folder)
+        assert result.exit_code == 1
+        assert f"error: {folder}: found {found}" in result.stderr
+    monkeypatch.setitem(sys.modules, "polygraphy", None)
+    monkeypatch.delitem(sys.modules, "polygraphy.comparator", raising=False)
+    for options in ((), ("--polygraphy", tmp_path / "new")):
+        result = run("verify", bundle, *options)
+        assert result.exit_code == 1
+        error = "error: this command needs the package polygraphy, install it with: pip install 'fastblt[gpu]'\n"
+        assert result.stderr == error
+    assert list(tmp_path.glob("new*")) == []
 
 
 def test_verify_refuses_the_cpu_which_is_the_reference(bundle: Path) -> None:

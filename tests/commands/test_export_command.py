@@ -13,8 +13,9 @@ def test_export_prints_graphs_sizes_errors_and_total(
 ) -> None:
     bundle = tmp_path / "bundle"
     arguments = ["export", str(tiny_checkpoint), str(bundle), "--dtype", dtype, "--hash-tables", hash_tables]
-    result = CliRunner().invoke(app, arguments)
+    result = CliRunner().invoke(app, [*arguments, "--polygraphy", str(tmp_path / "calls")])
     assert result.exit_code == 0, result.stderr or result.exception
+    assert f"polygraphy run {bundle}/global.onnx --onnxrt --load-inputs {tmp_path}/calls/global." in result.stdout
     manifest = load_manifest(bundle)
     assert (manifest.dtype, manifest.hash_tables) == (dtype, hash_tables)
     lines = [line.split() for line in result.stdout.splitlines()]

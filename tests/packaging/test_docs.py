@@ -24,7 +24,16 @@ DOCS = [
 #: Folders of the repository whose files the docs name by path.
 FOLDERS = ("calibration", "checkpoints", "docs", "export", "locks", "models", "runtime", "src", "tests", ".ci")
 #: Options of programs other than fastblt that the docs name on their own.
-FOREIGN_OPTIONS = {"--build-arg", "--system-site-packages"}
+FOREIGN_OPTIONS = {
+    "--build-arg",
+    "--system-site-packages",
+    "--trt",
+    "--trt-npps",
+    "--trt-outputs",
+    "--onnxrt",
+    "--rtol",
+    "--atol",
+}
 LONGEST_LINE = 100
 
 all_docs = pytest.mark.parametrize("path", DOCS, ids=lambda path: path.name)

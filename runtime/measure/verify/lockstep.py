@@ -6,7 +6,6 @@ the graph that makes it. Its own keys and values stay its own: they are compared
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from fastblt.models.config import BltConfig
 from fastblt.runtime.backends.protocol import Backend, DecoderRows, Drafted, Floats, Ids, Pick
 from fastblt.runtime.measure.agreement import common_prefix
+from fastblt.runtime.measure.verify.comparison import Comparison
 
 
 class Inspectable(Backend, Protocol):
@@ -33,35 +33,6 @@ class Inspectable(Backend, Protocol):
     def set_tensor(self, name: str, first: int, values: NDArray[Any]) -> None:
         """Overwrite rows of what passes from graph to graph."""
         ...
-
-
-@dataclass
-class Comparison:
-    """Sums up what was seen of one output over all calls."""
-
-    graph: str
-    output: str
-    calls: int = 0
-    values: int = 0
-    max_error: float = 0.0
-    """Largest difference, relative to the largest magnitude of the call's reference (at least 1)."""
-    cosine: float = 1.0
-    """Smallest one of all calls."""
-
-    def add(self, found: NDArray[Any], expected: NDArray[Any]) -> None:
-        """Count one call."""
-        a, b = found.astype(np.float64).ravel(), expected.astype(np.float64).ravel()
-        self.calls += 1
-        self.values += b.size
-        if a.size != b.size or not (np.isfinite(a).all() and np.isfinite(b).all()):
-            self.max_error, self.cosine = float("inf"), -1.0
-            return
-        self.max_error = max(self.max_error, float(np.abs(a - b).max() / max(1.0, np.abs(b).max())))
-        length = float(np.linalg.norm(a) * np.linalg.norm(b))
-        if length > 0:
-            self.cosine = min(self.cosine, float(a @ b) / length)
-        elif a.any() or b.any():
-            self.cosine = min(self.cosine, 0.0)  # one of them was never written
 
 
 class LockstepBackend:

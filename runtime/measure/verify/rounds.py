@@ -3,42 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from fastblt.models.tokens import encode
-from fastblt.runtime.measure.verify.lockstep import Comparison, Inspectable, LockstepBackend
+from fastblt.runtime.measure.verify.comparison import Comparison
+from fastblt.runtime.measure.verify.lockstep import Inspectable, LockstepBackend
 from fastblt.runtime.methods import Method
 from fastblt.runtime.progress import OnProgress, no_progress
 from fastblt.runtime.sequence.learned import Learned
 from fastblt.runtime.sequence.sampling import Sampler
 from fastblt.runtime.sequence.session import Session
-
-
-@dataclass(frozen=True)
-class Tolerance:
-    """Limits the differences that rounding explains."""
-
-    max_error: float
-    """Largest difference, relative to the largest magnitude of a call's reference (at least 1)."""
-    cosine: float
-    """Smallest cosine."""
-
-    def accepts(self, found: Comparison) -> bool:
-        """Return whether a comparison is within it."""
-        return found.max_error <= self.max_error and found.cosine >= self.cosine
-
-
-#: By the type of a bundle; the patcher is fp32 in all of them. fp16 rounds to 2^-11, bf16 to 2^-8: eight times as far.
-TOLERANCE = {
-    "fp32": Tolerance(1e-3, 0.99999),
-    "fp16": Tolerance(3e-2, 0.999),
-    "bf16": Tolerance(2.4e-1, 0.99),
-}
-
-
-def tolerance_of(graph: str, dtype: str) -> Tolerance:
-    """Return what is accepted of a graph's outputs, in a bundle of a type."""
-    return TOLERANCE["fp32" if graph == "patcher" else dtype]
 
 
 def compare_rounds(

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from fastblt.models.atomic_folder import scratch_folder
 from fastblt.runtime.backends.entry import LoadRequest
 from fastblt.runtime.backends.gpu.backend import DeviceBackend
 from fastblt.runtime.backends.registry import DEFAULT_BACKEND, load_backend
@@ -23,22 +22,17 @@ from fastblt.runtime.measure.audit.methods import choose_methods
 from fastblt.runtime.measure.audit.run import AuditError
 from fastblt.runtime.measure.audit.ties import TIE_BOUND
 from fastblt.runtime.measure.requests import require_at_least
-from fastblt.runtime.measure.verify.lockstep import Comparison
-from fastblt.runtime.measure.verify.rounds import Tolerance, compare_rounds, tolerance_of
+from fastblt.runtime.measure.verify.comparison import Comparison
+from fastblt.runtime.measure.verify.reference import DeviceError, Emulate, cpu_reference
+from fastblt.runtime.measure.verify.rounds import compare_rounds
+from fastblt.runtime.measure.verify.tolerance import Tolerance, judge, require_polygraphy, tolerance_of
 from fastblt.runtime.methods import parse_method
 from fastblt.runtime.progress import OnProgress, no_progress, part_of
-
-if TYPE_CHECKING:
-    from fastblt.runtime.backends.cpu.backend import OnnxRuntimeBackend
 
 #: Lengths of the prompts of the tensor comparison, bytes: one row, a few, more than one call, past the windows.
 PROMPT_BYTES = (0, 5, 100, 700)
 #: Prompts of the audit are cut to this many bytes.
 AUDIT_PROMPT_BYTES = 96
-
-
-class DeviceError(ValueError):
-    """A backend computes something else than the CPU does, or there is nothing to compare the CPU with."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +79,7 @@ class VerifyReport:
     @property
     def wrong(self) -> list[Comparison]:
         """Return the outputs that differ by more than rounding."""
-        return [found for found in self.comparisons if not self.limit(found).accepts(found)]
+        return [found for found in self.comparisons if not self.accepts(found)]
 
     @property
     def faults(self) -> int:
@@ -101,6 +95,14 @@ class VerifyReport:
     def tie_bound(self) -> float:
         """Return the largest gap of a tie."""
         return TIE_BOUND[self.manifest.dtype]
+
+    @cached_property
+    def _verdicts(self) -> dict[tuple[str, str], bool]:
+        return judge(self.comparisons, self.manifest.dtype)
+
+    def accepts(self, found: Comparison) -> bool:
+        """Return whether rounding explains the differences of an output."""
+        return self._verdicts[found.graph, found.output]
 
     def limit(self, found: Comparison) -> Tolerance:
         """Return what is accepted of an output."""
@@ -138,10 +140,9 @@ class VerifyReport:
             "machine": device_info(),
             "tensors": [
                 {
-                    **dataclasses.asdict(found),
-                    "max_error": found.max_error if found.max_error < float("inf") else None,
+                    **found.figures(),
                     "limit": self.limit(found).max_error,
-                    "passed": self.limit(found).accepts(found),
+                    "passed": self.accepts(found),
                 }
                 for found in self.comparisons
             ],
@@ -156,7 +157,7 @@ def run_verify(
     prompts: Sequence[tuple[str, bytes]],
     on_progress: OnProgress = no_progress,
     *,
-    emulate: Callable[[Path, Path], object] | None = None,
+    emulate: Emulate | None = None,
 ) -> VerifyReport:
     """Run the rounds of every method on a GPU and on the CPU, and compare every output, every cache and every text.
 
@@ -173,8 +174,10 @@ def run_verify(
 
     Raises:
         DeviceError: the backend runs on the CPU, or ``emulate`` is missing.
+        ModuleNotFoundError: Polygraphy is not installed.
         ValueError: bundle or backend cannot be used.
     """
+    require_polygraphy()  # before anything that takes time
     opened = Bundle.open(bundle, check=False)
     manifest = opened.manifest
     backend = request.backend or _backend_of(bundle)
@@ -186,7 +189,7 @@ def run_verify(
     beginnings = [texts[i % len(texts)][:size] for i, size in enumerate(PROMPT_BYTES)]
     chosen = [(name, data[:AUDIT_PROMPT_BYTES]) for name, data in prompts[: request.prompts]]
     rounds, whole = (len(methods) * count for count in (len(beginnings), len(beginnings) + len(chosen)))
-    with _reference(bundle, manifest, capacity, emulate) as reference:
+    with cpu_reference(bundle, manifest, capacity, emulate) as reference:
         comparisons = compare_rounds(
             reference,
             candidate,
@@ -213,23 +216,3 @@ def _backend_of(bundle: Path) -> str:
     """Return the backend of the engines that a bundle has, else ONNX Runtime."""
     targets = [load_engine_folder(path).target for path in engine_folders(bundle)]
     return targets[0] if targets else DEFAULT_BACKEND
-
-
-@contextmanager
-def _reference(
-    bundle: Path, manifest: Manifest, capacity: int, emulate: Callable[[Path, Path], object] | None
-) -> Iterator[OnnxRuntimeBackend]:
-    """Load the bundle on the CPU; where there are no kernels for its type, a twin in wider arithmetic."""
-    from fastblt.runtime.backends.cpu.backend import OnnxRuntimeBackend
-    from fastblt.runtime.backends.cpu.sessions import session_options
-
-    # A GPU multiplies with quantized weights as the graph specifies: it does not round their inputs to 8 bits.
-    exact = session_options(manifest, None, exact=True)
-    if manifest.dtype != "bf16":
-        yield OnnxRuntimeBackend.load(bundle, capacity, None, exact)
-        return
-    if emulate is None:
-        raise DeviceError(f"{bundle}: found a bf16 bundle, which no CPU runs, expected a way to emulate it")
-    with scratch_folder() as folder:
-        emulate(bundle, folder / "twin")
-        yield OnnxRuntimeBackend.load(folder / "twin", capacity, None, exact)

@@ -33,6 +33,7 @@ _EXTRA_OF = {
     "pysword": "train",
     "matplotlib": "train",
     "cuda": "gpu",
+    "polygraphy": "gpu",
     "tensorrt": "tensorrt",
     "tensorrt_rtx": "tensorrt-rtx",
 }

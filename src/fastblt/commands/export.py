@@ -20,6 +20,7 @@ from fastblt.commands.options import (
     RevisionOption,
 )
 from fastblt.commands.output import print_table, progress, stderr, stdout
+from fastblt.commands.polygraphy import PolygraphyOption, check_polygraphy_target, write_polygraphy
 from fastblt.runtime.bundle.bundle import Bundle
 
 
@@ -50,6 +51,7 @@ def command(
     patcher: PatcherOption = None,
     revision: RevisionOption = None,
     document_masks: DocumentMasksOption = None,
+    polygraphy: PolygraphyOption = None,
 ) -> None:
     """Export a checkpoint to a bundle of ONNX graphs.
 
@@ -60,6 +62,7 @@ def command(
     check_checkpoint(checkpoint)
     check_checkpoint(patcher)
     check_bundle_target(bundle, force=force)
+    check_polygraphy_target(polygraphy, bundle)
     from fastblt.export.bundle_writer import export_bundle
 
     source = read_checkpoint(stderr(), checkpoint, patcher=patcher, document_masks=document_masks)
@@ -74,6 +77,7 @@ def command(
             on_progress=on_progress,
         )
     _print_bundle(bundle)
+    write_polygraphy(bundle, polygraphy)
 
 
 def _print_bundle(bundle: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -14,6 +13,7 @@ from fastblt.commands.checks import check_backend, check_bundle, check_file_targ
 from fastblt.commands.errors import usage_errors
 from fastblt.commands.options import BundleArgument, JsonOption, MethodsOption, ProviderOption, WideOption, split_names
 from fastblt.commands.output import add_row, left, make_table, print_table, progress, right, stdout
+from fastblt.commands.polygraphy import PolygraphyOption, check_polygraphy_target, emulate, write_polygraphy
 from fastblt.commands.prompts import distinct_prompts
 from fastblt.runtime.measure.report import write_json
 from fastblt.runtime.measure.verify.run import VerifyReport, VerifyRequest, run_verify
@@ -35,6 +35,7 @@ def command(
     ] = VerifyRequest.max_new_bytes,
     wide: WideOption = False,
     json: JsonOption = None,
+    polygraphy: PolygraphyOption = None,
 ) -> None:
     """Compare a bundle on this machine's GPU with the CPU.
 
@@ -48,9 +49,11 @@ def command(
     check_backend(backend)
     check_file_target(json)
     check_bundle(bundle)
+    check_polygraphy_target(polygraphy, bundle)
+    write_polygraphy(bundle, polygraphy)  # first: they are of use where the GPU fails
     texts = [load_text(corpus) for corpus in CORPORA]
     with progress("verifying") as on_progress:
-        report = run_verify(bundle, request, texts, distinct_prompts(), on_progress, emulate=_emulate)
+        report = run_verify(bundle, request, texts, distinct_prompts(), on_progress, emulate=emulate)
     print_left_out(report.manifest.model, report.left_out)
     console = stdout()
     where = f"{report.backend} on {report.device}"
@@ -63,13 +66,6 @@ def command(
     if json is not None:
         write_json(json, report.to_dict())
     report.check()
-
-
-def _emulate(bundle: Path, twin: Path) -> None:
-    """Write a bf16 bundle's twin that CPUs run; needs the packages of the ``export`` extra."""
-    from fastblt.export.emulation import emulate_bf16
-
-    emulate_bf16(bundle, twin)
 
 
 def _table(report: VerifyReport, *, wide: bool) -> Table:
@@ -86,6 +82,6 @@ def _table(report: VerifyReport, *, wide: bool) -> Table:
             f"{found.max_error:.2g}",
             f"{limit.max_error:g}",
             f"{found.cosine:.6f}",
-            "ok" if limit.accepts(found) else "FAILED",
+            "ok" if report.accepts(found) else "FAILED",
         )
     return table

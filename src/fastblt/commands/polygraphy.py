@@ -1,0 +1,66 @@
+"""``--polygraphy DIR`` of ``export`` and ``verify``: calls of every graph as files for NVIDIA's Polygraphy."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fastblt.commands.checks import check_new_folder
+from fastblt.commands.output import stderr, stdout
+from fastblt.commands.prompts import heldout_prompts
+from fastblt.runtime.bundle.target import TargetError
+from fastblt.runtime.measure.verify.polygraphy_files import PROMPT_BYTES, README, write_polygraphy_files
+from fastblt.runtime.measure.verify.tolerance import require_polygraphy
+
+PolygraphyOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--polygraphy",
+        metavar="FOLDER",
+        help="Write calls of every graph to this new folder, inputs and outputs, for polygraphy run and polygraphy "
+        "debug, and print their command lines.",
+    ),
+]
+
+
+def check_polygraphy_target(folder: Path | None, bundle: Path) -> None:
+    """Check that Polygraphy is installed and that its files can be written; None is fine.
+
+    Raises:
+        ModuleNotFoundError: it is not.
+        TargetError: the folder has content, is in the bundle, or cannot be made.
+    """
+    if folder is None:
+        return
+    require_polygraphy()
+    check_new_folder(folder)
+    if Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(bundle)):
+        raise TargetError(
+            f"{folder}: found a folder in the bundle, expected another: a bundle with files that its manifest does "
+            "not list counts as damaged"
+        )
+
+
+def write_polygraphy(bundle: Path, folder: Path | None) -> None:
+    """Write the files and print a command line for each graph and what can run it; None: do nothing."""
+    if folder is None:
+        return
+    with stderr().status("generating for Polygraphy"):
+        calls = write_polygraphy_files(bundle, folder, heldout_prompts(1, PROMPT_BYTES)[0], emulate)
+    console = stdout()
+    console.print(f"{folder}: {len(calls)} calls for Polygraphy; {README} describes them", soft_wrap=True)
+    widest = {call.part: call for call in calls}  # of several rows, where there are such calls
+    for call in widest.values():
+        for line in call.commands(shlex.quote(str(bundle)), str(folder)):
+            console.print(line, soft_wrap=True)
+
+
+def emulate(bundle: Path, twin: Path) -> None:
+    """Write a bf16 bundle's twin that CPUs run; needs the packages of the ``export`` extra."""
+    from fastblt.export.emulation import emulate_bf16
+
+    emulate_bf16(bundle, twin)
