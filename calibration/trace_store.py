@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from fastblt.calibration.precision import CalibrationError
 from fastblt.models import limits
 from fastblt.models.atomic_file import replacing_file, write_file
+from fastblt.models.atomic_partial import remove_leftovers
 from fastblt.models.config import build_dataclass, expect, expect_integer, expect_number
 from fastblt.models.plain_zip import check_plain
 from fastblt.models.reading import read_json
@@ -91,9 +92,12 @@ class TraceStore:
     def __init__(self, folder: Path, model: str, setting: dict[str, Any]) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        self.index = _load(folder, model, setting) or Index(model, setting)
+        found = _load(folder, model, setting)
+        self.index = found or Index(model, setting)
         self._pending: list[tuple[Sample, Arrays]] = []
         self._pending_bytes = 0
+        if found is None:
+            self._save()  # before any shard, or nobody knows whose they are after an interruption
         self._remove_strays()
 
     @property
@@ -196,6 +200,7 @@ class TraceStore:
 def _load(folder: Path, model: str, setting: dict[str, Any]) -> Index | None:
     path = folder / INDEX_FILE
     if not path.exists():
+        remove_leftovers(path)
         if any(folder.iterdir()):
             raise CalibrationError(f"{folder}: found files but no {INDEX_FILE}, expected traces or an empty folder")
         return None

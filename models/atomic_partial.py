@@ -122,11 +122,15 @@ def remove_leftovers(target: Path) -> None:
 
 def remove(path: Path) -> None:
     """Delete a file or folder, if it is there and can be deleted."""
-    with suppress(OSError):
+    try:
         if stat.S_ISDIR(os.lstat(path).st_mode):
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink()
+    except OSError as error:
+        # Python 3.11 closes the folder a second time if a signal raises just after the first, and that fails.
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise error.__context__ from None
 
 
 def _remove_all(paths: list[Path]) -> None:

@@ -16,6 +16,7 @@ from fastblt.calibration.request import RecordingSetting
 from fastblt.calibration.trace_recorder import record
 from fastblt.calibration.trace_store import INDEX_FILE, TraceStore, model_digest
 from fastblt.models.tokens import MASK_ID
+from fastblt.runtime.bundle.bundle import Bundle
 from fastblt.runtime.bundle.manifest import load_manifest
 
 
@@ -71,6 +72,27 @@ def test_recording_that_was_interrupted_goes_on_to_the_same_samples(
     assert told[0] == 5
     assert contents(store) == contents(traces)
     assert not (tmp_path / "shard-00099.npz").exists()
+
+
+@pytest.mark.parametrize("moment", ["before the first index", "after the first shard"])
+def test_recording_begins_again_whenever_the_first_was_interrupted(
+    moment: str, tiny_bundle: Path, setting: RecordingSetting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(store: TraceStore) -> None:
+        write_shard(store)
+        raise KeyboardInterrupt
+
+    write_shard = TraceStore._write_shard
+    if moment == "before the first index":
+        (tmp_path / f".{INDEX_FILE}.fastblt-0123456789abcdef.partial").touch()
+    else:
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(TraceStore, "_write_shard", interrupted)
+            record(tiny_bundle, tmp_path, digest(tiny_bundle), setting)
+        assert list(tmp_path.glob("shard-*"))
+    facts = dict(setting.facts(Bundle.open(tiny_bundle).config))
+    store = TraceStore(tmp_path, digest(tiny_bundle), facts)
+    assert store.samples == []
 
 
 def test_memory_is_bounded_by_writing_shards(

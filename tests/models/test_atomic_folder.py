@@ -122,6 +122,24 @@ def test_interrupt_while_intermediate_files_are_deleted_leaves_none(
     assert names(tmp_path) == []
 
 
+def test_interrupt_just_after_a_leftover_is_closed_ends_the_writer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before Python 3.13, `shutil.rmtree` then closes the folder again, and that error takes the interrupt's place."""
+    (tmp_path / ".out.fastblt-0123456789abcdef.partial").mkdir()
+
+    def closed_twice(path: Path, **options: bool) -> None:
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(shutil, "rmtree", closed_twice)
+        fill(tmp_path / "out", "new")
+    assert not (tmp_path / "out").exists()
+
+
 def test_folder_that_was_put_aside_by_a_killed_process_comes_back(tmp_path: Path) -> None:
     old = tmp_path / ".folder.fastblt-abcd1234.old"
     fill(old, "old")
