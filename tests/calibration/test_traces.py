@@ -86,8 +86,8 @@ def test_recording_begins_again_whenever_the_first_was_interrupted(
     if moment == "before the first index":
         (tmp_path / f".{INDEX_FILE}.fastblt-0123456789abcdef.partial").touch()
     else:
-        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(TraceStore, "_write_shard", interrupted)
+        monkeypatch.setattr(TraceStore, "_write_shard", interrupted)
+        with pytest.raises(KeyboardInterrupt):
             record(tiny_bundle, tmp_path, digest(tiny_bundle), setting)
         assert list(tmp_path.glob("shard-*"))
     facts = dict(setting.facts(Bundle.open(tiny_bundle).config))

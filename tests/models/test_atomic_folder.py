@@ -134,8 +134,8 @@ def test_interrupt_just_after_a_leftover_is_closed_ends_the_writer(
         finally:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(shutil, "rmtree", closed_twice)
+    monkeypatch.setattr(shutil, "rmtree", closed_twice)
+    with pytest.raises(KeyboardInterrupt):
         fill(tmp_path / "out", "new")
     assert not (tmp_path / "out").exists()
 

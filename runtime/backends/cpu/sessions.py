@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import onnxruntime as ort
@@ -21,6 +22,7 @@ def session_options(manifest: Manifest, threads: int | None, *, exact: bool = Fa
     """
     if threads is None:
         threads = default_threads(manifest.weight_bytes)
+    _register_arena()
     options = ort.SessionOptions()
     options.log_severity_level = 4  # errors are raised; they are not printed too
     options.intra_op_num_threads = threads
@@ -34,4 +36,14 @@ def session_options(manifest: Manifest, threads: int | None, *, exact: bool = Fa
     # turns, so the threads must not keep spinning when the run has ended.
     options.add_session_config_entry("session.intra_op.allow_spinning", "1")
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    # Sessions take turns, so what they compute lies in one arena. Weights stay outside and go with their session.
+    options.add_session_config_entry("session.use_env_allocators", "1")
+    options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
     return options
+
+
+@cache
+def _register_arena() -> None:
+    """Register the working memory that all sessions of this process share."""
+    kind = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    ort.create_and_register_allocator(kind, ort.OrtArenaCfg(0, -1, -1, -1))  # grows by powers of two, without a limit
