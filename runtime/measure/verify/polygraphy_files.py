@@ -161,7 +161,7 @@ def _describe(call: RecordedCall, manifest: Manifest) -> PolygraphyCall:
     limits = _limits(call.outputs, tolerance_of(call.part, manifest.dtype))
     spec = manifest.graphs[call.part]
     # Without fusion, ONNX Runtime multiplies with quantized weights as the graph specifies, and as GPUs do.
-    exact = " --graph-optimization-level basic" * (call.part in manifest.quantized_parts)
+    exact = " --graph-optimization-level ORT_ENABLE_BASIC" * (call.part in manifest.quantized_parts)
     caches = [tensor for tensor in spec.inputs if tensor.role in ("cache", "pool")] * (manifest.operators == "standard")
     dynamic = [
         tensor for tensor in spec.inputs if tensor not in caches and any(isinstance(size, str) for size in tensor.shape)
