@@ -17,9 +17,13 @@ from fakes.tensorrt import FakeTensorRt
 from typer.testing import CliRunner, Result
 
 from fastblt.cli import app
+from fastblt.commands.doctor import bundle_notes
 from fastblt.runtime.backends.gpu.graph import DeviceGraph
 from fastblt.runtime.bundle.archive import pack
+from fastblt.runtime.bundle.bundle import Bundle
 from fastblt.runtime.bundle.engines import ENGINES_FILE, load_engine_folder
+from fastblt.runtime.doctor.engine_memory import engine_memory
+from fastblt.runtime.doctor.facts import Gpu, MachineFacts
 from fastblt.runtime.doctor.verdicts import Verdict
 
 
@@ -172,6 +176,24 @@ def test_doctor_says_what_works_and_writes_it(bundle: Path, tmp_path: Path) -> N
     report = json.loads((tmp_path / "doctor.json").read_text())
     assert {verdict["way"]: verdict["works"] for verdict in report["verdicts"]}["onnxruntime on the CPU"] is True
     assert report["facts"]["cores"] >= 1
+
+
+def test_memory_of_engines_is_reported(tiny_engines: Path, tmp_path: Path) -> None:
+    (path,) = (tiny_engines / "engines").iterdir()
+    opened, folder = Bundle.open(tiny_engines), load_engine_folder(path)
+    memory = engine_memory(folder, opened.config, opened.manifest)
+    small = Gpu("Small", 89, 2**20, 2**20)
+    facts = MachineFacts("Linux", "3.12", "CPU", 1, None, gpus=(small,))
+    lines = bundle_notes(tiny_engines, facts)
+    at = next(index for index, line in enumerate(lines) if line.startswith(f"up to {memory[-1].max_bytes} bytes"))
+    total = f"{memory[-1].total / 2**20:,.0f} MiB"
+    assert lines[at].startswith(f"up to {memory[-1].max_bytes} bytes of text: {total} on the device (engines ")
+    assert lines[at + 1] == "does not fit Small: 1 MiB are free"
+    result = run("inspect", tiny_engines, "--json", tmp_path / "facts.json")
+    assert result.exit_code == 0, result.output
+    assert path.name[:20] in result.stdout
+    found = json.loads((tmp_path / "facts.json").read_text())["engines"]
+    assert [(each["max_bytes"], each["total"]) for each in found] == [(each.max_bytes, each.total) for each in memory]
 
 
 def test_doctor_prints_what_to_do_in_lines_that_can_be_copied(monkeypatch: pytest.MonkeyPatch) -> None:

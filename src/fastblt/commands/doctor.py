@@ -15,6 +15,7 @@ from fastblt.commands.output import add_row, left, make_table, print_table, stde
 from fastblt.runtime.backends.gpu.memory import device_buffers
 from fastblt.runtime.bundle.bundle import Bundle
 from fastblt.runtime.bundle.engines import engine_folders, load_engine_folder
+from fastblt.runtime.doctor.engine_memory import EngineMemory, engine_memory
 from fastblt.runtime.doctor.facts import MachineFacts, probe
 from fastblt.runtime.doctor.nvml import Board
 from fastblt.runtime.doctor.verdicts import Verdict, assess
@@ -106,11 +107,7 @@ def bundle_notes(bundle: Path, facts: MachineFacts) -> list[str]:
         notes.append("bf16 graphs do not run on the CPU")
     needed = opened.graph_bytes + sum(device_buffers(config, manifest.dtype, _MAX_BYTES).values())
     notes.append(f"needs about {needed / 2**20:,.0f} MiB on the device for {_MAX_BYTES} bytes of text")
-    notes += [
-        f"does not fit {gpu.name}: {gpu.free_bytes / 2**20:,.0f} MiB are free"
-        for gpu in facts.gpus or facts.boards
-        if gpu.free_bytes is not None and gpu.free_bytes < needed
-    ]
+    notes += _too_small(facts, needed)
     folders = [load_engine_folder(path) for path in engine_folders(bundle)]
     if not folders:
         notes.append("has no engines: fastblt compile makes them")
@@ -119,7 +116,27 @@ def bundle_notes(bundle: Path, facts: MachineFacts) -> list[str]:
         fits = library is not None and library.version == folder.version
         fits = fits and bool(facts.gpus) and facts.gpus[0].sm in folder.sms
         notes.append(f"engines {folder.path.name}: {'fit this machine' if fits else 'do not fit this machine'}")
+        for memory in engine_memory(folder, config, manifest):
+            notes.append(_engine_note(memory))
+            notes += _too_small(facts, memory.total)
     return notes
+
+
+def _too_small(facts: MachineFacts, needed: int) -> list[str]:
+    """Return a line for each GPU that has less free memory than is needed."""
+    return [
+        f"does not fit {gpu.name}: {gpu.free_bytes / 2**20:,.0f} MiB are free"
+        for gpu in facts.gpus or facts.boards
+        if gpu.free_bytes is not None and gpu.free_bytes < needed
+    ]
+
+
+def _engine_note(memory: EngineMemory) -> str:
+    """Return what engines need for texts of one length, in words."""
+    sizes = [("engines", memory.engines), ("activations", memory.activations), ("caches and buffers", memory.buffers)]
+    parts = ", ".join(f"{name} {'unknown' if size is None else f'{size / 2**20:,.0f}'}" for name, size in sizes)
+    total = f"{memory.total / 2**20:,.0f} MiB"
+    return f"up to {memory.max_bytes:,} bytes of text: {total} on the device ({parts})"
 
 
 def _table(verdicts: list[Verdict]) -> Table:

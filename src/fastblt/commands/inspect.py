@@ -61,6 +61,9 @@ def command(
         console.print()
         print_table(console, table)
     note(console, _memory_note(facts))
+    if facts.engines:
+        console.print()
+        print_table(console, engines_table(facts))
     for table in graphs:
         console.print()
         print_table(console, table)
@@ -75,6 +78,7 @@ def as_json(facts: ModelFacts) -> dict[str, Any]:
     found["config"], found["counts"] = facts.config.to_dict(), dataclasses.asdict(facts.counts)
     found["stored"] = {part: dataclasses.asdict(each) for part, each in facts.stored.items()}
     found["memory"] = [{**dataclasses.asdict(each), "device": each.device} for each in facts.memory]
+    found["engines"] = [{**dataclasses.asdict(each), "total": each.total} for each in facts.engines]
     found["manifest"] = None if facts.manifest is None else facts.manifest.to_dict()
     return found
 
@@ -151,6 +155,17 @@ def memory_table(facts: ModelFacts) -> Table:
         add_row(table, part, *(megabytes(size) for m in facts.memory for size in (m.weights[part], m.buffers[part])))
     add_row(table, "device", *(megabytes(size) for m in facts.memory for size in _device(m)), bold=True)
     add_row(table, "host", *(text for m in facts.memory for text in (megabytes(m.tables), "")), bold=True)
+    return table
+
+
+def engines_table(facts: ModelFacts) -> Table:
+    """Return a table of the megabytes that engines need on the device, by folder and longest text."""
+    headings = ("bytes of text\nup to", "weights", "engines", "activations", "buffers", "device")
+    table = make_table(words("engines, MB"), *(right(heading) for heading in headings))
+    for each in facts.engines:
+        activations = "unknown" if each.activations is None else megabytes(each.activations)
+        sizes = (megabytes(each.weights), megabytes(each.engines), activations, megabytes(each.buffers))
+        add_row(table, each.folder, str(each.max_bytes), *sizes, megabytes(each.total))
     return table
 
 

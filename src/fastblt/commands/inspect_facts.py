@@ -16,11 +16,13 @@ from fastblt.runtime.backends.gpu.memory import device_buffers
 from fastblt.runtime.bundle.bundle import Bundle
 from fastblt.runtime.bundle.contract import HASH_TABLE
 from fastblt.runtime.bundle.dtypes import DTYPES, SAFETENSORS_TYPES, TENSOR_TYPES
+from fastblt.runtime.bundle.engines import engine_folders, load_engine_folder
 from fastblt.runtime.bundle.manifest import (
     BundleError,
     Manifest,
     is_bundle,
 )
+from fastblt.runtime.doctor.engine_memory import EngineMemory, engine_memory
 from fastblt.runtime.doctor.memory import graph_of, weight_bytes
 from fastblt.runtime.measure.replay.paper import estimates
 
@@ -78,6 +80,8 @@ class ModelFacts:
     traffic_gb: dict[str, float]
     """Estimated weight traffic of `POINT_BYTES` bytes, by method."""
     manifest: Manifest | None = None
+    engines: tuple[EngineMemory, ...] = ()
+    """What each folder of engines of a bundle needs, by capacity."""
 
 
 def read_facts(path: str, max_bytes: int, patcher: str | None = None, *, check: bool = False) -> ModelFacts:
@@ -118,8 +122,18 @@ def bundle_facts(folder: Path, max_bytes: int, *, check: bool = False) -> ModelF
         tables = bundle.embeddings.stat().st_size
         stored["hash embeddings"] = Stored(tables, _table_type(bundle))
     memory = Memory(manifest.dtype, sizes, device_buffers(config, manifest.dtype, max_bytes), tables)
+    folders = [load_engine_folder(path) for path in engine_folders(folder)]
     return ModelFacts(
-        "bundle", str(folder), config, count_parameters(config), stored, max_bytes, (memory,), traffic(config), manifest
+        "bundle",
+        str(folder),
+        config,
+        count_parameters(config),
+        stored,
+        max_bytes,
+        (memory,),
+        traffic(config),
+        manifest,
+        tuple(each for engines in folders for each in engine_memory(engines, config, manifest)),
     )
 
 

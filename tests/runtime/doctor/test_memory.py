@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import onnx_ir as ir
 import pytest
 from fakes.cuda import FakeCuda
 from fakes.onnxruntime_cuda import FakeOnnxRuntime
+from fakes.tensorrt import FakeTensorRt
+from fakes.tensorrt_engine import MEMORY_BYTES
 
 from fastblt.models.config import BltConfig
 from fastblt.models.formats.checkpoint import expected_shapes
 from fastblt.models.presets import preset
 from fastblt.runtime.backends.gpu import loading
 from fastblt.runtime.backends.gpu.memory import device_buffers
+from fastblt.runtime.bundle.bundle import Bundle
+from fastblt.runtime.bundle.engines import engine_folders, load_engine_folder
 from fastblt.runtime.bundle.manifest import load_manifest
+from fastblt.runtime.doctor.engine_memory import engine_memory
 from fastblt.runtime.doctor.memory import graph_of, weight_bytes
 
 
@@ -34,6 +41,31 @@ def test_buffers_are_those_that_the_backend_allocates_on_the_device(
     assert 0 <= blocks < 600_000
     small = device_buffers(backend.config, "fp32", 1)
     assert sum(small.values()) <= sum(device_buffers(backend.config, "fp32", max_bytes).values())
+
+
+def test_memory_of_engines_is_what_the_backend_allocates(compiled: Callable[..., Path], tiny_checkpoint: Path) -> None:
+    bundle = compiled(tiny_checkpoint)
+    (path,) = engine_folders(bundle)
+    folder, opened = load_engine_folder(path), Bundle.open(bundle)
+    found = engine_memory(folder, opened.config, opened.manifest)
+    assert [memory.max_bytes for memory in found] == list(folder.capacities)
+    for memory in found:
+        cuda = FakeCuda()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(sys.modules, "cuda.bindings.runtime", cuda)
+            patch.setitem(sys.modules, "tensorrt_rtx", FakeTensorRt(cuda))
+            backend = loading.load_tensorrt(bundle, "tensorrt-rtx", memory.max_bytes)
+        allocated = sum(each.size for each in cuda.allocations.values() if each.kind == "device")
+        assert backend.max_bytes == memory.max_bytes
+        assert memory.activations == MEMORY_BYTES
+        # What crosses the bus, and what a graph reads and writes in one call.
+        assert 0 <= allocated - memory.buffers - memory.activations < 900_000
+        assert memory.engines == sum(engine.bytes for engine in folder.engines) > memory.weights > 0
+        assert memory.total == memory.engines + memory.activations + memory.buffers
+    unknown = dataclasses.replace(
+        folder, engines=tuple(dataclasses.replace(engine, activation_bytes=None) for engine in folder.engines)
+    )
+    assert engine_memory(unknown, opened.config, opened.manifest)[0].activations is None
 
 
 def test_caches_of_16_bits_take_half_and_the_patchers_stay(tiny_config: BltConfig) -> None:
