@@ -129,9 +129,8 @@ def load_onnxruntime(
     for part, spec in opened.manifest.graphs.items():
         slots = cache_slots(config.stacks[part], max_bytes)
         # Sessions have no fixed sizes: as on the CPU, a patch may be as long as the text.
-        pool, usual_pool = (
-            pool_slots(config, max_bytes, size) if part == "encoder" else 0 for size in (max_bytes, None)
-        )
+        pool = pool_slots(config, max_bytes, max_bytes) if part == "encoder" else 0
+        usual_pool = min(pool, pool_slots(config, max_bytes))
         providers = provider_options(provider, bundle)
         executors[part] = OnnxRuntimeExecutor(
             ort, opened.graph(part), spec, stream, slots, pool, usual_pool, providers, options

@@ -238,6 +238,11 @@ def test_open_patch_may_be_as_long_as_the_text_when_onnxruntime_runs(long_patche
     assert len({pool for *_, pool in backend.graphs["encoder"]._classes}) == 2
 
 
+def test_text_may_be_shorter_than_usual_patches_when_onnxruntime_runs(long_patches: Path, gpu: FakeCuda) -> None:
+    backend = loading.load_onnxruntime(long_patches, "cuda", 384, ort=FakeOnnxRuntime(gpu))
+    assert len(BltRuntime(backend).generate(b"a" * 380, 4, method="ar").data) == 4
+
+
 def test_sessions_compute_nothing_on_the_cpu_and_keep_weights_out_of_the_arena() -> None:
     options = loading._session_options(onnxruntime)
     assert options.intra_op_num_threads == 1
