@@ -58,7 +58,15 @@ def rope_table(positions: Tensor, head_dim: int, theta: float) -> Tensor:
 
 
 def rotate(x: Tensor, table: Tensor) -> Tensor:
-    """Apply the rotations of `rope_table` to ``x`` [..., rows, heads, head_dim]."""
+    """Apply the rotations of `rope_table` to ``x`` [..., rows, heads, head_dim].
+
+    A table may also be real, float32 [..., rows, 1, head_dim / 2, 2] with cosines first (``view_as_real`` of the
+    other): ``torch.compile`` generates no code for complex numbers.
+    """
+    if not table.is_complex():
+        even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+        cos, sin = table.unbind(-1)
+        return torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1).flatten(-2).to(x.dtype)
     pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
     return torch.view_as_real(pairs * table).flatten(-2).to(x.dtype)
 

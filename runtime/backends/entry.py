@@ -79,6 +79,9 @@ class BackendEntry:
     """What runs the model, in a few plain words and without a full stop."""
     load: Callable[[LoadRequest], Backend]
     """Loads a bundle; imports what it needs only then. Raises `ValueError` where the bundle cannot be used."""
+    load_reference: Callable[[LoadRequest], Backend] | None = None
+    """Loads what other backends are compared with, where that is more exact than ``load``: eager PyTorch in fp32,
+    whatever the bundle's dtype. None: ``load`` does."""
     devices: tuple[str, ...] = ("cpu",)
     """Values that `Backend.device` may have: ``cpu``, ``cuda``."""
     providers: tuple[str, ...] = ("auto",)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 #: Group of the entry points of other packages.
 ENTRY_POINT_GROUP = "fastblt.backends"
-BUILT_IN = (onnxruntime.ENTRY, eager.ENTRY, gpu.TENSORRT, gpu.TENSORRT_RTX)
+BUILT_IN = (onnxruntime.ENTRY, eager.EAGER, eager.COMPILED, gpu.TENSORRT, gpu.TENSORRT_RTX)
 #: What runs a bundle where the user names no backend.
 DEFAULT_BACKEND = onnxruntime.ENTRY.name
 
@@ -88,12 +88,26 @@ def load_backend(name: str, request: LoadRequest) -> Backend:
         ProviderError: the backend does not take the request's provider, or the provider does not work here.
         ValueError: the bundle, or what the backend needs on this machine, cannot be used.
     """
+    return _checked(name, request).load(request)
+
+
+def load_reference(name: str, request: LoadRequest) -> Backend:
+    """Load a bundle into a backend that decides what is right; arguments and errors are those of `load_backend`.
+
+    It is as exact as the backend can be (`BackendEntry.load_reference`), where `load_backend` is as fast as it can be.
+    """
+    entry = _checked(name, request)
+    return (entry.load_reference or entry.load)(request)
+
+
+def _checked(name: str, request: LoadRequest) -> BackendEntry:
+    """Return a backend's entry; raise where it is unknown, or does not take the request's provider."""
     entry = backend_entry(name)
     if request.provider not in entry.providers:
         *others, last = entry.providers
         expected = f"{', '.join(others)} or {last}" if others else last
         raise ProviderError(f"provider: found {request.provider!r}, expected {expected} with backend {name}")
-    return entry.load(request)
+    return entry
 
 
 def default_capacity(name: str, needed: int) -> int:

@@ -16,6 +16,7 @@ CONTRACT = {
     "nfe_encoder", "nfe_global", "nfe_decoder", "bytes", "acceptance", "identical_to_ar", "estimated_gb",
     "moved_gb", "peak_rss_mb", "ratio_to_eager_ar", "ratio_to_ar", "lossless", "agreement_with_ar",
     "nfe_encoder_per_512", "nfe_global_per_512", "nfe_decoder_per_512", "estimated_gb_per_512", "estimated_saving",
+    "pytorch_baseline", "ratio_to_pytorch_ar",
     "measured_saving", "limit_us_per_byte", "limit_gb_per_s", "times_limit", "replay",
 }  # fmt: skip
 

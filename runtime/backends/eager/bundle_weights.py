@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from fastblt.models.blt import Blt
 from fastblt.models.formats.checkpoint import expected_shapes
+from fastblt.models.formats.names import PATCHER_PREFIX
 from fastblt.models.machine_memory import check_memory
 from fastblt.models.parameters import count_parameters
 from fastblt.runtime.backends.protocol import CapacityError
@@ -23,13 +24,18 @@ from fastblt.runtime.bundle.bundle import Bundle
 from fastblt.runtime.bundle.graph_model import check_graph, load_graph
 from fastblt.runtime.bundle.manifest import BundleError
 
+#: The types that bundles compute in.
+TORCH_TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
-def load_eager_model(bundle: Path, device: str) -> Blt:
-    """Build the eager model in fp32, with the weights as the bundle's dtype rounded them.
+
+def load_eager_model(bundle: Path, device: str, *, exact: bool = True) -> Blt:
+    """Build the eager model, with the weights as the bundle's dtype rounded them.
 
     Args:
         bundle: folder of a bundle.
         device: ``cpu`` or ``cuda``, for the parameters.
+        exact: compute in fp32, to be compared with; otherwise in the bundle's dtype, as whoever serves the model with
+            PyTorch would. The patcher is fp32 in either case.
 
     Raises:
         BundleError: a file is damaged, or a weight is in none of them.
@@ -37,8 +43,16 @@ def load_eager_model(bundle: Path, device: str) -> Blt:
     """
     opened = Bundle.open(bundle)
     shapes = expected_shapes(opened.config)
-    check_memory(4 * count_parameters(opened.config).total, bundle, "weights in fp32", CapacityError)
+    name = "fp32" if exact else opened.manifest.dtype
+    dtype, counts = TORCH_TYPES[name], count_parameters(opened.config)
+    size = dtype.itemsize * (counts.total - counts.patcher) + 4 * counts.patcher
+    check_memory(size, bundle, f"weights in {name}", CapacityError)
     tensors: dict[str, torch.Tensor] = {}
+
+    def keep(name: str, array: NDArray[np.float32]) -> None:
+        wanted = torch.float32 if name.startswith(PATCHER_PREFIX) else dtype
+        tensors[name] = torch.from_numpy(array).to(device, wanted)
+
     for part, spec in opened.manifest.graphs.items():
         model = load_graph(opened.graph(part))
         check_graph(opened.graph(part), model, spec)
@@ -46,10 +60,10 @@ def load_eager_model(bundle: Path, device: str) -> Blt:
             plain = name.removesuffix(".T")
             if plain not in shapes:
                 continue
-            tensors[plain] = torch.from_numpy((array.T if plain != name else array).copy()).to(device)
+            keep(plain, (array.T if plain != name else array).copy())
     if opened.embeddings is not None:
         for name, table in opened.tables().items():
-            tensors[name] = torch.from_numpy(table.astype(np.float32)).to(device)
+            keep(name, table.astype(np.float32))
     for name, shape in shapes.items():
         found = tuple(tensors[name].shape) if name in tensors else None
         if found != shape:

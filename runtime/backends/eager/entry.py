@@ -1,4 +1,4 @@
-"""Registers the backend ``eager``: PyTorch, which is imported only when the backend is loaded."""
+"""Registers ``eager`` and ``eager-compiled``: PyTorch, which is imported only when a backend is loaded."""
 
 from __future__ import annotations
 
@@ -16,10 +16,31 @@ def _load(request: LoadRequest) -> Backend:
     return EagerBackend.load(request.folder, request.provider, request.max_bytes, request.threads)
 
 
-ENTRY = BackendEntry(
+def _load_reference(request: LoadRequest) -> Backend:
+    from fastblt.runtime.backends.eager.backend import EagerBackend
+
+    return EagerBackend.load(request.folder, request.provider, request.max_bytes, request.threads, exact=True)
+
+
+def _load_compiled(request: LoadRequest) -> Backend:
+    from fastblt.runtime.backends.eager.compiled_backend import CompiledBackend
+
+    return CompiledBackend.load(request.folder, request.provider, request.max_bytes, request.threads)
+
+
+EAGER = BackendEntry(
     name="eager",
-    summary="eager PyTorch, the reference; needs the export extra",
+    summary="eager PyTorch, the reference and a baseline; needs the export extra",
     load=_load,
+    load_reference=_load_reference,
+    devices=("cpu", "cuda"),
+    providers=("auto", "cpu", "cuda"),
+    reads_checkpoints=True,
+)
+COMPILED = BackendEntry(
+    name="eager-compiled",
+    summary="PyTorch with torch.compile, the faster baseline; compiles for minutes",
+    load=_load_compiled,
     devices=("cpu", "cuda"),
     providers=("auto", "cpu", "cuda"),
     reads_checkpoints=True,

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastblt.runtime.backends.registry import DEFAULT_BACKEND
+from fastblt.runtime.backends.entry import LoadRequest
+from fastblt.runtime.backends.registry import DEFAULT_BACKEND, backend_entry, load_reference
 from fastblt.runtime.blt_runtime import BltRuntime
 from fastblt.runtime.bundle.bundle import Bundle
 from fastblt.runtime.measure.audit.comparison import AuditRow, audit
@@ -37,8 +38,8 @@ class AuditRequest:
     """None: those that the registry lists for audits, without those that the model cannot run."""
     backend: str = DEFAULT_BACKEND
     reference: str | None = None
-    """Backend that decides what is right. None: eager; for a quantized bundle, whose inputs eager does not round, the
-    backend itself."""
+    """Backend that decides what is right. None: eager, in fp32 whatever the bundle's dtype; for a quantized bundle,
+    whose inputs eager does not round, the backend itself."""
     provider: str = "auto"
     prompts: int | None = None
     """Number of prompts; None: 64, or as many as ``bytes`` need."""
@@ -121,19 +122,20 @@ def run_audit(
     opened = Bundle.open(bundle, check=False)
     methods, left_out = choose_methods(request.methods, opened.config)
     capacity = request.max_new_bytes + max(len(data) for _, data in chosen)
-    runtime = _load(bundle, request.backend, request, capacity)
+    runtime = BltRuntime.from_pretrained(bundle, provider=request.provider, backend=request.backend, max_bytes=capacity)
     truth = request.reference or (request.backend if opened.manifest.quantization else "eager")
-    reference = runtime if truth == request.backend else _load(bundle, truth, request, capacity)
+    # In half precision the reference of a backend may be another model than the one that is audited.
+    own = opened.manifest.dtype == "fp32" or backend_entry(truth).load_reference is None
+    if truth == request.backend and own:
+        reference = runtime
+    else:
+        reference = BltRuntime(load_reference(truth, LoadRequest(bundle, request.provider, capacity)))
     bound = TIE_BOUND[opened.manifest.dtype]
     candidates = [(runtime, method) for method in methods]
     rows = audit(
         reference, candidates, chosen, request.max_new_bytes, bound, on_progress, wanted_bytes=request.bytes
     )  # fmt: skip
     return AuditReport(bundle, request, reference.backend.name, bound, rows, left_out, opened.config.name)
-
-
-def _load(bundle: Path, backend: str, request: AuditRequest, capacity: int) -> BltRuntime:
-    return BltRuntime.from_pretrained(bundle, provider=request.provider, backend=backend, max_bytes=capacity)
 
 
 def _choose_prompts(request: AuditRequest, prompts: Sequence[tuple[str, bytes]]) -> Sequence[tuple[str, bytes]]:

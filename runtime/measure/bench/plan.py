@@ -9,6 +9,8 @@ from fastblt.runtime.methods import parse_method
 
 AR = "ar"
 EAGER = "eager"
+#: Backends that stay within PyTorch; what is gained over PyTorch is gained over the fastest of them.
+PYTORCH = (EAGER, "eager-compiled")
 
 
 @dataclass(frozen=True)

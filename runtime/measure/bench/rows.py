@@ -23,7 +23,7 @@ import numpy as np
 from fastblt.models.config import BltConfig
 from fastblt.runtime.backends.protocol import PARTS
 from fastblt.runtime.measure.agreement import common_prefix
-from fastblt.runtime.measure.bench.plan import AR, EAGER, BenchPlan, Contender
+from fastblt.runtime.measure.bench.plan import AR, EAGER, PYTORCH, BenchPlan, Contender
 from fastblt.runtime.measure.replay.backend import ReplayCounts
 from fastblt.runtime.methods import parse_method
 from fastblt.runtime.methods.replay_profile import ReplayProfile
@@ -83,6 +83,10 @@ class BenchRow:
     """``bytes_per_s`` divided by that of the bench's backend with ``ar``; null where nothing was timed."""
     ratio_to_eager_ar: float | None
     """The same with eager ``ar``; null where that is not measured."""
+    pytorch_baseline: str | None
+    """The faster one of ``eager`` and ``eager-compiled`` by their ``ar``; null where neither is measured."""
+    ratio_to_pytorch_ar: float | None
+    """The same as ``ratio_to_ar`` with ``ar`` of ``pytorch_baseline``; null where none is measured."""
     estimated_gb: float
     """Weight traffic by the paper's formula (16-bit weights, no patcher, no caches)."""
     moved_gb: float
@@ -151,6 +155,7 @@ class Measurement:
         moved_gb = sum(stats.moved_bytes for stats in all_stats) / 1e9
         seconds_in_all = sum(stats.total_seconds for stats in all_stats)
         replayed = self.profiles is not None
+        baseline = self.pytorch_baseline
         return BenchRow(
             backend=contender.backend,
             method=contender.method,
@@ -174,8 +179,10 @@ class Measurement:
             accepted=accepted,
             acceptance=_ratio(accepted, drafted),
             identical_to_ar=None if replayed else identical(runs, reference),
-            ratio_to_ar=_ratio(rate, decode_rate(self.runs[Contender(self.plan.backend, AR)])),
-            ratio_to_eager_ar=_ratio(rate, decode_rate(self.runs.get(Contender(EAGER, AR), ()))),
+            ratio_to_ar=_ratio(rate, self._ar_rate(self.plan.backend)),
+            ratio_to_eager_ar=_ratio(rate, self._ar_rate(EAGER)),
+            pytorch_baseline=baseline,
+            ratio_to_pytorch_ar=None if baseline is None else _ratio(rate, self._ar_rate(baseline)),
             moved_gb=moved_gb,
             us_per_byte=breakdown(all_stats),
             moved_gb_per_s=_ratio(moved_gb, seconds_in_all) or 0.0,
@@ -186,6 +193,16 @@ class Measurement:
             **self._against_estimate(contender),
             **self._against_limit(contender, moved_gb, seconds_in_all, new_bytes),
         )
+
+    @property
+    def pytorch_baseline(self) -> str | None:
+        """Return the value of `BenchRow.pytorch_baseline`."""
+        measured = [name for name in PYTORCH if name in self.plan.backends]
+        return max(measured, key=self._ar_rate, default=None)
+
+    def _ar_rate(self, backend: str) -> float:
+        """Return the decode rate of a backend's ``ar``; 0.0 where it is not measured."""
+        return decode_rate(self.runs.get(Contender(backend, AR), ()))
 
     def _against_estimate(self, contender: Contender) -> dict[str, Any]:
         """Return what the paper counts, for 512 bytes, and what is saved by that count and by the clock."""

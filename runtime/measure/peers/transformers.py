@@ -22,7 +22,7 @@ from fastblt.models.formats import transformers as layout
 from fastblt.models.formats.names import translate
 from fastblt.models.parameters import count_parameters
 from fastblt.models.tokens import EOS_ID, decode, encode
-from fastblt.runtime.backends.eager.backend import load_eager
+from fastblt.runtime.backends.eager.loading import load_eager
 from fastblt.runtime.generation import Generation
 from fastblt.runtime.machine import default_threads
 from fastblt.runtime.methods import MethodError
@@ -61,7 +61,7 @@ class TransformersPeer:
 
     @classmethod
     def load(cls, folder: Path, provider: str, threads: int | None) -> TransformersPeer:
-        """Load the weights of a bundle or a checkpoint, as the eager backend does."""
+        """Load the weights of a bundle, in its dtype, or of a checkpoint, as the eager backend does."""
         return cls(load_eager(folder, provider), threads)
 
     def _watch(self, part: str, module: nn.Module) -> None:
@@ -163,13 +163,17 @@ def build(model: Blt) -> Any:
     if not hasattr(TheirConfig(), "local_attention_window_len"):
         raise PeerError("transformers: found a version without attention windows, expected 5.23 or newer")
     state = model.state_dict()
+    weight = state["decoder.output.weight"]
+    dtype = weight.dtype
     tensors: dict[str, Tensor] = {}
     for name, pieces in translate(model.config, layout.NAMES).items():
-        tensors.update(zip(pieces, state[name].float().chunk(len(pieces)), strict=True))
+        tensors.update(zip(pieces, state[name].to(dtype).chunk(len(pieces)), strict=True))
     config = TheirConfig.from_dict(json.loads(text))
     with _without_progress(logging):
-        theirs = BltForCausalLM.from_pretrained(None, config=config, state_dict=tensors)
-    return theirs.to(state["decoder.output.weight"].device).eval().requires_grad_(False)
+        theirs = BltForCausalLM.from_pretrained(None, config=config, state_dict=tensors, dtype=dtype)
+    if model.patcher is not None:
+        theirs.model.patcher.float()  # as in every bundle: lower precision moves patch boundaries
+    return theirs.to(weight.device).eval().requires_grad_(False)
 
 
 @contextmanager

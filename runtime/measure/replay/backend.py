@@ -120,7 +120,7 @@ class ReplayBackend:
                 best[clean - 1] = best[clean]
             undecided = clean + self._left_for_later(ids[clean:])
             probability[undecided], entropy[undecided] = 0.0, np.inf
-        return DecoderRows(best, probability, entropy, found.logits)
+        return found._replace(best=best, probability=probability, entropy=entropy)  # logits may be on a device
 
     def draft(
         self, position: int, ids: Ids, latent: int, count: int, pick: Pick | None = None, visible_from: int = 0
@@ -136,7 +136,8 @@ class ReplayBackend:
 
         def replaced(row: DecoderRows) -> tuple[int, bool]:
             nonlocal step
-            answer = DecoderRows(tokens[step : step + 1], probabilities[:1], 0 * probabilities[:1], row.logits)
+            zero = 0 * probabilities[:1]
+            answer = row._replace(best=tokens[step : step + 1], probability=probabilities[:1], entropy=zero)
             step += 1
             return pick(answer)
 

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from fastblt import __version__
+from fastblt.runtime.backends.entry import LoadRequest
 from fastblt.runtime.backends.protocol import Ids
-from fastblt.runtime.backends.registry import DEFAULT_BACKEND
+from fastblt.runtime.backends.registry import DEFAULT_BACKEND, load_backend, load_reference
 from fastblt.runtime.blt_runtime import BltRuntime
 from fastblt.runtime.bundle.bundle import Bundle
 from fastblt.runtime.measure.loading import bundle_dtype
@@ -42,7 +43,8 @@ class EvalRequest:
 
     backend: str = DEFAULT_BACKEND
     against: str = AUTO
-    """A second backend; ``auto``: eager where PyTorch is installed and the bundle is not quantized; ``none``."""
+    """A second backend to compare with (eager: in fp32 whatever the bundle's dtype); ``auto``: eager where PyTorch is
+    installed and the bundle is not quantized; ``none``."""
     provider: str = "auto"
     threads: int | None = None
     """Threads of one operator; None: the backend's choice."""
@@ -173,7 +175,9 @@ def run_eval(
     plan = make_scoring_plan(request.scoring, config)
     anchors(request.window_bytes, plan.anchors, plan.longest_block)  # refuses what does not fit, before anything loads
     names = _backends(request, quantized=opened.manifest.quantization is not None)
-    runtimes = [_load(bundle, name, request, max_bytes) for name in names]
+    load = LoadRequest(bundle, request.provider, max_bytes, request.threads)
+    # The second one is what the first is compared with.
+    runtimes = [BltRuntime(load_backend(names[0], load)), *(BltRuntime(load_reference(n, load)) for n in names[1:])]
     each, scores = count_steps(windows, plan), []
     for index, runtime in enumerate(runtimes):
         part = part_of(on_progress, index * each, len(runtimes) * each, runtime.backend.name)
@@ -192,9 +196,3 @@ def _backends(request: EvalRequest, *, quantized: bool) -> list[str]:
     if other == AUTO:
         other = EAGER if find_spec("torch") is not None and not quantized else NONE
     return [request.backend] if other in (NONE, request.backend) else [request.backend, other]
-
-
-def _load(bundle: Path, backend: str, request: EvalRequest, max_bytes: int) -> BltRuntime:
-    return BltRuntime.from_pretrained(
-        bundle, provider=request.provider, backend=backend, max_bytes=max_bytes, threads=request.threads
-    )

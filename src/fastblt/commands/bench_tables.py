@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from rich.table import Table
 
 from fastblt.commands.output import add_row, left, make_table, number, percent, right
+from fastblt.runtime.measure.bench.plan import PYTORCH
 from fastblt.runtime.measure.bench.rows import BenchRow
 from fastblt.runtime.measure.bench.run import BenchReport
 
@@ -25,9 +26,10 @@ class _Column:
 _SPEED = (
     _Column("bytes/s", lambda row: f"{row.bytes_per_s:.1f}"),
     _Column("times\nar", lambda row: number(row.ratio_to_ar, ".2f")),
-    _Column("times\neager ar", lambda row: number(row.ratio_to_eager_ar, ".2f")),
+    _Column("times\nPyTorch ar", lambda row: number(row.ratio_to_pytorch_ar, ".2f")),
     _Column("drafts\nkept", lambda row: percent(row.acceptance)),
     _Column("right\ntext", lambda row: _right_text(row)),
+    _Column("times\neager ar", lambda row: number(row.ratio_to_eager_ar, ".2f"), wide=True),
     _Column("ms/byte\nmedian", lambda row: f"{row.ms_per_byte_p50:.3f}", wide=True),
     _Column("ms/byte\n95 %", lambda row: f"{row.ms_per_byte_p95:.3f}", wide=True),
     _Column("ms to\nfirst byte", lambda row: f"{row.first_byte_ms:.1f}", wide=True),
@@ -112,6 +114,8 @@ def describe_measurement(report: BenchReport, corpora: Sequence[str] = (), *, wi
         f"bytes/s leaves out the prompt. times ar: against ar of {plan.backend}. traffic saved: weights read, by the "
         f"formula of arXiv 2605.08044; time saved: by the clock; both against ar of the same backend."
     )
+    if row.pytorch_baseline:
+        yield f"times PyTorch ar: against ar of {_baseline(report, row.pytorch_baseline)}."
     if row.replay:
         yield "Texts are not compared in a replay."
     else:
@@ -122,3 +126,12 @@ def describe_measurement(report: BenchReport, corpora: Sequence[str] = (), *, wi
             f"µs to read memory: the time that the MB read take at {row.limit_gb_per_s:.1f} GB/s, the speed of main "
             f"memory measured here with all threads ({device['memory_gb_per_s']:.1f} GB/s with one)."
         )
+
+
+def _baseline(report: BenchReport, fastest: str) -> str:
+    """Return the PyTorch backend that ratios are against, and how it was chosen."""
+    others = [name for name in PYTORCH if name != fastest]
+    measured = [name for name in others if name in report.plan.backends]
+    if measured:
+        return f"{fastest}, which is faster than {', '.join(measured)} here"
+    return f"{fastest} ({', '.join(others)} was not measured, see --against)"

@@ -70,7 +70,7 @@ def check_bundle(bundle: Path, *, backend: str = "") -> None:
 
     Args:
         bundle: the user's argument.
-        backend: what is to run it; ``eager`` runs checkpoints, too.
+        backend: what is to run it; some run checkpoints, too.
 
     Raises:
         BundleError: it is something else.
@@ -85,7 +85,7 @@ def check_bundle(bundle: Path, *, backend: str = "") -> None:
         )
     if not is_checkpoint(bundle):
         raise BundleError(f"{bundle}: found {_what(bundle)}, expected a bundle (`fastblt export` writes one)")
-    if backend != "eager" or not bundle.is_dir():
+    if not (backend and backend_entry(backend).reads_checkpoints and bundle.is_dir()):
         name = Path(str(bundle).removeprefix(PREFIX)).name
         raise BundleError(
             f"{bundle}: found a checkpoint, expected a bundle; export it first: fastblt export {bundle} {name}-bundle"

@@ -15,7 +15,7 @@ from fastblt.models.blt import Blt
 from fastblt.runtime.backends.cpu import backend as cpu_backend
 from fastblt.runtime.backends.cpu.backend import OnnxRuntimeBackend
 from fastblt.runtime.backends.cpu.buffers import Buffer, ControlInput, buffer_bytes
-from fastblt.runtime.backends.eager import backend as eager_backend
+from fastblt.runtime.backends.eager import torch_backend
 from fastblt.runtime.backends.eager.backend import EagerBackend
 from fastblt.runtime.backends.gpu import loading
 from fastblt.runtime.backends.gpu.memory import device_buffers
@@ -52,7 +52,7 @@ def test_eager_allocates_what_is_computed(either_model: Blt) -> None:
     backend = EagerBackend(either_model, 100)
     caches = sum(cache.keys.nbytes + cache.values.nbytes for cache in backend._caches.values())
     found = caches + backend._states.nbytes + backend._latent_kv.nbytes
-    assert found == eager_backend.buffer_bytes(either_model.config, 4, 100)
+    assert found == torch_backend.buffer_bytes(either_model.config, 4, 100)
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def eager(tiny_model: Blt) -> Callable[[int], Backend]:
     return lambda max_bytes: EagerBackend(tiny_model, max_bytes, 1)
 
 
-@pytest.mark.parametrize(("kind", "module"), [("cpu", cpu_backend), ("eager", eager_backend)])
+@pytest.mark.parametrize(("kind", "module"), [("cpu", cpu_backend), ("eager", torch_backend)])
 def test_text_that_no_memory_holds_is_refused_with_the_longest_that_fits(
     request: pytest.FixtureRequest, kind: str, module: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:

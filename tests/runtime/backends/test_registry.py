@@ -71,7 +71,8 @@ def test_every_provider_of_a_built_in_backend_is_explained() -> None:
 
 def test_capacity_is_exact_where_memory_costs() -> None:
     found = {known.name: registry.default_capacity(known.name, 300) for known in registry.BUILT_IN}
-    assert found == {"onnxruntime": 4096, "eager": 4096, "tensorrt": 300, "tensorrt-rtx": 300}
+    roomy = dict.fromkeys(("onnxruntime", "eager", "eager-compiled"), 4096)
+    assert found == {**roomy, "tensorrt": 300, "tensorrt-rtx": 300}
     assert registry.default_capacity("onnxruntime", 5000) == 5000
 
 
@@ -88,7 +89,9 @@ def test_registered_backend_is_offered_and_loaded(tmp_path: Path) -> None:
     assert registry.default_capacity("mine", 7) == 4096
     with pytest.raises(BackendError, match=": loaded"):
         load_backend("mine", LoadRequest(tmp_path, "abacus"))
-    with pytest.raises(BackendError, match=r"expected one of onnxruntime, eager, tensorrt, tensorrt-rtx, mine$"):
+    with pytest.raises(
+        BackendError, match=r"expected one of onnxruntime, eager, eager-compiled, tensorrt, tensorrt-rtx, mine$"
+    ):
         backend_entry("other")
 
 

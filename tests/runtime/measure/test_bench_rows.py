@@ -51,11 +51,28 @@ def test_rows_have_ratios_to_eager_and_to_benchs_ar() -> None:
     assert [row.ratio_to_eager_ar for row in (ar, s8, eager)] == pytest.approx([4.0, 8.0, 1.0])
 
 
+def test_ratio_to_pytorch_is_to_the_faster_baseline() -> None:
+    base = measurement()
+    assert {row.pytorch_baseline for row in base.rows()} == {EAGER}
+    assert [row.ratio_to_pytorch_ar for row in base.rows()] == pytest.approx([4.0, 8.0, 1.0])
+    plan = make_bench_plan(ORT, ["ar", "s:8"], ["eager", "eager-compiled"])
+    compiled = plan.contenders[-1]
+    for seconds, fastest, ratios in ((2.1, "eager-compiled", [2.0, 4.0, 0.5, 1.0]), (8.1, EAGER, [4.0, 8.0, 1.0, 0.5])):
+        runs = {**base.runs, compiled: [Run(0, b"x" * 11, stats(11, seconds)), Run(1, b"y" * 11, stats(11, seconds))]}
+        devices = {**base.devices, "eager-compiled": "cpu"}
+        peaks = dict.fromkeys(runs, 1.0)
+        rows = dataclasses.replace(base, plan=plan, runs=runs, devices=devices, peaks=peaks).rows()
+        assert {row.pytorch_baseline for row in rows} == {fastest}
+        assert [row.ratio_to_pytorch_ar for row in rows] == pytest.approx(ratios)
+        assert [row.ratio_to_eager_ar for row in rows[:3]] == pytest.approx([4.0, 8.0, 1.0])
+
+
 def test_ratio_to_eager_is_null_when_eager_is_not_measured() -> None:
     base = measurement()
     plan = make_bench_plan(ORT, ["s:8"])
     alone = dataclasses.replace(base, plan=plan, runs={c: base.runs[c] for c in plan.contenders})
     assert [row.ratio_to_eager_ar for row in alone.rows()] == [None, None]
+    assert [(row.pytorch_baseline, row.ratio_to_pytorch_ar) for row in alone.rows()] == [(None, None)] * 2
 
 
 def test_rows_tell_whose_output_differs() -> None:

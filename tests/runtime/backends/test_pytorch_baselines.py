@@ -1,0 +1,141 @@
+"""PyTorch as a baseline (in the bundle's dtype, reading back little, compiled) and as the exact reference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fastblt.models.blt import Blt
+from fastblt.runtime.backends.eager.backend import EagerBackend
+from fastblt.runtime.backends.eager.compilation import Compiler, CompilerError, Program
+from fastblt.runtime.backends.eager.compiled_backend import CompiledBackend
+from fastblt.runtime.backends.eager.readback import _LazyRows, _Logits, decoder_rows
+from fastblt.runtime.backends.entry import LoadRequest
+from fastblt.runtime.backends.registry import load_backend, load_reference
+from fastblt.runtime.blt_runtime import BltRuntime
+
+PROMPT = b"The quick brown fox jumps over the lazy dog. " * 8
+
+
+class Uncompiled(Compiler):
+    """Runs the modules as they are, but only with the shapes that they would have been compiled for."""
+
+    def __init__(self) -> None:
+        super().__init__("cpu", {})
+        self.calls = 0
+
+    def compile(self, name: str, module: nn.Module, calls: Sequence[Sequence[Tensor]], dynamic: int | None) -> Program:
+        shapes = {tuple(each.shape for each in call) for call in calls}
+        for call in calls:
+            module(*call)
+
+        def program(*arguments: Tensor) -> Any:
+            assert tuple(each.shape for each in arguments) in shapes
+            self.calls += 1
+            return module(*arguments)
+
+        return program
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
+def test_baseline_has_the_dtype_of_the_bundle_and_the_reference_is_exact(
+    tiny_checkpoint: Path, exported: Callable[..., Path], dtype: str
+) -> None:
+    request = LoadRequest(exported(tiny_checkpoint, dtype=dtype), max_bytes=80, threads=1)
+    baseline, reference = load_backend("eager", request), load_reference("eager", request)
+    assert isinstance(baseline, EagerBackend) and isinstance(reference, EagerBackend)  # noqa: PT018
+    for backend, kind in (
+        (baseline, {"fp16": torch.float16, "bf16": torch.bfloat16}[dtype]),
+        (reference, torch.float32),
+    ):
+        types = {(name.startswith("patcher"), p.dtype) for name, p in backend.model.named_parameters()}
+        assert types == {(True, torch.float32), (False, kind)}
+        assert backend._caches["decoder"].keys.dtype == backend._latent_kv.dtype == kind
+        assert backend._caches["patcher"].keys.dtype == torch.float32
+        assert len(BltRuntime(backend).generate(b"abc", 20, method="ar", stop_at_eos=False).data) == 20
+    rounded = baseline.model.decoder.output.weight.float()
+    assert torch.equal(rounded, reference.model.decoder.output.weight)
+
+
+def test_logits_stay_on_the_device_until_somebody_looks() -> None:
+    copies: list[Tensor] = []
+
+    class Counted(_Logits):
+        @property
+        def array(self) -> Any:
+            copies.append(self.tensor)
+            return self.tensor.numpy()
+
+    logits = torch.randn(5, 9)
+    plain = decoder_rows(logits)
+    lazy = _LazyRows(plain.best, plain.probability, plain.entropy, Counted(logits))
+    part = lazy.part(1, 3)
+    replaced = lazy._replace(best=plain.best + 1)
+    assert copies == []
+    assert part.best.tolist() == plain.best[1:3].tolist()
+    np.testing.assert_array_equal(part.logits, plain.logits[1:3])
+    np.testing.assert_array_equal(replaced.logits, plain.logits)
+    assert len(copies) == 1  # the part has logits of its own
+
+
+CASES = [*(("tiny_model", name) for name in ("ar", "s:8", "d:4@0.7", "dv:4@one", "auto"))]
+CASES += [("tiny_encoder_model", name) for name in ("ar", "s:8", "auto")]
+
+
+@pytest.mark.parametrize(("model", "method"), CASES)
+def test_padded_rows_write_what_exact_rows_write(request: pytest.FixtureRequest, model: str, method: str) -> None:
+    either_model: Blt = request.getfixturevalue(model)
+    expected = BltRuntime(EagerBackend(either_model, 600)).generate(PROMPT, 150, method=method, stop_at_eos=False)
+    compiler = Uncompiled()
+    runtime = BltRuntime(CompiledBackend(either_model, 600, 1, compiler))
+    for _ in range(2):  # what one text leaves in the rings is not in the way of the next
+        found = runtime.generate(PROMPT, 150, method=method, stop_at_eos=False)
+        assert found.data == expected.data
+    assert compiler.calls > 2 * found.stats.rounds
+    sampled = runtime.generate(PROMPT, 40, method="ar", temperature=1.0, seed=1, stop_at_eos=False)
+    again = BltRuntime(EagerBackend(either_model, 600)).generate(
+        PROMPT, 40, method="ar", temperature=1.0, seed=1, stop_at_eos=False
+    )
+    assert sampled.data == again.data
+
+
+def test_real_program_computes_what_its_module_does(tiny_model: Blt) -> None:
+    """The one test that calls the C++ compiler; an audit of the shipped checkpoint is in docs/performance.md."""
+    backend = CompiledBackend(tiny_model, 60, 1, Uncompiled())
+    module, slots = backend._plain["global"], backend._views["global"]
+    calls = [backend._first_arguments("global", 1, view) for view in slots]
+    assert len(calls) > 1
+    backend.links.embeddings.normal_(generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        module(*calls[0])
+        expected = backend.links.latent_kv[:, 0].clone()
+        backend.links.latent_kv.zero_()
+        compiler = Compiler("cpu")
+        program = compiler.compile("global", module, calls, 1)
+        for call in calls:
+            backend.links.latent_kv.zero_()
+            compiler.run(program, *call)
+            torch.testing.assert_close(backend.links.latent_kv[:, 0], expected)
+
+
+def test_missing_compiler_is_one_clear_error(tiny_model: Blt, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(CompilerError, match=r"^eager-compiled: found no C\+\+ compiler 'no-such-compiler', exp"):
+        CompiledBackend(tiny_model, 60, 1)
+
+
+def test_failure_of_the_compiler_is_one_line(tiny_model: Blt) -> None:
+    def fails(graph: object, inputs: object) -> None:
+        raise RuntimeError("first line\nfatal error: Python.h: No such file\nmore")
+
+    compiler = Compiler("cpu", {"backend": fails})
+    with pytest.raises(CompilerError) as caught:
+        CompiledBackend(tiny_model, 60, 1, compiler)
+    assert "\n" not in str(caught.value)
+    assert "(fatal error: Python.h: No such file), expected a working C++ compiler" in str(caught.value)
