@@ -13,8 +13,7 @@ from fastblt.runtime.backends.protocol import Ids
 class Call:
     """Begins a call of a graph: makes room in its caches and writes the inputs that place the rows.
 
-    The caller writes the other inputs to `arrays`, then runs the call, or sends it, overwrites inputs on the device,
-    and launches it.
+    The caller writes the other inputs to `arrays`, then runs the call.
 
     Args:
         graph: the graph.
@@ -59,16 +58,8 @@ class Call:
             row[len(values) :] = 0
 
     def run(self) -> None:
-        """Send the inputs and launch the graph."""
+        """Queue the copy of the inputs to the device, the graph, and the copy of its new rows into the caches."""
         self._graph.send()
-        self.launch()
-
-    def send(self) -> None:
-        """Queue the copy of the inputs to the device; some may be overwritten there before `launch`."""
-        self._graph.send()
-
-    def launch(self) -> None:
-        """Queue the graph and the copy of its new rows into the caches."""
         self._graph.launch()
         self._graph.append_rows(self._padding, self._slot, self._pool_slot)
 

@@ -11,6 +11,7 @@ from fastblt.runtime.backends.gpu.cuda import Stream
 from fastblt.runtime.backends.gpu.device_rows import DeviceRows
 from fastblt.runtime.backends.gpu.graph import DeviceGraph
 from fastblt.runtime.backends.gpu.patcher_calls import LookAhead
+from fastblt.runtime.backends.gpu.row_chain import RowChain
 from fastblt.runtime.backends.protocol import DecoderRows, Ids
 
 
@@ -35,6 +36,7 @@ class DecoderCalls:
         self._latents = latents
         self._states = states
         self._look_ahead = look_ahead
+        self._row_chain: RowChain | None = None
 
     def run(
         self, position: int, ids: Ids, latents: Ids, block: int = 0, visible_from: Ids | None = None
@@ -56,13 +58,20 @@ class DecoderCalls:
 
     def _run_row(self, position: int, ids: Ids, latents: Ids) -> DecoderRows:
         """Decode one row, and ask the patcher about the byte that the row finds most likely."""
-        self.queue(position, ids, latents)
-        results = self.graph.fetch()
-        entropies = self._look_ahead.queue(position + 1, self.graph.result_address("best"), 1)
-        self._stream.synchronize()
+        patcher = self._look_ahead.graph_for(position + 1, 1)
+        if patcher is None:
+            self.queue(position, ids, latents)
+            results = self.graph.fetch()
+            self._stream.synchronize()
+            return decoder_rows(results, 1)
+        if self._row_chain is None:
+            self._row_chain = RowChain(self._stream, self.graph, patcher)
+        if self._states is not None:
+            self._states.copy_to(self.graph, position, 1)
+        index = self.place_latent(int(latents[0]))
+        results, entropies = self._row_chain.run(position, None if self.reads_states else ids, index)
         row = decoder_rows(results, 1)
-        if entropies is not None:
-            self._look_ahead.keep(position + 1, row.best, entropies)
+        self._look_ahead.keep(position + 1, row.best, entropies)
         return row
 
     def queue(

@@ -8,15 +8,15 @@ from draft to draft, and all of the work can be recorded as one CUDA graph.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastblt.runtime.backends.controls import Controls, write_controls
-from fastblt.runtime.backends.gpu.cuda import CapturedGraph, DeviceMemory, PinnedMemory, Stream, aligned
+from fastblt.runtime.backends.gpu.cuda import DeviceMemory, PinnedMemory, Stream, aligned
 from fastblt.runtime.backends.gpu.graph import DeviceGraph
+from fastblt.runtime.backends.gpu.recorded_work import RecordedWork, RunGraph
 from fastblt.runtime.backends.gpu.tensor_table import Block
 from fastblt.runtime.backends.protocol import Floats, Ids
 
@@ -121,9 +121,7 @@ class DraftChain:
         self._patcher = inputs[-1] if patcher is not None else None
         self._places: dict[str, Place] = {}
         self._entropies: Floats | None = None
-        self._recorded: CapturedGraph | None = None
-        self._warm, self._refused = False, False
-        self._sent_after = -1
+        self.work = RecordedWork(stream, [part.graph for part in parts], self._queue, 1)
 
     def write(
         self,
@@ -144,9 +142,7 @@ class DraftChain:
             patcher: likewise, where it is asked.
             visible_from: first position that rows may see; None: 0.
         """
-        if self._sent_after == self._stream.synchronizations:
-            # A draft was interrupted before its wait: the device may still read what it sent.
-            self._stream.synchronize()
+        self.work.settle()
         self._tokens[:] = ids
         self._decoder.write(decoder, self.count, visible_from)
         self._decoder.arrays["latent_index"][:] = latent_index
@@ -166,23 +162,6 @@ class DraftChain:
         encoder.arrays["patch_start"][:, 0] = slots[:, None]
         encoder.arrays["patch_end"][:, 0] = slots[:, None] + 1
 
-    def queue(self) -> None:
-        """Queue the draft that was written: from its second time on as one CUDA graph, where that can be recorded."""
-        if self._recorded is None and self._warm and not self._refused:
-            self._record()
-        self._sent_after = self._stream.synchronizations
-        if self._recorded is not None:
-            self._stream.launch(self._recorded)
-        else:
-            self._queue(DeviceGraph.launch)
-            self._warm = True
-
-    def _record(self) -> None:
-        inputs = [part for part in (self._decoder, self._encoder, self._patcher) if part is not None]
-        if all(part.part.graph.recordable for part in inputs):
-            self._recorded = self._stream.capture(lambda: self._queue(DeviceGraph.record))
-        self._refused = self._recorded is None
-
     def results(self) -> tuple[Ids, Floats, Floats | None]:
         """Return copies of the tokens and probabilities, and a view of the patcher's entropies; wait first."""
         tokens = self._found.bytes.view(np.int64)[: self.count].copy()
@@ -193,7 +172,7 @@ class DraftChain:
         """Return the device address of a token; those before the draft come first."""
         return self._device.address + ID_BYTES * index
 
-    def _queue(self, run: Callable[[DeviceGraph], None]) -> None:
+    def _queue(self, run: RunGraph) -> None:
         """Queue all copies and calls; ``run`` queues the current class of a graph."""
         stream = self._stream
         stream.upload(self._device.address, self._pinned.address, self._pinned.size)
@@ -205,7 +184,7 @@ class DraftChain:
         if self._patcher is not None:
             self._queue_patcher(self._patcher, run)
 
-    def _queue_encoder(self, inputs: StepInputs, step: int, run: Callable[[DeviceGraph], None]) -> None:
+    def _queue_encoder(self, inputs: StepInputs, step: int, run: RunGraph) -> None:
         graph, place = inputs.part.graph, self._places["encoder"]
         inputs.copy(self._stream, step)
         self._stream.copy(graph.upload_address("ids"), self._token(step), ID_BYTES * self._context)
@@ -214,7 +193,7 @@ class DraftChain:
         states = self._decoder.part.graph.links["states"].address
         self._stream.copy(states, graph.links["states"].address, self._state_bytes)
 
-    def _queue_decoder(self, step: int, run: Callable[[DeviceGraph], None]) -> None:
+    def _queue_decoder(self, step: int, run: RunGraph) -> None:
         graph, stream = self._decoder.part.graph, self._stream
         self._decoder.copy(stream, step)
         if self._encoder is None:
@@ -229,7 +208,7 @@ class DraftChain:
             stream.copy(chosen, best, ID_BYTES)
             stream.copy(chosen + apart, probability, ID_BYTES // 2)
 
-    def _queue_patcher(self, inputs: StepInputs, run: Callable[[DeviceGraph], None]) -> None:
+    def _queue_patcher(self, inputs: StepInputs, run: RunGraph) -> None:
         graph = inputs.part.graph
         inputs.copy(self._stream, 0)
         read = self._token(self._context - 1), ID_BYTES * (self.count + 1)

@@ -100,7 +100,7 @@ class DeviceDrafter:
         patcher = None if asked is None else Place(position, asked.make_room(position, padded(count + 1)))
         chain = self._chain(decoder, encoder, patcher, asked, count)
         chain.write(ids, self._decoder.place_latent(latent), decoder, encoder, patcher, visible_from)
-        chain.queue()
+        chain.work.queue()
         self._stream.synchronize()
         tokens, probabilities, entropies = chain.results()
         if entropies is not None:

@@ -177,6 +177,12 @@ class DeviceGraph:
         self._current = found
         return found
 
+    @property
+    def current(self) -> ShapeClass:
+        """Return the current class, see `choose`."""
+        assert self._current is not None
+        return self._current
+
     def begin(self, rows: int, live: int, pool_live: int = 0) -> Inputs:
         """Choose the shape class of a call, see `choose`, and return what the host writes; `send` sends it."""
         self._source, inputs = self.choose(rows, live, pool_live).blocks.take()
@@ -286,27 +292,11 @@ class DeviceGraph:
         live = min(position + padded(rows), self.caches.slots)
         return self.spec.weight_bytes + self.caches.lanes * self._visible_slots(live) * self.row_bytes
 
-    @property
-    def result_bytes(self) -> int:
-        """Return the size of the current class's results, in bytes."""
-        assert self._current is not None
-        return self._current.download.bytes
-
-    @property
-    def results(self) -> int:
-        """Return the device address of the results."""
-        return self._download.address
-
     def fetch(self) -> Views:
         """Queue the copy of the results to the host; they may be read after a wait and before the next call."""
         assert self._current is not None
         self._stream.download(self._pinned.address, self._download.address, self._current.download.bytes)
         return self._current.results
-
-    def result_views(self, memory: NDArray[np.uint8]) -> Views:
-        """Return views of results of the current class that were copied to other host memory, uint8."""
-        assert self._current is not None
-        return self._current.download.views(memory)
 
     def read_cache(self, name: str, position: int, count: int) -> NDArray[Any]:
         """Return a copy of a cache's rows, [count, dim], after waiting for the stream.

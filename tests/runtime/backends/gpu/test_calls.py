@@ -64,4 +64,4 @@ def test_answer_ahead_is_forgotten_and_nothing_is_asked_without_a_patcher() -> N
     ahead.keep(7, ids(5), np.array([0.1], dtype=np.float32))
     ahead.forget()
     assert ahead.take(7, ids(5)) is None
-    assert ahead.queue(7, 0, 1) is None
+    assert ahead.graph_for(7, 1) is None

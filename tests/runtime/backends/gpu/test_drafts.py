@@ -101,6 +101,17 @@ def test_drafts_are_the_same_where_caches_slide(bundles: Callable[[str], Path], 
     assert [d.tokens.tolist() for d, _ in found] == [d.tokens.tolist() for d, _ in expected]
 
 
+def test_draft_binds_as_much_of_the_pool_as_it_needs(
+    bundles: Callable[[str], Path], gpu: FakeCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for on_device in (True, False):
+        backend = load(bundles("BLT"), gpu, "onnxruntime")
+        monkeypatch.setattr(backend.graphs["encoder"]._executor, "usual_pool_slots", 64)
+        found.append([d.tokens.tolist() for d, _ in drafts_after(backend, range(55, 75, 3), on_device=on_device)])
+    assert found[0] == found[1]
+
+
 @pytest.mark.parametrize("form", ["BLT-D", "BLT"])
 def test_draft_is_one_graph_and_one_wait_once_it_was_recorded(
     bundles: Callable[[str], Path], gpu: FakeCuda, monkeypatch: pytest.MonkeyPatch, form: str
@@ -147,11 +158,12 @@ def test_first_draft_after_a_warm_up_is_recorded_and_the_same(bundles: Callable[
     backend = load(bundles("BLT"), gpu)
     assert backend._device_drafter is not None
     backend._device_drafter.warm_up(COUNT)
-    recorded = backend._device_drafter._chains[COUNT, True]._recorded
-    assert recorded is not None
+    work = backend._device_drafter._chains[COUNT, True].work
+    assert work.recorded
+    recorded = dict(work._recorded)
     warm = drafts_after(backend, range(40, 42), on_device=True)
     assert [d.tokens.tolist() for d, _ in warm] == [d.tokens.tolist() for d, _ in cold]
-    assert backend._device_drafter._chains[COUNT, True]._recorded is recorded
+    assert work._recorded == recorded
 
 
 def test_chains_that_are_kept_are_few_and_those_used_last(bundles: Callable[[str], Path], gpu: FakeCuda) -> None:

@@ -1,0 +1,82 @@
+"""Decodes a row alone and asks the patcher about the byte that it finds most likely, as one piece of work."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fastblt.runtime.backends.controls import write_controls
+from fastblt.runtime.backends.gpu.cuda import PinnedMemory, Stream, Views
+from fastblt.runtime.backends.gpu.draft_chain import ID_BYTES
+from fastblt.runtime.backends.gpu.graph import DeviceGraph, Inputs
+from fastblt.runtime.backends.gpu.recorded_work import RecordedWork, RunGraph
+from fastblt.runtime.backends.protocol import Floats, Ids
+
+
+class RowChain:
+    """Holds the memory of such a row.
+
+    Args:
+        stream: carries the work.
+        decoder: its graph.
+        patcher: its graph.
+    """
+
+    def __init__(self, stream: Stream, decoder: DeviceGraph, patcher: DeviceGraph) -> None:
+        self._stream, self._graphs = stream, (decoder, patcher)
+        layouts = [graph.choose(1, 1).upload for graph in self._graphs]
+        self._memory = [PinnedMemory(stream.cuda, layout.bytes) for layout in layouts]
+        for memory in self._memory:
+            memory.bytes[:] = 0
+        views = [layout.views(memory.bytes) for layout, memory in zip(layouts, self._memory, strict=True)]
+        self._decoder, self._patcher = (Inputs(arrays) for arrays in views)
+        self._slots = (0, 0)
+        self._results: Views = {}
+        self._entropies: Floats = np.empty(0, dtype=np.float32)
+        self._work = RecordedWork(stream, self._graphs, self._queue, 1)
+
+    def run(self, position: int, ids: Ids | None, latent_index: int) -> tuple[Views, Floats]:
+        """Decode a row and wait.
+
+        Args:
+            position: of the row.
+            ids: int64 [1], its token; None where the decoder reads a byte state, which must be there.
+            latent_index: of the latent that it reads.
+
+        Returns:
+            The decoder's results, and the entropy after the most likely byte, float32 [1]; views.
+        """
+        self._work.settle()
+        self._slots = (
+            self._place(self._graphs[0], self._decoder, position),
+            self._place(self._graphs[1], self._patcher, position + 1),
+        )
+        self._decoder.arrays["latent_index"][0, 0] = latent_index
+        if ids is not None:
+            self._decoder.arrays["ids"][0] = ids
+        self._work.queue()
+        self._stream.synchronize()
+        return self._results, self._entropies
+
+    def _place(self, graph: DeviceGraph, inputs: Inputs, position: int) -> int:
+        """Choose the class of a call of one row, write what places it, and return its slot."""
+        slot = graph.make_room(position, 1)
+        graph.choose(1, slot + 1)
+        write_controls(inputs.controls, position, 1, position - slot, graph.window)
+        return slot
+
+    def _queue(self, run: RunGraph) -> None:
+        decoder, patcher = self._graphs
+        self._send(0, run)
+        self._results = decoder.fetch()
+        self._send(1, run)
+        self._entropies = patcher.fetch()["entropy"][0, :1]
+
+    def _send(self, index: int, run: RunGraph) -> None:
+        """Queue the inputs of the decoder or the patcher, and the graph."""
+        graph, memory = self._graphs[index], self._memory[index]
+        self._stream.upload(graph.uploads, memory.address, memory.size)
+        if index == 1:
+            best = self._graphs[0].result_address("best")
+            self._stream.copy(graph.upload_address("ids"), best, ID_BYTES)
+        run(graph)
+        graph.append_rows(1, self._slots[index])

@@ -1,0 +1,47 @@
+"""A row that is decoded alone: one CUDA graph with the patcher behind it, and the same numbers as by single calls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fakes.cuda import FakeCuda
+
+from fastblt.models.tokens import encode
+from fastblt.runtime.backends.gpu import loading
+from fastblt.runtime.sequence.session import Session
+
+
+@pytest.mark.parametrize("captured", [True, False])
+def test_row_and_entropy_are_those_of_single_calls_in_one_launch(
+    compiled: Callable[..., Path],
+    tiny_checkpoint: Path,
+    make_gpu: Callable[..., FakeCuda],
+    monkeypatch: pytest.MonkeyPatch,
+    captured: bool,
+) -> None:
+    gpu = make_gpu(forbid_capture=not captured)
+    backend = loading.load_tensorrt(compiled(tiny_checkpoint), "tensorrt-rtx", 1000)
+    session, copies = Session(backend), []
+    session.append(encode(b"what is read before", bos=False))
+    session.score()
+    copy = gpu.cudaMemcpy2DAsync
+    monkeypatch.setattr(gpu, "cudaMemcpy2DAsync", lambda *arguments: (copies.append(1), copy(*arguments))[1])
+    latent, nothing_hidden = np.array([0]), np.array([0])
+    for position, token in enumerate(encode(b" a few words", bos=False), session.length):
+        ids: Any = np.array([token])
+        # Documents are what such rows are never asked about: their calls are single ones.
+        alone = backend.run_decoder(position, ids, latent, 0, nothing_hidden).copy()
+        patcher = backend.run_patcher(position + 1, alone.best, nothing_hidden).tolist()
+        copies.clear()
+        launches, waits = gpu.launches, gpu.waits
+        row = backend.run_decoder(position, ids, latent)
+        queued = gpu.launches - launches, gpu.waits - waits, len(copies)
+        for field, expected in zip(row, alone, strict=True):
+            np.testing.assert_array_equal(field, expected)
+        assert backend.run_patcher(position + 1, row.best).tolist() == patcher
+        assert gpu.waits - waits == 1, "the answer is known"
+    assert queued == ((1, 1, 0) if captured else (0, 1, 5))
