@@ -71,7 +71,7 @@ def _cross_attention(
     rows = op.Reshape(q, [-1, 1, config.decoder.dim])
     attended = graph.attention(rows, keys, values, None, config.decoder)
     attended = op.Reshape(attended, [1, -1, config.decoder.dim])
-    return op.Add(op.Add(x, x), graph.linear(attended, f"{name}.wo"))
+    return graph.added_twice(x, graph.linear(attended, f"{name}.wo"))
 
 
 def _declare_choice(graph: BltGraph, logits: ir.Value, vocab_size: int) -> None:

@@ -66,9 +66,7 @@ def _pool(graph: BltGraph, config: BltConfig, pool: Pool, starts: ir.Value, ends
     op, dim, k = graph.op, config.encoder.dim, config.cross_attn_k
     states, keys, values = graph.split(pool.entries, [dim] * 3)
     member = graph.in_range(pool.slots, op.Unsqueeze(starts, [2]), op.Unsqueeze(ends, [2]))  # [1, p, C]
-    lowest = graph.builder.initializer(
-        ir.tensor(np.array(np.finfo(np.float16).min, dtype=graph.dtype.numpy()), name="lowest")
-    )
+    lowest = graph.number("lowest", float(np.finfo(np.float16).min))
     inside = op.Where(op.Unsqueeze(member, [3]), op.Unsqueeze(states, [1]), lowest)  # [1, p, C, d]
     highest = graph.maximum(inside, 2)
     queries = op.Reshape(graph.linear(highest, "encoder.patch_projection"), [1, -1, dim])  # [1, p * k, d]
@@ -80,8 +78,8 @@ def _pool(graph: BltGraph, config: BltConfig, pool: Pool, starts: ir.Value, ends
     repeated = op.Expand(op.Unsqueeze(member, [2]), [1, 1, k, 1])
     slots = op.Shape(pool.entries, start=1, end=2)
     seen = op.Reshape(repeated, op.Concat(op.Constant(value_ints=[1, 1, -1]), slots, axis=0))
-    attended = graph.attention(q, keys, values, seen, config.encoder)
-    doubled = op.Add(op.Add(queries, queries), graph.linear(attended, "encoder.cross_attention.wo"))
+    attended = graph.attention(q, keys, values, graph.visibility(seen), config.encoder)
+    doubled = graph.added_twice(queries, graph.linear(attended, "encoder.cross_attention.wo"))
     return op.Reshape(doubled, [1, -1, config.patch_dim])
 
 

@@ -34,9 +34,9 @@ def build_global_graph(config: BltConfig, weights: Weights, dtype: ir.DataType, 
     for layer in range(layers):
         name = f"decoder.cross_layers.{layer}"
         normal = graph.rms_norm(tokens, f"{name}.norm_kv", config.decoder.norm_eps)
-        pieces += graph.split(graph.linear(normal, f"{name}.wkv"), [dim, dim])
-    shape = [-1, layers, 2, k * dim]
-    latent_kv = op.Reshape(op.Concat(*[op.Unsqueeze(p, [1]) for p in pieces], axis=1), shape)
+        pieces.append(op.Reshape(graph.linear(normal, f"{name}.wkv"), [-1, 1, k, 2, dim]))
+    by_kind = op.Transpose(op.Concat(*pieces, axis=1), perm=[0, 1, 3, 2, 4])
+    latent_kv = op.Reshape(by_kind, [-1, layers, 2, k * dim])
     graph.output("latents", latents, dtype, [1, "patches", config.global_transformer.dim], "latents")
     graph.output("latent_kv", latent_kv, dtype, ["patches", layers, 2, k * dim], "latent_kv")
     stack.declare_outputs()

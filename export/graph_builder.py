@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import onnx_ir as ir
 from onnxscript import GraphBuilder
 
@@ -52,7 +53,8 @@ class BltGraph:
     Args:
         name: graph name.
         weights: source of the weights.
-        dtype: type of weights, activations and caches; norms, RoPE angles and values computed from logits are fp32.
+        dtype: type of weights, activations and caches; RoPE angles and values computed from logits are fp32, and norms
+            compute in fp32.
     """
 
     opset = 24
@@ -83,6 +85,12 @@ class BltGraph:
         """Return a checkpoint tensor as an initializer of the same name."""
         return self.builder.initializer(self._weights(name, dtype or self.dtype, False), name)
 
+    def number(self, name: str, value: float) -> ir.Value:
+        """Return a scalar of the graph's type as an initializer, which there is once."""
+        known = self.graph.initializers.get(name)
+        tensor = ir.tensor(np.array(value, dtype=self.dtype.numpy()), name=name)
+        return self.builder.initializer(tensor, name) if known is None else known
+
     def linear(self, x: ir.Value, name: str) -> ir.Value:
         """Compute ``x @ W.T``; the initializer is stored as [in, out] and named ``<name>.weight.T``."""
         weight = self._weights(f"{name}.weight", self.dtype, True)
@@ -105,18 +113,26 @@ class BltGraph:
         return x if self.dtype == FLOAT else self.op.Cast(x, to=self.dtype)
 
     def rms_norm(self, x: ir.Value, name: str, eps: float) -> ir.Value:
-        """Compute RMSNorm over the last axis, in fp32."""
-        scale = self.weight(f"{name}.weight", dtype=FLOAT)
-        return self.from_float(self.op.RMSNormalization(self.to_float(x), scale, axis=-1, epsilon=eps))
+        """Compute RMSNorm over the last axis: the operator normalizes in fp32, whatever its type."""
+        return self.op.RMSNormalization(x, self.weight(f"{name}.weight"), axis=-1, epsilon=eps)
 
     def attention(self, q: ir.Value, k: ir.Value, v: ir.Value, mask: ir.Value | None, of: StackConfig) -> ir.Value:
         """Compute attention of rows [b, n, dim] over keys [b, m, dim], with the heads of the stack ``of``.
 
-        Bool ``mask`` is True where a row sees a key. An explicit mask is the only form that TensorRT and ONNX Runtime
-        interpret alike. None: rows see every key.
+        An explicit mask (see `visibility`) is the only form that TensorRT and ONNX Runtime interpret alike. None: rows
+        see every key.
         """
         inputs = (q, k, v) if mask is None else (q, k, v, mask)
         return self.op.Attention(*inputs, q_num_heads=of.heads, kv_num_heads=of.heads)
+
+    def visibility(self, seen: ir.Value) -> ir.Value:
+        """Turn a bool mask, True where a row sees a key, into the one that `attention` takes: what it adds to scores.
+
+        Of a bool mask ONNX Runtime would make the same numbers, once for every layer.
+        """
+        # A probability of exactly 0; half the lowest number, so that a sum with it is a number, too.
+        lowest = float(np.finfo(np.float16 if self.dtype == ir.DataType.FLOAT16 else np.float32).min)
+        return self.op.Where(seen, self.number("added_if_seen", 0), self.number("added_if_hidden", lowest / 2))
 
     def rotate(self, x: ir.Value, cos: ir.Value, sin: ir.Value, heads: int) -> ir.Value:
         """Rotate interleaved pairs of rows [1, n, dim] (RoPE); ``cos`` and ``sin`` are [1, n, head_dim / 2]."""
@@ -131,6 +147,10 @@ class BltGraph:
     def swish(self, x: ir.Value) -> ir.Value:
         """Compute ``x * sigmoid(x)``: not every TensorRT that knows TensorScatter knows Swish, too."""
         return self.op.Mul(x, self.op.Sigmoid(x))
+
+    def added_twice(self, x: ir.Value, y: ir.Value) -> ir.Value:
+        """Compute ``x + x + y``."""
+        return self.op.Sum(x, x, y)
 
     def stack(self, config: StackConfig, prefix: str, rows: str = "rows") -> CachedStack:
         """Return the blocks ``<prefix>.layers``; ``rows`` is the symbolic number of rows."""
@@ -199,14 +219,17 @@ class CachedStack:
     def _see(self, start: ir.Value, end: ir.Value, positions: ir.Value) -> None:
         """Compute the masks of the slots that rows see, from ``start`` and ``end`` [1, 1, n, 1]."""
         slot = self.graph.op.Range(0, self.graph.count(self.caches[0]["key"], 2), 1)
-        self.mask = self.graph.in_range(slot, start, end)
+        self.mask = self.graph.visibility(self.graph.in_range(slot, start, end))
 
     def _rope(self, positions: ir.Value) -> tuple[ir.Value, ir.Value]:
-        """Compute cosines and sines [1, n, head_dim / 2], angles in fp32."""
+        """Compute cosines and sines [1, 3 n, head_dim / 2] of a query, a key and a value a row, angles in fp32."""
         graph, op, config = self.graph, self.graph.op, self.config
         frequencies = rope_frequencies(config.head_dim, config.rope_theta).tolist()
-        table = graph.builder.initializer(ir.tensor(frequencies, dtype=FLOAT, name="rope_frequencies"))
-        angles = op.Mul(op.Cast(op.Unsqueeze(positions, [2]), to=FLOAT), table)
+        # A query, a key and a value follow one another, and one operator rotates all three: the value by nothing.
+        rows = [frequencies, frequencies, [0.0] * len(frequencies)]
+        table = graph.builder.initializer(ir.tensor(rows, dtype=FLOAT, name="rope_frequencies"))
+        angles = op.Mul(op.Cast(op.Unsqueeze(positions, [2, 3]), to=FLOAT), table)
+        angles = op.Reshape(angles, [1, -1, len(frequencies)])
         return graph.from_float(op.Cos(angles)), graph.from_float(op.Sin(angles))
 
     def block(self, x: ir.Value, layer: int) -> ir.Value:
@@ -214,9 +237,9 @@ class CachedStack:
         graph, op, config = self.graph, self.graph.op, self.config
         name = f"{self.prefix}.layers.{layer}"
         hidden = graph.rms_norm(x, f"{name}.attention_norm", config.norm_eps)
-        q, k, v = graph.split(graph.linear(hidden, f"{name}.wqkv"), [config.dim] * 3)
-        q = graph.rotate(q, self.cos, self.sin, config.heads)
-        k = graph.rotate(k, self.cos, self.sin, config.heads)
+        pieces = op.Reshape(graph.linear(hidden, f"{name}.wqkv"), [1, -1, config.dim])
+        rotated = op.Reshape(graph.rotate(pieces, self.cos, self.sin, config.heads), [1, -1, 3 * config.dim])
+        q, k, v = graph.split(rotated, [config.dim] * 3)
         x = op.Add(x, graph.linear(self._attend(layer, q, k, v), f"{name}.wo"))
         hidden = graph.rms_norm(x, f"{name}.ffn_norm", config.norm_eps)
         gate, up = graph.split(graph.linear(hidden, f"{name}.feed_forward.w13"), [config.ffn_dim] * 2)

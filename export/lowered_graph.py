@@ -8,6 +8,8 @@ values, even rows that this very call writes.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import onnx_ir as ir
 
@@ -48,11 +50,14 @@ class LoweredGraph(BltGraph):
         seen = self.probabilities(self.scores(self.scaled(q, of), k), mask)
         return self.joined(self.op.MatMul(self.from_float(seen), v))
 
+    def visibility(self, seen: ir.Value) -> ir.Value:
+        """Implement `BltGraph.visibility`: the mask itself."""
+        return seen
+
     def scaled(self, q: ir.Value, of: StackConfig) -> ir.Value:
         """Divide ``q`` [b, heads, n, head_dim] by the root of head_dim, before a product that may overflow fp16."""
-        root = np.sqrt(np.float32(of.head_dim))
         # A constant: whatever is computed from a shape is computed on the CPU, and no CUDA graph can hold its copy.
-        return self.op.Div(q, self.op.Constant(value=ir.tensor(np.array(root, dtype=self.dtype.numpy()))))
+        return self.op.Div(q, self.number("root_of_head_dim", math.sqrt(of.head_dim)))
 
     def by_head(self, x: ir.Value, heads: int) -> ir.Value:
         """Split rows [b, n, dim] by head: [b, heads, n, head_dim]."""

@@ -25,7 +25,7 @@ ALLOWED = {
     "GatherElements",
     "GreaterOrEqual", "Identity", "Less", "LogSoftmax", "MatMul", "Mod", "Mul", "Neg", "Range", "ReduceMax",
     "ReduceMean", "ReduceSum", "Reshape", "Shape", "Sigmoid", "Sin", "Slice", "Softmax", "Split", "Sqrt", "Squeeze",
-    "Sub", "Transpose", "Unsqueeze", "Where",
+    "Sub", "Sum", "Transpose", "Unsqueeze", "Where",
 }  # fmt: skip
 
 

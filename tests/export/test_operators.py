@@ -51,6 +51,11 @@ def test_swish_is_made_of_older_operators(graphs: dict[str, onnx.ModelProto]) ->
     assert not any(node.op_type == "Swish" for model in graphs.values() for node in model.graph.node)
 
 
+def test_lowered_bf16_graphs_are_verified(tiny_checkpoint: Path, exported: Callable[..., Path]) -> None:
+    """Numbers of a bf16 graph are initializers, which its fp32 twin can hold."""
+    exported(tiny_checkpoint, dtype="bf16", lowered=True, verify=True)
+
+
 def test_bundle_with_swish_still_runs(
     tiny_checkpoint: Path,
     tiny_bundle: Path,
