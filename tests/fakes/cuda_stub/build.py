@@ -90,4 +90,7 @@ def environment(folder: Path, *, cudnn: bool = True, log: Path | None = None, **
     found = {f"CUDA_STUB_{name.upper()}": str(value) for name, value in settings.items()}
     if log is not None:
         found["CUDA_STUB_LOG"] = str(log)
+    # Pytest finds the modules of the tests by its own settings; a process of its own does not.
+    modules = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    found["PYTHONPATH"] = os.pathsep.join(modules)
     return {**os.environ, "CUDA_STUB": str(folder), "LD_LIBRARY_PATH": ":".join(map(str, paths)), **found}
