@@ -29,8 +29,10 @@ INSTALL     := $(BIN)/python $(LOCKED)
 DEMO_READY  := $(VENV)/.demo-installed
 TEST_READY  := $(VENV)/.test-installed
 PACKAGING   := pyproject.toml setup.py $(wildcard locks/*.txt)
-COMPILE     := $(TOOLS)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
-	--constraints constraints.txt --custom-compile-command 'make lock'
+UV_COMPILE  := $(TOOLS)/uv pip compile --quiet --generate-hashes --no-annotate --constraints constraints.txt \
+	--custom-compile-command 'make lock'
+COMPILE     := $(UV_COMPILE) --universal --python-version 3.11
+COMPILE_FOR_JETPACK := $(UV_COMPILE) --python-version 3.10 --python-platform aarch64-manylinux_2_35
 
 # The bundle is exported again when the checkpoint or the code that exports it is newer.
 MANIFEST         := $(BUNDLE)/manifest.json
@@ -82,6 +84,7 @@ lock: $(TOOLS)/uv ## write locks/*.txt anew, from pyproject.toml and constraints
 	$(COMPILE) pyproject.toml --output-file locks/core.txt
 	$(COMPILE) pyproject.toml --extra gpu --output-file locks/gpu.txt
 	$(COMPILE) pyproject.toml --extra tensorrt-rtx --output-file locks/tensorrt-rtx.txt
+	$(COMPILE_FOR_JETPACK) pyproject.toml --extra jetpack6 --output-file locks/jetpack6.txt
 	$(COMPILE) pyproject.toml --extra export --excludes locks/cuda.in --no-emit-package torch \
 		--no-emit-package cuda-bindings --no-emit-package cuda-pathfinder --output-file locks/export.txt
 	$(COMPILE) pyproject.toml --extra export --extra train --extra dev --excludes locks/cuda.in \
@@ -89,7 +92,7 @@ lock: $(TOOLS)/uv ## write locks/*.txt anew, from pyproject.toml and constraints
 
 advisories: $(TOOLS)/uv ## look up known vulnerabilities of what is in the locks; needs the network
 	$(TOOLS)/pip-audit --strict --disable-pip --require-hashes \
-		$(foreach name,build dev gpu tensorrt-rtx tools torch,--requirement locks/$(name).txt)
+		$(foreach name,build dev gpu jetpack6 tensorrt-rtx tools torch,--requirement locks/$(name).txt)
 
 clean: ## remove what was built, but not the environment
 	rm -rf build dist src/*.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib.resources import files
-from importlib.resources.abc import Traversable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fastblt.models.config import ConfigError, build_dataclass
 from fastblt.models.reading import read_json
 from fastblt.models.shown import shown
+
+if TYPE_CHECKING:
+    from importlib.resources.abc import Traversable  # Python 3.11
 
 CORPORA = ("pycode", "pydocs", "web", "shak")
 """Python code, Python documentation, World English Bible, Shakespeare."""

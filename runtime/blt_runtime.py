@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar, Unpack
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -22,6 +22,9 @@ from fastblt.runtime.sequence.learned import Learned
 from fastblt.runtime.sequence.likelihood import Score, score_tokens
 from fastblt.runtime.sequence.session import Session
 from fastblt.runtime.turns import Turns
+
+if TYPE_CHECKING:
+    from typing import Unpack  # Python 3.11
 
 T = TypeVar("T")
 

@@ -53,7 +53,7 @@ def bindings_problem(driver: str | None, bindings: str | None, failure: str | No
     if driver is None:
         return Problem("no NVIDIA driver is installed", "install NVIDIA's driver (a Jetson's comes with JetPack)")
     if bindings is None:
-        return Problem("cuda-python is not installed", f"pip install 'fastblt[gpu]' 'cuda-bindings=={major(driver)}.*'")
+        return Problem("cuda-python is not installed", bindings_for(driver))
     remedy = f"update the driver, or {bindings_for(driver)}"
     if major(bindings) > major(driver):
         expected = f"expected one for CUDA {major(bindings)}, which cuda-bindings {bindings} needs"

@@ -51,6 +51,8 @@ OPTIONAL_GRAPHS = ("patcher",)
 
 
 #: What a file's digest looks like.
+#: Bytes of a file that are read at a time.
+_PIECE = 2**20
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -137,7 +139,10 @@ def sha256_of(path: Path) -> str:
     """
     try:
         with open_regular(path) as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+            digest = hashlib.sha256()
+            while piece := file.read(_PIECE):
+                digest.update(piece)
+            return digest.hexdigest()
     except OSError as error:
         raise BundleError(f"{path}: cannot be read ({error.strerror}), expected a file of a bundle") from error
 

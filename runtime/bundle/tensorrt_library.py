@@ -7,8 +7,14 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from fastblt.runtime.driver import major
+from fastblt.runtime.machine import package_version
+from fastblt.runtime.problem import Problem
+
 #: Module of each target.
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+#: Major versions of CUDA that NVIDIA publishes packages of TensorRT for, as parts of the packages' names.
+_FLAVORS = (13, 12, 11)
 #: Versions of TensorRT that are supported, lowest and first one beyond; TensorRT-RTX has numbers of its own.
 _TENSORRT_VERSIONS = ((10, 3), (12,))
 #: How a compiler reports the memory that an engine's activations need.
@@ -93,3 +99,23 @@ def load_library(target: str) -> TensorRtLibrary:
         if not lowest <= numbers < beyond:
             raise TensorRtError(f"{target}: found version {library.version}, expected 10.3 or newer, below 12")
     return library
+
+
+def flavor_problem(target: str, driver: str | None) -> Problem | None:
+    """Return what is wrong with the CUDA that the package of a target was built for; None: nothing, or it is unknown.
+
+    A package for an older CUDA than the driver's works. JetPack's packages do not name theirs, and fit its driver.
+
+    Args:
+        target: ``tensorrt`` or ``tensorrt-rtx``.
+        driver: newest CUDA version that the driver supports; None: there is no driver.
+    """
+    found = [flavor for flavor in _FLAVORS if package_version(f"{target}-cu{flavor}-bindings") is not None]
+    if driver is None or not found or min(found) <= major(driver):
+        return None
+    name, wanted = f"{target}-cu{min(found)}", major(driver)
+    package = f"'fastblt[{target}-cu{wanted}]'" if target == "tensorrt-rtx" else f"'{target}-cu{wanted}>=10.3,<12'"
+    return Problem(
+        f"found {name}, which is for CUDA {min(found)}, and a driver for CUDA {driver}, expected {target}-cu{wanted}",
+        f"pip uninstall {name} {name}-bindings {name}-libs; pip install {package} (or update the driver)",
+    )

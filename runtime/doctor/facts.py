@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fastblt.models.machine_memory import physical_memory
-from fastblt.runtime.bundle.tensorrt_library import MODULES, load_library
+from fastblt.runtime.bundle.tensorrt_library import MODULES, flavor_problem, load_library
 from fastblt.runtime.doctor.nvml import Board, read_nvml
 from fastblt.runtime.driver import driver_cuda
 from fastblt.runtime.machine import cpu_model, package_version, usable_cores
@@ -69,6 +69,8 @@ class MachineFacts:
     libraries: tuple[Library, ...] = ()
     library_errors: dict[str, str] = field(default_factory=dict)
     """Why a TensorRT cannot be used, by target."""
+    flavor_problems: dict[str, Problem] = field(default_factory=dict)
+    """What is wrong with the CUDA that a TensorRT was built for, by target."""
     onnxruntime: str | None = None
     onnxruntime_package: str | None = None
     """``onnxruntime-gpu`` or ``onnxruntime``."""
@@ -114,6 +116,7 @@ def probe() -> MachineFacts:
         gpu_error=error,
         libraries=libraries,
         library_errors=errors,
+        flavor_problems={name: found for name in MODULES if (found := flavor_problem(name, driver))},
         onnxruntime=package_version(package) if package else None,
         onnxruntime_package=package,
         onnxruntime_cuda=problem is None,

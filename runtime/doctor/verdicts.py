@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from fastblt.runtime.backends.cuda_provider import WITHOUT_CUDA
 from fastblt.runtime.doctor.facts import MachineFacts
-from fastblt.runtime.driver import bindings_problem
+from fastblt.runtime.driver import bindings_problem, major
 from fastblt.runtime.problem import Problem
 
 #: Compute capabilities that TensorRT-RTX compiles for and runs on.
@@ -83,13 +83,19 @@ def _onnxruntime_tensorrt(facts: MachineFacts) -> Verdict:
     return Verdict(use, False, reason, "use --backend tensorrt instead, which takes TensorRT 10.3 to 11")
 
 
+def _install_rtx(facts: MachineFacts) -> str:
+    """Return the command that installs TensorRT-RTX for this machine's driver."""
+    old = facts.driver_cuda is not None and major(facts.driver_cuda) == 12
+    return f"pip install 'fastblt[tensorrt-rtx{'-cu12' if old else ''}]'"
+
+
 def _rtx_compile(facts: MachineFacts) -> Verdict:
     use = "compile --target tensorrt-rtx"
     library = facts.library("tensorrt-rtx")
     if library is None:
-        return Verdict(use, False, _why(facts, "tensorrt-rtx"), "pip install 'fastblt[tensorrt-rtx]'")
+        return Verdict(use, False, _why(facts, "tensorrt-rtx"), _install_rtx(facts))
     if not facts.compiler:
-        return Verdict(use, False, "onnx and onnx-ir are not installed", "pip install 'fastblt[tensorrt-rtx]'")
+        return Verdict(use, False, "onnx and onnx-ir are not installed", _install_rtx(facts))
     sms = ", ".join(str(sm) for sm in RTX_SMS)
     return Verdict(use, True, f"TensorRT-RTX {library.version} compiles for SM {sms} without a GPU")
 
@@ -105,7 +111,10 @@ def _rtx_run(facts: MachineFacts) -> Verdict:
         return Verdict(use, False, f"TensorRT-RTX does not support SM {sm} ({facts.gpus[0].name})", other)
     library = facts.library("tensorrt-rtx")
     if library is None:
-        return Verdict(use, False, _why(facts, "tensorrt-rtx"), "pip install 'fastblt[tensorrt-rtx]'")
+        return Verdict(use, False, _why(facts, "tensorrt-rtx"), _install_rtx(facts))
+    flavor = facts.flavor_problems.get("tensorrt-rtx")
+    if flavor is not None:
+        return _no(use, flavor)
     return Verdict(use, True, f"TensorRT-RTX {library.version} on SM {sm}")
 
 
@@ -115,11 +124,16 @@ def _tensorrt(facts: MachineFacts) -> Verdict:
     if missing:
         return _no(use, missing)
     library = facts.library("tensorrt")
+    flavor = facts.flavor_problems.get("tensorrt")
     if library is None:
         remedy = "pip install 'fastblt[tensorrt]'"
+        if facts.driver_cuda is not None and major(facts.driver_cuda) == 12:
+            remedy = "pip install 'tensorrt-cu12>=10.3,<12' onnx onnx-ir"
         if facts.jetson:
             remedy = "apt install python3-libnvinfer, and use a virtual environment with --system-site-packages"
         return Verdict(use, False, _why(facts, "tensorrt"), remedy)
+    if flavor is not None:
+        return _no(use, flavor)
     graphs = "standard graphs" if library.updates_caches else "lowered graphs only (fastblt export --lowered)"
     return Verdict(use, True, f"TensorRT {library.version} on SM {facts.gpus[0].sm}; {graphs}")
 

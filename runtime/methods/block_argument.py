@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Self
+from typing import TYPE_CHECKING
 
 from fastblt.models.config import BltConfig
 from fastblt.runtime.methods.denoising import FirstPass, OneStep, Rule, denoise, parse_rule
@@ -12,6 +12,9 @@ from fastblt.runtime.methods.method import MethodError
 from fastblt.runtime.methods.replay_profile import STEPS, Rates, ReplayError
 from fastblt.runtime.sequence.sampling import Draft, Sampler
 from fastblt.runtime.sequence.session import Latent, Session
+
+if TYPE_CHECKING:
+    from typing import Self  # Python 3.11
 
 _LATENTS: dict[str, Latent] = {"closed": "closed", "partial": "partial"}
 #: The block's first byte comes from the block too (paper), not from the row of the byte before it.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from math import isfinite
 from time import perf_counter
-from typing import TypeVar, TypeVarTuple
+from typing import Concatenate, ParamSpec, TypeVar
 from weakref import ref
 
 from fastblt.models.tokens import VOCAB_SIZE
@@ -14,7 +14,7 @@ from fastblt.runtime.backends.protocol import Backend, DecoderRows, Drafted, Flo
 from fastblt.runtime.sequence.stats import RunStats
 from fastblt.runtime.turns import gate_of
 
-Args = TypeVarTuple("Args")
+P = ParamSpec("P")
 T = TypeVar("T")
 _TOKENS = frozenset(range(VOCAB_SIZE))
 
@@ -87,7 +87,15 @@ class CountedParts:
         if not isfinite(sum(probabilities.tolist())):
             raise graph_error("decoder", "it found a probability that is no number")
 
-    def _run(self, part: str, rows: int, call: Callable[[int, *Args], T], position: int, *arguments: *Args) -> T:
+    def _run(
+        self,
+        part: str,
+        rows: int,
+        call: Callable[Concatenate[int, P], T],
+        position: int,
+        *arguments: P.args,
+        **named: P.kwargs,
+    ) -> T:
         """Make a call of the backend, which runs ``rows`` rows of a part, and book it.
 
         A call that fails may have written half of its rows, so the caches are given up.
@@ -100,7 +108,7 @@ class CountedParts:
                 )
             began = perf_counter()
             try:
-                result = call(position, *arguments)
+                result = call(position, *arguments, **named)
             except BaseException:
                 if self.backend.owner is session:
                     self.backend.owner = None

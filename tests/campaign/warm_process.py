@@ -18,11 +18,12 @@ import signal
 import sys
 import threading
 import time
-import tomllib
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
+
+import tomllib
 
 #: What commands import when they start to work. None of it may start threads, as ONNX
 #: Runtime does when it is imported: they would be missing in children.

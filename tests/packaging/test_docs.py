@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import tomllib
 from functools import cache
 from itertools import chain
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 import click
 import pytest
+import tomllib
 import typer
 
 from fastblt.cli import ALIASES, COMMANDS, app

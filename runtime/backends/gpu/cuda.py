@@ -17,6 +17,9 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from fastblt.runtime.driver import bindings_for, bindings_problem, driver_cuda
+from fastblt.runtime.machine import package_version
+
 #: Tensors in a block of host memory, by name.
 Views = dict[str, NDArray[Any]]
 #: What the host writes to in a block.
@@ -48,9 +51,9 @@ def load_api() -> Any:
     try:
         return importlib.import_module("cuda.bindings.runtime")
     except ImportError as error:
-        raise CudaError(
-            f"cuda: found no usable cuda-python ({error}), expected it: pip install 'fastblt[gpu]'"
-        ) from error
+        driver = driver_cuda()
+        remedy = bindings_for(driver) if driver else "pip install 'fastblt[gpu]'"
+        raise CudaError(f"cuda: found no usable cuda-python ({error}), expected it: {remedy}") from error
 
 
 class Cuda:
@@ -70,6 +73,10 @@ class Cuda:
         try:
             count = self("cudaGetDeviceCount")
         except CudaError as error:
+            driver, bindings = driver_cuda(), package_version("cuda-bindings")
+            problem = bindings_problem(driver, bindings, str(error)) if driver and bindings else None
+            if problem is not None and problem.remedy:
+                raise CudaError(f"cuda: {problem}") from error
             raise CudaError(f"cuda: found no usable GPU ({error}), expected one and its driver") from error
         if not 0 <= device < count:
             raise CudaError(f"cuda: found {count} GPUs, expected one with the number {device}")
@@ -114,7 +121,14 @@ class DeviceMemory:
 
     def __init__(self, cuda: Cuda, size: int) -> None:
         self.size = max(size, ALIGNMENT)
-        self.address = int(cuda("cudaMalloc", self.size))
+        try:
+            self.address = int(cuda("cudaMalloc", self.size))
+        except CudaError as error:
+            free, _ = cuda("cudaMemGetInfo")
+            raise CudaError(
+                f"memory: found {free / 1e9:,.2f} GB free on the GPU, expected {self.size / 1e9:,.2f} GB ({error}): "
+                "end other programs on it, ask for fewer bytes, or make the model smaller with fastblt quantize"
+            ) from error
         weakref.finalize(self, cuda.api.cudaFree, self.address)
         cuda("cudaMemset", self.address, 0, self.size)
         # The zeros go to the default stream, which ours does not wait for.

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-import onnxruntime
 
 from fastblt.models.config import BltConfig
 from fastblt.runtime.backends.gpu.backend import DeviceBackend
@@ -27,7 +26,8 @@ from fastblt.runtime.bundle.engines import (
     choose_engines,
 )
 from fastblt.runtime.bundle.manifest import BundleError
-from fastblt.runtime.bundle.tensorrt_library import load_library
+from fastblt.runtime.bundle.tensorrt_library import TensorRtError, flavor_problem, load_library
+from fastblt.runtime.driver import driver_cuda
 
 
 def load_tensorrt(bundle: Path, target: str, max_bytes: int) -> DeviceBackend:
@@ -46,6 +46,9 @@ def load_tensorrt(bundle: Path, target: str, max_bytes: int) -> DeviceBackend:
         ConfigError: the configuration is invalid.
     """
     library = load_library(target)
+    problem = flavor_problem(target, driver_cuda())
+    if problem is not None:
+        raise TensorRtError(f"{target}: {problem}")
     cuda = Cuda(load_api())
     opened = Bundle.open(bundle)
     _check_memory(cuda, opened, max_bytes, lambda size: device_buffers(opened.config, opened.manifest.dtype, size))
@@ -101,7 +104,7 @@ def _session_options(ort: Any) -> Any:
 
 
 def load_onnxruntime(
-    bundle: Path, provider: str, max_bytes: int, options: Any = None, ort: Any = onnxruntime
+    bundle: Path, provider: str, max_bytes: int, options: Any = None, ort: Any = None
 ) -> DeviceBackend:
     """Load a bundle into ONNX Runtime sessions on the GPU.
 
@@ -110,7 +113,7 @@ def load_onnxruntime(
         provider: ``cuda``, or ``tensorrt``, which runs what TensorRT 10 supports and leaves the rest to CUDA.
         max_bytes: longest prompt plus new bytes.
         options: session options; None: ours.
-        ort: the module ``onnxruntime``, or a stand-in.
+        ort: a stand-in for the module ``onnxruntime``; None: the module, which only this function needs.
 
     Raises:
         CudaError: there is no usable GPU, or cuda-python is missing.
@@ -123,6 +126,7 @@ def load_onnxruntime(
     opened = Bundle.open(bundle)
     config, dtype = opened.config, opened.manifest.dtype
     _check_memory(cuda, opened, max_bytes, lambda size: device_buffers(config, dtype, size, max_patch_bytes=size))
+    ort = importlib.import_module("onnxruntime") if ort is None else ort
     options = _session_options(ort) if options is None else options
     stream = Stream(cuda)
     executors = {}

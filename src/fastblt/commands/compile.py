@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,6 +9,7 @@ import typer
 from rich.table import Table
 
 from fastblt.commands.checks import check_bundle, check_file_target
+from fastblt.commands.choice import Choice
 from fastblt.commands.errors import usage_errors
 from fastblt.commands.options import BundleArgument, Dtype, joined, numbers
 from fastblt.commands.output import add_row, left, make_table, print_table, progress, right, stdout, words
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 DEFAULT_SMS = (86, 89, 120)
 
 
-class EngineTarget(StrEnum):
+class EngineTarget(Choice):
     """Compilers of engines."""
 
     TENSORRT_RTX = "tensorrt-rtx"

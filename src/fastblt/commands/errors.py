@@ -36,6 +36,7 @@ _EXTRA_OF = {
     "polygraphy": "gpu",
     "tensorrt": "tensorrt",
     "tensorrt_rtx": "tensorrt-rtx",
+    "onnxruntime": "jetpack6",  # with Python 3.10; newer ones have it anyway
 }
 
 

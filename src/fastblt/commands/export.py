@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +9,7 @@ import typer
 
 from fastblt.commands.checkpoints import read_checkpoint
 from fastblt.commands.checks import check_bundle_target, check_checkpoint, pinned
+from fastblt.commands.choice import Choice
 from fastblt.commands.graphs import graph_table
 from fastblt.commands.options import (
     CheckpointArgument,
@@ -24,7 +24,7 @@ from fastblt.commands.polygraphy import PolygraphyOption, check_polygraphy_targe
 from fastblt.runtime.bundle.bundle import Bundle
 
 
-class HashTables(StrEnum):
+class HashTables(Choice):
     """Where a bundle keeps its hash n-gram tables."""
 
     HOST = "host"

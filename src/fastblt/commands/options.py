@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from enum import StrEnum
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
 import typer
 
+from fastblt.commands.choice import Choice
 from fastblt.commands.errors import UsageError
 from fastblt.models.formats.hub_id import SYNTAX
 from fastblt.models.formats.registry import layouts_help
@@ -30,7 +30,7 @@ _GENERATED = {
 }
 
 
-class Dtype(StrEnum):
+class Dtype(Choice):
     """Types that a bundle can compute in."""
 
     FP32 = "fp32"

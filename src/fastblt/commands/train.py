@@ -6,7 +6,6 @@ import json
 import math
 import time
 from dataclasses import dataclass, field
-from enum import StrEnum
 from importlib.resources import as_file, files
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from fastblt.commands.checks import check_checkpoint, check_output_folder, pinned
+from fastblt.commands.choice import Choice
 from fastblt.commands.errors import UsageError
 from fastblt.commands.options import RevisionOption
 from fastblt.commands.output import stdout
@@ -36,7 +36,7 @@ class RunError(ValueError):
     """Reports a training run that cannot be started as asked."""
 
 
-class Device(StrEnum):
+class Device(Choice):
     """Where training runs."""
 
     CPU = "cpu"

@@ -4,6 +4,8 @@ import dataclasses
 
 import pytest
 
+from fastblt.runtime.bundle import tensorrt_library
+from fastblt.runtime.bundle.tensorrt_library import flavor_problem
 from fastblt.runtime.doctor.facts import Gpu, Library, MachineFacts, probe
 from fastblt.runtime.doctor.verdicts import Verdict, assess
 from fastblt.runtime.problem import Problem
@@ -27,7 +29,7 @@ ORIN = dataclasses.replace(
     system="Linux aarch64",
     driver_cuda="12.6",
     jetson="# R36 (release), REVISION: 4.0",
-    cuda_bindings="12.6.2",
+    cuda_bindings="12.8.0",
     gpus=(Gpu("Orin", 87, 8 * 2**30, 6 * 2**30),),
     libraries=(Library("tensorrt", "10.3.0", False),),
     onnxruntime="1.31.1",
@@ -88,6 +90,53 @@ def test_old_driver_is_named_with_the_version_of_cuda_python_that_it_takes() -> 
     assert not found.works
     assert found.reason == ("found a driver for CUDA 12.4, expected one for CUDA 13, which cuda-bindings 13.0.3 needs")
     assert found.remedy == "update the driver, or pip install 'cuda-bindings==12.8.*'"
+
+
+def test_package_for_a_newer_cuda_than_the_drivers_is_named_with_the_one_that_fits() -> None:
+    problem = flavor_problem("tensorrt-rtx", "12.8")
+    assert problem is not None, "the tests install tensorrt-rtx-cu13"
+    old = dataclasses.replace(
+        RTX_4090, driver_cuda="12.8", cuda_bindings="12.9.0", flavor_problems={"tensorrt-rtx": problem}
+    )
+    found = verdicts(old)["run --backend tensorrt-rtx"]
+    assert (found.works, found.reason) == (
+        False,
+        "found tensorrt-rtx-cu13, which is for CUDA 13, and a driver for CUDA 12.8, expected tensorrt-rtx-cu12",
+    )
+    assert found.remedy == (
+        "pip uninstall tensorrt-rtx-cu13 tensorrt-rtx-cu13-bindings tensorrt-rtx-cu13-libs; "
+        "pip install 'fastblt[tensorrt-rtx-cu12]' (or update the driver)"
+    )
+    assert verdicts(old)["compile --target tensorrt-rtx"].works, "compiling needs no driver"
+    bare = verdicts(dataclasses.replace(old, libraries=(), flavor_problems={}))
+    assert bare["run --backend tensorrt-rtx"].remedy == "pip install 'fastblt[tensorrt-rtx-cu12]'"
+    assert flavor_problem("tensorrt-rtx", "13.0") is flavor_problem("tensorrt-rtx", None) is None
+
+
+@pytest.mark.parametrize(
+    ("target", "installed", "driver", "expected"),
+    [
+        ("tensorrt", {"tensorrt-cu13-bindings"}, "12.9", "pip install 'tensorrt-cu12>=10.3,<12'"),
+        ("tensorrt", {"tensorrt-cu12-bindings"}, "12.4", None),
+        ("tensorrt", {"tensorrt-cu12-bindings"}, "13.1", None),
+        ("tensorrt", {"tensorrt"}, "12.6", None),  # JetPack's
+    ],
+)
+def test_flavor_of_a_package_is_known_by_its_name(
+    monkeypatch: pytest.MonkeyPatch, target: str, installed: set[str], driver: str, expected: str | None
+) -> None:
+    monkeypatch.setattr(tensorrt_library, "package_version", lambda name: "11.4" if name in installed else None)
+    found = flavor_problem(target, driver)
+    assert found is None if expected is None else found is not None and expected in found.remedy
+
+
+def test_jetson_whose_cuda_python_is_newer_than_its_driver_is_told_which_one_to_take() -> None:
+    newer = dataclasses.replace(ORIN, cuda_bindings="12.9.4", gpus=(), gpu_error="insufficient driver")
+    found = verdicts(newer)["compile and run, tensorrt"]
+    assert found.reason == (
+        "no GPU can be used (insufficient driver) with cuda-bindings 12.9.4 and a driver for CUDA 12.6"
+    )
+    assert found.remedy.endswith("pip install 'cuda-bindings==12.8.*'")
 
 
 @pytest.mark.parametrize(

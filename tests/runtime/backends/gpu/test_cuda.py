@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import re
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from fakes.cuda import FakeCuda, Status
 
+from fastblt.runtime.backends.gpu import cuda as cuda_module
+from fastblt.runtime.backends.gpu import loading
 from fastblt.runtime.backends.gpu.cuda import (
     Cuda,
     CudaError,
@@ -16,6 +20,7 @@ from fastblt.runtime.backends.gpu.cuda import (
     UploadBlocks,
     load_api,
 )
+from fastblt.runtime.bundle.tensorrt_library import TensorRtError
 
 
 def upload_blocks(stream: Stream) -> UploadBlocks:
@@ -167,3 +172,36 @@ def test_capture_that_does_not_end_is_an_error() -> None:
     api.failures = 9
     with pytest.raises(CudaError, match="cudaStreamEndCapture: found a stream that is still captured"):
         Stream(Cuda(api)).capture(lambda: None)
+
+
+def test_old_driver_is_one_error_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    class OldDriver(FakeCuda):
+        def cudaGetDeviceCount(self) -> tuple[Status, int]:  # noqa: N802
+            return Status.cudaErrorInvalidValue, 0
+
+    monkeypatch.setattr(cuda_module, "driver_cuda", lambda: "12.6")
+    monkeypatch.setattr(cuda_module, "package_version", lambda name: "13.5.0")
+    expected = (
+        "cuda: found a driver for CUDA 12.6, expected one for CUDA 13, which cuda-bindings 13.5.0 needs: "
+        "update the driver, or pip install 'cuda-bindings==12.8.*'"
+    )
+    with pytest.raises(CudaError, match=f"^{re.escape(expected)}$"):
+        Cuda(OldDriver())
+
+
+def test_memory_that_is_not_there_is_one_error() -> None:
+    class Full(FakeCuda):
+        def cudaMalloc(self, size: int) -> tuple[Status, int]:  # noqa: N802
+            return Status.cudaErrorMemoryAllocation, 0
+
+    with pytest.raises(CudaError, match=r"^memory: found [\d.,]+ GB free on the GPU, expected 3\.00 GB .*quantize$"):
+        DeviceMemory(Cuda(Full()), 3 * 10**9)
+
+
+def test_package_of_another_cuda_is_refused_before_an_engine_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "driver_cuda", lambda: "12.8")
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", SimpleNamespace(__version__="1.7.1"))
+    with pytest.raises(TensorRtError, match=r"^tensorrt-rtx: found tensorrt-rtx-cu13, .* expected tensorrt-rtx-cu12: "):
+        loading.load_tensorrt(tmp_path, "tensorrt-rtx", 64)
