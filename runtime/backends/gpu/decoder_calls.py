@@ -74,6 +74,13 @@ class DecoderCalls:
         self._look_ahead.keep(position + 1, row.best, entropies)
         return row
 
+    def warm_up(self) -> None:
+        """Decode nothing alone, so that such a row is recorded; what that leaves in the caches is overwritten."""
+        nothing = np.zeros(1, dtype=np.int64)
+        for _ in range(3):  # classes are recorded when they occur again, and the row after them
+            self._run_row(0, nothing, nothing)
+        self._look_ahead.forget()
+
     def queue(
         self, position: int, ids: Ids, latents: Ids, block: int = 0, visible_from: int | Ids | None = None
     ) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 from fastblt.runtime.backends.controls import write_controls
 from fastblt.runtime.backends.gpu.cuda import PinnedMemory, Stream, Views
 from fastblt.runtime.backends.gpu.draft_chain import ID_BYTES
-from fastblt.runtime.backends.gpu.graph import DeviceGraph, Inputs
+from fastblt.runtime.backends.gpu.graph import DeviceGraph, Inputs, padded
 from fastblt.runtime.backends.gpu.recorded_work import RecordedWork, RunGraph
 from fastblt.runtime.backends.protocol import Floats, Ids
 
@@ -23,7 +23,9 @@ class RowChain:
 
     def __init__(self, stream: Stream, decoder: DeviceGraph, patcher: DeviceGraph) -> None:
         self._stream, self._graphs = stream, (decoder, patcher)
-        layouts = [graph.choose(1, 1).upload for graph in self._graphs]
+        self._rows = padded(1)
+        """Of each call, padding included."""
+        layouts = [graph.choose(self._rows, self._rows).upload for graph in self._graphs]
         self._memory = [PinnedMemory(stream.cuda, layout.bytes) for layout in layouts]
         for memory in self._memory:
             memory.bytes[:] = 0
@@ -52,16 +54,16 @@ class RowChain:
         )
         self._decoder.arrays["latent_index"][0, 0] = latent_index
         if ids is not None:
-            self._decoder.arrays["ids"][0] = ids
+            self._decoder.arrays["ids"][0, :1] = ids
         self._work.queue()
         self._stream.synchronize()
         return self._results, self._entropies
 
     def _place(self, graph: DeviceGraph, inputs: Inputs, position: int) -> int:
         """Choose the class of a call of one row, write what places it, and return its slot."""
-        slot = graph.make_room(position, 1)
-        graph.choose(1, slot + 1)
-        write_controls(inputs.controls, position, 1, position - slot, graph.window)
+        slot = graph.make_room(position, self._rows)
+        graph.choose(self._rows, slot + self._rows)
+        write_controls(inputs.controls, position, 1, position - slot, graph.window, padded=self._rows)
         return slot
 
     def _queue(self, run: RunGraph) -> None:
@@ -79,4 +81,4 @@ class RowChain:
             best = self._graphs[0].result_address("best")
             self._stream.copy(graph.upload_address("ids"), best, ID_BYTES)
         run(graph)
-        graph.append_rows(1, self._slots[index])
+        graph.append_rows(self._rows, self._slots[index])

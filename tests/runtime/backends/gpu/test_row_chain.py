@@ -45,3 +45,14 @@ def test_row_and_entropy_are_those_of_single_calls_in_one_launch(
         assert backend.run_patcher(position + 1, row.best).tolist() == patcher
         assert gpu.waits - waits == 1, "the answer is known"
     assert queued == ((1, 1, 0) if captured else (0, 1, 5))
+
+
+def test_first_row_after_a_warm_up_is_recorded(
+    compiled: Callable[..., Path], tiny_encoder_checkpoint: Path, gpu: FakeCuda
+) -> None:
+    backend = loading.load_tensorrt(compiled(tiny_encoder_checkpoint, hash_tables="graph"), "tensorrt-rtx", 1000)
+    backend._decoder.warm_up()
+    launches, executables = gpu.launches, dict(gpu.executables)
+    backend.run_decoder(0, np.array([1]), np.array([0]))
+    assert gpu.launches - launches == 1
+    assert gpu.executables.keys() == executables.keys()
