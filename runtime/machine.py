@@ -25,7 +25,7 @@ def device_info(threads: int | None = None) -> dict[str, Any]:
     Args:
         threads: number that the runtimes were asked to use; None: their own choice.
     """
-    gpu_packages = ("cuda-bindings", "tensorrt", "tensorrt-rtx-cu13")
+    gpu_packages = ("cuda-bindings", "tensorrt", "tensorrt-rtx-cu13", "tensorrt-rtx-cu12")
     packages = ("fastblt", "numpy", "onnxruntime-gpu", "onnxruntime", "torch", *gpu_packages)
     return {
         "cpu": cpu_model(),

@@ -105,6 +105,11 @@ def bundle_notes(bundle: Path, facts: MachineFacts) -> list[str]:
     notes = [f"{bundle}: {manifest.model}, {manifest.dtype}, {manifest.operators} graphs; no file is damaged"]
     if manifest.dtype == "bf16":
         notes.append("bf16 graphs do not run on the CPU")
+    if any(label.startswith("w4") for label in manifest.precisions):
+        notes.append(
+            "w4 with onnxruntime --provider cuda: one row and several take different kernels, so rows differ in the "
+            "last bits and drafts are slower (by construction; not measured)"
+        )
     needed = opened.graph_bytes + sum(device_buffers(config, manifest.dtype, _MAX_BYTES).values())
     notes.append(f"needs about {needed / 2**20:,.0f} MiB on the device for {_MAX_BYTES} bytes of text")
     notes += _too_small(facts, needed)
