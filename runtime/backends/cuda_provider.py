@@ -12,6 +12,7 @@ import functools
 import importlib
 import io
 import logging
+import re
 from typing import Any
 
 import numpy as np
@@ -93,12 +94,16 @@ def _failure(ort: Any) -> Problem | None:
     options = ort.SessionOptions()
     options.log_severity_level = 4  # errors are raised; they are not printed too
     try:
-        session = ort.InferenceSession(_REDUCE_MAX, options, providers=[PROVIDER])
+        # Without a device the module would print, fall back to the CPU, and not report why.
+        session = ort.InferenceSession(_REDUCE_MAX, options, providers=[PROVIDER], enable_fallback=0)
         session.run(None, {"x": np.zeros(2, dtype=np.float32)})
     except Exception as error:  # the module's exceptions have no common base but this
         text = " ".join(str(error).split())
         if "cudnn" in text.lower():
             return Problem(f"found no usable cuDNN ({_last_words(text)}), expected cuDNN 9", _LIBRARIES_COMMAND)
+        failure = re.search(r"CUDA failure (\d+: [^;]+?) *;", text)
+        if failure is not None:
+            return Problem(f"ONNX Runtime's CUDA provider fails (CUDA error {failure[1]})", "")
         return Problem(f"ONNX Runtime's CUDA provider fails ({_last_words(text)})", "")
     if session.get_providers()[0] != PROVIDER:
         return Problem("ONNX Runtime's CUDA provider does not load", _LIBRARIES_COMMAND)

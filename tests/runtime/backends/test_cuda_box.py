@@ -41,6 +41,13 @@ def test_what_a_box_lacks_is_found(cuda_stub: Path, cudnn: bool, driver: int, ex
     assert done.stdout.count("\n") == 1
 
 
+def test_box_without_a_gpu_is_one_line(cuda_stub: Path) -> None:
+    environment = build.environment(cuda_stub, devices=0)
+    done = subprocess.run([sys.executable, "-c", PROBE], env=environment, capture_output=True, text=True)
+    expected = "ONNX Runtime's CUDA provider fails (CUDA error 100: no CUDA-capable device is detected)\n"
+    assert (done.returncode, done.stdout, done.stderr) == (0, expected, "")
+
+
 def test_too_little_memory_is_found_before_anything_is_loaded(cuda_stub: Path, tiny_bundle: Path) -> None:
     environment = build.environment(cuda_stub, memory=2**16)
     done = subprocess.run([sys.executable, "-c", LOAD, tiny_bundle], env=environment, capture_output=True, text=True)

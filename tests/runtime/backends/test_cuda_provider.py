@@ -50,7 +50,9 @@ class Box:
     def loads(self, *names: str) -> bool:
         return self.libraries
 
-    def InferenceSession(self, model: bytes, options: Any, providers: list[str]) -> Any:  # noqa: N802
+    def InferenceSession(  # noqa: N802
+        self, model: bytes, options: Any, providers: list[str], enable_fallback: int
+    ) -> Any:
         needs_cudnn = bool(operators(onnx.load_from_string(model)) & OF_CUDNN)
 
         def run(names: object, inputs: object) -> None:
