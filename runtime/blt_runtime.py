@@ -17,6 +17,7 @@ from fastblt.runtime.backends.protocol import Backend, CapacityError
 from fastblt.runtime.backends.registry import load_backend
 from fastblt.runtime.bundle.bundle import Bundle
 from fastblt.runtime.generation import ByteStream, Chunk, Generation, Prompt, prompt_ids
+from fastblt.runtime.progress import OnProgress, no_progress
 from fastblt.runtime.request import GenerationOptions, GenerationRequest
 from fastblt.runtime.sequence.learned import Learned
 from fastblt.runtime.sequence.likelihood import Score, score_tokens
@@ -53,6 +54,9 @@ class BltRuntime:
         max_bytes: int = 4096,
         threads: int | None = None,
         check_values: bool = False,
+        row_floor: int = 1,
+        warm_up: bool = True,
+        on_progress: OnProgress = no_progress,
     ) -> BltRuntime:
         """Load a bundle that ``fastblt export`` wrote.
 
@@ -66,15 +70,19 @@ class BltRuntime:
             threads: threads of one operator; None: one for models that fit the processor's caches, else all cores.
             check_values: read all embedding tables on the host, and refuse NaN and infinities. ``fastblt export``
                 writes none; every byte of a table is read once, so large ones take seconds.
+            row_floor: fewest rows of a call on a GPU, a power of two up to 64; shorter calls are padded. With 16, one
+                byte and the bytes of a draft are computed by the same kernels.
+            warm_up: on a GPU, bind, compile and record all that generations can need now, not while a text grows.
+            on_progress: called during that; see `fastblt.runtime.progress`.
 
         Raises:
             BundleError: a file is missing, damaged or not what the manifest describes.
             ProviderError: the provider cannot be used here.
             TensorRtError: TensorRT is missing or of a version that is not supported.
             CudaError: there is no usable GPU, or cuda-python is missing.
-            ValueError: unknown backend or provider, or ``max_bytes`` or ``threads`` out of range.
+            ValueError: unknown backend or provider, or ``max_bytes``, ``threads`` or ``row_floor`` out of range.
         """
-        request = LoadRequest(Path(bundle), provider, max_bytes, threads)
+        request = LoadRequest(Path(bundle), provider, max_bytes, threads, row_floor, warm_up, on_progress)
         if check_values:
             Bundle.open(bundle, check=False).check_values()
         return cls(load_backend(backend, request))

@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING
 from fastblt.models import limits
 from fastblt.models.shown import shown
 from fastblt.runtime.machine import usable_cores
+from fastblt.runtime.progress import OnProgress, no_progress
 
 if TYPE_CHECKING:
     from fastblt.runtime.backends.protocol import Backend
 
 #: Capacity, in bytes of text, that costs nothing on a CPU: its memory is only reserved until a text reaches it.
 ROOMY = 4096
+#: What the fewest rows of a call on a GPU may be. All calls have the same number of rows with the last.
+ROW_FLOORS = (1, 2, 4, 8, 16, 32, 64)
 
 
 class BackendError(ValueError):
@@ -31,7 +34,7 @@ class LoadRequest:
     """Holds what to load and for what; every backend reads the fields that concern it.
 
     Raises:
-        ValueError: ``max_bytes`` or ``threads`` is out of range.
+        ValueError: ``max_bytes``, ``threads`` or ``row_floor`` is out of range.
     """
 
     folder: Path
@@ -42,9 +45,18 @@ class LoadRequest:
     """Longest prompt plus new bytes, in 1..`limits.TEXT_BYTES`."""
     threads: int | None = None
     """Threads of one operator on the CPU; None: as many as suit the model."""
+    row_floor: int = 1
+    """Fewest rows of a call on a GPU, one of `ROW_FLOORS`; shorter calls are padded."""
+    warm_up: bool = False
+    """Whether a GPU runs everything once that generations can need, before the backend is returned."""
+    on_progress: OnProgress = no_progress
+    """Called while it does."""
 
     def __post_init__(self) -> None:
         check_capacity(self.max_bytes)
+        if self.row_floor not in ROW_FLOORS:
+            known = ", ".join(map(str, ROW_FLOORS))
+            raise ValueError(f"row_floor: found {shown(self.row_floor)}, expected one of {known}")
         if self.threads is not None:
             _check_integer("threads", self.threads, min(limits.THREADS, limits.THREADS_A_CORE * usable_cores()))
 

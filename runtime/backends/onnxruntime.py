@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from fastblt.runtime.backends.entry import BackendEntry, LoadRequest
+from fastblt.runtime.progress import OnProgress, no_progress
 
 if TYPE_CHECKING:
     from fastblt.runtime.backends.cpu.backend import OnnxRuntimeBackend
@@ -16,7 +17,15 @@ if TYPE_CHECKING:
 
 
 def load_onnxruntime(
-    folder: Path, provider: str, max_bytes: int, threads: int | None = None, options: Any = None
+    folder: Path,
+    provider: str,
+    max_bytes: int,
+    threads: int | None = None,
+    options: Any = None,
+    *,
+    row_floor: int = 1,
+    warm_up: bool = False,
+    on_progress: OnProgress = no_progress,
 ) -> OnnxRuntime:
     """Load a bundle into ONNX Runtime, on the CPU or on a GPU.
 
@@ -26,6 +35,9 @@ def load_onnxruntime(
         max_bytes: longest prompt plus new bytes.
         threads: of one operator on the CPU; None: as many as suit the model.
         options: an ``onnxruntime.SessionOptions`` that replaces ours and ``threads``; None: ours.
+        row_floor: fewest rows of a call on a GPU, a power of two.
+        warm_up: on a GPU, bind and record all that generations can need.
+        on_progress: called while that is done.
 
     Raises:
         ProviderError: the provider is unknown or does not work on this machine.
@@ -42,11 +54,22 @@ def load_onnxruntime(
         return OnnxRuntimeBackend.load(folder, max_bytes, threads, options)
     from fastblt.runtime.backends.gpu import loading
 
-    return loading.load_onnxruntime(folder, device, max_bytes, options)
+    backend = loading.load_onnxruntime(folder, device, max_bytes, options, row_floor=row_floor)
+    if warm_up:
+        backend.warm_up(on_progress)
+    return backend
 
 
 def _load(request: LoadRequest) -> OnnxRuntime:
-    return load_onnxruntime(request.folder, request.provider, request.max_bytes, request.threads)
+    return load_onnxruntime(
+        request.folder,
+        request.provider,
+        request.max_bytes,
+        request.threads,
+        row_floor=request.row_floor,
+        warm_up=request.warm_up,
+        on_progress=request.on_progress,
+    )
 
 
 ENTRY = BackendEntry(

@@ -126,7 +126,7 @@ class ORTBltForCausalLM:
         kind = _dtype_name(dtype)
 
         def load(bundle: Path) -> ORTBltForCausalLM:
-            backend = load_onnxruntime(bundle, device, max_bytes, None, session_options)
+            backend = load_onnxruntime(bundle, device, max_bytes, None, session_options, warm_up=True)
             decoding.check(backend.config)
             return cls(backend, bundle, str(model_id), method)
 

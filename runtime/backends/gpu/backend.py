@@ -22,6 +22,7 @@ from fastblt.runtime.backends.gpu.graph import DeviceGraph, first_visible
 from fastblt.runtime.backends.gpu.patcher_calls import LookAhead, PatcherCalls
 from fastblt.runtime.backends.gpu.sliding import CALL_ROWS, position_count
 from fastblt.runtime.backends.gpu.tensor_table import Binding, tensors_bound_as
+from fastblt.runtime.backends.gpu.warm_up import warm_up_steps
 from fastblt.runtime.backends.graph_error import GraphError, graph_error, reporting
 from fastblt.runtime.backends.host_embeddings import HostEmbeddings
 from fastblt.runtime.backends.protocol import (
@@ -34,6 +35,7 @@ from fastblt.runtime.backends.protocol import (
 )
 from fastblt.runtime.bundle.bundle import Bundle
 from fastblt.runtime.bundle.manifest import BundleError
+from fastblt.runtime.progress import OnProgress, no_progress
 
 
 class DeviceBackend:
@@ -46,6 +48,7 @@ class DeviceBackend:
         max_bytes: longest prompt plus new bytes.
         name: of the backend, as users write it.
         providers: ONNX Runtime's execution providers, best first; none where it does not run the graphs.
+        row_floor: fewest rows of a call, a power of two; shorter calls are padded.
 
     Raises:
         BundleError: the model's blocks are longer than one call.
@@ -61,6 +64,7 @@ class DeviceBackend:
         max_bytes: int,
         name: str,
         providers: Sequence[str] = (),
+        row_floor: int = 1,
     ) -> None:
         self.name = name
         self.providers = list(providers)
@@ -84,6 +88,7 @@ class DeviceBackend:
                 history,
                 slides=executor.slots < positions,
                 whole={"latent_kv": latents} if part == "decoder" and executor.accepts("latents", positions) else {},
+                row_floor=row_floor,
             )
             for part, executor in executors.items()
         }
@@ -108,6 +113,33 @@ class DeviceBackend:
             self._device_drafter = DeviceDrafter(None, self._decoder, self._look_ahead, stream, history)
         elif tables is None:
             self._device_drafter = DeviceDrafter(self._encoder, self._decoder, self._look_ahead, stream, history)
+
+    def warm_up(self, on_progress: OnProgress = no_progress) -> None:
+        """Bind, run and record all that generations can need, so that none of it happens while a text grows.
+
+        Patches longer than usual are the exception: what they need is bound when they occur. The caches are empty
+        afterwards, and belong to nobody.
+
+        Args:
+            on_progress: a step is a shape class, or a length of drafts.
+
+        Raises:
+            BundleError: a graph does not accept a shape.
+            GraphError: a graph fails.
+        """
+        steps = warm_up_steps(self.graphs, self._device_drafter)
+        for done, step in enumerate(steps):
+            on_progress(done, len(steps), step.name)
+            try:
+                step.run()
+                self.stream.synchronize()
+            except (GraphError, CudaError, MemoryError) as error:
+                raise self.failure(step.part, error) from error
+        for graph in self.graphs.values():
+            graph.clear()
+        self._look_ahead.forget()
+        self.owner = None
+        on_progress(len(steps), len(steps), "")
 
     def failure(self, part: str, error: Exception) -> Exception:
         """Return what to raise for an exception in the calls of a part; the device may be lost."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from fastblt.runtime.backends.controls import write_controls
-from fastblt.runtime.backends.gpu.graph import DeviceGraph, padded
+from fastblt.runtime.backends.gpu.graph import DeviceGraph
 from fastblt.runtime.backends.gpu.sliding import CALL_ROWS
 from fastblt.runtime.backends.protocol import Ids
 
@@ -40,7 +40,7 @@ class Call:
         visible_from: int | Ids | None = None,
         pool_slot: int = 0,
     ) -> None:
-        padding = padded(rows)
+        padding = graph.padded(rows)
         slot = graph.make_room(position, padding)
         inputs = graph.begin(padding, slot + padding, pool_slot + padding)
         self.arrays = inputs.arrays

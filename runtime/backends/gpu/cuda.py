@@ -129,10 +129,15 @@ class DeviceMemory:
                 f"memory: found {free / 1e9:,.2f} GB free on the GPU, expected {self.size / 1e9:,.2f} GB ({error}): "
                 "end other programs on it, ask for fewer bytes, or make the model smaller with fastblt quantize"
             ) from error
+        self._cuda = cuda
         weakref.finalize(self, cuda.api.cudaFree, self.address)
-        cuda("cudaMemset", self.address, 0, self.size)
+        self.clear()
+
+    def clear(self) -> None:
+        """Fill the memory with zeros, and wait for whatever is queued."""
+        self._cuda("cudaMemset", self.address, 0, self.size)
         # The zeros go to the default stream, which ours does not wait for.
-        cuda("cudaDeviceSynchronize")
+        self._cuda("cudaDeviceSynchronize")
 
 
 class PinnedMemory:

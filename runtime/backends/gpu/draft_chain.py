@@ -63,15 +63,21 @@ class StepInputs:
         """By tensor, [calls, *shape]."""
         positions, start, end = (self.arrays[name][:, 0] for name in ("positions", "visible_start", "visible_end"))
         self._write_index = self.arrays["write_index"][:, 0]
-        # Calls of one row are placed all at once, as one call of as many rows would be.
-        row = (slice(None), 0) if part.rows == 1 else (0, slice(None))
-        self._controls = Controls(positions[row], start[row], end[row], self.arrays["write_index"][0])
+        if part.rows == 1:
+            # Calls of one row are placed all at once, as one call of as many rows would be.
+            first = self.arrays["write_index"][0]
+            self._controls = [Controls(positions[:, 0], start[:, 0], end[:, 0], first)]
+        else:
+            each = zip(positions, start, end, self.arrays["write_index"], strict=True)
+            self._controls = [Controls(*arrays) for arrays in each]
 
     def write(self, place: Place, rows: int, visible_from: int | None) -> None:
         """Write what places ``rows`` rows: one of each call, or those of the only call, without padding."""
         position, base = place.position, place.position - place.slot
-        padded = len(self._controls.positions)
-        write_controls(self._controls, position, rows, base, self.part.graph.window, 0, visible_from, padded)
+        each = rows if len(self._controls) == 1 else 1
+        for call, controls in enumerate(self._controls):
+            padded = len(controls.positions)
+            write_controls(controls, position + call, each, base, self.part.graph.window, 0, visible_from, padded)
         self._write_index[:] = np.arange(place.slot, place.slot + self.part.calls)
 
     def copy(self, stream: Stream, call: int) -> None:
@@ -189,7 +195,7 @@ class DraftChain:
         inputs.copy(self._stream, step)
         self._stream.copy(graph.upload_address("ids"), self._token(step), ID_BYTES * self._context)
         run(graph)
-        graph.append_rows(1, place.slot + step, place.pool_slot + step)
+        graph.append_rows(inputs.part.rows, place.slot + step, place.pool_slot + step)
         states = self._decoder.part.graph.links["states"].address
         self._stream.copy(states, graph.links["states"].address, self._state_bytes)
 
@@ -199,7 +205,7 @@ class DraftChain:
         if self._encoder is None:
             stream.copy(graph.upload_address("ids"), self._token(self._context - 1 + step), ID_BYTES)
         run(graph)
-        graph.append_rows(1, self._places["decoder"].slot + step)
+        graph.append_rows(self._decoder.part.rows, self._places["decoder"].slot + step)
         best, probability = graph.result_address("best"), graph.result_address("probability")
         chosen, apart = self._token(self._context + step), ID_BYTES * self.count
         if probability >= best + ID_BYTES:

@@ -10,7 +10,7 @@ from fastblt.runtime.backends.gpu.cuda import Stream
 from fastblt.runtime.backends.gpu.decoder_calls import DecoderCalls, decoder_rows
 from fastblt.runtime.backends.gpu.draft_chain import DraftChain, Part, Place
 from fastblt.runtime.backends.gpu.encoder_calls import EncoderCalls
-from fastblt.runtime.backends.gpu.graph import DeviceGraph, padded
+from fastblt.runtime.backends.gpu.graph import DeviceGraph
 from fastblt.runtime.backends.gpu.patcher_calls import LookAhead
 from fastblt.runtime.backends.protocol import DRAFT_SLACK, Drafted, Ids, Pick
 
@@ -94,10 +94,11 @@ class DeviceDrafter:
         """Draft ``count`` bytes after ``ids``, int64 [history + 1]; see `Backend.draft`."""
         self._look_ahead.forget()
         # Room for the whole draft, so that nothing has to move in the middle of it.
-        decoder = Place(position, self._decoder.graph.make_room(position, count))
-        encoder = None if self._encoder is None else self._encoder.place_draft(position, count)
+        rows = count - 1 + self._decoder.graph.padded(1)
+        decoder = Place(position, self._decoder.graph.make_room(position, rows))
+        encoder = None if self._encoder is None else self._encoder.place_draft(position, rows)
         asked = self._look_ahead.graph_for(position, count + 1) if visible_from is None else None
-        patcher = None if asked is None else Place(position, asked.make_room(position, padded(count + 1)))
+        patcher = None if asked is None else Place(position, asked.make_room(position, asked.padded(count + 1)))
         chain = self._chain(decoder, encoder, patcher, asked, count)
         chain.write(ids, self._decoder.place_latent(latent), decoder, encoder, patcher, visible_from)
         chain.work.queue()
@@ -112,13 +113,15 @@ class DeviceDrafter:
     ) -> DraftChain:
         """Choose the shape classes of a draft's calls, and return the chain that queues them."""
 
-        def part(graph: DeviceGraph, place: Place, calls: int, rows: int) -> Part:
-            live = place.slot + (rows if calls == 1 else calls)
-            return Part(graph, graph.choose(rows, live, place.pool_slot + calls).upload, calls, rows)
+        def part(graph: DeviceGraph, place: Place, calls: int, rows: int = 1) -> Part:
+            rows = graph.padded(rows)
+            used = calls - 1 + rows
+            chosen = graph.choose(rows, place.slot + used, place.pool_slot + used)
+            return Part(graph, chosen.upload, calls, rows)
 
-        decoding = part(self._decoder.graph, decoder, count, 1)
-        encoding = part(self._encoder.graph, encoder, count, 1) if self._encoder and encoder else None
-        asking = part(asked, patcher, 1, padded(count + 1)) if asked and patcher else None
+        decoding = part(self._decoder.graph, decoder, count)
+        encoding = part(self._encoder.graph, encoder, count) if self._encoder and encoder else None
+        asking = part(asked, patcher, 1, count + 1) if asked and patcher else None
         key = count, asking is not None
         chain = self._chains.pop(key, None)
         if chain is None:

@@ -9,7 +9,7 @@ import numpy as np
 from fastblt.runtime.backends.gpu.call import Call, pieces
 from fastblt.runtime.backends.gpu.device_rows import DeviceRows
 from fastblt.runtime.backends.gpu.draft_chain import Place
-from fastblt.runtime.backends.gpu.graph import DeviceGraph, padded
+from fastblt.runtime.backends.gpu.graph import DeviceGraph
 from fastblt.runtime.backends.gpu.sliding import CALL_ROWS, SlidingBuffer
 from fastblt.runtime.backends.host_embeddings import HostEmbeddings
 from fastblt.runtime.backends.protocol import DRAFT_SLACK, CapacityError, Ids
@@ -71,14 +71,14 @@ class EncoderCalls:
         self._encode(position, ids, none, none, visible_from)
 
     def place_draft(self, position: int, rows: int) -> Place:
-        """Make room for a draft inside the open patch, which is encoded one row at a time."""
+        """Make room for a draft inside the open patch, padding included; it is encoded one row at a time."""
         pool_slot = self._make_room_in_pool(min(self._open_from, position), position, rows)
         return Place(position, self.graph.make_room(position, rows), pool_slot)
 
     def _encode(self, position: int, ids: Ids, starts: Ids, ends: Ids, visible_from: int | Ids | None) -> None:
         """Encode rows and pool the patches that end among them."""
         rows, count = len(ids) - self._history, len(starts)
-        pool_slot = self._make_room_in_pool(min(self._open_from, position), position, padded(rows))
+        pool_slot = self._make_room_in_pool(min(self._open_from, position), position, self.graph.padded(rows))
         call = Call(self.graph, position, rows, visible_from=visible_from, pool_slot=pool_slot)
         self._write_ids(call.arrays, ids, rows)
         base = position - pool_slot

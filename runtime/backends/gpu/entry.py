@@ -19,7 +19,10 @@ def _entry(target: str, library: str) -> BackendEntry:
     def load(request: LoadRequest) -> Backend:
         from fastblt.runtime.backends.gpu.loading import load_tensorrt
 
-        return load_tensorrt(request.folder, target, request.max_bytes)
+        backend = load_tensorrt(request.folder, target, request.max_bytes, request.row_floor)
+        if request.warm_up:
+            backend.warm_up(request.on_progress)
+        return backend
 
     return BackendEntry(
         name=target,

@@ -24,9 +24,9 @@ from fastblt.runtime.backends.gpu.tensor_table import Binding, Block, shape_of, 
 from fastblt.runtime.bundle.dtypes import numpy_dtype
 
 
-def padded(rows: int) -> int:
-    """Return the rows of the shape class that a call of ``rows`` belongs to: the next power of two."""
-    return 1 << (rows - 1).bit_length()
+def padded(count: int) -> int:
+    """Return the next power of two."""
+    return 1 << (count - 1).bit_length()
 
 
 def first_visible(position: int, window: int | None) -> int:
@@ -81,6 +81,7 @@ class DeviceGraph:
         history: tokens before the rows, where the graph reads ids with history.
         slides: whether the caches hold fewer than all positions.
         whole: memory of inputs that is bound in every class, instead of memory for the rows of a call.
+        row_floor: fewest rows of a class, a power of two.
     """
 
     def __init__(
@@ -92,6 +93,7 @@ class DeviceGraph:
         *,
         slides: bool,
         whole: Mapping[str, Bound] = MappingProxyType({}),
+        row_floor: int = 1,
     ) -> None:
         self.spec = executor.spec
         self.window = stack.window
@@ -101,7 +103,7 @@ class DeviceGraph:
         self.row_bytes = stack.dim * numpy_dtype(caches[0].dtype).itemsize
         self.caches = SlidingBuffer(stream, len(caches), executor.slots, self.row_bytes, REWIND, slides=slides)
         self.pool = self._make_pool()
-        self.whole = whole
+        self.whole, self._row_floor = whole, row_floor
         self._largest = largest = self._sizes(CALL_ROWS, executor.slots, executor.pool_slots)
         upload, download = (self._block(binding, largest) for binding in (Binding.UPLOAD, Binding.DOWNLOAD))
         self._upload, self._download = (DeviceMemory(stream.cuda, b.bytes) for b in (upload, download))
@@ -158,6 +160,31 @@ class DeviceGraph:
     def _block(self, binding: Binding, sizes: dict[str, int]) -> Block:
         return Block(tensors_bound_as(self.spec, binding), sizes)
 
+    def padded(self, rows: int) -> int:
+        """Return the rows of the shape class that a call of ``rows`` belongs to."""
+        return max(self._row_floor, padded(rows))
+
+    def shape_classes(self) -> list[tuple[int, int]]:
+        """Return rows and slots of every class that calls can have, except those of patches longer than usual."""
+        powers = [1 << shift for shift in range(self.caches.slots.bit_length())]
+        slots = sorted({self._visible_slots(live) for live in (*powers, self.caches.slots)})
+        return [(rows, live) for rows in powers if self._row_floor <= rows <= CALL_ROWS for live in slots]
+
+    def run_nothing(self, rows: int, slots: int) -> None:
+        """Queue a class once, on zeros; its rows see the first slot."""
+        inputs = self.begin(rows, slots)
+        for spec in tensors_bound_as(self.spec, Binding.UPLOAD):
+            # A mean of nothing would not be a number.
+            inputs.arrays[spec.name][:] = spec.role in ("visible_end", "patch_end")
+        self.send()
+        self.launch()
+
+    def clear(self) -> None:
+        """Empty the caches, once everything that is queued is done."""
+        self.caches.clear()
+        if self.pool is not None:
+            self.pool.clear()
+
     def make_room(self, position: int, rows: int) -> int:
         """Make room in the caches for rows, padding included, and return the slot of the first one."""
         return self.caches.make_room(first_visible(position, self.window), position, rows)
@@ -166,7 +193,7 @@ class DeviceGraph:
         """Make the shape class of a call the current one, and return it.
 
         Args:
-            rows: of the class, from `padded`.
+            rows: of the class, from `DeviceGraph.padded`.
             live: number of slots, from the first on, that rows may see or are written to.
             pool_live: the same for the pool.
         """
@@ -289,7 +316,7 @@ class DeviceGraph:
 
     def moved_bytes(self, position: int, rows: int) -> int:
         """Return the weight and cache bytes that a call of ``rows`` at ``position`` reads; padding counts as rows."""
-        live = min(position + padded(rows), self.caches.slots)
+        live = min(position + self.padded(rows), self.caches.slots)
         return self.spec.weight_bytes + self.caches.lanes * self._visible_slots(live) * self.row_bytes
 
     def fetch(self) -> Views:

@@ -30,13 +30,14 @@ from fastblt.runtime.bundle.tensorrt_library import TensorRtError, flavor_proble
 from fastblt.runtime.driver import driver_cuda
 
 
-def load_tensorrt(bundle: Path, target: str, max_bytes: int) -> DeviceBackend:
+def load_tensorrt(bundle: Path, target: str, max_bytes: int, row_floor: int = 1) -> DeviceBackend:
     """Load the engines of a bundle that were compiled for this machine.
 
     Args:
         bundle: folder of the bundle.
         target: ``tensorrt`` or ``tensorrt-rtx``.
         max_bytes: longest prompt plus new bytes.
+        row_floor: fewest rows of a call, a power of two.
 
     Raises:
         TensorRtError: the library is missing.
@@ -70,7 +71,7 @@ def load_tensorrt(bundle: Path, target: str, max_bytes: int) -> DeviceBackend:
     memory = DeviceMemory(cuda, max(executor.memory_bytes for executor in executors.values()))
     for executor in executors.values():
         executor.share_memory(memory)
-    return DeviceBackend(opened, executors, stream, max_bytes, target)
+    return DeviceBackend(opened, executors, stream, max_bytes, target, row_floor=row_floor)
 
 
 def _check_memory(cuda: Cuda, bundle: Bundle, max_bytes: int, buffers: Callable[[int], dict[str, int]]) -> None:
@@ -104,7 +105,7 @@ def _session_options(ort: Any) -> Any:
 
 
 def load_onnxruntime(
-    bundle: Path, provider: str, max_bytes: int, options: Any = None, ort: Any = None
+    bundle: Path, provider: str, max_bytes: int, options: Any = None, ort: Any = None, row_floor: int = 1
 ) -> DeviceBackend:
     """Load a bundle into ONNX Runtime sessions on the GPU.
 
@@ -114,6 +115,7 @@ def load_onnxruntime(
         max_bytes: longest prompt plus new bytes.
         options: session options; None: ours.
         ort: a stand-in for the module ``onnxruntime``; None: the module, which only this function needs.
+        row_floor: fewest rows of a call, a power of two.
 
     Raises:
         CudaError: there is no usable GPU, or cuda-python is missing.
@@ -140,4 +142,4 @@ def load_onnxruntime(
             ort, opened.graph(part), spec, stream, slots, pool, usual_pool, providers, options
         )
     used = executors["decoder"].session.get_providers()
-    return DeviceBackend(opened, executors, stream, max_bytes, "onnxruntime", used)
+    return DeviceBackend(opened, executors, stream, max_bytes, "onnxruntime", used, row_floor)

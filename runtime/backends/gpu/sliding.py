@@ -111,6 +111,11 @@ class SlidingBuffer:
         """Return the device address of a slot."""
         return self._memory.address + lane * self.lane_bytes + slot * self.row_bytes
 
+    def clear(self) -> None:
+        """Begin again with zeros, once everything that is queued is done."""
+        self.base = 0
+        self._memory.clear()
+
     def make_room(self, needed: int, position: int, rows: int) -> int:
         """Make room for rows and return the slot of the first one.
 

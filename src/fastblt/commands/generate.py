@@ -23,8 +23,9 @@ from fastblt.commands.options import (
     MaxBytesOption,
     MethodOption,
     ProviderOption,
+    RowFloorOption,
 )
-from fastblt.commands.output import add_row, left, make_table, print_table, stderr, stdout, words
+from fastblt.commands.output import add_row, left, make_table, print_table, progress, stderr, stdout, words
 from fastblt.commands.prompts import default_prompt
 from fastblt.commands.show import Show, escaped
 from fastblt.models.config import BltConfig
@@ -85,6 +86,14 @@ def command(
     backend: BackendOption = DEFAULT_BACKEND,
     provider: ProviderOption = "auto",
     max_bytes: MaxBytesOption = None,
+    row_floor: RowFloorOption = 1,
+    warm_up: Annotated[
+        bool,
+        typer.Option(
+            "--warm-up/--no-warm-up",
+            help="On a GPU, bind, compile and record all that texts can need before the first byte.",
+        ),
+    ] = True,
     show: Annotated[
         bool, typer.Option("--show", help="Mark patch boundaries and where each byte came from, in color.")
     ] = False,
@@ -117,7 +126,16 @@ def command(
     data, origin = read_prompt(prompt, prompt_file)
     check_bundle(bundle, backend=backend)
     capacity = max_bytes or default_capacity(backend, max(1, len(data) + max_new_bytes))
-    runtime = BltRuntime.from_pretrained(bundle, provider=provider, backend=backend, max_bytes=capacity)
+    with progress("warming up", delay=1.0) as on_progress:
+        runtime = BltRuntime.from_pretrained(
+            bundle,
+            provider=provider,
+            backend=backend,
+            max_bytes=capacity,
+            row_floor=row_floor,
+            warm_up=warm_up,
+            on_progress=on_progress,
+        )
     console, writer = _open_output(data, origin, show=show)
     generation = runtime.generate(data, request=request, on_chunk=writer.write)
     writer.finish()

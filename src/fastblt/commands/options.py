@@ -14,6 +14,7 @@ from fastblt.commands.errors import UsageError
 from fastblt.models.formats.hub_id import SYNTAX
 from fastblt.models.formats.registry import layouts_help
 from fastblt.models.limits import TEXT_BYTES, THREADS
+from fastblt.runtime.backends.entry import ROW_FLOORS
 from fastblt.runtime.backends.registry import PROVIDER_SUMMARIES, backend_names, backends, backends_help, providers_help
 from fastblt.runtime.methods.registry import bench_defaults, methods_help
 
@@ -91,6 +92,13 @@ def _known_provider(name: str) -> str:
     return one_of(*dict.fromkeys([*PROVIDER_SUMMARIES, *(p for entry in backends() for p in entry.providers)]))(name)
 
 
+def _known_row_floor(rows: int) -> int:
+    """Return a number of rows that calls may be padded to; anything else is a usage error."""
+    if rows not in ROW_FLOORS:
+        raise typer.BadParameter(f"found {rows}, expected one of {', '.join(map(str, ROW_FLOORS))}")
+    return rows
+
+
 BackendOption = Annotated[str, typer.Option(help="What runs the model: {backends}.")]
 ProviderOption = Annotated[str, typer.Option(callback=_known_provider, help="Where the backend runs it: {providers}.")]
 MaxBytesOption = Annotated[
@@ -103,6 +111,14 @@ MaxBytesOption = Annotated[
 ]
 ThreadsOption = Annotated[
     int | None, typer.Option(min=1, max=THREADS, help="CPU threads  [default: chosen by the backend]")
+]
+RowFloorOption = Annotated[
+    int,
+    typer.Option(
+        callback=_known_row_floor,
+        help=f"Fewest rows of a call on a GPU, one of {', '.join(map(str, ROW_FLOORS))}; shorter calls are padded. "
+        "With 16, a byte and a draft are computed by the same kernels.",
+    ),
 ]
 JsonOption = Annotated[Path | None, typer.Option(help="Also write the result to this JSON file.")]
 WideOption = Annotated[bool, typer.Option("--wide", help="Print all columns, wider than 80 characters.")]

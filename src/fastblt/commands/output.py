@@ -10,6 +10,7 @@ escape codes appear on terminals only, and colors not where ``NO_COLOR`` is set;
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -125,13 +126,14 @@ def note(console: Console, text: str) -> None:
 
 
 @contextmanager
-def progress(label: str, *, redraw: bool = True) -> Iterator[OnProgress]:
+def progress(label: str, *, redraw: bool = True, delay: float = 0.0) -> Iterator[OnProgress]:
     """Show a progress bar with the time left while the body runs; nothing where standard error is no terminal.
 
     Args:
         label: what takes so long.
         redraw: draw the bar again several times a second. False: only when it is told of progress, because a thread
             that draws would disturb what is being measured.
+        delay: seconds that the work may take before anything is shown.
 
     Yields:
         What the work calls after each of its steps.
@@ -145,15 +147,27 @@ def progress(label: str, *, redraw: bool = True) -> Iterator[OnProgress]:
         TextColumn("{task.fields[what]}", markup=False),
     )
     shown = Progress(*columns, console=console, transient=True, auto_refresh=redraw, disable=not console.is_terminal)
-    with shown:
-        task = shown.add_task(visible(label), total=None, what="")
+    began = time.monotonic()
+    task = shown.add_task(visible(label), total=None, what="")
+
+    def show_when_due() -> bool:
+        due = shown.live.is_started or time.monotonic() - began >= delay
+        if due:
+            shown.start()
+        return due
+
+    try:
+        show_when_due()
 
         def report(done: int, total: int, what: str) -> None:
             shown.update(task, completed=done, total=total, what=visible(what))
-            if not redraw:
+            if show_when_due() and not redraw:
                 shown.refresh()
 
         yield report
+    finally:
+        if shown.live.is_started:
+            shown.stop()
 
 
 def percent(value: float | None, digits: int = 1) -> str:
