@@ -127,7 +127,7 @@ class DeviceBackend:
             BundleError: a graph does not accept a shape.
             GraphError: a graph fails.
         """
-        steps = warm_up_steps(self.graphs, self._device_drafter)
+        steps = warm_up_steps(self.graphs, self._decoder, self._device_drafter)
         for done, step in enumerate(steps):
             on_progress(done, len(steps), step.name)
             try:

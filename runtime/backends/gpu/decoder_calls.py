@@ -59,11 +59,8 @@ class DecoderCalls:
     def _run_row(self, position: int, ids: Ids, latents: Ids) -> DecoderRows:
         """Decode one row, and ask the patcher about the byte that the row finds most likely."""
         patcher = self._look_ahead.graph_for(position + 1, 1)
-        if patcher is None:
-            self.queue(position, ids, latents)
-            results = self.graph.fetch()
-            self._stream.synchronize()
-            return decoder_rows(results, 1)
+        if patcher is None or self.graph.padded(1) > 1:
+            return self._run_padded_row(position, ids, latents)
         if self._row_chain is None:
             self._row_chain = RowChain(self._stream, self.graph, patcher)
         if self._states is not None:
@@ -80,6 +77,17 @@ class DecoderCalls:
         for _ in range(3):  # classes are recorded when they occur again, and the row after them
             self._run_row(0, nothing, nothing)
         self._look_ahead.forget()
+
+    def _run_padded_row(self, position: int, ids: Ids, latents: Ids) -> DecoderRows:
+        """Decode one row as a call of more, and ask the patcher where there is one."""
+        self.queue(position, ids, latents)
+        results = self.graph.fetch()
+        entropies = self._look_ahead.queue(position + 1, self.graph.result_address("best"), 1)
+        self._stream.synchronize()
+        row = decoder_rows(results, 1)
+        if entropies is not None:
+            self._look_ahead.keep(position + 1, row.best, entropies)
+        return row
 
     def queue(
         self, position: int, ids: Ids, latents: Ids, block: int = 0, visible_from: int | Ids | None = None

@@ -10,13 +10,14 @@ import numpy as np
 
 from fastblt.runtime.backends.gpu.call import Call, pieces
 from fastblt.runtime.backends.gpu.cuda import Stream
+from fastblt.runtime.backends.gpu.draft_chain import ID_BYTES
 from fastblt.runtime.backends.gpu.graph import DeviceGraph
 from fastblt.runtime.backends.gpu.sliding import CALL_ROWS
 from fastblt.runtime.backends.protocol import Floats, Ids
 
 
 class PatcherCalls:
-    """Runs the patcher's graph on tokens of the host.
+    """Runs the patcher's graph, on tokens of the host or on tokens that are on the device.
 
     Args:
         graph: the patcher's.
@@ -40,6 +41,24 @@ class PatcherCalls:
             found[first:end] = results["entropy"][0, : end - first]
         return found
 
+    def queue(self, position: int, tokens: int, rows: int) -> Floats:
+        """Queue the patcher on tokens that are on the device.
+
+        Args:
+            position: of the first token.
+            tokens: device address of the tokens, int64 [rows].
+            rows: number of tokens, at most `CALL_ROWS`.
+
+        Returns:
+            Entropies float32 [rows], to be read after a wait and before the patcher's next call.
+        """
+        call = Call(self.graph, position, rows)
+        call.arrays["ids"][:] = 0
+        call.send()
+        self._stream.copy(self.graph.upload_address("ids"), tokens, rows * ID_BYTES)
+        call.launch()
+        return self.graph.fetch()["entropy"][0, :rows]
+
 
 class LookAhead:
     """Keeps what the patcher was asked before the session does, as the answer to the session's next question.
@@ -53,6 +72,12 @@ class LookAhead:
         self._patcher = patcher
         self._max_bytes = max_bytes
         self._answer: tuple[int, Ids, Floats] | None = None
+
+    def queue(self, position: int, tokens: int, rows: int) -> Floats | None:
+        """Queue the patcher on tokens on the device; see `PatcherCalls.queue`. None where it cannot be asked."""
+        if self._patcher is None or self.graph_for(position, rows) is None:
+            return None
+        return self._patcher.queue(position, tokens, rows)
 
     def graph_for(self, position: int, rows: int) -> DeviceGraph | None:
         """Return the patcher's graph, for a caller that queues it behind the decoder; None where nothing is asked."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import NamedTuple
 
+from fastblt.runtime.backends.gpu.decoder_calls import DecoderCalls
 from fastblt.runtime.backends.gpu.drafting import DeviceDrafter
 from fastblt.runtime.backends.gpu.graph import DeviceGraph
 
@@ -24,11 +25,14 @@ class Step(NamedTuple):
     run: Callable[[], None]
 
 
-def warm_up_steps(graphs: Mapping[str, DeviceGraph], drafter: DeviceDrafter | None) -> list[Step]:
-    """Return a step for every shape class of every graph, then one for every length of drafts on the device.
+def warm_up_steps(
+    graphs: Mapping[str, DeviceGraph], decoder: DecoderCalls, drafter: DeviceDrafter | None
+) -> list[Step]:
+    """Return a step for every shape class of every graph, one for a byte, and one for every length of drafts.
 
     Args:
         graphs: by part.
+        decoder: its calls.
         drafter: drafts on the device; None where the host takes part.
     """
     steps = [
@@ -36,6 +40,7 @@ def warm_up_steps(graphs: Mapping[str, DeviceGraph], drafter: DeviceDrafter | No
         for part, graph in graphs.items()
         for rows, slots in graph.shape_classes()
     ]
+    steps.append(Step("decoder", "one byte", decoder.warm_up))
     if drafter is not None:
         counts = range(1, _LONGEST_DRAFT + 1)
         steps += [Step("decoder", f"draft, {count} bytes", partial(drafter.warm_up, count)) for count in counts]
