@@ -123,7 +123,7 @@ def test_named_commands_and_options_exist(path: Path) -> None:
 def test_named_extras_and_make_targets_exist(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
-    named = re.findall(r"(?:fastblt|'\.|\"\.|/src)\[([\w,-]+)\]", text)
+    named = re.findall(r"(?:fastblt|\.whl|'\.|\"\.|/src)\[([\w,-]+)\]", text)
     assert {extra for found in named for extra in found.split(",")} <= set(extras)
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     assert {found for line in code(path) for found in re.findall(r"^\s*make ([a-z]+)", line)} <= targets
