@@ -17,7 +17,8 @@ from fastblt import __version__
 from fastblt.commands.errors import exit_status
 from fastblt.commands.exit_status import USAGE
 
-#: Every command and one line about it, in the order of ``fastblt --help``; its module is ``fastblt.commands.NAME``.
+#: Every command and one line about it, in the order of ``fastblt --help``; its module is
+#: ``fastblt.commands.NAME``, with underscores.
 COMMANDS = {
     "export": "Export a checkpoint to a bundle of ONNX graphs.",
     "generate": "Generate text from a bundle.",
@@ -30,6 +31,7 @@ COMMANDS = {
     "compile": "Compile a bundle to TensorRT engines.",
     "verify": "Compare a bundle on this machine's GPU with the CPU.",
     "doctor": "Report what works on this machine, and what to install.",
+    "gpu-campaign": "Check and measure everything on this machine's GPU.",
     "pack": "Write a bundle and its engines to one archive.",
     "unpack": "Unpack an archive of `fastblt pack` and check its files.",
     "data": "Build the training corpus.",
@@ -57,7 +59,7 @@ class CommandGroup(TyperGroup):
         from fastblt.commands.options import check_values, complete_help
 
         single = typer.Typer(**_PLAIN)
-        single.command(cmd_name)(import_module(f"fastblt.commands.{name}").command)
+        single.command(cmd_name)(import_module(f"fastblt.commands.{name.replace('-', '_')}").command)
         command = typer.main.get_command(single)
         complete_help(command)
         check_values(command)

@@ -59,7 +59,7 @@ def warm_up() -> None:
     from fastblt.cli import COMMANDS
 
     for name in COMMANDS:
-        importlib.import_module(f"fastblt.commands.{name}")
+        importlib.import_module(f"fastblt.commands.{name.replace('-', '_')}")
     sys.modules["torch"].set_num_threads(1)
     threads = len(os.listdir("/proc/self/task"))
     if threads != 1:

@@ -107,7 +107,7 @@ def test_links_lead_to_files(path: Path) -> None:
 def test_named_commands_and_options_exist(path: Path) -> None:
     wrong = []
     for line in code(path):
-        for command, rest in re.findall(r"(?:^|(?<!from)(?<!cli export)[\s(])fastblt ([a-z]+)\b([^&;]*)", line):
+        for command, rest in re.findall(r"(?:^|(?<!from)(?<!cli export)[\s(])fastblt ([a-z][a-z-]*)\b([^&;]*)", line):
             if command not in COMMANDS | ALIASES:
                 wrong.append(f"fastblt {command}")
                 continue

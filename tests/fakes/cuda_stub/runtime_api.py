@@ -11,7 +11,7 @@ import os
 import sys
 from ctypes import c_char_p, c_int, c_size_t, c_uint, c_ulonglong, c_void_p
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 from cuda.bindings import runtime as real
@@ -21,6 +21,10 @@ FUNCTIONS: dict[str, tuple[tuple[Any, ...], tuple[Any, ...]]] = {
     "cudaDeviceGetAttribute": ((c_int,), (c_int, c_int)),
     "cudaDeviceSynchronize": ((), ()),
     "cudaDriverGetVersion": ((c_int,), ()),
+    "cudaEventCreateWithFlags": ((c_void_p,), (c_uint,)),
+    "cudaEventDestroy": ((), (c_void_p,)),
+    "cudaEventRecord": ((), (c_void_p, c_void_p)),
+    "cudaEventSynchronize": ((), (c_void_p,)),
     "cudaFree": ((), (c_void_p,)),
     "cudaFreeHost": ((), (c_void_p,)),
     "cudaGetDeviceCount": ((c_int,), ()),
@@ -72,6 +76,11 @@ class RuntimeApi(ModuleType):
 
     def cudaGetErrorString(self, error: Any) -> tuple[Any, bytes]:
         return real.cudaError_t.cudaSuccess, self.library.cudaGetErrorString(int(error))
+
+    def cudaGetDeviceProperties(self, device: int) -> tuple[Any, Any]:
+        found = ctypes.create_string_buffer(4096)  # more than the structure has; its name comes first
+        status = self.library.cudaGetDeviceProperties(found, device)
+        return real.cudaError_t(status), SimpleNamespace(name=found.value)
 
     def note(self, text: str) -> None:
         """Write a line to the log."""
