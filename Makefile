@@ -15,6 +15,8 @@ MINUTES     ?= 10
 SEED        ?= 1
 PARTS       ?=
 JOBS        ?= 2
+GPU_OUT     ?= build/gpu-campaign
+GPU_OPTIONS ?=
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Programs that tests start import PyTorch: they need its compiled modules, which the first of them writes.
@@ -41,10 +43,10 @@ EXPORT_SOURCES   := $(wildcard export/*.py models/*.py models/formats/*.py) $(wi
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test campaign launches build lint format lock advisories clean distclean
+.PHONY: help demo test campaign launches gpu-campaign build lint format lock advisories clean distclean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 demo: $(MANIFEST) ## export the shipped checkpoint, generate text, measure the methods
 	$(BIN)/fastblt generate $(BUNDLE) --show
@@ -55,6 +57,9 @@ test: lint ## all checks: ruff, mypy, pytest
 
 campaign: $(TEST_READY) ## try to break it: damaged files, kills, full disks, threads (MINUTES= SEED= PARTS= JOBS=)
 	PYTHONPATH=src:tests $(BIN)/python -m campaign --minutes $(MINUTES) --seed $(SEED) --jobs $(JOBS) --parts '$(PARTS)'
+
+gpu-campaign: $(TEST_READY) ## check and measure everything on this machine's GPU (GPU_OUT= GPU_OPTIONS= TORCH_LOCK=)
+	$(BIN)/fastblt gpu-campaign $(GPU_OUT) --checkpoint $(CHECKPOINT) $(GPU_OPTIONS)
 
 launches: $(TEST_READY) ## count launches and waits over a stub of CUDA (COLUMN= of docs/results/launches.json)
 	PYTHONPATH=src:tests $(BIN)/python -m fakes.cuda_stub.measure --shapes $(COLUMN)

@@ -8,7 +8,7 @@ from typing import Any
 from fastblt.runtime.measure.gpu_campaign.plan import DTYPES, Step
 from fastblt.runtime.measure.gpu_campaign.record import DONE, PENDING, Found, Record
 
-REPORT_FILE, ROWS_FILE = "report.md", "deploy-rows.md"
+REPORT_FILE, ROWS_FILE = "gpu-report.md", "deploy-rows.md"
 STUB_WARNING = "STUB OF CUDA: kernels did nothing. Nothing below is a figure of a GPU."
 #: Rows of the profile that are shown.
 _KERNELS = 15

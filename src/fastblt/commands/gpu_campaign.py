@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -37,6 +38,7 @@ from fastblt.runtime.measure.gpu_campaign.run import run_steps
 
 #: The checkpoint of the repository, if this is a clone of it.
 SHIPPED = Path(fastblt.__file__).resolve().parents[2] / "checkpoints" / "blt-d-8m"
+_DOCTOR_SECONDS = 180
 
 
 def command(
@@ -59,6 +61,8 @@ def command(
     profile, and the engines that this machine can run. Steps that are done are not run again, what the machine lacks is
     skipped, and a step that fails does not stop the others.
     """
+    if math.isnan(minutes):
+        raise UsageError("--minutes: found nan, expected a number")
     check_output_folder(out)
     check_checkpoint(checkpoint)
     check_checkpoint(replay_checkpoint)
@@ -74,6 +78,7 @@ def command(
         note(console, STUB_WARNING)
     record.put("doctor", Found(DONE, result=doctor))
     run_steps(record, chosen, minutes, lambda step, found: _on_step(record, planned, step, found))
+    _write_reports(record, planned)
     print_table(console, _table(record, chosen))
     note(console, f"report: {out / REPORT_FILE}; rows of docs/deploy.md: {out / ROWS_FILE}")
     _check(record, chosen, out)
@@ -104,11 +109,15 @@ def _doctor() -> dict[str, Any]:
         raise CampaignError(f"found no GPU that CUDA can use: {problem}")
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "doctor.json"
-        done = subprocess.run(
-            [sys.executable, "-m", "fastblt", "doctor", "--json", str(file)], capture_output=True, text=True
-        )
+        command = [sys.executable, "-m", "fastblt", "doctor", "--json", str(file)]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=_DOCTOR_SECONDS)
+        except subprocess.TimeoutExpired:
+            raise CampaignError(
+                f"fastblt doctor: found no report after {_DOCTOR_SECONDS} s, expected one of this machine"
+            ) from None
         if done.returncode or not file.exists():
-            last = [*done.stderr.split("\n")[-2:], f"exit status {done.returncode}"][0]
+            last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
             raise CampaignError(f"fastblt doctor: found that it fails ({last}), expected a report of this machine")
         found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     if not found["facts"]["gpus"]:
@@ -138,6 +147,10 @@ def _on_step(record: Record, planned: list[Step], step: Step, found: Found | Non
         return
     if found.state == FAILED:
         note(stderr(), f"{step.name}: failed: {found.error}")
+    _write_reports(record, planned)
+
+
+def _write_reports(record: Record, planned: list[Step]) -> None:
     write_file(record.folder / REPORT_FILE, report(record, planned))
     write_file(record.folder / ROWS_FILE, deploy_rows(record) + "\n")
 

@@ -217,6 +217,7 @@ def test_without_a_gpu_nothing_is_written(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_whole_command_over_the_stub(
     stubbed: Callable[..., subprocess.CompletedProcess[str]], tiny_bundle: Path, tmp_path: Path
 ) -> None:
@@ -238,7 +239,7 @@ def test_whole_command_over_the_stub(
     assert (found["stub"], found["gpu"], found["sm"]) == (True, "stub of a GPU", 90)
     assert "kernel node of a graph (ONNX Runtime)" in found["steps"]["latency"]["result"]["microseconds"]
     assert {row["device"] for row in found["steps"]["replay"]["result"]["rows"]} == {"cuda"}
-    text = (out / "report.md").read_text()
+    text = (out / "gpu-report.md").read_text()
     figures = [line for line in text.splitlines() if line.startswith("## ")][2:-1]
     assert figures
     assert all(line.endswith("(stub: no figures of a GPU)") for line in figures)
