@@ -198,6 +198,8 @@ class _Compiler:
         least = SLOT_STEP if appends or (grows and lowered) else slots
         fixed = sizes if least == slots else {"pool_slots": pool}
         graph = TensorRtGraph(self.library, self.bundle / spec.file, fixed, spec if appends else None)
+        aliases = graph.aliases()
+        _check_aliases(self.bundle / spec.file, compiled_spec(spec, appends=appends), aliases)
         ranges = {size: (number,) * 3 for size, number in sizes.items()}
         if least < slots:
             ranges["slots"] = (least, min(_USUAL_SLOTS, slots), slots)
@@ -206,7 +208,7 @@ class _Compiler:
         cache = self.request.timing_cache
         data = graph.build(profiles, self.request.sms, cache, lambda phase: on_phase(f"{name}: {phase}"), cancelled)
         (self.folder / name).write_bytes(data)
-        engine = EngineSpec(
+        return EngineSpec(
             part,
             name,
             data.nbytes,
@@ -214,15 +216,13 @@ class _Compiler:
             slots,
             pool,
             profiles,
-            graph.aliases(),
+            aliases,
             graph.decomposed,
             round(time.perf_counter() - began, 2),
             least,
             appends,
             graph.activation_bytes,
         )
-        _check_aliases(self.bundle / spec.file, compiled_spec(engine, spec), engine.aliases)
-        return engine
 
 
 def _check_aliases(path: Path, spec: GraphSpec, aliases: dict[str, str]) -> None:

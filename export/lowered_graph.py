@@ -57,7 +57,7 @@ class LoweredGraph(BltGraph):
     def scaled(self, q: ir.Value, of: StackConfig) -> ir.Value:
         """Divide ``q`` [b, heads, n, head_dim] by the root of head_dim, before a product that may overflow fp16."""
         # A constant: whatever is computed from a shape is computed on the CPU, and no CUDA graph can hold its copy.
-        return self.op.Div(q, self.number("root_of_head_dim", math.sqrt(of.head_dim)))
+        return self.op.Div(q, self.number(f"root_of_{of.head_dim}", math.sqrt(of.head_dim)))
 
     def by_head(self, x: ir.Value, heads: int) -> ir.Value:
         """Split rows [b, n, dim] by head: [b, heads, n, head_dim]."""

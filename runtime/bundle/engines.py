@@ -132,9 +132,9 @@ def appending_outputs(spec: GraphSpec) -> dict[str, TensorSpec]:
     }
 
 
-def compiled_spec(engine: EngineSpec, spec: GraphSpec) -> GraphSpec:
-    """Return the inputs and outputs of an engine: its graph's, or with new rows of caches in place of updates."""
-    rows = appending_outputs(spec) if engine.appends else {}
+def compiled_spec(spec: GraphSpec, *, appends: bool) -> GraphSpec:
+    """Return the inputs and outputs of a graph's engine; see `EngineSpec.appends`."""
+    rows = appending_outputs(spec) if appends else {}
     return dataclasses.replace(spec, outputs=tuple(rows.get(t.name, t) for t in spec.outputs))
 
 
@@ -189,7 +189,6 @@ def _read_engine(data: JsonEntries) -> EngineSpec:
     entry = read_file_entry(data)
     aliases = data.object("aliases", limits.TENSORS)
     slots, known = data.integer("slots", 1, limits.SIZE), data.data
-    activations = data.integer("activation_bytes", 0, limits.FILE_BYTES) if known.get("activation_bytes") else None
     return EngineSpec(
         part=data.one_of("part", tuple(GRAPH_FILES)),
         file=name,
@@ -204,7 +203,9 @@ def _read_engine(data: JsonEntries) -> EngineSpec:
         # Earlier versions wrote none of these.
         least_slots=data.integer("least_slots", 1, slots) if "least_slots" in known else slots,
         appends=data.flag("appends") if "appends" in known else False,
-        activation_bytes=activations,
+        activation_bytes=None
+        if known.get("activation_bytes") is None
+        else data.integer("activation_bytes", 0, limits.FILE_BYTES),
     )
 
 
@@ -241,7 +242,7 @@ def check_engine_entry(folder: EngineFolder, engine: EngineSpec, spec: GraphSpec
         BundleError: aliases or profiles name other tensors than the graph's, or shapes that it cannot have.
     """
     where = f"{folder.path / ENGINES_FILE}: engine {engine.file}"
-    outputs = compiled_spec(engine, spec).outputs
+    outputs = compiled_spec(spec, appends=engine.appends).outputs
     updates = {t.name: t.name.removesuffix("_out") for t in outputs if t.role in ("cache_update", "pool_update")}
     if engine.aliases != updates:
         names = sorted({name for name, _ in engine.aliases.items() ^ updates.items()})

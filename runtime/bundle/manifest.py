@@ -50,9 +50,9 @@ GRAPH_FILES = {
 OPTIONAL_GRAPHS = ("patcher",)
 
 
-#: What a file's digest looks like.
 #: Bytes of a file that are read at a time.
 _PIECE = 2**20
+#: What a file's digest looks like.
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 

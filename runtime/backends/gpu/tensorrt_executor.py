@@ -40,7 +40,7 @@ class TensorRtExecutor:
     def __init__(
         self, library: TensorRtLibrary, path: Path, engine: EngineSpec, spec: GraphSpec, stream: Stream, slots: int
     ) -> None:
-        self.spec = compiled_spec(engine, spec)
+        self.spec = compiled_spec(spec, appends=engine.appends)
         self.slots = slots if engine.any_slots else engine.slots
         self.pool_slots = self.usual_pool_slots = engine.pool_slots
         self.path = path

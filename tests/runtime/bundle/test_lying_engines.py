@@ -77,6 +77,7 @@ READ: dict[str, Edit] = {
     "least slots 0": edit_engine(least_slots=0),
     "rows a word": edit_engine(appends="yes"),
     "activations negative": edit_engine(activation_bytes=-1),
+    "activations a word": edit_engine(activation_bytes=""),
     "pool negative": edit_engine(pool_slots=-1),
     "size of 400 digits": edit_engine(bytes=10**400),
     "sha256 short": edit_engine(sha256="0"),
