@@ -18,10 +18,12 @@ from typer.testing import CliRunner, Result
 
 from fastblt.cli import app
 from fastblt.commands.doctor import bundle_notes
+from fastblt.commands.polygraphy import write_polygraphy
 from fastblt.runtime.backends.gpu.graph import DeviceGraph
 from fastblt.runtime.bundle.archive import pack
 from fastblt.runtime.bundle.bundle import Bundle
 from fastblt.runtime.bundle.engines import ENGINES_FILE, load_engine_folder
+from fastblt.runtime.bundle.target import TargetError
 from fastblt.runtime.doctor.engine_memory import engine_memory
 from fastblt.runtime.doctor.facts import Gpu, MachineFacts
 from fastblt.runtime.doctor.verdicts import Verdict
@@ -144,7 +146,7 @@ def test_verify_names_the_graph_that_computes_something_else(
 
 
 def test_polygraphy_files_have_a_folder_of_their_own(
-    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bundle: Path, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "x").touch()
@@ -152,6 +154,14 @@ def test_polygraphy_files_have_a_folder_of_their_own(
         result = run("verify", bundle, "--polygraphy", folder)
         assert result.exit_code == 1
         assert f"error: {folder}: found {found}" in result.stderr
+    with pytest.raises(TargetError, match="found something there"):
+        write_polygraphy(bundle, tmp_path / "full")  # it came after the command began
+    new = tmp_path / "around" / "new"
+    result = run("export", tiny_checkpoint, new, "--polygraphy", new.parent)
+    assert f"error: {new.parent}: found the folder that the bundle is in" in result.stderr
+    result = run("export", tiny_checkpoint, new, "--polygraphy", new / "calls")
+    assert f"error: {new / 'calls'}: found a folder in the bundle" in result.stderr
+    assert not new.parent.exists()
     monkeypatch.setitem(sys.modules, "polygraphy", None)
     monkeypatch.delitem(sys.modules, "polygraphy.comparator", raising=False)
     for options in ((), ("--polygraphy", tmp_path / "new")):

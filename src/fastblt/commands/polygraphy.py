@@ -32,23 +32,27 @@ def check_polygraphy_target(folder: Path | None, bundle: Path) -> None:
 
     Raises:
         ModuleNotFoundError: it is not.
-        TargetError: the folder has content, is in the bundle, or cannot be made.
+        TargetError: the folder has content, is in the bundle or around it, or cannot be made.
     """
     if folder is None:
         return
     require_polygraphy()
     check_new_folder(folder)
-    if Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(bundle)):
+    ours, theirs = Path(os.path.realpath(folder)), Path(os.path.realpath(bundle))
+    if ours.is_relative_to(theirs):
         raise TargetError(
             f"{folder}: found a folder in the bundle, expected another: a bundle with files that its manifest does "
             "not list counts as damaged"
         )
+    if theirs.is_relative_to(ours):
+        raise TargetError(f"{folder}: found the folder that the bundle is in, expected another: it is replaced")
 
 
 def write_polygraphy(bundle: Path, folder: Path | None) -> None:
     """Write the files and print a command line for each graph and what can run it; None: do nothing."""
     if folder is None:
         return
+    check_polygraphy_target(folder, bundle)  # an export before this took its time
     with stderr().status("generating for Polygraphy"):
         calls = write_polygraphy_files(bundle, folder, heldout_prompts(1, PROMPT_BYTES)[0], emulate)
     console = stdout()
