@@ -97,7 +97,7 @@ class TraceStore:
         self._pending: list[tuple[Sample, Arrays]] = []
         self._pending_bytes = 0
         if found is None:
-            self._save()  # before any shard, or nobody knows whose they are after an interruption
+            self._save()  # before any shard: after an interruption it identifies them
         self._remove_strays()
 
     @property

@@ -43,7 +43,7 @@ def bindings_for(driver: str) -> str:
 
 
 def bindings_problem(driver: str | None, bindings: str | None, failure: str | None = None) -> Problem | None:
-    """Return why cuda-python cannot use a driver; None: nothing is known that speaks against it.
+    """Return why cuda-python cannot use a driver; None: no reason is known.
 
     Args:
         driver: newest CUDA version that it supports; None: there is none.

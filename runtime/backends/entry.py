@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 #: Capacity, in bytes of text, that costs nothing on a CPU: its memory is only reserved until a text reaches it.
 ROOMY = 4096
-#: What the fewest rows of a call on a GPU may be. All calls have the same number of rows with the last.
+#: Values of `LoadRequest.row_floor`. With the last one, all calls have the same number of rows.
 ROW_FLOORS = (1, 2, 4, 8, 16, 32, 64)
 
 
@@ -48,9 +48,9 @@ class LoadRequest:
     row_floor: int = 1
     """Fewest rows of a call on a GPU, one of `ROW_FLOORS`; shorter calls are padded."""
     warm_up: bool = False
-    """Whether a GPU runs everything once that generations can need, before the backend is returned."""
+    """Whether everything that generations can need is run on a GPU before the backend is returned."""
     on_progress: OnProgress = no_progress
-    """Called while it does."""
+    """Called during that."""
 
     def __post_init__(self) -> None:
         check_capacity(self.max_bytes)

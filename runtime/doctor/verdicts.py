@@ -128,7 +128,7 @@ def _tensorrt(facts: MachineFacts) -> Verdict:
     if library is None:
         remedy = "pip install 'fastblt[tensorrt]'"
         if facts.driver_cuda is not None and major(facts.driver_cuda) == 12:
-            remedy = "pip install 'tensorrt-cu12>=10.3,<12' onnx onnx-ir"
+            remedy = "pip install 'tensorrt-cu12>=10.3,<12' onnx onnx-ir polygraphy"
         if facts.jetson:
             remedy = "apt install python3-libnvinfer, and use a virtual environment with --system-site-packages"
         return Verdict(use, False, _why(facts, "tensorrt"), remedy)

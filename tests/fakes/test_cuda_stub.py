@@ -55,7 +55,7 @@ def test_recorded_copies_are_done_when_launched(stream: Stream) -> None:
 )
 def test_what_a_capture_forbids_makes_it_invalid(stream: Stream, name: str, arguments: tuple[int, ...]) -> None:
     assert stream.capture(lambda: stream.cuda(name, *arguments)) is None
-    # One that nobody notices, too.
+    # Also where the error is ignored.
     assert stream.capture(lambda: getattr(stream.cuda.api, name)(*arguments)) is None
     stream.synchronize()
 

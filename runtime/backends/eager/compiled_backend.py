@@ -183,7 +183,7 @@ class CompiledBackend(TorchBackend):
         rows, lengths = len(ids) - history, ends - starts
         for first, last in _pieces(rows, self._piece):
             seen = None if visible_from is None else visible_from[first:last]
-            # Only the last piece pools; the others pool their first byte, which is in nobody's way.
+            # Only the last piece pools; the others pool their first byte, which is overwritten.
             patches = np.stack([starts, lengths]) if last == rows else np.array([[position + first], [1]])
             compiled = patches.shape[1] == 1 and int(patches[1, 0]) <= self._patch
             members = self._members[: self._patch if compiled else int(patches[1].max())]
@@ -252,7 +252,7 @@ class CompiledBackend(TorchBackend):
         return Drafted(chosen, sure, encoder_seconds)
 
     def _encode_drafted(self, position: int, context: Tensor, seen: Ids) -> None:
-        """Encode one drafted byte; the patch that is pooled along with it is of no use, and in nobody's way."""
+        """Encode one drafted byte; the patch that is pooled along with it is not read."""
         patch = np.array([[position], [1]])
         self._call("encoder", position, 1, context, patch, self._members[: self._patch], visible_from=seen)
 

@@ -180,7 +180,7 @@ class DeviceBackend:
     def draft(
         self, position: int, ids: Ids, latent: int, count: int, pick: Pick | None = None, visible_from: int = 0
     ) -> Drafted:
-        """Implement `Backend.draft`: on the device alone where nobody picks and the host looks nothing up."""
+        """Implement `Backend.draft`: on the device alone, unless the caller picks bytes or the host looks them up."""
         first_seen, on_device = visible_from or None, self._device_drafter
         if pick is None and on_device is not None and count <= DeviceDrafter.LONGEST:
             return on_device.draft(position, ids, latent, count, first_seen)

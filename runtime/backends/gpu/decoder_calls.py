@@ -72,7 +72,7 @@ class DecoderCalls:
         return row
 
     def warm_up(self) -> None:
-        """Decode nothing alone, so that such a row is recorded; what that leaves in the caches is overwritten."""
+        """Decode a single token 0, so that such a row is recorded; what that leaves in the caches is overwritten."""
         nothing = np.zeros(1, dtype=np.int64)
         for _ in range(3):  # classes are recorded when they occur again, and the row after them
             self._run_row(0, nothing, nothing)

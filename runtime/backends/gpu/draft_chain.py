@@ -162,7 +162,7 @@ class DraftChain:
             self._places["patcher"] = patcher
 
     def _write_pool(self, encoder: StepInputs, pool_slot: int) -> None:
-        """Write where the encoder's states go. No patch ends in a draft: each call pools its own byte for nobody."""
+        """Write where the encoder's states go. No patch ends in a draft: what each call pools is not read."""
         slots = np.arange(pool_slot, pool_slot + self.count)
         encoder.arrays["pool_index"][:, 0] = slots
         encoder.arrays["patch_start"][:, 0] = slots[:, None]

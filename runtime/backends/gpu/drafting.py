@@ -81,7 +81,7 @@ class DeviceDrafter:
         """By the draft's length and whether the patcher is asked; the one that was used last comes last."""
 
     def warm_up(self, count: int) -> None:
-        """Draft ``count`` bytes after nothing, so that everything is bound, and recorded as far as it can be.
+        """Draft ``count`` bytes after zeros, so that everything is bound, and recorded as far as it can be.
 
         What that leaves in the caches is overwritten by whatever is read next.
         """

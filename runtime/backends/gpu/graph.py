@@ -174,7 +174,7 @@ class DeviceGraph:
         """Queue a class once, on zeros; its rows see the first slot."""
         inputs = self.begin(rows, slots)
         for spec in tensors_bound_as(self.spec, Binding.UPLOAD):
-            # A mean of nothing would not be a number.
+            # A row that sees no slot, or an empty patch, would become NaN.
             inputs.arrays[spec.name][:] = spec.role in ("visible_end", "patch_end")
         self.send()
         self.launch()

@@ -158,7 +158,7 @@ class OnnxRuntimeLaunch:
             self._run_once()
 
     def recordable(self) -> bool:
-        """Implement `Launch.recordable`: a session launches CUDA graphs of its own, which nobody else can record."""
+        """Implement `Launch.recordable`: a session launches CUDA graphs of its own, which cannot be part of another."""
         return False
 
     def record(self) -> None:

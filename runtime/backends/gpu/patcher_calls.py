@@ -61,7 +61,7 @@ class PatcherCalls:
 
 
 class LookAhead:
-    """Keeps what the patcher was asked before the session does, as the answer to the session's next question.
+    """Asks the patcher before the session does, and keeps the answer for the session's next question.
 
     Args:
         patcher: its calls; None where the model has none, so that nothing is asked.

@@ -118,7 +118,7 @@ def _doctor() -> dict[str, Any]:
             ) from None
         if done.returncode or not file.exists():
             last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-            raise CampaignError(f"fastblt doctor: found that it fails ({last}), expected a report of this machine")
+            raise CampaignError(f"fastblt doctor: found a failure ({last}), expected a report of this machine")
         found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     if not found["facts"]["gpus"]:
         verdict = next(each for each in found["verdicts"] if each["way"] == "onnxruntime --provider cuda")

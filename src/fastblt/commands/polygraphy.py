@@ -31,7 +31,7 @@ def check_polygraphy_target(folder: Path | None, bundle: Path) -> None:
     """Check that Polygraphy is installed and that its files can be written; None is fine.
 
     Raises:
-        ModuleNotFoundError: it is not.
+        ModuleNotFoundError: Polygraphy is not installed.
         TargetError: the folder has content, is in the bundle or around it, or cannot be made.
     """
     if folder is None:
