@@ -91,8 +91,8 @@ def plan(site: Site) -> list[Step]:
     steps = [_latency(site), _export(site, "fp16"), _verify(site, "fp16", cuda), _bench(site, cuda)]
     steps += [_export(site, "fp32"), _verify(site, "fp32", cuda), _audit(site, "fp32", cuda)]
     steps += [_export(site, "bf16"), _verify(site, "bf16", cuda)]
-    steps += [_export(site, "replay", site.replay, 300), _replay(site, cuda)]
     steps += [_baselines(site, cuda), _profile(site, cuda)]
+    steps += [_export(site, "replay", site.replay, 480), _replay(site, cuda)]
     return [*steps, *(step for target in _ENGINES for step in _engine_steps(site, target))]
 
 

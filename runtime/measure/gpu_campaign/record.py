@@ -140,14 +140,17 @@ def _versions(facts: Mapping[str, Any]) -> dict[str, str]:
 
 def _revision() -> tuple[str | None, bool | None]:
     """Return the commit of the sources and whether they differ from it; (None, None) where this is no clone."""
-    sources = Path(__file__).resolve().parent
+    source = Path(__file__).resolve()
+    known = ["ls-files", "--error-unmatch", source.name]  # or this is an installed package inside another clone
     answers = []
-    for command in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"]):
+    for command in (known, ["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"]):
         try:
-            done = subprocess.run(["git", "-C", str(sources), *command], capture_output=True, text=True, timeout=60)
+            done = subprocess.run(
+                ["git", "-C", str(source.parent), *command], capture_output=True, text=True, timeout=60
+            )
         except (OSError, subprocess.TimeoutExpired):
             return None, None
         if done.returncode:
             return None, None
         answers.append(done.stdout.strip())
-    return answers[0], bool(answers[1])
+    return answers[1], bool(answers[2])
