@@ -106,7 +106,7 @@ def test_padded_rows_write_what_exact_rows_write(request: pytest.FixtureRequest,
 
 
 def test_real_program_computes_what_its_module_does(tiny_model: Blt) -> None:
-    """The one test that calls the C++ compiler; an audit of the shipped checkpoint is in docs/performance.md."""
+    """The one test that calls the C++ compiler; ``fastblt audit --backend eager-compiled`` compares whole models."""
     backend = CompiledBackend(tiny_model, 60, 1, Uncompiled())
     module, slots = backend._plain["global"], backend._views["global"]
     calls = [backend._first_arguments("global", 1, view) for view in slots]
