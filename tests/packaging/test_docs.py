@@ -97,10 +97,19 @@ def test_named_files_exist(path: Path) -> None:
     assert missing == []
 
 
+@cache
+def anchors(path: Path) -> frozenset[str]:
+    """Return the anchors of a document's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", prose(path), re.MULTILINE)
+    return frozenset(re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings)
+
+
 @all_docs
-def test_links_lead_to_files(path: Path) -> None:
-    targets = re.findall(r"\]\(([^)#\s]+)[^)]*\)", prose(path))
-    assert [t for t in targets if "://" not in t and not (path.parent / t).exists()] == []
+def test_links_lead_to_files_and_headings(path: Path) -> None:
+    links = re.findall(r"\]\(([^)#\s]*)(?:#([^)\s]+))?[^)]*\)", prose(path))
+    local = [(path.parent / target if target else path, anchor) for target, anchor in links if "://" not in target]
+    assert [file for file, _ in local if not file.exists()] == []
+    assert [f"{file}#{anchor}" for file, anchor in local if anchor and anchor not in anchors(file)] == []
 
 
 @all_docs
