@@ -122,6 +122,7 @@ def remove_leftovers(target: Path) -> None:
 
 def remove(path: Path) -> None:
     """Delete a file or folder, if it is there and can be deleted."""
+    handled = sys.exc_info()[1]
     try:
         if stat.S_ISDIR(os.lstat(path).st_mode):
             shutil.rmtree(path, ignore_errors=True)
@@ -129,8 +130,10 @@ def remove(path: Path) -> None:
             path.unlink()
     except OSError as error:
         # Python 3.11 closes the folder a second time if a signal raises just after the first, and that fails.
-        if isinstance(error.__context__, KeyboardInterrupt):
-            raise error.__context__ from None
+        # What the caller is handling is a context, too: that is raised again when its clean-up is done.
+        interrupt = error.__context__
+        if isinstance(interrupt, KeyboardInterrupt) and interrupt is not handled:
+            raise interrupt from None
 
 
 def _remove_all(paths: list[Path]) -> None:

@@ -122,6 +122,14 @@ def test_interrupt_while_intermediate_files_are_deleted_leaves_none(
     assert names(tmp_path) == []
 
 
+@pytest.mark.skipif(not os.path.isdir("/dev/fd"), reason="this system does not list a process's open files")
+def test_interrupt_of_the_work_closes_what_the_writer_holds(tmp_path: Path) -> None:
+    before = len(os.listdir("/dev/fd"))
+    with pytest.raises(KeyboardInterrupt), scratch_folder(tmp_path / "out"):
+        raise KeyboardInterrupt
+    assert len(os.listdir("/dev/fd")) == before
+
+
 def test_interrupt_just_after_a_leftover_is_closed_ends_the_writer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
