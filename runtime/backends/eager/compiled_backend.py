@@ -221,7 +221,6 @@ class CompiledBackend(TorchBackend):
         best, probability, entropy = (each[: len(ids)] for each in summary)
         return read_rows(logits[: len(ids)], (best, probability, entropy))
 
-    @reporting("decoder", Exception)
     @torch.inference_mode()
     def draft(
         self, position: int, ids: Ids, latent: int, count: int, pick: Pick | None = None, visible_from: int = 0
@@ -237,7 +236,7 @@ class CompiledBackend(TorchBackend):
                 self._encode_drafted(position + step, context, seen)
                 context = context.roll(-1)
                 encoder_seconds += perf_counter() - began
-            logits, *summary = self._call("decoder", position + step, 1, best, latents, visible_from=seen)
+            logits, *summary = self._decode_drafted(position + step, best, latents, seen)
             best, probability = summary[0].clone(), summary[1].clone()  # the next call overwrites them
             more = True
             if pick is not None:
@@ -251,6 +250,11 @@ class CompiledBackend(TorchBackend):
         chosen, sure = (torch.cat(rows).cpu().numpy() for rows in (tokens, probabilities))
         return Drafted(chosen, sure, encoder_seconds)
 
+    @reporting("decoder", Exception)
+    def _decode_drafted(self, position: int, token: Tensor, latents: Ids, seen: Ids) -> Any:
+        return self._call("decoder", position, 1, token, latents, visible_from=seen)
+
+    @reporting("encoder", Exception)
     def _encode_drafted(self, position: int, context: Tensor, seen: Ids) -> None:
         """Encode one drafted byte; the patch that is pooled along with it is not read."""
         patch = np.array([[position], [1]])

@@ -167,12 +167,15 @@ def build(model: Blt) -> Any:
     dtype = weight.dtype
     tensors: dict[str, Tensor] = {}
     for name, pieces in translate(model.config, layout.NAMES).items():
-        tensors.update(zip(pieces, state[name].to(dtype).chunk(len(pieces)), strict=True))
+        tensors.update(zip(pieces, state[name].chunk(len(pieces)), strict=True))
     config = TheirConfig.from_dict(json.loads(text))
     with _without_progress(logging):
         theirs = BltForCausalLM.from_pretrained(None, config=config, state_dict=tensors, dtype=dtype)
     if model.patcher is not None:
-        theirs.model.patcher.float()  # as in every bundle: lower precision moves patch boundaries
+        # fp32 as in every bundle: lower precision moves patch boundaries. What was loaded has been rounded.
+        prefix = layout.NAMES.parts["patcher"]
+        exact = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+        theirs.model.patcher.float().load_state_dict(exact)
     return theirs.to(weight.device).eval().requires_grad_(False)
 
 

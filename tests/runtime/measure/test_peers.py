@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import sys
@@ -9,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from shared_files import SharedFiles
 from typer.testing import CliRunner
 
@@ -66,6 +68,16 @@ def test_transformers_stops_at_eos_like_ours(comparable: Blt, make_model: Callab
     ended = [one for one in found if one.finish == "eos"]
     assert ended
     assert all(one.tokens[-1] == EOS_ID and len(one.data) < 20 for one in ended)
+
+
+def test_half_precision_does_not_round_the_patcher(comparable: Blt) -> None:
+    assert comparable.patcher is not None
+    model = copy.deepcopy(comparable).half()
+    model.patcher = copy.deepcopy(comparable.patcher)
+    peer = TransformersPeer(model, 1)
+    assert torch.equal(peer._model.model.patcher.lm_head.weight, comparable.patcher.output.weight)
+    assert peer._model.lm_head.weight.dtype == torch.float16
+    assert len(peer.generate(b"The quick", 6, method="ar").data) == 6
 
 
 def test_bench_compares_with_transformers_byte_for_byte(folder: Path, tmp_path: Path) -> None:
