@@ -84,7 +84,7 @@ def test_nothing_newer_than_python_310_is_used() -> None:
     options = ["--no-tips", "--violations", "-t=3.10-", "--exclude", "typing.Self", "--exclude", "typing.Unpack"]
     command = [sys.executable, "-c", "import sys, vermin; sys.exit(vermin.main())", *options, *files]
     done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_runtime_loads_without_onnxruntime() -> None:
