@@ -103,7 +103,7 @@ class DeviceBackend:
         embeddings, latents = rows["patch_embeddings"], rows["latent_kv"]
         states = rows["states"] if self.config.decoder_input == "encoder" else None
         self._patcher = PatcherCalls(graphs["patcher"], stream) if "patcher" in graphs else None
-        self._look_ahead = LookAhead(self._patcher, self.max_bytes)
+        self._look_ahead = LookAhead(graphs.get("patcher"), self.max_bytes)
         self._encoder = EncoderCalls(graphs["encoder"], history, tables, embeddings, states)
         self._global = GlobalCalls(graphs["global"], embeddings, latents)
         self._decoder = DecoderCalls(graphs["decoder"], stream, latents, states, self._look_ahead)
@@ -117,8 +117,8 @@ class DeviceBackend:
     def warm_up(self, on_progress: OnProgress = no_progress) -> None:
         """Bind, run and record all that generations can need, so that none of it happens while a text grows.
 
-        Patches longer than usual are the exception: what they need is bound when they occur. The caches are empty
-        afterwards, and belong to nobody.
+        Patches longer than usual are the exception: what they need is bound when they occur. The caches are emptied,
+        and belong to nobody.
 
         Args:
             on_progress: a step is a shape class, or a length of drafts.
@@ -127,6 +127,7 @@ class DeviceBackend:
             BundleError: a graph does not accept a shape.
             GraphError: a graph fails.
         """
+        self._empty()
         steps = warm_up_steps(self.graphs, self._decoder, self._device_drafter)
         for done, step in enumerate(steps):
             on_progress(done, len(steps), step.name)
@@ -135,11 +136,15 @@ class DeviceBackend:
                 self.stream.synchronize()
             except (GraphError, CudaError, MemoryError) as error:
                 raise self.failure(step.part, error) from error
+        self._empty()
+        on_progress(len(steps), len(steps), "")
+
+    def _empty(self) -> None:
+        """Empty the caches, once everything that is queued is done; the session that they belonged to is over."""
         for graph in self.graphs.values():
             graph.clear()
         self._look_ahead.forget()
         self.owner = None
-        on_progress(len(steps), len(steps), "")
 
     def failure(self, part: str, error: Exception) -> Exception:
         """Return what to raise for an exception in the calls of a part; the device may be lost."""
@@ -151,8 +156,8 @@ class DeviceBackend:
     @reporting("patcher", GraphError, CudaError, MemoryError)
     def run_patcher(self, position: int, ids: Ids, visible_from: Ids | None = None) -> Floats:
         """Implement `Backend.run_patcher`; what was asked ahead is answered without a call."""
-        known = self._look_ahead.take(position, ids)
-        if known is not None and visible_from is None:
+        known = self._look_ahead.take(position, ids, visible_from)
+        if known is not None:
             return known
         assert self._patcher is not None, "the model has no patcher"
         return self._patcher.run(position, ids, visible_from)

@@ -58,16 +58,8 @@ class Call:
             row[len(values) :] = 0
 
     def run(self) -> None:
-        """Send the inputs and launch the graph."""
-        self.send()
-        self.launch()
-
-    def send(self) -> None:
-        """Queue the copy of the inputs to the device; some may be overwritten there before `launch`."""
+        """Queue the copy of the inputs to the device, the graph, and the copy of its new rows into the caches."""
         self._graph.send()
-
-    def launch(self) -> None:
-        """Queue the graph and the copy of its new rows into the caches."""
         self._graph.launch()
         self._graph.append_rows(self._padding, self._slot, self._pool_slot)
 

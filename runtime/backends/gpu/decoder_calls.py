@@ -42,8 +42,9 @@ class DecoderCalls:
         self, position: int, ids: Ids, latents: Ids, block: int = 0, visible_from: Ids | None = None
     ) -> DecoderRows:
         """Implement `Backend.run_decoder`."""
-        if len(ids) == 1 and block == 0 and visible_from is None:
-            return self._run_row(position, ids, latents)
+        patcher = self._look_ahead.graph_for(position + 1, 1) if len(ids) == 1 and block == 0 else None
+        if patcher is not None:
+            return self._run_row(patcher, position, ids, latents, visible_from)
         cuts, found = list(pieces(len(ids), block)), []
         for first, end in cuts:
             seen = None if visible_from is None else visible_from[first:end]
@@ -56,38 +57,26 @@ class DecoderCalls:
             found.append(rows if len(cuts) == 1 else rows.copy())
         return found[0] if len(found) == 1 else _joined(found)
 
-    def _run_row(self, position: int, ids: Ids, latents: Ids) -> DecoderRows:
+    def _run_row(
+        self, patcher: DeviceGraph, position: int, ids: Ids, latents: Ids, visible_from: Ids | None
+    ) -> DecoderRows:
         """Decode one row, and ask the patcher about the byte that the row finds most likely."""
-        patcher = self._look_ahead.graph_for(position + 1, 1)
-        if patcher is None or self.graph.padded(1) > 1:
-            return self._run_padded_row(position, ids, latents)
         if self._row_chain is None:
             self._row_chain = RowChain(self._stream, self.graph, patcher)
         if self._states is not None:
             self._states.copy_to(self.graph, position, 1)
         index = self.place_latent(int(latents[0]))
-        results, entropies = self._row_chain.run(position, None if self.reads_states else ids, index)
+        seen = None if visible_from is None else int(visible_from[0])
+        results, entropies = self._row_chain.run(position, None if self.reads_states else ids, index, seen)
         row = decoder_rows(results, 1)
-        self._look_ahead.keep(position + 1, row.best, entropies)
+        self._look_ahead.keep(position + 1, row.best, seen, entropies)
         return row
 
     def warm_up(self) -> None:
         """Decode a single token 0, so that such a row is recorded; what that leaves in the caches is overwritten."""
         nothing = np.zeros(1, dtype=np.int64)
-        for _ in range(3):  # classes are recorded when they occur again, and the row after them
-            self._run_row(0, nothing, nothing)
-        self._look_ahead.forget()
-
-    def _run_padded_row(self, position: int, ids: Ids, latents: Ids) -> DecoderRows:
-        """Decode one row as a call of more, and ask the patcher where there is one."""
-        self.queue(position, ids, latents)
-        results = self.graph.fetch()
-        entropies = self._look_ahead.queue(position + 1, self.graph.result_address("best"), 1)
-        self._stream.synchronize()
-        row = decoder_rows(results, 1)
-        if entropies is not None:
-            self._look_ahead.keep(position + 1, row.best, entropies)
-        return row
+        for _ in range(2):  # the second one is recorded
+            self.run(0, nothing, nothing)
 
     def queue(
         self, position: int, ids: Ids, latents: Ids, block: int = 0, visible_from: int | Ids | None = None

@@ -127,7 +127,15 @@ class DraftChain:
         self._patcher = inputs[-1] if patcher is not None else None
         self._places: dict[str, Place] = {}
         self._entropies: Floats | None = None
-        self.work = RecordedWork(stream, [part.graph for part in parts], self._queue, 1)
+        self._work = RecordedWork(stream, [part.graph for part in parts])
+
+    def settle(self) -> None:
+        """Wait for a draft that was interrupted before it was waited for: it still uses this memory."""
+        self._work.settle()
+
+    def queue(self) -> None:
+        """Queue the draft that was written."""
+        self._work.queue(self._queue)
 
     def write(
         self,
@@ -148,7 +156,7 @@ class DraftChain:
             patcher: likewise, where it is asked.
             visible_from: first position that rows may see; None: 0.
         """
-        self.work.settle()
+        self.settle()
         self._tokens[:] = ids
         self._decoder.write(decoder, self.count, visible_from)
         self._decoder.arrays["latent_index"][:] = latent_index
@@ -158,7 +166,7 @@ class DraftChain:
             self._write_pool(self._encoder, encoder.pool_slot)
             self._places["encoder"] = encoder
         if self._patcher is not None and patcher is not None:
-            self._patcher.write(patcher, self.count + 1, None)
+            self._patcher.write(patcher, self.count + 1, visible_from)
             self._places["patcher"] = patcher
 
     def _write_pool(self, encoder: StepInputs, pool_slot: int) -> None:

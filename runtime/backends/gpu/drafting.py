@@ -86,9 +86,8 @@ class DeviceDrafter:
         What that leaves in the caches is overwritten by whatever is read next.
         """
         nothing = np.zeros(self._history + 1, dtype=np.int64)
-        for _ in range(3):  # classes are recorded when they occur again, and the draft after them
+        for _ in range(2):  # the second one is recorded
             self.draft(0, nothing, 0, count, None)
-        self._look_ahead.forget()
 
     def draft(self, position: int, ids: Ids, latent: int, count: int, visible_from: int | None) -> Drafted:
         """Draft ``count`` bytes after ``ids``, int64 [history + 1]; see `Backend.draft`."""
@@ -97,15 +96,15 @@ class DeviceDrafter:
         rows = count - 1 + self._decoder.graph.padded(1)
         decoder = Place(position, self._decoder.graph.make_room(position, rows))
         encoder = None if self._encoder is None else self._encoder.place_draft(position, rows)
-        asked = self._look_ahead.graph_for(position, count + 1) if visible_from is None else None
+        asked = self._look_ahead.graph_for(position, count + 1)
         patcher = None if asked is None else Place(position, asked.make_room(position, asked.padded(count + 1)))
         chain = self._chain(decoder, encoder, patcher, asked, count)
         chain.write(ids, self._decoder.place_latent(latent), decoder, encoder, patcher, visible_from)
-        chain.work.queue()
+        chain.queue()
         self._stream.synchronize()
         tokens, probabilities, entropies = chain.results()
         if entropies is not None:
-            self._look_ahead.keep(position, np.concatenate([ids[-1:], tokens]), entropies)
+            self._look_ahead.keep(position, np.concatenate([ids[-1:], tokens]), visible_from, entropies)
         return Drafted(tokens, probabilities)
 
     def _chain(
@@ -129,5 +128,5 @@ class DeviceDrafter:
             chain = DraftChain(self._stream, self._history, decoding, encoding, asking, size)
         self._chains[key] = chain
         if len(self._chains) > _MOST_CHAINS:
-            del self._chains[next(iter(self._chains))]
+            self._chains.pop(next(iter(self._chains))).settle()
         return chain

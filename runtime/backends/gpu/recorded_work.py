@@ -18,42 +18,34 @@ class RecordedWork:
     Args:
         stream: carries the work.
         graphs: that the work runs.
-        queue: queues it; runs graphs by the function that it is called with.
-        times: how often it runs before it is recorded.
     """
 
-    def __init__(
-        self, stream: Stream, graphs: Sequence[DeviceGraph], queue: Callable[[RunGraph], None], times: int
-    ) -> None:
-        self._stream, self._graphs, self._queue, self._times = stream, graphs, queue, times
-        self._runs: dict[Classes, int] = {}
+    def __init__(self, stream: Stream, graphs: Sequence[DeviceGraph]) -> None:
+        self._stream, self._graphs = stream, graphs
+        self._queued: set[Classes] = set()
         self._recorded: dict[Classes, CapturedGraph | None] = {}
-        """By the graphs' current classes; None where that cannot be recorded."""
+        """By the graphs' classes; None where that cannot be recorded."""
         self._queued_after = -1
-
-    @property
-    def recorded(self) -> bool:
-        """Return whether the work is a CUDA graph, for the current classes of its graphs."""
-        return self._recorded.get(self._classes()) is not None
-
-    def _classes(self) -> Classes:
-        return tuple(graph.current for graph in self._graphs)
 
     def settle(self) -> None:
         """Wait where a caller was interrupted before it waited: the device may still read what the host wrote."""
         if self._queued_after == self._stream.synchronizations:
             self._stream.synchronize()
 
-    def queue(self) -> None:
-        """Queue the work once, with the current classes of its graphs."""
-        classes = self._classes()
-        runs = self._runs.get(classes, 0)
-        if classes not in self._recorded and runs >= self._times and all(graph.recordable for graph in self._graphs):
-            self._recorded[classes] = self._stream.capture(lambda: self._queue(DeviceGraph.record))
+    def queue(self, work: Callable[[RunGraph], None]) -> None:
+        """Queue the work once, with the current classes of its graphs; it is recorded when they occur again.
+
+        Args:
+            work: queues it, always the same; runs graphs by the function that it is called with.
+        """
+        classes = tuple(graph.current for graph in self._graphs)
+        again = classes in self._queued and classes not in self._recorded
+        if again and all(graph.recordable for graph in self._graphs):
+            self._recorded[classes] = self._stream.capture(lambda: work(DeviceGraph.record))
         recorded = self._recorded.get(classes)
         self._queued_after = self._stream.synchronizations
         if recorded is not None:
             self._stream.launch(recorded)
         else:
-            self._queue(DeviceGraph.launch)
-            self._runs[classes] = runs + 1
+            work(DeviceGraph.launch)
+            self._queued.add(classes)

@@ -50,7 +50,7 @@ def test_answer_ahead_is_only_for_the_tokens_that_it_was_asked_for(
 ) -> None:
     ahead = LookAhead(None, 100)
     entropies = np.array([0.1, 0.2, 0.3], dtype=np.float32)
-    ahead.keep(7, ids(5, 6, 9), entropies)
+    ahead.keep(7, ids(5, 6, 9), None, entropies)
     entropies[:] = 0  # a later call overwrites what it was copied from
     found = ahead.take(position, asked)
     assert (None if found is None else found.round(3).tolist()) == (
@@ -59,9 +59,26 @@ def test_answer_ahead_is_only_for_the_tokens_that_it_was_asked_for(
     assert ahead.take(7, ids(5)) is None, "an answer is for one question"
 
 
+@pytest.mark.parametrize(
+    ("seen", "asked", "known"),
+    [
+        (None, ids(0, 0), True),
+        (None, ids(0, 8), False),
+        (3, ids(3, 3), True),
+        (3, ids(3, 8), False),
+        (3, ids(2, 2), False),
+        (3, None, False),
+    ],
+)
+def test_answer_ahead_is_only_for_the_document_that_it_was_asked_in(seen: int | None, asked: Any, known: bool) -> None:
+    ahead = LookAhead(None, 100)
+    ahead.keep(7, ids(5, 6, 9), seen, np.array([0.1, 0.2, 0.3], dtype=np.float32))
+    assert (ahead.take(7, ids(5, 6), asked) is not None) == known
+
+
 def test_answer_ahead_is_forgotten_and_nothing_is_asked_without_a_patcher() -> None:
     ahead = LookAhead(None, 100)
-    ahead.keep(7, ids(5), np.array([0.1], dtype=np.float32))
+    ahead.keep(7, ids(5), None, np.array([0.1], dtype=np.float32))
     ahead.forget()
     assert ahead.take(7, ids(5)) is None
     assert ahead.graph_for(7, 1) is None

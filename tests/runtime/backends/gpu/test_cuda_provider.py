@@ -173,14 +173,12 @@ def test_waits_are_those_of_the_documents(driven: Driven) -> None:
     for name in kind.methods:
         # What follows the prompt has no entropies yet that were asked for ahead.
         found[name] = (driven.method(name).waits() - 1) / driven.result["methods"][name]["rounds"]
-    # Nothing is asked ahead of a row that does not see the whole text.
-    patcher = 1 if kind.documents else 0
-    assert found["ar"] <= 1 + patcher
+    assert found["ar"] <= 1
     # One for the draft and its entropies, one or two for the verification; tables on the host need one a byte.
     chained = kind.base == "embedding" or not kind.tables_on_host
-    assert found["s:8"] <= (2 + patcher if chained else 10)
+    assert found["s:8"] <= (2 if chained else 10)
     if kind.base == "embedding":
-        assert found["dv:4@one"] <= 3 + patcher
+        assert found["dv:4@one"] <= 3
         assert found["d:4@0.7"] <= 4
 
 

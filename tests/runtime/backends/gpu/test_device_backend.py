@@ -20,7 +20,7 @@ from shared_files import SharedFiles
 from fastblt.models.blt import Blt
 from fastblt.models.checkpoint import save_checkpoint
 from fastblt.models.config import BltConfig
-from fastblt.models.tokens import EOS_ID, encode
+from fastblt.models.tokens import BOS_ID, EOS_ID, encode
 from fastblt.runtime.backends.cpu.backend import OnnxRuntimeBackend
 from fastblt.runtime.backends.cpu.sessions import session_options
 from fastblt.runtime.backends.cuda_provider import cuda_problem
@@ -285,8 +285,13 @@ def test_documents_are_masked_as_on_the_cpu(
     bundle = compiled(shared_files.make(f"documents-{decoder_input}", lambda folder: save_checkpoint(folder, model)))
     ids = encode(np.random.default_rng(3).bytes(300), bos=False)
     ids[[5, 6, 40, 41, 130, 299]] = EOS_ID
-    logits, drafts = [], []
+    logits, drafts, texts, waits = [], [], [], []
     for backend in (device_backend(bundle, 1000), OnnxRuntimeBackend.load(bundle, 1000, 1)):
+        for method in ("ar", "s:4"):
+            before = gpu.waits
+            found = BltRuntime(backend).generate([BOS_ID, *ids[:60]], 40, method=method)
+            texts.append(found.data)
+            waits.append(gpu.waits - before - found.stats.rounds)
         session = Session(backend)
         session.append(ids[:200])
         first = session.score().logits.copy()
@@ -296,3 +301,6 @@ def test_documents_are_masked_as_on_the_cpu(
         drafts.append(session.draft(6)[0].tolist())
     np.testing.assert_allclose(logits[0], logits[1], atol=1e-4)
     assert drafts[0] == drafts[1]
+    assert texts[:2] == texts[2:]
+    # Twice the patcher was not asked ahead: about the prompt, and about the byte after it.
+    assert waits[0] == 2

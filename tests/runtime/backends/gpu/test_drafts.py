@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -158,9 +159,10 @@ def test_first_draft_after_a_warm_up_is_recorded_and_the_same(bundles: Callable[
     backend = load(bundles("BLT"), gpu)
     assert backend._device_drafter is not None
     backend._device_drafter.warm_up(COUNT)
-    work = backend._device_drafter._chains[COUNT, True].work
-    assert work.recorded
+    work = backend._device_drafter._chains[COUNT, True]._work
     recorded = dict(work._recorded)
+    assert None not in recorded.values()
+    assert len(recorded) == 1
     warm = drafts_after(backend, range(40, 42), on_device=True)
     assert [d.tokens.tolist() for d, _ in warm] == [d.tokens.tolist() for d, _ in cold]
     assert work._recorded == recorded
@@ -173,3 +175,20 @@ def test_chains_that_are_kept_are_few_and_those_used_last(bundles: Callable[[str
     for count in (1, 2, 3, 1, *range(4, 11)):
         backend.draft(0, nothing, 0, count)
     assert [count for count, _ in drafter._chains] == [1, *range(4, 11)]
+
+
+def test_chain_that_is_given_up_frees_its_memory_and_its_graph_at_once(
+    bundles: Callable[[str], Path], gpu: FakeCuda
+) -> None:
+    backend = load(bundles("BLT-D"), gpu)
+    nothing = np.zeros(backend.config.hash.context, dtype=np.int64)
+    found = []
+    gc.disable()
+    try:
+        for count in range(1, 12):
+            for _ in range(2):
+                backend.draft(0, nothing, 0, count)
+            found.append(sum(each.kind == "pinned" for each in gpu.allocations.values()))
+    finally:
+        gc.enable()
+    assert found[-1] == found[-4] > found[0]

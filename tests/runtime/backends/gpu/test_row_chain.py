@@ -15,34 +15,39 @@ from fastblt.runtime.backends.gpu import loading
 from fastblt.runtime.sequence.session import Session
 
 
-@pytest.mark.parametrize("captured", [True, False])
+@pytest.mark.parametrize(
+    ("captured", "row_floor", "seen"), [(True, 1, None), (False, 1, None), (True, 16, None), (True, 1, 7)]
+)
 def test_row_and_entropy_are_those_of_single_calls_in_one_launch(
     compiled: Callable[..., Path],
     tiny_checkpoint: Path,
     make_gpu: Callable[..., FakeCuda],
     monkeypatch: pytest.MonkeyPatch,
     captured: bool,
+    row_floor: int,
+    seen: int | None,
 ) -> None:
     gpu = make_gpu(forbid_capture=not captured)
-    backend = loading.load_tensorrt(compiled(tiny_checkpoint), "tensorrt-rtx", 1000)
+    backend = loading.load_tensorrt(compiled(tiny_checkpoint), "tensorrt-rtx", 1000, row_floor)
     session, copies = Session(backend), []
     session.append(encode(b"what is read before", bos=False))
     session.score()
     copy = gpu.cudaMemcpy2DAsync
     monkeypatch.setattr(gpu, "cudaMemcpy2DAsync", lambda *arguments: (copies.append(1), copy(*arguments))[1])
-    latent, nothing_hidden = np.array([0]), np.array([0])
+    latent, visible_from = np.array([0]), None if seen is None else np.array([seen])
     for position, token in enumerate(encode(b" a few words", bos=False), session.length):
         ids: Any = np.array([token])
-        # Documents are what such rows are never asked about: their calls are single ones.
-        alone = backend.run_decoder(position, ids, latent, 0, nothing_hidden).copy()
-        patcher = backend.run_patcher(position + 1, alone.best, nothing_hidden).tolist()
+        with monkeypatch.context() as patch:
+            patch.setattr(backend._look_ahead, "_graph", None)  # so that nothing is asked ahead
+            alone = backend.run_decoder(position, ids, latent, 0, visible_from).copy()
+        patcher = backend.run_patcher(position + 1, alone.best, visible_from).tolist()
         copies.clear()
         launches, waits = gpu.launches, gpu.waits
-        row = backend.run_decoder(position, ids, latent)
+        row = backend.run_decoder(position, ids, latent, 0, visible_from)
         queued = gpu.launches - launches, gpu.waits - waits, len(copies)
         for field, expected in zip(row, alone, strict=True):
             np.testing.assert_array_equal(field, expected)
-        assert backend.run_patcher(position + 1, row.best).tolist() == patcher
+        assert backend.run_patcher(position + 1, row.best, visible_from).tolist() == patcher
         assert gpu.waits - waits == 1, "the answer is known"
     assert queued == ((1, 1, 0) if captured else (0, 1, 5))
 

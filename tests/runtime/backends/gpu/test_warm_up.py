@@ -12,10 +12,13 @@ from fakes.onnxruntime_cuda import FakeOnnxRuntime
 
 from fastblt.runtime.backends.cpu.backend import OnnxRuntimeBackend
 from fastblt.runtime.backends.entry import ROW_FLOORS, LoadRequest
+from fastblt.runtime.backends.gpu import backend as gpu_backend
 from fastblt.runtime.backends.gpu import loading
 from fastblt.runtime.backends.gpu.backend import DeviceBackend
 from fastblt.runtime.backends.gpu.sliding import CALL_ROWS
+from fastblt.runtime.backends.gpu.warm_up import Step
 from fastblt.runtime.blt_runtime import BltRuntime
+from fastblt.runtime.sequence.session import Session
 
 TEXT = b"In the beginning God created the heaven and the earth. "
 METHODS = ("ar", "s:8", "dv:8@one")
@@ -62,6 +65,20 @@ def test_sessions_bind_nothing_after_warming_up(
     wanted = BltRuntime(OnnxRuntimeBackend.load(bundle, 300, 1)).generate(TEXT, 150, method="s:4").data
     assert BltRuntime(backend).generate(TEXT, 150, method="s:4").data == wanted
     assert classes(backend) == bound
+
+
+def test_backend_may_be_warmed_up_after_a_text_that_made_its_caches_slide(
+    compiled: Callable[..., Path], tiny_checkpoint: Path, gpu: FakeCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = loading.load_tensorrt(compiled(tiny_checkpoint), "tensorrt-rtx", 1000)
+    step = Step("decoder", "one byte", backend._decoder.warm_up)
+    monkeypatch.setattr(gpu_backend, "warm_up_steps", lambda *parts: [step])
+    session, patcher = Session(backend), backend.graphs["patcher"]
+    patcher.caches.base = 600
+    backend.warm_up()
+    assert patcher.caches.base == 0
+    with pytest.raises(ValueError, match="another session has used the caches"):
+        session.score()
 
 
 def test_row_floors_are_those_of_calls(tmp_path: Path) -> None:
