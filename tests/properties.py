@@ -6,6 +6,8 @@ import os
 
 from hypothesis import HealthCheck, settings
 
+#: Whether there is time for what only costs more: `make test` tries a smaller case of the same.
+THOROUGH = os.environ.get("HYPOTHESIS_PROFILE") == "nightly"
 #: How many times the examples that a test asks for the nightly profile tries.
 NIGHTLY_FACTOR = 20
 

@@ -136,9 +136,9 @@ def test_verified_drafts_write_the_same_bytes(quantized: Path) -> None:
 
 
 def test_model_that_reads_byte_states_is_quantized_too(
-    tiny_encoder_bundle: Path, request_for: Make, tmp_path: Path
+    tiny_encoder_bundle: Path, least_request: Make, tmp_path: Path
 ) -> None:
-    calibrate(tiny_encoder_bundle, tmp_path / "out", request_for("w4", patcher=True, samples=16, new_bytes=8))
+    calibrate(tiny_encoder_bundle, tmp_path / "out", least_request("w4", patcher=True, new_bytes=8))
     manifest = load_manifest(tmp_path / "out")
     assert manifest.quantized_parts == ("patcher", "encoder", "global", "decoder")
     runtime = BltRuntime.from_pretrained(tmp_path / "out", max_bytes=300)
@@ -151,10 +151,10 @@ def test_other_types_and_lowered_graphs_are_quantized(
     lowered: bool,
     tiny_checkpoint: Path,
     exported: Callable[..., Path],
-    request_for: Make,
+    least_request: Make,
     tmp_path: Path,
 ) -> None:
-    request = request_for("w4", samples=16, new_bytes=8)
+    request = least_request("w4", new_bytes=8)
     result = calibrate(exported(tiny_checkpoint, dtype=dtype, lowered=lowered), tmp_path / "out", request)
     assert result.after.bits_per_byte == pytest.approx(result.before.bits_per_byte, rel=0.2)
     manifest = load_manifest(tmp_path / "out")

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from properties import THOROUGH
+from shared_files import SharedFiles
 
+from fastblt.models.blt import Blt
+from fastblt.models.checkpoint import save_checkpoint
+from fastblt.models.presets import preset
 from fastblt.runtime.bundle.engines import EngineFolder
 
 
@@ -25,6 +31,21 @@ def report_engines(record_property: Callable[[str, object], None]) -> Callable[[
             record_property("engine", line)
 
     return report
+
+
+@pytest.fixture(scope="session")
+def small_stacks(shipped_checkpoint: Path, make_model: Callable[..., Blt], shared_files: SharedFiles) -> Path:
+    """A checkpoint to compile: the sizes of the shipped one, and one layer a stack, for the others are like it.
+
+    The nightly profile compiles the shipped one itself.
+    """
+    if THOROUGH:
+        return shipped_checkpoint
+    config = preset("blt-d-8m")
+    stacks = {name: getattr(config, name) for name in ("patcher", "encoder", "global_transformer", "decoder")}
+    cut = {name: dataclasses.replace(stack, layers=1) for name, stack in stacks.items()}
+    model = make_model(dataclasses.replace(config, **cut))
+    return shared_files.make("small-stacks", lambda folder: save_checkpoint(folder, model))
 
 
 @pytest.fixture

@@ -82,7 +82,7 @@ def test_old_slots_do_not_matter_when_they_will_be_overwritten(lowered: Path) ->
 
 @pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16"])
 def test_lowered_graphs_compile_with_tensorrt_rtx_in_every_type(
-    shipped_checkpoint: Path,
+    small_stacks: Path,
     exported: Callable[..., Path],
     tmp_path: Path,
     dtype: str,
@@ -92,9 +92,9 @@ def test_lowered_graphs_compile_with_tensorrt_rtx_in_every_type(
     from fastblt.export.engine_compiler import CompileRequest, compile_bundle
     from fastblt.runtime.bundle.tensorrt_library import load_library
 
-    shutil.copytree(exported(shipped_checkpoint, dtype=dtype, lowered=True), tmp_path / "bundle")
+    shutil.copytree(exported(small_stacks, dtype=dtype, lowered=True), tmp_path / "bundle")
     folder = compile_bundle(tmp_path / "bundle", load_library("tensorrt-rtx"), CompileRequest((86,), (512,)))
-    report_engines("blt-d-8m", folder)
+    report_engines(small_stacks.name, folder)
     assert folder.operators == "lowered"
     assert {engine.part for engine in folder.engines} == set(GRAPH_FILES)
     assert not any(engine.aliases or engine.decomposed or engine.appends for engine in folder.engines)

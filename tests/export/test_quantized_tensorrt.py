@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from shared_files import SharedFiles
 
 pytest.importorskip("tensorrt_rtx")
 
@@ -17,8 +18,8 @@ from fastblt.calibration.request import RecordingSetting
 from fastblt.calibration.sensitivity import assignment, groups_of
 from fastblt.calibration.trace_recorder import record
 from fastblt.calibration.trace_store import TraceStore, model_digest
-from fastblt.export.bundle_writer import export_bundle
 from fastblt.export.engine_compiler import CompileRequest, compile_bundle
+from fastblt.models.blt import Blt
 from fastblt.models.checkpoint import save_checkpoint
 from fastblt.models.presets import preset
 from fastblt.runtime.bundle.manifest import load_manifest
@@ -30,13 +31,28 @@ PARTS = ("encoder", "global", "decoder")
 
 @pytest.fixture(scope="module")
 def source(
-    shipped_checkpoint: Path, exported: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+    small_stacks: Path, exported: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, TraceStore]:
-    """The shipped checkpoint in fp16, and traces of it."""
-    bundle = exported(shipped_checkpoint, dtype="fp16")
+    """A checkpoint in fp16, and traces of it."""
+    bundle = exported(small_stacks, dtype="fp16")
     prompts = tuple(prompt.data[:48] for prompt in load_prompts("web")[:2])
     traces = tmp_path_factory.mktemp("quantized-tensorrt") / "traces"
     return bundle, record(bundle, traces, model_digest(load_manifest(bundle)), RecordingSetting(prompts, 32, 24))
+
+
+@pytest.fixture(scope="module")
+def wide_bundle(make_model: Callable[..., Blt], shared_files: SharedFiles, exported: Callable[..., Path]) -> Path:
+    """One layer of blt-1b's global transformer in fp16, whose engine is measured, between small stacks."""
+    config, narrow = preset("blt-1b"), preset("tiny")
+    stacks = {name: getattr(narrow, name) for name in ("patcher", "encoder", "decoder")}
+    stacks["global_transformer"] = config.global_transformer
+    cut = {name: dataclasses.replace(stack, layers=1) for name, stack in stacks.items()}
+    hashes = dataclasses.replace(config.hash, rows=100)
+
+    def write(folder: Path) -> None:
+        save_checkpoint(folder, make_model(dataclasses.replace(config, **cut, hash=hashes)))
+
+    return exported(shared_files.make("wide", write), dtype="fp16")
 
 
 def quantize(bundle: Path, store: TraceStore | None, out: Path, scheme_name: str, block: int | None = None) -> Path:
@@ -65,7 +81,7 @@ def test_every_quantized_graph_compiles(
 ) -> None:
     out = quantize(*source, tmp_path / "out", scheme, block)
     folder = compile_bundle(out, LIBRARY, CompileRequest(sms, (512,)))
-    report_engines(f"blt-d-8m in {scheme}", folder)
+    report_engines(f"{source[0].name} in {scheme}", folder)
     assert {engine.part for engine in folder.engines} == {"patcher", *PARTS}
     for engine in folder.engines:
         spec = load_manifest(out).graphs[engine.part]
@@ -76,20 +92,14 @@ def test_every_quantized_graph_compiles(
 @pytest.mark.slow
 @pytest.mark.parametrize(("scheme", "part_of_fp16"), [("w8", 0.5), ("w4", 0.282)])
 def test_weights_stay_packed_in_engines(
-    scheme: str, part_of_fp16: float, make_model: object, tmp_path: Path, report_engines: Callable[..., None]
+    scheme: str, part_of_fp16: float, wide_bundle: Path, tmp_path: Path, report_engines: Callable[..., None]
 ) -> None:
-    """Two layers of blt-1b's stacks: the engine is as large as the small weights, and kernels."""
-    config = preset("blt-1b")
-    stacks = {name: getattr(config, name) for name in ("patcher", "encoder", "global_transformer", "decoder")}
-    cut = {name: dataclasses.replace(stack, layers=1) for name, stack in stacks.items()}
-    hashes = dataclasses.replace(config.hash, rows=100)
-    save_checkpoint(tmp_path / "checkpoint", make_model(dataclasses.replace(config, **cut, hash=hashes)))  # type: ignore[operator]
-    export_bundle(tmp_path / "checkpoint", tmp_path / "fp16", dtype="fp16", verify=False)
-    out = quantize(tmp_path / "fp16", None, tmp_path / "out", scheme)
+    """The engine is as large as the small weights, and kernels."""
+    out = quantize(wide_bundle, None, tmp_path / "out", scheme)
     folder = compile_bundle(out, LIBRARY, CompileRequest((89,), (512,)))
-    report_engines(f"one layer of blt-1b in {scheme}", folder)
+    report_engines(f"one layer of blt-1b's global transformer in {scheme}", folder)
     sizes = {engine.part: engine.bytes for engine in folder.engines}
-    before, after = (load_manifest(bundle).graphs["global"].weight_bytes for bundle in (tmp_path / "fp16", out))
+    before, after = (load_manifest(bundle).graphs["global"].weight_bytes for bundle in (wide_bundle, out))
     assert after == pytest.approx(part_of_fp16 * before, rel=0.02)
     assert after < sizes["global"] < after + 15e6
 

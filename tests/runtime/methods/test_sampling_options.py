@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from fakes.table_backend import Sampling, TableBackend, enumerate_texts, naive_distribution, surprise, table_logits
+from properties import THOROUGH
 
 from fastblt.models.blt import Blt
 from fastblt.models.config import BltConfig
@@ -20,7 +21,7 @@ from fastblt.runtime.sequence.sampling import Sampler
 
 START = (BOS_ID, 1, 0)
 LENGTH = 5
-SAMPLES = 800
+SAMPLES = 800 if THOROUGH else 500
 #: As in test_lossless_sampling: a right scheme is refused once in a thousand seeds, the wrong ones are far beyond.
 REFUSED = 1e-3
 FOUND_OUT = 1e-7

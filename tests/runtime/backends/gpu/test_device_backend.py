@@ -42,7 +42,7 @@ TEXT = b"In the beginning God created the heaven and the earth. " * 12
 METHODS = ["ar", "s:4", "s:8", "dv:8@one", "dv:8@0.3", "dv:4@one+partial", "d:8@0.7", "d:8@eb1.0", "auto"]
 #: One of each kind.
 FEW_METHODS = ["ar", "s:8", "dv:8@one", "d:8@0.7"]
-BYTES = 64
+BYTES = 40
 
 
 @pytest.fixture(scope="module")
