@@ -33,12 +33,20 @@ _PATCH = 4
 
 
 class EagerParts:
-    """Loads modules of the eager model one at a time, weights rounded to a dtype, arithmetic in fp32."""
+    """Loads modules of the eager model one at a time, weights rounded to a dtype, arithmetic in fp32.
 
-    def __init__(self, weights: CheckpointWeights, dtype: str, tables: Path | None) -> None:
+    Args:
+        weights: of the checkpoint.
+        dtype: of the bundle.
+        tables: file of the tables on the host; None: they are in the graph.
+        lowered: whether the graphs are lowered; their norms keep fp32 weights.
+    """
+
+    def __init__(self, weights: CheckpointWeights, dtype: str, tables: Path | None, *, lowered: bool) -> None:
         self.tables = tables
         self.config: BltConfig = weights.config
         self._weights = weights
+        self._lowered = lowered
         self._kind = ir.DataType(BUNDLE_TYPES[dtype].onnx)
         with torch.device("meta"):
             self._model = Blt(self.config)
@@ -51,7 +59,7 @@ class EagerParts:
         for key, value in module.state_dict().items():
             full = f"{name}.{key}"
             if full != HASH_TABLE:
-                kind = torch.float32 if value.ndim == 1 else rounded
+                kind = torch.float32 if self._lowered and value.ndim == 1 else rounded
                 tensors[key] = self._weights.checkpoint.read(full, kind).float()
         module.load_state_dict(tensors, strict=False, assign=True)
         return module.eval().requires_grad_(False)

@@ -51,6 +51,7 @@ def verify_bundle(
         VerificationError: a difference is beyond `TOLERANCE`; the message names graph, output and call.
     """
     opened = Bundle.open(bundle, check=False)
+    lowered = opened.manifest.operators == "lowered"
     results: list[dict[str, Any]] = []
     done, total = 0, count_checks(weights.config)
     for part, spec in opened.manifest.graphs.items():
@@ -58,7 +59,7 @@ def verify_bundle(
         runner = _runner(opened.graph(part), spec)
         limit = TOLERANCE["fp32" if part == "patcher" else dtype]
         # One object per part: it keeps the weights that it has loaded.
-        for call, outputs in CHECKS[part](EagerParts(weights, dtype, opened.embeddings), runner):
+        for call, outputs in CHECKS[part](EagerParts(weights, dtype, opened.embeddings, lowered=lowered), runner):
             for name, (found, expected) in outputs.items():
                 file = EMBEDDINGS_FILE if name == "embedded" else spec.file
                 results.append(_compare(file, name, call, found, expected, limit))
