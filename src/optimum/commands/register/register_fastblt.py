@@ -65,6 +65,11 @@ class FastbltExportCommand(BaseOptimumCLICommand):  # type: ignore[misc]  # opti
             help="Let self-attention see only the current document; an end-of-document token ends one (default: as "
             "the model was trained, by its layout).",
         )
+        parser.add_argument(
+            "--polygraphy",
+            help="Write calls of every graph to this new folder, inputs and outputs, for polygraphy run and polygraphy "
+            "debug, and print their command lines.",
+        )
 
     def run(self) -> None:
         """Export; end the process with the exit status of ``fastblt export``."""
@@ -73,7 +78,7 @@ class FastbltExportCommand(BaseOptimumCLICommand):  # type: ignore[misc]  # opti
         args = self.args
         options = ["--dtype", args.dtype, "--hash-tables", args.hash_tables]
         options += [f"--{name}" for name in ("lowered", "force") if getattr(args, name)]
-        for name in ("patcher", "revision"):
+        for name in ("patcher", "revision", "polygraphy"):
             if getattr(args, name) is not None:
                 options += [f"--{name}", getattr(args, name)]
         if args.document_masks is not None:
