@@ -51,6 +51,10 @@ static cudaError_t allocate(const char *call, void **address, size_t size, stub_
     }
     // Zeros that are never touched take no memory; 256 is the alignment of the device.
     char *raw = calloc(1, size + 256 + sizeof(void *));
+    if (!raw) {
+        pthread_mutex_unlock(&lock);
+        return stub_fail(call, cudaErrorMemoryAllocation);
+    }
     char *aligned = (char *)(((uintptr_t)raw + sizeof(void *) + 255) & ~(uintptr_t)255);
     ((void **)aligned)[-1] = raw;
     if (stub_setting("CUDA_STUB_POISON", 0)) memset(aligned, 0xFF, size);

@@ -23,9 +23,11 @@ void stub_log(const char *format, ...) {
     if (!stub_logs()) return;
     va_list arguments;
     va_start(arguments, format);
+    flockfile(file);  // or lines of two threads mix
     vfprintf(file, format, arguments);
-    va_end(arguments);
     fputc('\n', file);
+    funlockfile(file);
+    va_end(arguments);
 }
 
 // Switch the log off while times are measured, and on again.

@@ -149,16 +149,18 @@ def test_every_graph_is_recorded_when_first_run_and_launched_after(driven: Drive
 
 def test_caches_are_updated_in_place(driven: Driven) -> None:
     """No call copies a cache; lowered graphs have their new rows copied to their places, those alone."""
-    caches = driven.result["caches"]
+    caches, updated = driven.result["caches"], set()
     assert set(caches) == {"patcher", "encoder", "global", "decoder"}
     for section in driven.sections[1:]:
         for event in section.events:
-            for address, size, lane in caches.values():
+            for part, (address, size, lane) in caches.items():
                 inside = [address <= event.number(end) < address + size for end in ("to", "from")]
                 if event.name.startswith("cudaMemcpy") and any(inside):
                     assert driven.kind.options.get("lowered"), event.text
                     assert inside == [True, False], event.text
                     assert event.number("bytes") // event.number("rows") <= lane // 2, event.text
+                    updated.add(part)
+    assert updated == (set(caches) if driven.kind.options.get("lowered") else set())
 
 
 def test_copies_of_the_host_use_page_locked_memory(driven: Driven) -> None:
