@@ -195,7 +195,8 @@ def test_doctor_says_what_works_and_writes_it(bundle: Path, tmp_path: Path) -> N
     assert report["facts"]["cores"] >= 1
 
 
-def test_memory_of_engines_is_reported(tiny_engines: Path, tmp_path: Path) -> None:
+def test_memory_of_engines_is_reported(tiny_engines: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)  # workers of pytest-xdist have it: names would wrap
     (path,) = (tiny_engines / "engines").iterdir()
     opened, folder = Bundle.open(tiny_engines), load_engine_folder(path)
     memory = engine_memory(folder, opened.config, opened.manifest)
