@@ -10,7 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -121,13 +121,21 @@ def test_old_bundle_is_back_when_the_new_one_cannot_take_its_place(
     assert_only(old_bundle, before)
 
 
+#: Exports in a process of its own for each line of standard input, and prints how that process ended.
 KILLED = """
 import os, signal, sys
 from pathlib import Path
 from fastblt.export import bundle_writer, verification
 from fastblt.models import atomic_folder
 
-checkpoint, bundle, dtype, moment = sys.argv[1:]
+for line in sys.stdin:
+    checkpoint, bundle, dtype, moment = line.rstrip().split("\\t")
+    child = os.fork()
+    if child == 0:
+        break
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+else:
+    sys.exit()
 
 def die(*_):
     os.kill(os.getpid(), signal.SIGKILL)
@@ -156,19 +164,36 @@ bundle_writer.export_bundle(Path(checkpoint), Path(bundle), dtype=dtype, force=T
 """
 
 
+@pytest.fixture(scope="module")
+def export_until_killed() -> Iterator[Callable[..., int]]:
+    """``export_until_killed(checkpoint, bundle, dtype, moment)``: the exit status of an export that kills itself."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    with process:
+
+        def export(*arguments: object) -> int:
+            print(*arguments, sep="\t", file=process.stdin, flush=True)
+            return int(process.stdout.readline())
+
+        yield export
+
+
 @pytest.mark.parametrize(
     ("moment", "dtype"),
     [("half a file", "fp16"), ("checking a twin", "bf16"), ("between renames", "fp32")],
 )
 def test_old_bundle_or_none_is_found_when_export_is_killed(
-    tiny_checkpoint: Path, old_bundle: Path, moment: str, dtype: str
+    tiny_checkpoint: Path, old_bundle: Path, moment: str, dtype: str, export_until_killed: Callable[..., int]
 ) -> None:
     before = contents(old_bundle)
-    command = [sys.executable, "-c", KILLED, str(tiny_checkpoint), str(old_bundle), dtype, moment]
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert export_until_killed(tiny_checkpoint, old_bundle, dtype, moment) == -signal.SIGKILL
     if moment != "between renames":
         assert contents(old_bundle) == before
     elif old_bundle.exists():
