@@ -136,7 +136,8 @@ def bindings(shared_files: SharedFiles) -> Path:
 
 
 def probe(bindings: Path, libraries: Path) -> dict[str, Any]:
-    environment = {**os.environ, "LD_LIBRARY_PATH": str(libraries)}
+    # The folder of the bindings is shared: no compiled modules are written there.
+    environment = {**os.environ, "LD_LIBRARY_PATH": str(libraries), "PYTHONDONTWRITEBYTECODE": "1"}
     found = subprocess.run(
         [sys.executable, STUB / "probe.py", bindings],
         input="\n".join(used_names()), capture_output=True, text=True, env=environment,

@@ -93,4 +93,6 @@ def environment(folder: Path, *, cudnn: bool = True, log: Path | None = None, **
     # Pytest finds the modules of the tests by its own settings; a process of its own does not.
     modules = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
     found["PYTHONPATH"] = os.pathsep.join(modules)
+    # First, or else ONNX Runtime would load NVIDIA's runtime where its wheel is installed, and the other stubs fail.
+    found["LD_PRELOAD"] = str(folder / "libcudart.so.13")
     return {**os.environ, "CUDA_STUB": str(folder), "LD_LIBRARY_PATH": ":".join(map(str, paths)), **found}
