@@ -165,7 +165,9 @@ def test_wheel_holds_every_module_and_type_marker(wheel: Path) -> None:
     kept = [*(ROOT / "calibration/heldout").iterdir(), *(ROOT / "models/training/recipes").iterdir()]
     data = [path for path in kept if path.suffix in (".json", ".md", ".txt")]
     assert len(data) >= 10
-    assert {f"fastblt/{path.relative_to(ROOT)}" for path in data} <= files
+    page = [*(ROOT / "runtime/serving/page").iterdir()]
+    assert {"index.html", "page.css", "page.js"} <= {path.name for path in page}
+    assert {f"fastblt/{path.relative_to(ROOT)}" for path in data + page} <= files
     # optimum's folders belong to optimum: the command is put there, and nothing else.
     others = {name for name in files if ".dist-info" not in name and not name.startswith("fastblt/")}
     assert others == {OPTIMUM_COMMAND}
