@@ -22,7 +22,7 @@ from fastblt.commands.exit_status import USAGE
 COMMANDS = {
     "export": "Export a checkpoint to a bundle of ONNX graphs.",
     "generate": "Generate text from a bundle.",
-    "bench": "Measure the speed of a bundle's decoding methods.",
+    "bench": "Measure the speed of decoding methods, or of a server.",
     "audit": "Check that every method writes the bytes it has to write.",
     "eval": "Measure how well a bundle predicts text, and what it generates.",
     "inspect": "Describe a checkpoint or a bundle.",

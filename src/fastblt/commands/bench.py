@@ -1,22 +1,25 @@
-"""``fastblt bench``: measures decoding methods, prints tables and writes a JSON file."""
+"""``fastblt bench``: measures decoding methods or a running server, prints tables and writes a JSON file."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from fastblt.commands.bench_tables import bench_tables, describe_measurement
+from fastblt.commands.bench_url import as_texts, bench_url, check_target, read_prompts
 from fastblt.commands.checks import check_backend, check_bundle, check_file_target
 from fastblt.commands.errors import usage_errors
 from fastblt.commands.options import (
     BackendOption,
-    BundleArgument,
     JsonOption,
     MaxBytesOption,
     ProviderOption,
     ThreadsOption,
     WideOption,
+    joined,
+    numbers,
     split_names,
 )
 from fastblt.commands.output import note, print_table, progress, stdout
@@ -26,17 +29,37 @@ from fastblt.runtime.measure.bench.run import BenchRequest, run_bench
 from fastblt.runtime.measure.peers import PEERS
 from fastblt.runtime.measure.replay.rates import ReplayRates
 from fastblt.runtime.measure.report import write_json
+from fastblt.runtime.measure.server_bench.request import ServerBenchRequest
 from fastblt.runtime.methods.registry import bench_defaults
 
 #: What the figures of a replay are, above its tables.
 _REPLAY_NOTE = "real graphs and control flow at the given rates; the text is not the model's: nothing about quality."
 
+#: Number of held-out prompts: few for methods, which are all measured after the same ones; for a server as many as
+#: ship, so that what it remembers of earlier requests seldom helps.
+_PROMPTS, _SERVER_PROMPTS = 8, 96
+
 
 def command(
-    bundle: BundleArgument,
+    context: typer.Context,
+    bundle: Annotated[
+        Path | None, typer.Argument(help="Bundle: a folder that `fastblt export` wrote.", show_default=False)
+    ] = None,
+    url: Annotated[
+        str | None,
+        typer.Option(
+            help="Measure a running server instead: the address of `fastblt serve`, or of any other that has the "
+            "interface of OpenAI; without a path, /v1 is added."
+        ),
+    ] = None,
     methods: Annotated[
         str | None,
-        typer.Option(help="Comma-separated methods; ar is always measured  [default: {bench_methods}]"),
+        typer.Option(
+            "--methods",
+            "--method",
+            help="Comma-separated methods; ar is always measured  [default: {bench_methods}; with --url the server's "
+            "own, which is all that servers other than fastblt have]",
+        ),
     ] = None,
     against: Annotated[
         str,
@@ -45,7 +68,10 @@ def command(
             "(its generate without a cache; BLT models only)."
         ),
     ] = "",
-    prompts: Annotated[int, typer.Option(min=1, help="Number of held-out prompts.")] = 8,
+    prompts: Annotated[
+        int | None,
+        typer.Option(min=1, help=f"Number of held-out prompts  [default: {_PROMPTS}; with --url: {_SERVER_PROMPTS}]"),
+    ] = None,
     prompt_bytes: Annotated[int, typer.Option(min=1, help="Bytes of each prompt.")] = 64,
     corpora: Annotated[
         str,
@@ -63,6 +89,37 @@ def command(
             "or METHOD/steps=2.92 for one method; or paper, the 1B figures of arXiv 2605.08044."
         ),
     ] = None,
+    clients: Annotated[
+        str, typer.Option(help="With --url: comma-separated numbers of clients, measured one after the other.")
+    ] = joined(ServerBenchRequest.clients),
+    duration: Annotated[
+        float | None, typer.Option(help="With --url: seconds in which requests begin, for each row  [default: 10]")
+    ] = None,
+    requests: Annotated[
+        int | None, typer.Option(min=1, help="With --url: requests of each row, instead of a duration.")
+    ] = None,
+    stream: Annotated[
+        bool, typer.Option("--stream/--no-stream", help="With --url: let answers arrive piece by piece.")
+    ] = ServerBenchRequest.stream,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="With --url: send prompts as messages of a chat.")
+    ] = ServerBenchRequest.chat,
+    model: Annotated[
+        str | None, typer.Option(help="With --url: name of the model  [default: the first that the server lists]")
+    ] = None,
+    api_key: Annotated[
+        str | None, typer.Option(envvar="OPENAI_API_KEY", help="With --url: key that the server wants; never printed.")
+    ] = None,
+    prompt_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="With --url: file with a prompt in each line, or a list of prompts in JSON (.json), instead of "
+            "held-out text."
+        ),
+    ] = None,
+    timeout: Annotated[
+        float, typer.Option(help="With --url: seconds without a byte after which a request counts as failed.")
+    ] = ServerBenchRequest.timeout,
     wide: WideOption = False,
     json: JsonOption = None,
     backend: BackendOption = BenchRequest.backend,
@@ -70,13 +127,33 @@ def command(
     threads: ThreadsOption = None,
     max_bytes: MaxBytesOption = None,
 ) -> None:
-    """Measure the speed of a bundle's decoding methods.
+    """Measure the speed of decoding methods, or of a server.
 
     All methods run in turn in one process, greedily, on the same held-out prompts, and their output is compared. A
-    --replay measures speed and cost only.
+    --replay measures speed and cost only. With --url, clients send requests to a server and wait for the answers; its
+    methods are measured one after the other.
     """
+    check_target(context, bundle, url)
+    sources = split_names(corpora)
+    if bundle is None:
+        with usage_errors():
+            asked = ServerBenchRequest(
+                url=url or "",
+                clients=tuple(numbers("clients", clients, int)),
+                duration=ServerBenchRequest.duration if duration is None and requests is None else duration,
+                requests=requests,
+                max_new_bytes=max_new_bytes,
+                methods=tuple(split_names(methods or "")),
+                model=model,
+                api_key=api_key,
+                stream=stream,
+                chat=chat,
+                timeout=timeout,
+            )
+            heldout = heldout_prompts(prompts or _SERVER_PROMPTS, prompt_bytes, sources)
+        bench_url(asked, read_prompts(prompt_file) if prompt_file else as_texts(heldout), json, wide=wide)
+        return
     with usage_errors():
-        sources = split_names(corpora)
         request = BenchRequest(
             methods=bench_defaults() if methods is None else tuple(split_names(methods)),
             against=tuple(split_names(against)),
@@ -89,7 +166,7 @@ def command(
             replay=replay,
         )
         _check(request)
-        texts = heldout_prompts(prompts, prompt_bytes, sources)
+        texts = heldout_prompts(prompts or _PROMPTS, prompt_bytes, sources)
     check_file_target(json)
     check_bundle(bundle, backend=backend)
     with progress("measuring", redraw=False) as on_progress:

@@ -32,6 +32,7 @@ _EXTRA_OF = {
     "huggingface_hub": "export",
     "pysword": "train",
     "matplotlib": "train",
+    "httpx": "serve",
     "cuda": "gpu",
     "polygraphy": "gpu",
     "tensorrt": "tensorrt",

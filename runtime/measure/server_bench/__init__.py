@@ -1,0 +1,1 @@
+"""Measures a running server the way its users see it: `run_server_bench`."""
