@@ -40,17 +40,25 @@ class Question:
     """None: the field is not sent."""
 
 
-def connect(request: ServerBenchRequest) -> httpx.AsyncClient:
-    """Return a client that has as many connections as are asked of it, and keeps them.
+class Connector:
+    """Makes clients that have a connection each, as those of different users: one pool for all costs more than asking.
 
     Raises:
         ModuleNotFoundError: httpx is not installed.
     """
-    import httpx
 
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=60.0)
-    timeout = httpx.Timeout(request.timeout, connect=min(request.timeout, 20.0))
-    return httpx.AsyncClient(headers=request.headers, limits=limits, timeout=timeout)
+    def __init__(self, request: ServerBenchRequest) -> None:
+        import httpx
+
+        self.request = request
+        self._trusted = httpx.create_ssl_context()  # takes longer than a request: once for all clients
+
+    def connect(self) -> httpx.AsyncClient:
+        """Return a client that keeps its connection."""
+        import httpx
+
+        timeout = httpx.Timeout(self.request.timeout, connect=min(self.request.timeout, 20.0))
+        return httpx.AsyncClient(headers=self.request.headers, timeout=timeout, verify=self._trusted)
 
 
 def body_of(request: ServerBenchRequest, model: str, question: Question, *, with_usage: bool) -> dict[str, Any]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from itertools import count
 from typing import TYPE_CHECKING
 
 from fastblt.runtime.measure.server_bench.answer import Answer
-from fastblt.runtime.measure.server_bench.client import Question, ask, body_of
+from fastblt.runtime.measure.server_bench.client import Connector, Question, ask, body_of
 from fastblt.runtime.measure.server_bench.request import ServerBenchRequest
 
 if TYPE_CHECKING:
@@ -24,16 +25,20 @@ _PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 class Target:
     """Is a server that has answered."""
 
-    client: httpx.AsyncClient
-    request: ServerBenchRequest
+    connector: Connector
     model: str
     with_usage: bool
     """Whether it takes ``stream_options``."""
 
-    async def ask(self, question: Question) -> Answer:
+    @property
+    def request(self) -> ServerBenchRequest:
+        """Return what is measured."""
+        return self.connector.request
+
+    async def ask(self, client: httpx.AsyncClient, question: Question) -> Answer:
         """Send a request and read its answer to the end."""
         body = body_of(self.request, self.model, question, with_usage=self.with_usage)
-        return await ask(self.client, self.request, body, question.prompt)
+        return await ask(client, self.request, body, question.prompt)
 
 
 @dataclass(frozen=True)
@@ -65,14 +70,15 @@ async def put_load(
     """
     request = target.request
     numbers = count() if request.requests is None else iter(range(request.requests))
+    users = [target.connector.connect() for _ in range(clients)]
     began = time.perf_counter()
     end = float("inf") if request.duration is None else began + request.duration
     answers: list[Answer] = []
 
-    async def act(numbers: Iterator[int]) -> None:
+    async def act(client: httpx.AsyncClient, numbers: Iterator[int]) -> None:
         for number in numbers:
             index = number % len(prompts)
-            answer = await target.ask(Question(index, prompts[index], method))
+            answer = await target.ask(client, Question(index, prompts[index], method))
             answers.append(answer)
             on_answer(len(answers))
             if answer.error is not None:
@@ -80,5 +86,8 @@ async def put_load(
             if time.perf_counter() >= end:
                 break
 
-    await asyncio.gather(*(act(numbers) for _ in range(clients)))
-    return Load(clients, method, answers, time.perf_counter() - began)
+    async with AsyncExitStack() as stack:
+        for user in users:
+            await stack.enter_async_context(user)
+        await asyncio.gather(*(act(user, numbers) for user in users))
+        return Load(clients, method, answers, time.perf_counter() - began)

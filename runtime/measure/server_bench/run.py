@@ -21,7 +21,7 @@ from fastblt.runtime.measure.server_bench.answer import (
     message_of,
     read_object,
 )
-from fastblt.runtime.measure.server_bench.client import Question, connect
+from fastblt.runtime.measure.server_bench.client import Connector, Question
 from fastblt.runtime.measure.server_bench.load import Target, put_load
 from fastblt.runtime.measure.server_bench.request import ServerBenchError, ServerBenchRequest
 from fastblt.runtime.measure.server_bench.rows import ServerRow, row_of
@@ -91,18 +91,19 @@ async def _measure(
     """Return the model's name and the figures."""
     plan = [(clients, method) for clients in request.clients for method in request.methods or (None,)]
     rows: list[ServerRow] = []
-    async with connect(request) as client:
+    connector = Connector(request)
+    async with connector.connect() as client:
         model = request.model if request.model is not None else await _first_model(client, request)
-        target = await _try(Target(client, request, model, with_usage=True), request.methods, prompts[0])
-        for number, (clients, method) in enumerate(plan):
-            began = time.perf_counter()
+        target = await _try(client, Target(connector, model, with_usage=True), prompts[0])
+    for number, (clients, method) in enumerate(plan):
+        began = time.perf_counter()
 
-            def report(answered: int, number: int = number, began: float = began) -> None:
-                whole = request.requests or int(request.duration or 1) or 1
-                done = answered if request.requests else int(time.perf_counter() - began)
-                on_progress(number * whole + min(done, whole), len(plan) * whole, f"clients: {plan[number][0]}")
+        def report(answered: int, number: int = number, began: float = began) -> None:
+            whole = request.requests or int(request.duration or 1) or 1
+            done = answered if request.requests else int(time.perf_counter() - began)
+            on_progress(number * whole + min(done, whole), len(plan) * whole, f"clients: {plan[number][0]}")
 
-            rows.append(row_of(await put_load(target, clients, method, prompts, report)))
+        rows.append(row_of(await put_load(target, clients, method, prompts, report)))
     return model, rows
 
 
@@ -138,17 +139,17 @@ async def _first_model(client: httpx.AsyncClient, request: ServerBenchRequest) -
     return name
 
 
-async def _try(target: Target, methods: Sequence[str], prompt: str) -> Target:
+async def _try(client: httpx.AsyncClient, target: Target, prompt: str) -> Target:
     """Make one request of each method, and return the target with what was learned of it.
 
     Raises:
         ServerBenchError: one of them fails.
     """
-    for method in methods or (None,):
-        answer = await target.ask(Question(0, prompt, method))
+    for method in target.request.methods or (None,):
+        answer = await target.ask(client, Question(0, prompt, method))
         if answer.error in ("HTTP 400", "HTTP 422") and target.request.stream and target.with_usage:
             without = dataclasses.replace(target, with_usage=False)  # `stream_options` is newer than many servers
-            again = await without.ask(Question(0, prompt, method))
+            again = await without.ask(client, Question(0, prompt, method))
             if again.error is None:
                 target, answer = without, again
         if answer.error is not None:

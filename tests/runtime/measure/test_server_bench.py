@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from fastblt.runtime.measure.server_bench import run
 from fastblt.runtime.measure.server_bench.answer import Answer, NotUnderstoodError, ReportedError, Usage
-from fastblt.runtime.measure.server_bench.client import Question, connect
+from fastblt.runtime.measure.server_bench.client import Connector, Question
 from fastblt.runtime.measure.server_bench.events import LONGEST_LINE, EventReader
 from fastblt.runtime.measure.server_bench.load import Load, Target, put_load
 from fastblt.runtime.measure.server_bench.request import ServerBenchError, ServerBenchRequest
@@ -183,9 +183,10 @@ def test_failed_requests_have_a_kind_and_a_reason(server: OpenAiServer, kind: st
     request = request_to(server, kind, model="tiny", timeout=0.2)
 
     async def ask() -> list[Answer]:
-        async with connect(request) as client:
-            target = Target(client, request, "tiny", with_usage=True)
-            return [await target.ask(Question(0, "a", None)), *(await put_load(target, 1, None, ["a"])).answers]
+        target = Target(Connector(request), "tiny", with_usage=True)
+        async with target.connector.connect() as client:
+            answer = await target.ask(client, Question(0, "a", None))
+        return [answer, *(await put_load(target, 1, None, ["a"])).answers]
 
     answers = asyncio.run(ask())
     assert len(answers) == 3
