@@ -23,8 +23,7 @@ export class MarkedText {
     this.prompt = prompt;
     this.ends = new Set();
     this.rejected = [];
-    this.pending = []; // bytes and kinds of a character that is not complete yet
-    this.inside = []; // nodes that belong inside that character
+    this.pending = []; // bytes of a character that is not complete yet, and the nodes between them
     this.next = null; // offset of the next byte; null: nothing has been written, not even the prompt
     this.span = null;
     this.restart();
@@ -64,7 +63,7 @@ export class MarkedText {
   }
 
   between(node) {
-    if (this.pending.length) this.inside.push(node);
+    if (this.pending.length) this.pending.push(node);
     else this.put(node);
   }
 
@@ -81,22 +80,23 @@ export class MarkedText {
     }
     this.pending.push({ byte, kind, title });
     if (character === "") return;
-    const { pending, inside } = this;
+    const bytes = this.pending.filter((each) => !(each instanceof Node));
+    const nodes = this.pending.filter((each) => each instanceof Node);
     this.pending = [];
-    this.inside = [];
-    inside.filter((node) => node.tagName === "DEL").forEach((node) => this.put(node));
-    if (pending.every((each) => each.kind === kind)) this.write(character, kind, title);
-    else this.writeMixed(character, pending);
-    inside.filter((node) => node.tagName !== "DEL").forEach((node) => this.put(node));
+    nodes.filter((node) => node.tagName === "DEL").forEach((node) => this.put(node));
+    if (bytes.every((each) => each.kind === kind)) this.write(character, kind, title);
+    else this.writeMixed(character, bytes);
+    nodes.filter((node) => node.tagName !== "DEL").forEach((node) => this.put(node));
   }
 
   breakCharacter() {
-    const { pending, inside } = this;
+    const { pending } = this;
     this.restart();
     this.pending = [];
-    this.inside = [];
-    for (const { byte, kind, title } of pending) this.write(hex(byte), kind, title);
-    inside.forEach((node) => this.put(node));
+    for (const each of pending) {
+      if (each instanceof Node) this.put(each);
+      else this.write(hex(each.byte), each.kind, each.title);
+    }
   }
 
   restart() {

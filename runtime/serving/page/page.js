@@ -101,7 +101,8 @@ function fail(words) {
 }
 
 function refuse(error) {
-  fail(error.message);
+  // That a key is needed is no error as long as nobody has entered one.
+  fail(error.status === 401 && key === "" ? "" : error.message);
   announce("");
   if (error.status === 401) {
     element("key-form").hidden = false;
