@@ -1,6 +1,8 @@
 """Estimates what adaptive decoding needs to know: chances that drafts are kept, seconds per row and per byte.
 
-Every estimate forgets: newer observations weigh more, so that it follows the text and the machine.
+Every estimate forgets: newer observations weigh more, so that it follows the text and the machine. All sequences of a
+model share them: a lock keeps observations apart, and numbers that belong together are replaced together, so that
+whoever reads them needs no lock.
 """
 
 from __future__ import annotations
@@ -8,6 +10,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import pairwise
+from threading import Lock
 
 #: Bounds between classes of a drafter's top probability.
 _PROBABILITY = (0.2, 0.4, 0.6, 0.8, 0.95)
@@ -35,8 +38,9 @@ class Acceptance:
         edges = (0.0, *_PROBABILITY, 1.0)
         middles = [(low + high) / 2 for low, high in pairwise(edges)]
         rows = len(_SURPRISE) + 2
-        self._seen = [prior] * (rows * self._columns)
-        self._kept = [prior * middle for middle in middles] * rows
+        self._evidence = [(prior, prior * middle) for middle in middles] * rows
+        """Of each class: the weight of its bytes, and of those that were kept."""
+        self._observing = Lock()
         self.mean = 0.7
         """Chance over all drafted bytes whose predecessors were kept."""
 
@@ -53,16 +57,18 @@ class Acceptance:
 
     def chance(self, kind: int) -> float:
         """Return the chance of a byte of a class."""
-        return self._kept[kind] / self._seen[kind]
+        seen, kept = self._evidence[kind]
+        return kept / seen
 
     def observe(self, kinds: Sequence[int], kept: int) -> None:
         """Learn from a draft of which the first ``kept`` bytes stayed; bytes after the first failure are ignored."""
         keep = self._keep
-        for index, kind in enumerate(kinds[: kept + 1]):
-            good = float(index < kept)
-            self._seen[kind] = self._seen[kind] * keep + 1.0
-            self._kept[kind] = self._kept[kind] * keep + good
-            self.mean += (1.0 - keep) * (good - self.mean)
+        with self._observing:
+            for index, kind in enumerate(kinds[: kept + 1]):
+                good = float(index < kept)
+                weight, kept_weight = self._evidence[kind]
+                self._evidence[kind] = (weight * keep + 1.0, kept_weight * keep + good)
+                self.mean += (1.0 - keep) * (good - self.mean)
 
 
 class LinearCost:
@@ -70,29 +76,31 @@ class LinearCost:
 
     def __init__(self, forget: float = 0.02) -> None:
         self._keep = 1.0 - forget
-        self._n = self._x = self._y = self._xx = self._xy = 0.0
+        self._sums = (0.0, 0.0, 0.0, 0.0, 0.0)
+        """Weights of calls: n, x, y, xx, xy with x for rows and y for seconds."""
+        self._observing = Lock()
 
     def observe(self, rows: int, seconds: float) -> None:
         """Learn that a call of some rows took some time."""
         k = self._keep
-        self._n = self._n * k + 1.0
-        self._x = self._x * k + rows
-        self._y = self._y * k + seconds
-        self._xx = self._xx * k + rows * rows
-        self._xy = self._xy * k + rows * seconds
+        with self._observing:
+            n, x, y, xx, xy = self._sums
+            self._sums = (n * k + 1.0, x * k + rows, y * k + seconds, xx * k + rows * rows, xy * k + rows * seconds)
 
     @property
     def each(self) -> float:
         """Return the seconds of one more row; 0 until calls of different sizes have been seen."""
-        spread = self._n * self._xx - self._x * self._x
-        if spread <= 1e-9 * self._xx:
+        n, x, y, xx, xy = self._sums
+        spread = n * xx - x * x
+        if spread <= 1e-9 * xx:
             return 0.0
-        return max(0.0, (self._n * self._xy - self._x * self._y) / spread)
+        return max(0.0, (n * xy - x * y) / spread)
 
     @property
     def mean(self) -> float:
         """Return the seconds per row, fixed costs included; 0 before the first call."""
-        return self._y / self._x if self._x else 0.0
+        _, x, y, _, _ = self._sums
+        return y / x if x else 0.0
 
 
 class Pace:
@@ -106,18 +114,21 @@ class Pace:
 
     def __init__(self, cold: int = 2, trial: int = 6, forget: float = 0.01) -> None:
         self._keep = 1.0 - forget
-        self._seconds = self._bytes = 0.0
+        self._sums = (0.0, 0.0)
+        """Weights of rounds: seconds, bytes."""
         self._missing = trial
         self._cold = cold
+        self._observing = Lock()
 
     def observe(self, seconds: float, count: int) -> None:
         """Learn that a round took some time and yielded ``count`` bytes."""
-        if self._cold:
-            self._cold -= 1
-            return
-        self._missing -= 1
-        self._seconds = self._seconds * self._keep + seconds
-        self._bytes = self._bytes * self._keep + count
+        with self._observing:
+            if self._cold:
+                self._cold -= 1
+                return
+            all_seconds, all_bytes = self._sums
+            self._sums = (all_seconds * self._keep + seconds, all_bytes * self._keep + count)
+            self._missing -= 1  # after the sums: a pace that is known is a number
 
     @property
     def known(self) -> bool:
@@ -127,4 +138,5 @@ class Pace:
     @property
     def seconds_per_byte(self) -> float:
         """Return the seconds per byte; 0 until a round has been observed."""
-        return self._seconds / self._bytes if self._bytes else 0.0
+        seconds, count = self._sums
+        return seconds / count if count else 0.0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from threading import Lock
 from time import perf_counter
 
 from fastblt.models.config import BltConfig
@@ -24,18 +25,20 @@ _EXPLORE = 32
 
 
 class Policy:
-    """Chooses the drafter of each round, and keeps what has been learned about all of them."""
+    """Chooses the drafter of each round, and keeps what has been learned about all of them, by any sequence."""
 
     def __init__(self, config: BltConfig) -> None:
         self._drafters: list[Drafter] = [ByteDrafter(config)]
         if config.block_size and config.decoder_input == "embedding":
             self._drafters.append(BlockDrafter(config))
         self._idle = [0] * len(self._drafters)
+        self._choosing = Lock()
 
     def round(self, session: Session, sampler: Sampler) -> Round:
         """Run one round of the drafter that is fastest, or now and then of another one."""
-        chosen = self._choose()
-        self._idle = [0 if index == chosen else idle + 1 for index, idle in enumerate(self._idle)]
+        with self._choosing:
+            chosen = self._choose()
+            self._idle = [0 if index == chosen else idle + 1 for index, idle in enumerate(self._idle)]
         drafter = self._drafters[chosen]
         began = perf_counter()
         found = drafter.round(session, sampler)
