@@ -15,6 +15,7 @@ from fastblt.models.config import BltConfig, PatchingConfig
 from fastblt.models.formats.convert import convert
 from fastblt.models.formats.open import open_checkpoint
 from fastblt.models.parameters import count_parameters
+from fastblt.runtime.backends.cpu.buffers import buffer_bytes
 from fastblt.runtime.bundle.bundle import Bundle
 from fastblt.runtime.bundle.manifest import GRAPH_FILES, load_manifest
 from fastblt.runtime.measure.replay.paper import estimates
@@ -95,6 +96,17 @@ def test_memory_is_told_for_every_type_and_for_max_bytes(tiny_checkpoint: Path, 
     assert facts.memory[0].tables == pytest.approx(bundle.tables, abs=1000)
 
 
+def test_bytes_of_a_sequence_are_those_that_it_takes(tiny_checkpoint: Path, tiny_bundle: Path) -> None:
+    for max_bytes in (300, 1000):
+        facts = read_facts(str(tiny_bundle), max_bytes)
+        found = facts.memory[0].sequence_bytes
+        assert read_facts(str(tiny_checkpoint), max_bytes).memory[0].sequence_bytes == found
+        assert found == {"cpu": buffer_bytes(facts.config, 4, max_bytes), "cuda": sum(facts.memory[0].buffers.values())}
+    text = inspect(tiny_bundle, "--max-bytes", "1000")
+    assert row(text, "a sequence on a CPU").split()[-1] == f"{found['cpu'] / 1e6:.2f}"
+    assert row(text, "a sequence on a GPU").split()[-1] == f"{found['cuda'] / 1e6:.2f}"
+
+
 def test_hash_tables_of_16_bits_stay_so_in_a_bundle_of_any_type(tiny_model: Blt, tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "narrow", tiny_model, torch.bfloat16)
     counts = count_parameters(tiny_model.config)
@@ -109,6 +121,7 @@ def test_facts_are_written_as_json(tiny_bundle: Path, tmp_path: Path) -> None:
     assert BltConfig.from_dict(facts["config"]) == Bundle.open(tiny_bundle, check=False).config
     assert facts["kind"] == "bundle"
     assert facts["memory"][0]["device"] > 0
+    assert set(facts["memory"][0]["sequence_bytes"]) == {"cpu", "cuda"}
     assert facts["manifest"]["dtype"] == "fp32"
     assert set(facts["traffic_gb"]) == {"ar", "s:8"}
 

@@ -155,6 +155,8 @@ def memory_table(facts: ModelFacts) -> Table:
         add_row(table, part, *(megabytes(size) for m in facts.memory for size in (m.weights[part], m.buffers[part])))
     add_row(table, "device", *(megabytes(size) for m in facts.memory for size in _device(m)), bold=True)
     add_row(table, "host", *(text for m in facts.memory for text in (megabytes(m.tables), "")), bold=True)
+    for device, name in (("cpu", "a sequence on a CPU"), ("cuda", "a sequence on a GPU")):
+        add_row(table, name, *(text for m in facts.memory for text in ("", megabytes(m.sequence_bytes[device]))))
     return table
 
 

@@ -12,10 +12,11 @@ from fastblt.commands.graphs import files_of
 from fastblt.models.config import BltConfig
 from fastblt.models.formats.hub import locate
 from fastblt.models.parameters import ParameterCounts, count_parameters
+from fastblt.runtime.backends.cpu.buffers import buffer_bytes
 from fastblt.runtime.backends.gpu.memory import device_buffers
 from fastblt.runtime.bundle.bundle import Bundle
 from fastblt.runtime.bundle.contract import HASH_TABLE
-from fastblt.runtime.bundle.dtypes import DTYPES, SAFETENSORS_TYPES, TENSOR_TYPES
+from fastblt.runtime.bundle.dtypes import BUNDLE_TYPES, DTYPES, SAFETENSORS_TYPES, TENSOR_TYPES
 from fastblt.runtime.bundle.engines import engine_folders, load_engine_folder
 from fastblt.runtime.bundle.manifest import (
     BundleError,
@@ -56,6 +57,8 @@ class Memory:
     """Bytes on the device, by graph: caches and what passes from graph to graph."""
     tables: int
     """Bytes of embedding tables, memory-mapped on the host; 0 where they are inside the encoder's graph."""
+    sequence_bytes: dict[str, int]
+    """Bytes that each sequence takes at most, by device: ``cpu``; and ``cuda``, the sum of ``buffers``."""
 
     @property
     def device(self) -> int:
@@ -121,7 +124,7 @@ def bundle_facts(folder: Path, max_bytes: int, *, check: bool = False) -> ModelF
     if bundle.embeddings is not None:
         tables = bundle.embeddings.stat().st_size
         stored["hash embeddings"] = Stored(tables, _table_type(bundle))
-    memory = Memory(manifest.dtype, sizes, device_buffers(config, manifest.dtype, max_bytes), tables)
+    memory = _memory(config, manifest.dtype, max_bytes, sizes, tables)
     folders = [load_engine_folder(path) for path in engine_folders(folder)]
     return ModelFacts(
         "bundle",
@@ -189,7 +192,14 @@ def _checkpoint_memory(
         weights[graph_of(name)] += size
     tables = weights.pop("tables", 0)
     ordered = {part: weights[part] for part in config.stacks}
-    return Memory(dtype, ordered, device_buffers(config, dtype, max_bytes), tables)
+    return _memory(config, dtype, max_bytes, ordered, tables)
+
+
+def _memory(config: BltConfig, dtype: str, max_bytes: int, weights: dict[str, int], tables: int) -> Memory:
+    """Return the memory that weights of these sizes, and a sequence, need."""
+    buffers = device_buffers(config, dtype, max_bytes)
+    on_cpu = buffer_bytes(config, BUNDLE_TYPES[dtype].item_bytes, max_bytes)
+    return Memory(dtype, weights, buffers, tables, {"cpu": on_cpu, "cuda": sum(buffers.values())})
 
 
 def part_of(tensor: str) -> str:
