@@ -18,7 +18,6 @@ from fastblt.runtime.measure.scoring.plan import ScoringPlan, ScoringRequest, ma
 from fastblt.runtime.measure.scoring.scores import score
 from fastblt.runtime.measure.scoring.windows import OVERALL
 from fastblt.runtime.sequence.likelihood import score_tokens
-from fastblt.runtime.sequence.session import Session
 
 #: Losses that a budget can limit: relative growth of bits per byte, decrease of shares of outcomes.
 LIMITS = ("bpb", "agreement", "boundaries", "masked", "acceptance")
@@ -88,12 +87,12 @@ def measure(bundle: Path, windows: Sequence[Ids], plan: ScoringPlan | None = Non
     runtime = BltRuntime.from_pretrained(bundle, max_bytes=max(map(len, windows)))
     nats, best, ends = 0.0, [], []
     for ids in windows:
-        session = Session(runtime.backend)
         found: list[Ids] = []
-        logprobs = score_tokens(session, ids, on_rows=lambda rows, found=found: found.append(rows.best.copy()))  # type: ignore[misc]
+        with runtime.session() as session:
+            logprobs = score_tokens(session, ids, on_rows=lambda rows, found=found: found.append(rows.best.copy()))  # type: ignore[misc]
+            ends.append(tuple(int(position) for position in session.patch_ends))
         nats -= float(logprobs.sum())
         best.append(np.concatenate(found))
-        ends.append(tuple(int(position) for position in session.patch_ends))
     if not math.isfinite(nats):
         raise CalibrationError(f"{bundle}: found a code length of {nats}, expected a finite number")
     bits = nats / math.log(2) / sum(len(ids) - 1 for ids in windows)

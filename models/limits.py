@@ -91,6 +91,8 @@ THREADS = 1_024
 """Threads of one operator."""
 THREADS_A_CORE = 8
 """The same, for each core that the process may use; more than one is never faster, and thousands never finish."""
+SEQUENCES = 4_096
+"""Sequences of one model at once."""
 STOP_STRINGS = 1_024
 STOP_BYTES = 2**20
 """All stop strings of a request together."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -22,27 +23,34 @@ from fastblt.runtime.request import GenerationOptions, GenerationRequest
 from fastblt.runtime.sequence.learned import Learned
 from fastblt.runtime.sequence.likelihood import Score, score_tokens
 from fastblt.runtime.sequence.session import Session
-from fastblt.runtime.turns import Turns
+from fastblt.runtime.sequence.stats import RunStats
+from fastblt.runtime.sequences.pool import PoolStats, SequencePool
 
 if TYPE_CHECKING:
     from typing import Unpack  # Python 3.11
 
 T = TypeVar("T")
+_ONLY_BOS = np.array([BOS_ID], dtype=np.int64)
 
 
 class BltRuntime:
-    """Holds a loaded model. Buffers are allocated once, for ``max_bytes``; generations follow one another in them.
+    """Holds a loaded model and its sequences, in which texts grow at the same time, on any number of threads.
 
-    Threads may share a runtime. `generate` and `score` wait for those of other threads. While a stream is open, which
-    is until it has ended, is closed, or nobody refers to it, they and `stream` raise `BusyError` immediately instead.
-    So does a call from inside another one on the same thread, e.g. from ``on_chunk``. Texts that have to grow at the
-    same time need a runtime each.
+    A sequence has buffers that are allocated once, for ``max_bytes``; there are at most `sequences` of them. A text has
+    one until its call returns, or its stream has ended, is closed, or nobody refers to it. When all are taken,
+    `generate` and `score` wait for calls of other threads; where none would ever be free (streams are open, or the call
+    comes from inside another one, e.g. from ``on_chunk``) they and `stream` raise `BusyError` immediately. A text that
+    begins as an earlier one did is not read again as far as they agree (`fastblt.runtime.sequences.pool`).
+
+    Args:
+        backend: the loaded model.
+        reuse_prompts: whether what has been read for one text may be used for another. On a CPU the bytes are the same
+            either way; what changes is how long the first one takes.
     """
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, backend: Backend, *, reuse_prompts: bool = True) -> None:
         self.backend = backend
-        self._learned = Learned()
-        self._turns = Turns()
+        self._pool = SequencePool(backend, Learned(), reuse=reuse_prompts)
 
     @classmethod
     def from_pretrained(
@@ -53,6 +61,8 @@ class BltRuntime:
         backend: str = "onnxruntime",
         max_bytes: int = 4096,
         threads: int | None = None,
+        sequences: int | None = None,
+        reuse_prompts: bool = True,
         check_values: bool = False,
         row_floor: int = 1,
         warm_up: bool = True,
@@ -68,6 +78,10 @@ class BltRuntime:
                 ``eager`` (PyTorch, needs the ``export`` extra).
             max_bytes: longest prompt plus new bytes.
             threads: threads of one operator; None: one for models that fit the processor's caches, else all cores.
+            sequences: most texts at once, each of which takes memory (`sequence_bytes`); None: on a CPU as many as fit
+                half of the memory that weights leave, up to 64; on a GPU, where they are prepared when the model is
+                loaded, one.
+            reuse_prompts: see the class.
             check_values: read all embedding tables on the host, and refuse NaN and infinities. ``fastblt export``
                 writes none; every byte of a table is read once, so large ones take seconds.
             row_floor: fewest rows of a call on a GPU, a power of two up to 64; shorter calls are padded. With 16, one
@@ -80,12 +94,23 @@ class BltRuntime:
             ProviderError: the provider cannot be used here.
             TensorRtError: TensorRT is missing or of a version that is not supported.
             CudaError: there is no usable GPU, or cuda-python is missing.
-            ValueError: unknown backend or provider, or ``max_bytes``, ``threads`` or ``row_floor`` out of range.
+            CapacityError: the machine, or the GPU, has too little memory for so many sequences.
+            ValueError: unknown backend or provider, or ``max_bytes``, ``threads``, ``sequences`` or ``row_floor`` out
+                of range.
         """
-        request = LoadRequest(Path(bundle), provider, max_bytes, threads, row_floor, warm_up, on_progress)
+        request = LoadRequest(
+            Path(bundle),
+            provider,
+            max_bytes,
+            threads,
+            sequences,
+            row_floor=row_floor,
+            warm_up=warm_up,
+            on_progress=on_progress,
+        )
         if check_values:
             Bundle.open(bundle, check=False).check_values()
-        return cls(load_backend(backend, request))
+        return cls(load_backend(backend, request), reuse_prompts=reuse_prompts)
 
     @property
     def device(self) -> str:
@@ -96,6 +121,41 @@ class BltRuntime:
     def config(self) -> BltConfig:
         """Return the model's configuration."""
         return self.backend.config
+
+    @property
+    def sequences(self) -> int:
+        """Return how many texts can grow at once."""
+        return self.backend.sequences
+
+    @property
+    def sequences_in_use(self) -> int:
+        """Return how many texts have a sequence at the moment."""
+        return self._pool.in_use
+
+    @property
+    def sequence_bytes(self) -> int:
+        """Return the bytes of memory that a sequence takes at most."""
+        return self.backend.sequence_bytes
+
+    @property
+    def pool_stats(self) -> PoolStats:
+        """Return what became of the texts so far: how many were reused, evicted, saved."""
+        return replace(self._pool.stats)
+
+    @contextmanager
+    def session(self) -> Iterator[Session]:
+        """Lend a session that holds nothing but BOS, for work below the level of `generate`; it waits as that does.
+
+        Raises:
+            BusyError: see the class.
+        """
+        lease = self._pool.lease(_ONLY_BOS)
+        try:
+            lease.session.begin(_ONLY_BOS, RunStats())
+            yield lease.session
+        finally:
+            lease.session.spoil()
+            lease.release()
 
     def stream(
         self,
@@ -108,10 +168,10 @@ class BltRuntime:
         """Start to generate, and return the iterator of chunks; arguments and errors are those of `generate`.
 
         Nothing is computed before the first chunk is asked for. Afterwards the stream's ``finish`` and ``stats`` report
-        why it ended and what it cost. The runtime generates nothing else until it has ended, is closed, or nobody
-        refers to it; see the class.
+        why it ended and what it cost. It has a sequence until it has ended, is closed, or nobody refers to it; see the
+        class.
         """
-        return self._turns.open(self._prepare(prompt, max_new_bytes, request, options))
+        return self._prepare(prompt, max_new_bytes, request, options)(stream=True)
 
     def _prepare(
         self,
@@ -119,8 +179,8 @@ class BltRuntime:
         max_new_bytes: int | None,
         request: GenerationRequest | None,
         options: GenerationOptions,
-    ) -> Callable[[], ByteStream]:
-        """Check the arguments of `stream`, and return what makes it; that takes the caches from whoever has them."""
+    ) -> Callable[..., ByteStream]:
+        """Check the arguments of `stream`, and return what makes it."""
         wanted = _request(max_new_bytes, request, options)
         method, sampler, rules = wanted.decoding_method(), wanted.sampler(), wanted.stop_rules()
         method.check(self.config)
@@ -131,12 +191,11 @@ class BltRuntime:
                 f"expected at most max_bytes={self.backend.max_bytes} in all"
             )
 
-        def make() -> ByteStream:
+        def make(*, stream: bool) -> ByteStream:
             started = time.perf_counter()
-            session = Session(self.backend, learned=self._learned)
-            session.append(ids)
-            session.stats.prompt_bytes = len(ids)
-            return ByteStream(session, method, sampler, rules, started)
+            text = np.concatenate([_ONLY_BOS, ids])
+            lease = self._pool.lease(text, stream=stream)
+            return ByteStream(lease, text, method, sampler, rules, started)
 
         return make
 
@@ -159,7 +218,7 @@ class BltRuntime:
             options: fields of `GenerationRequest`; they replace the request's.
 
         Raises:
-            BusyError: a stream is open, or the call comes from ``on_chunk``.
+            BusyError: no sequence can become free, see the class.
             CapacityError: prompt and new bytes exceed ``max_bytes``.
             GraphError: a graph fails while it runs; the runtime can be used again unless the error denies it.
             MethodError: unknown method, or one that this model cannot run.
@@ -190,8 +249,8 @@ class BltRuntime:
         **options: Unpack[GenerationOptions],
     ) -> T:
         """Generate as `generate` does, for a function that reads the stream to its end; return what it returns."""
-        make = self._prepare(prompt, max_new_bytes, request, options)
-        return self._turns.call(lambda: read(make()))
+        with self._prepare(prompt, max_new_bytes, request, options)(stream=False) as stream:
+            return read(stream)
 
     def score(self, prompt: Prompt, continuation: bytes | str) -> Score:
         """Return the log-probability of each byte of a continuation, given the prompt and the bytes before it.
@@ -203,7 +262,7 @@ class BltRuntime:
             continuation: any bytes, or text (UTF-8); may be empty.
 
         Raises:
-            BusyError: a stream is open, or the call comes from inside another one.
+            BusyError: no sequence can become free, see the class.
             CapacityError: prompt and continuation exceed ``max_bytes``.
             GraphError: see `generate`.
             ValueError: ids that are no prompt, or a continuation that is neither bytes nor text.
@@ -216,8 +275,16 @@ class BltRuntime:
                 f"prompt: found {len(before)} bytes and a continuation of {len(after)}, "
                 f"expected at most max_bytes={self.backend.max_bytes} in all"
             )
-        ids = np.concatenate([np.array([BOS_ID]), before, after])
-        logprobs = self._turns.call(lambda: score_tokens(Session(self.backend), ids, 1 + len(before)))
+        ids = np.concatenate([_ONLY_BOS, before, after])
+        lease = self._pool.lease(ids[: len(before)])
+        try:
+            lease.session.begin(ids[: max(1, len(before))], RunStats())
+            logprobs = score_tokens(lease.session, ids, 1 + len(before))
+        except BaseException:
+            lease.session.spoil()
+            raise
+        finally:
+            lease.release()
         return Score(decode(after), logprobs)
 
 

@@ -19,6 +19,7 @@ from fastblt.runtime.request import StopRules
 from fastblt.runtime.sequence.sampling import Sampler
 from fastblt.runtime.sequence.session import Session
 from fastblt.runtime.sequence.stats import RunStats
+from fastblt.runtime.sequences.pool import Lease
 from fastblt.runtime.stop_strings import StopSearch
 from fastblt.runtime.text import TextDecoder
 from fastblt.runtime.turns import BusyError
@@ -44,6 +45,10 @@ class Chunk(NamedTuple):
     before bias, temperature and truncation. Empty unless the request asks for it. Exact for lossless methods; for
     ``d``, it is the probability in the row that decided the byte, when other bytes of its block, on either side, may
     have been undecided."""
+
+
+#: What is new after a piece of a prompt.
+_NOTHING = Chunk(b"", (), b"", ())
 
 
 @dataclass(frozen=True)
@@ -77,13 +82,23 @@ class ByteStream(Iterator[Chunk]):
 
     Bytes that may be the beginning of a stop string are held back until that is decided. A stream is a context manager
     that closes itself. Threads may share one: each chunk goes to one of them, and they wait for each other.
+
+    Args:
+        lease: of the session, which is given back at the end.
+        ids: int64 [n], the text to continue, BOS first.
+        method: decides the new bytes.
+        sampler: draws them.
+        rules: when to stop.
+        started: when the call began, in seconds of `time.perf_counter`.
     """
 
-    def __init__(self, session: Session, method: Method, sampler: Sampler, rules: StopRules, started: float) -> None:
-        self.session = session
+    def __init__(
+        self, lease: Lease, ids: Ids, method: Method, sampler: Sampler, rules: StopRules, started: float
+    ) -> None:
+        self._lease = lease
         # Neither of the two refers to the stream, which is thus gone when nobody refers to it any more.
-        self._text = _Text(session, method, sampler, rules, started)
-        self._chunks = cast("GeneratorType[Chunk, None, None]", self._text.chunks())
+        self._text = _Text(lease.session, ids, method, sampler, rules, started)
+        self._steps = cast("GeneratorType[Chunk, None, None]", self._text.steps())
         self._round = threading.RLock()
         self._closing = False
         """Whether no other round begins."""
@@ -92,13 +107,13 @@ class ByteStream(Iterator[Chunk]):
 
     @property
     def open(self) -> bool:
-        """Return whether there may be another chunk; as long as it is, the runtime generates nothing else."""
+        """Return whether there may be another chunk; as long as there may, it has a sequence of the runtime."""
         return not (self._cut or self._text.ended)
 
     @property
     def stats(self) -> RunStats:
-        """Return the counters of the session."""
-        return self.session.stats
+        """Return the counters of this generation."""
+        return self._text.stats
 
     @property
     def finish(self) -> str:
@@ -118,20 +133,41 @@ class ByteStream(Iterator[Chunk]):
 
     def __next__(self) -> Chunk:
         with self._round:
-            if self._chunks.gi_running:  # in this thread, since the lock is its own
+            while (chunk := self.step()) is not None:
+                if chunk.data or chunk.boundaries or chunk.rejected:
+                    return chunk
+            raise StopIteration
+
+    def step(self) -> Chunk | None:
+        """Read a piece of the prompt, at most `MAX_ROWS` bytes of it, or run one round of the method.
+
+        Who serves many streams gives each of them a step in turn: none waits longer than the steps of the others take.
+
+        Returns:
+            What is new; nothing is in it while the prompt is read, or bytes are held back. None after the end.
+
+        Raises:
+            BusyError: it is called from inside its own step.
+            GraphError: a graph fails.
+            ValueError: the stream was closed before its end.
+        """
+        with self._round:
+            if self._steps.gi_running:  # in this thread, since the lock is its own
                 raise BusyError("stream: found a call from inside its own round, expected one after the other")
             if self._closing and (self._cut or not self._text.ended):
                 raise ValueError("stream: closed before its end, expected an open one; call stream() again")
             try:
-                chunk = next(self._chunks)
-                if self._closing:
-                    self._cut = not self._text.ended
-                return chunk
-            except StopIteration:
-                raise
+                chunk = next(self._steps, None)
             except BaseException:
                 self._closing = self._cut = True  # or asking again would look like an end
+                self._lease.session.spoil()
+                self._lease.release()
                 raise
+            if self._closing:
+                self._cut = not self._text.ended
+            if self._text.ended or self._cut:
+                self._lease.release()
+            return chunk
 
     def __enter__(self) -> ByteStream:
         return self
@@ -142,19 +178,18 @@ class ByteStream(Iterator[Chunk]):
         self.close()
 
     def close(self) -> None:
-        """End the generation and let go of the backend's caches.
+        """End the generation and give the sequence back.
 
         Afterwards, asking for a chunk raises ValueError if the generation had not ended. Closing again does nothing. A
         round that another thread is computing is waited for; its chunk is still returned there.
         """
         self._closing = True
         with self._round:
-            if self._chunks.gi_running:
+            if self._steps.gi_running:
                 return  # from inside a round, by a signal handler: it is the last one
             self._cut = self._cut or not self._text.ended
-            self._chunks.close()
-            if self.session.backend.owner is self.session:
-                self.session.backend.owner = None
+            self._steps.close()
+            self._lease.release()
 
     def text(self) -> Iterator[str]:
         """Yield the text in pieces of whole characters; bytes that are not UTF-8 are replaced by U+FFFD.
@@ -172,12 +207,15 @@ class ByteStream(Iterator[Chunk]):
 class _Text:
     """Grows a text round by round: takes the bytes of a method until a rule ends the generation."""
 
-    def __init__(self, session: Session, method: Method, sampler: Sampler, rules: StopRules, started: float) -> None:
+    def __init__(
+        self, session: Session, ids: Ids, method: Method, sampler: Sampler, rules: StopRules, started: float
+    ) -> None:
         self.session = session
+        self.ids = ids
         self.method = method
         self.sampler = sampler
         self.rules = rules
-        self.stats = session.stats
+        self.stats = RunStats(prompt_bytes=len(ids) - 1)
         self.finish = "length"
         self.tokens: list[int] = []
         self.ended = rules.max_new_bytes == 0
@@ -191,30 +229,25 @@ class _Text:
         self._boundaries: list[int] = []
         # New byte offset of each token position; a token without a byte shares the offset of the byte before it.
         self._offsets: list[int] = []
-        self._first_position = session.length
+        self._first_position = len(ids)
 
-    def chunks(self) -> Generator[Chunk, None, None]:
-        """Run the method until a rule ends the generation.
-
-        Raises:
-            ValueError: another session has used the caches, so that the last round may be wrong.
-        """
+    def steps(self) -> Generator[Chunk, None, None]:
+        """Read the prompt piece by piece, then run the method until a rule ends the generation."""
         if self.ended:
             return
+        self.stats.reused_bytes = max(0, self.session.begin(self.ids, self.stats) - 1)
+        while self.session.score_piece():
+            yield _NOTHING
         self._boundaries_seen = len(self.session.patch_ends)
         before = time.perf_counter()
         for step in self.method.rounds(self.session, self.sampler):
-            if self.session.backend.owner is not self.session:
-                raise ValueError("session: another session has used the caches since, expected one at a time")
             now = time.perf_counter()
             known = len(self._offsets)
             self.ended = self._take(step)
             self._count(step, now - before, known)
             before = now
-            chunk = self._emit(step)
-            if chunk.data or chunk.boundaries or chunk.rejected:
-                yield chunk
-                before = time.perf_counter()
+            yield self._emit(step)
+            before = time.perf_counter()
             if self.ended:
                 return
         self.ended = True

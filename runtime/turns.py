@@ -1,4 +1,4 @@
-"""Decides who may use a runtime's one sequence, and a backend's caches, when several threads or callers want to.
+"""Decides who may use a conversation when several threads or callers want to.
 
 Whole calls wait for each other. While a stream is open, whatever else would begin a text is refused at once: a stream
 ends when its consumer wants it to, so that waiting for it could last for ever. A stream that nobody holds any more is
@@ -13,13 +13,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from typing import Protocol, TypeVar
-from weakref import WeakKeyDictionary, ref
+from weakref import ref
 
 T = TypeVar("T")
 
 
 class BusyError(ValueError):
-    """Reports a runtime that is generating another text at the moment."""
+    """Reports a runtime, or a conversation, that is generating other texts at the moment."""
 
 
 class Stream(Protocol):
@@ -27,14 +27,14 @@ class Stream(Protocol):
 
     @property
     def open(self) -> bool:
-        """Return whether it may still want the runtime."""
+        """Return whether there may be another chunk."""
 
 
 S = TypeVar("S", bound=Stream)
 
 
 class Turns:
-    """Hands a runtime from one call, or stream, to the next."""
+    """Hands a conversation from one call, or stream, to the next."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
@@ -51,15 +51,15 @@ class Turns:
         with self._lock:
             if self._working:  # by this thread, since the lock is its own
                 raise BusyError(
-                    "runtime: found a call from inside another one (on_chunk, a streamer, a signal handler), expected "
-                    "one after the other; load a second runtime for texts that depend on each other"
+                    "sequence: found a call from inside another one (on_chunk, a streamer, a signal handler), expected "
+                    "one after the other; texts that depend on each other need a sequence each"
                 )
             self._working = True
             try:
                 if self._stream_is_open():
                     raise BusyError(
-                        "runtime: found a stream that is open, expected none; read it to its end, close() it, or load "
-                        "a second runtime"
+                        "sequence: found a stream that is open, expected none; read it to its end, close() it, or use "
+                        "another sequence"
                     )
                 return work()
             finally:
@@ -71,7 +71,7 @@ class Turns:
         return stream is not None and stream.open
 
     def open(self, make: Callable[[], S]) -> S:
-        """Wait for the calls of other threads, then make a stream: it has the runtime as long as it is open.
+        """Wait for the calls of other threads, then make a stream: it has the conversation as long as it is open.
 
         Raises:
             BusyError: as `call`.
@@ -79,15 +79,7 @@ class Turns:
 
         def opened() -> S:
             stream = make()
-            self._stream = ref(stream)  # who drops a stream, even half-way, leaves the runtime free
+            self._stream = ref(stream)  # who drops a stream, even half-way, leaves it free
             return stream
 
         return self.call(opened)
-
-
-_gates: WeakKeyDictionary[object, threading.RLock] = WeakKeyDictionary()
-
-
-def gate_of(backend: object) -> threading.RLock:
-    """Return the lock that a thread holds while it is inside a call of a backend: always the same one."""
-    return _gates.setdefault(backend, threading.RLock())  # one step for other threads

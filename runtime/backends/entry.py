@@ -34,7 +34,7 @@ class LoadRequest:
     """Holds what to load and for what; every backend reads the fields that concern it.
 
     Raises:
-        ValueError: ``max_bytes``, ``threads`` or ``row_floor`` is out of range.
+        ValueError: ``max_bytes``, ``threads``, ``sequences`` or ``row_floor`` is out of range.
     """
 
     folder: Path
@@ -45,6 +45,8 @@ class LoadRequest:
     """Longest prompt plus new bytes, in 1..`limits.TEXT_BYTES`."""
     threads: int | None = None
     """Threads of one operator on the CPU; None: as many as suit the model."""
+    sequences: int | None = None
+    """Most sequences at once, up to `limits.SEQUENCES`; None: on a CPU as memory allows, on a GPU one."""
     row_floor: int = 1
     """Fewest rows of a call on a GPU, one of `ROW_FLOORS`; shorter calls are padded."""
     warm_up: bool = False
@@ -57,6 +59,8 @@ class LoadRequest:
         if self.row_floor not in ROW_FLOORS:
             known = ", ".join(map(str, ROW_FLOORS))
             raise ValueError(f"row_floor: found {shown(self.row_floor)}, expected one of {known}")
+        if self.sequences is not None:
+            _check_integer("sequences", self.sequences, limits.SEQUENCES)
         if self.threads is not None:
             _check_integer("threads", self.threads, min(limits.THREADS, limits.THREADS_A_CORE * usable_cores()))
 

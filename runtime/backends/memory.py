@@ -1,4 +1,4 @@
-"""Compares what a model will need with the memory of the machine, before anything is allocated."""
+"""Compares what a model and its sequences will need with the memory of the machine, before anything is allocated."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ from bisect import bisect_right
 from collections.abc import Callable
 
 from fastblt.runtime.backends.protocol import CapacityError
+
+#: Most sequences at once unless the user asks for a number; beyond it, threads would only wait for each other.
+MOST_SEQUENCES = 64
 
 
 def check_fits(weights: int, buffers: Callable[[int], int], max_bytes: int, available: int | None, where: str) -> None:
@@ -34,6 +37,43 @@ def check_fits(weights: int, buffers: Callable[[int], int], max_bytes: int, avai
         f"max_bytes: found {max_bytes}, which takes {needed}, "
         f"expected at most {largest} with the {_gigabytes(available)} of {where}"
     )
+
+
+def sequences_that_fit(
+    weights: int,
+    buffers: Callable[[int], int],
+    max_bytes: int,
+    wanted: int | None,
+    available: int | None,
+    where: str,
+) -> int:
+    """Return how many sequences a model may have at once.
+
+    Args:
+        weights: their size, in bytes.
+        buffers: returns the bytes of caches and buffers of one sequence, for a text of this many bytes.
+        max_bytes: longest prompt plus new bytes.
+        wanted: number that the user asks for; None: as many as half of the memory that weights leave has room for, up
+            to `MOST_SEQUENCES`.
+        available: bytes of memory; None: unknown, and whatever is needed fits.
+        where: the memory is, for the message: "this machine".
+
+    Raises:
+        CapacityError: that many do not fit, or not even one.
+    """
+    check_fits(weights, buffers, max_bytes, available, where)
+    if wanted is None:
+        if available is None:
+            return MOST_SEQUENCES
+        return max(1, min(MOST_SEQUENCES, (available - weights) // 2 // buffers(max_bytes)))
+    needed = weights + wanted * buffers(max_bytes)
+    if available is not None and needed > available:
+        raise CapacityError(
+            f"sequences: found {wanted} for max_bytes={max_bytes}, which take {_gigabytes(needed)} of memory "
+            f"({_gigabytes(weights)} of them for weights), expected at most "
+            f"{(available - weights) // buffers(max_bytes)} with the {_gigabytes(available)} of {where}"
+        )
+    return wanted
 
 
 def _gigabytes(size: int) -> str:

@@ -25,6 +25,7 @@ def load_onnxruntime(
     *,
     row_floor: int = 1,
     warm_up: bool = False,
+    sequences: int | None = None,
     on_progress: OnProgress = no_progress,
 ) -> OnnxRuntime:
     """Load a bundle into ONNX Runtime, on the CPU or on a GPU.
@@ -37,6 +38,7 @@ def load_onnxruntime(
         options: an ``onnxruntime.SessionOptions`` that replaces ours and ``threads``; None: ours.
         row_floor: fewest rows of a call on a GPU, a power of two.
         warm_up: on a GPU, bind and record all that generations can need.
+        sequences: most at once; None: on a CPU as memory allows, on a GPU one.
         on_progress: called while that is done.
 
     Raises:
@@ -51,7 +53,7 @@ def load_onnxruntime(
     if device == "cpu":
         from fastblt.runtime.backends.cpu.backend import OnnxRuntimeBackend
 
-        return OnnxRuntimeBackend.load(folder, max_bytes, threads, options)
+        return OnnxRuntimeBackend.load(folder, max_bytes, threads, options, sequences)
     from fastblt.runtime.backends.gpu import loading
 
     backend = loading.load_onnxruntime(folder, device, max_bytes, options, row_floor=row_floor)
@@ -68,6 +70,7 @@ def _load(request: LoadRequest) -> OnnxRuntime:
         request.threads,
         row_floor=request.row_floor,
         warm_up=request.warm_up,
+        sequences=request.sequences,
         on_progress=request.on_progress,
     )
 

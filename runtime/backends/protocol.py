@@ -1,14 +1,16 @@
-"""Defines what a backend does: it runs the four parts of a model on new rows and keeps its own caches.
+"""Defines what a backend does: it runs the four parts of a model on new rows, over caches that each sequence has.
 
-A backend knows tensors and positions, and nothing of prompts, future patches or methods. Every call names the position
-of its first row; rows at later positions that an earlier call left in the caches are overwritten. Rewinding therefore
-needs no call at all, unless the caches have dropped what is needed again (`Backend.can_resume_from`).
+A `Backend` is what is loaded once: weights, sessions of ONNX Runtime or engines, tables. A `BackendSequence` is what
+each text in flight has of its own: caches, and what passes from part to part. It knows tensors and positions, and
+nothing of prompts, future patches or methods. Every call names the position of its first row; rows at later positions
+that an earlier call left in the caches are overwritten. Rewinding therefore needs no call at all, unless the caches
+have dropped what is needed again (`BackendSequence.can_resume_from`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +19,8 @@ from fastblt.models.config import BltConfig
 
 Ids = NDArray[np.int64]
 Floats = NDArray[np.float32]
+#: Copies on the host of what a sequence has computed, by name; see `BackendSequence.state`.
+State = Mapping[str, NDArray[Any]]
 
 #: Most rows in one call; longer prompts are fed in pieces.
 MAX_ROWS = 256
@@ -84,21 +88,28 @@ class Drafted(NamedTuple):
     encoder_seconds: float = 0.0
     """Time spent in the encoder, where drafted rows read its byte states; the rest of the call is the decoder's.
 
-    As for `Backend.run_encoder`, it ends when the encoder's call returns. On a GPU that call only queues the work, and
-    the wait for both graphs counts as the decoder's time, since nothing waits between the two. It is 0 for a draft that
-    is chained on the device."""
+    As for `BackendSequence.run_encoder`, it ends when the encoder's call returns. On a GPU that call only queues the
+    work, and the wait for both graphs counts as the decoder's time, since nothing waits between the two. It is 0 for a
+    draft that is chained on the device."""
 
 
 #: Takes the one row of a draft's step and returns the next token, and whether to draft another row after it.
 Pick = Callable[[DecoderRows], tuple[int, bool]]
 
 
-class Backend(Protocol):
-    """Runs one loaded model, with buffers that are allocated once for ``max_bytes`` bytes of text.
+class Progress(NamedTuple):
+    """Holds how far a sequence has read its text."""
 
-    ``visible_from``, int64 [n], is the first position (of `run_global`: patch) that each row may see; windows and
-    causality hide more. None: 0. Where documents are masked it is the beginning of the row's document.
-    """
+    tokens: int = 0
+    """Leading positions that are scored."""
+    open_patch: int = 0
+    """First position of the patch that is pooled next."""
+    patches: int = 0
+    """Latents that have been made."""
+
+
+class Backend(Protocol):
+    """Holds one loaded model, which any number of threads may use at once."""
 
     name: str
     """Name in `fastblt.runtime.backends.registry`, as the user writes it."""
@@ -106,8 +117,29 @@ class Backend(Protocol):
     """``cpu`` or ``cuda``."""
     config: BltConfig
     max_bytes: int
-    owner: object
-    """The session that is using the caches."""
+    """Longest text of a sequence, in bytes."""
+    sequences: int
+    """Most sequences at once: as many as memory holds, or as have been prepared."""
+    sequence_bytes: int
+    """Memory that each of them takes at most, in bytes; on a GPU it is taken when the model is loaded."""
+
+    def new_sequence(self) -> BackendSequence:
+        """Return a sequence whose caches are empty.
+
+        Raises:
+            CapacityError: as many as there can be are open.
+        """
+        ...
+
+
+class BackendSequence(Protocol):
+    """Runs a backend's model over caches of its own, which are allocated once for ``max_bytes`` bytes of text.
+
+    One thread at a time may be inside its calls; sequences do not wait for each other unless the device has to.
+
+    ``visible_from``, int64 [n], is the first position (of `run_global`: patch) that each row may see; windows and
+    causality hide more. None: 0. Where documents are masked it is the beginning of the row's document.
+    """
 
     def run_patcher(self, position: int, ids: Ids, visible_from: Ids | None = None) -> Floats:
         """Return the entropy of the token after each of ``ids`` int64 [n], float32 [n], in nats.
@@ -180,4 +212,27 @@ class Backend(Protocol):
 
     def moved_bytes(self, part: str, position: int, rows: int) -> int:
         """Return the bytes of weights and caches that one call of a part reads, for ``rows`` rows at this position."""
+        ...
+
+    def state(self, progress: Progress) -> dict[str, NDArray[Any]]:
+        """Return copies of the rows that the rest of a text can read, by name; the first axis counts rows.
+
+        Names are ``pool`` or ``states``, ``latent_kv``, and a part and its cache: ``decoder.key_0``.
+        """
+        ...
+
+    def restore(self, state: State, progress: Progress) -> None:
+        """Write back what `state` returned for this progress, here or in another sequence of the same model.
+
+        Raises:
+            ValueError: a tensor is missing, or of another shape or type; nothing has been written.
+        """
+        ...
+
+    def reset(self) -> None:
+        """Forget the text, after a failure or before another one: the next rows begin at position 0."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the caches, or give them back; closing again does nothing."""
         ...

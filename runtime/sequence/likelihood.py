@@ -40,7 +40,7 @@ def score_tokens(
     """Score a text, teacher-forced, in pieces of at most `MAX_ROWS` tokens; its last token is not read.
 
     Args:
-        session: that holds nothing but BOS.
+        session: whose tokens, the last of which is not scored, are the first of ``ids``, before ``first``.
         ids: int64 [n], BOS first.
         first: position of the first token whose probability is wanted, >= 1.
         on_rows: given the decoder's rows from position ``first - 1`` on, piece by piece; each piece is overwritten by

@@ -1,4 +1,4 @@
-"""Runs the four parts of a model through a backend and books what each call costs."""
+"""Runs the four parts of a model through a backend's sequence and books what each call costs."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ from collections.abc import Callable
 from math import isfinite
 from time import perf_counter
 from typing import Concatenate, ParamSpec, TypeVar
-from weakref import ref
 
+from fastblt.models.config import BltConfig
 from fastblt.models.tokens import VOCAB_SIZE
 from fastblt.runtime.backends.graph_error import graph_error
-from fastblt.runtime.backends.protocol import Backend, DecoderRows, Drafted, Floats, Ids, Pick
+from fastblt.runtime.backends.protocol import BackendSequence, DecoderRows, Drafted, Floats, Ids, Pick
 from fastblt.runtime.sequence.stats import RunStats
-from fastblt.runtime.turns import gate_of
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -20,50 +19,48 @@ _TOKENS = frozenset(range(VOCAB_SIZE))
 
 
 class CountedParts:
-    """Calls a backend; arguments and results are those of `Backend`, time and calls go to ``stats``.
-
-    Every call is made while no other thread is inside one, and only while the caches are the session's own.
+    """Calls a sequence; arguments and results are those of `BackendSequence`, time and calls go to ``stats``.
 
     Args:
-        backend: that runs the parts.
+        sequence: that runs the parts.
+        config: the model's.
         stats: where calls are counted.
-        session: that the caches must belong to, see `Backend.owner`.
 
     Raises:
-        ValueError: by every call: another session has used the caches since, or a call has failed.
+        ValueError: by every call: an earlier one has failed.
         GraphError: the decoder found a token that does not exist, or no probability.
     """
 
-    def __init__(self, backend: Backend, stats: RunStats, session: object) -> None:
-        self.backend = backend
+    def __init__(self, sequence: BackendSequence, config: BltConfig, stats: RunStats) -> None:
+        self.sequence = sequence
         self.stats = stats
-        self._session = ref(session)  # which holds these parts
-        self._gate = gate_of(backend)
-        self._drafts_encode = backend.config.decoder_input == "encoder"
+        self.failed = False
+        """Whether a call has failed. It may have written half of its rows, so the caches are given up."""
+        self._drafts_encode = config.decoder_input == "encoder"
 
     def run_patcher(self, position: int, ids: Ids, visible_from: Ids | None) -> Floats:
-        """Call `Backend.run_patcher`."""
-        return self._run("patcher", len(ids), self.backend.run_patcher, position, ids, visible_from)
+        """Call `BackendSequence.run_patcher`."""
+        return self._run("patcher", len(ids), self.sequence.run_patcher, position, ids, visible_from)
 
     def run_encoder(self, position: int, rows: int, ids: Ids, starts: Ids, ends: Ids, visible_from: Ids | None) -> None:
-        """Call `Backend.run_encoder`; ``rows`` is the number of rows, without the tokens before them in ``ids``."""
-        self._run("encoder", rows, self.backend.run_encoder, position, ids, starts, ends, visible_from)
+        """Call `BackendSequence.run_encoder`; ``rows`` counts the rows, without the tokens before them in ``ids``."""
+        self._run("encoder", rows, self.sequence.run_encoder, position, ids, starts, ends, visible_from)
 
     def run_global(self, first_patch: int, count: int, visible_from: Ids | None) -> None:
-        """Call `Backend.run_global`."""
-        self._run("global", count, self.backend.run_global, first_patch, count, visible_from)
+        """Call `BackendSequence.run_global`."""
+        self._run("global", count, self.sequence.run_global, first_patch, count, visible_from)
 
     def run_decoder(self, position: int, ids: Ids, latents: Ids, block: int, visible_from: Ids | None) -> DecoderRows:
-        """Call `Backend.run_decoder`."""
+        """Call `BackendSequence.run_decoder`."""
         return self._run("decoder", len(ids), self._decode, position, ids, latents, block, visible_from)
 
     def _decode(self, position: int, ids: Ids, latents: Ids, block: int, visible_from: Ids | None) -> DecoderRows:
-        rows = self.backend.run_decoder(position, ids, latents, block, visible_from)
+        rows = self.sequence.run_decoder(position, ids, latents, block, visible_from)
         self._check(rows.best, rows.probability)
         return rows
 
     def draft(self, position: int, ids: Ids, latent: int, count: int, pick: Pick | None, visible_from: int) -> Drafted:
-        """Call `Backend.draft`: one call of the decoder per byte, and of the encoder where drafted rows read it."""
+        """Call `BackendSequence.draft`: the decoder runs once a byte, and the encoder where drafted rows read it."""
         drafted = self._run("decoder", 1, self._draft, position, ids, latent, count, pick, visible_from)
         # One call of the decoder is booked, with all seconds.
         calls = len(drafted.tokens)
@@ -73,7 +70,7 @@ class CountedParts:
         return drafted
 
     def _draft(self, position: int, ids: Ids, latent: int, count: int, pick: Pick | None, visible_from: int) -> Drafted:
-        drafted = self.backend.draft(position, ids, latent, count, pick, visible_from)
+        drafted = self.sequence.draft(position, ids, latent, count, pick, visible_from)
         self._check(drafted.tokens, drafted.probabilities)
         return drafted
 
@@ -96,25 +93,16 @@ class CountedParts:
         *arguments: P.args,
         **named: P.kwargs,
     ) -> T:
-        """Make a call of the backend, which runs ``rows`` rows of a part, and book it.
-
-        A call that fails may have written half of its rows, so the caches are given up.
-        """
-        with self._gate:
-            session = self._session()
-            if self.backend.owner is not session:
-                raise ValueError(
-                    "session: another session has used the caches since, or a call has failed; expected a new session"
-                )
-            began = perf_counter()
-            try:
-                result = call(position, *arguments, **named)
-            except BaseException:
-                if self.backend.owner is session:
-                    self.backend.owner = None
-                raise
-            seconds = perf_counter() - began
-        self._book(part, position, rows, seconds)
+        """Make a call of the sequence, which runs ``rows`` rows of a part, and book it."""
+        if self.failed:
+            raise ValueError("session: found one in which a call has failed, expected a new session")
+        began = perf_counter()
+        try:
+            result = call(position, *arguments, **named)
+        except BaseException:
+            self.failed = True
+            raise
+        self._book(part, position, rows, perf_counter() - began)
         return result
 
     def _book(self, part: str, position: int, rows: int, seconds: float, calls: int = 1) -> None:
@@ -122,4 +110,4 @@ class CountedParts:
         stats = self.stats
         stats.part_seconds[part] += seconds
         stats.nfe[part] += calls
-        stats.moved_bytes += calls * self.backend.moved_bytes(part, position, rows)
+        stats.moved_bytes += calls * self.sequence.moved_bytes(part, position, rows)

@@ -5,6 +5,9 @@ The rule that closes patches is `fastblt.models.patch_rule`; nothing depends on 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
+
 import numpy as np
 
 from fastblt.models.config import PatchingConfig
@@ -93,6 +96,20 @@ class PatchTable:
         self.read_until = length
         del self.ends[int(self.latent_of[length - 1]) + 1 :]
         self.latents_ready = min(self.latents_ready, len(self.ends))
+
+    def restore(self, ends: Sequence[int], read_until: int, latents_ready: int) -> None:
+        """Take over the patches of a text of which ``read_until`` leading tokens were read.
+
+        Raises:
+            ValueError: there are no such patches: their ends do not rise, or are not among the tokens.
+        """
+        bounds = [0, *ends]
+        if any(end <= start for start, end in pairwise(bounds)) or bounds[-1] > read_until:
+            raise ValueError(f"patch ends: found {list(ends[:8])}, expected rising positions up to {read_until}")
+        if latents_ready != len(bounds) - 1:
+            raise ValueError(f"patches: found {latents_ready} latents, expected {len(bounds) - 1}, one of each patch")
+        self.ends, self.read_until, self.latents_ready = list(ends), read_until, latents_ready
+        self.latent_of[:read_until] = np.searchsorted(ends, np.arange(1, read_until + 1), side="right") - 1
 
     def clear(self) -> None:
         """Forget all patches."""

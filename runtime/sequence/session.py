@@ -8,7 +8,8 @@ depends on where the buffer happens to end.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
+from weakref import finalize
 
 import numpy as np
 
@@ -21,6 +22,8 @@ from fastblt.runtime.backends.protocol import (
     Floats,
     Ids,
     Pick,
+    Progress,
+    State,
 )
 from fastblt.runtime.sequence.latents import Latents
 from fastblt.runtime.sequence.learned import Learned
@@ -32,20 +35,41 @@ from fastblt.runtime.sequence.token_buffer import TokenBuffer
 #: patch so far (o_M of arXiv 2605.08044).
 Latent = Literal["closed", "partial"]
 
+
+class SavedSession(NamedTuple):
+    """Holds copies of what a session has read, on the host."""
+
+    tokens: Ids
+    """int64 [length], BOS first."""
+    patch_ends: tuple[int, ...]
+    """Position after the last token of each closed patch among those that are scored."""
+    progress: Progress
+    """How far the tokens have been read."""
+    state: State
+    """See `BackendSequence.state`."""
+
+    @property
+    def size(self) -> int:
+        """Return the bytes of all copies."""
+        return sum(array.nbytes for array in self.state.values())
+
+
 _NO_BLOCK: Ids = np.empty(0, dtype=np.int64)
 
 
 class Session:
-    """Holds tokens, patches and progress over a backend's caches; a backend serves one session at a time.
+    """Holds tokens, patches and progress over caches of its own; sessions of one backend know nothing of each other.
 
-    A call raises ValueError once another session was made, or once a call failed. Calls from several threads wait for
-    each other; what a call returns may be views that the next one overwrites, whoever makes it. `BltRuntime` takes care
-    that its texts do not get in each other's way.
+    One thread at a time may use a session. What a call returns may be views that the next one overwrites. Once a call
+    has failed, every other raises ValueError until `clear`. The caches go with the session, or with `close`.
 
     Args:
-        backend: its caches belong to this session until another one is made.
+        backend: its model runs; the session has a new sequence of it.
         stats: where calls are counted; None: new counters.
         learned: what methods have learned in earlier sessions; None: nothing.
+
+    Raises:
+        CapacityError: the backend has as many sequences as it can.
     """
 
     def __init__(self, backend: Backend, stats: RunStats | None = None, learned: Learned | None = None) -> None:
@@ -53,15 +77,105 @@ class Session:
         self.config = backend.config
         self.stats = stats if stats is not None else RunStats()
         self.learned = learned if learned is not None else Learned()
-        self._parts = CountedParts(backend, self.stats, self)
+        self.sequence = backend.new_sequence()
+        self._release = finalize(self, self.sequence.close)
+        self._parts = CountedParts(self.sequence, self.config, self.stats)
         self._tokens = TokenBuffer(self.config, backend.max_bytes)
         self._latents = Latents(self.config, self._tokens, self._parts)
         self._patches = self._latents.patches
         self.scored = 0
         """Leading tokens that are scored."""
         self._block_latent = 0
-        backend.owner = self
         self.append([BOS_ID])
+
+    def close(self) -> None:
+        """Let go of the caches; closing again does nothing."""
+        self._parts.failed = True
+        self._release()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def begin(self, ids: Ids, stats: RunStats) -> int:
+        """Begin another text, and keep what its beginning shares with what was read before.
+
+        Args:
+            ids: int64 [n], n >= 1, BOS first; the last of them at least is left to score.
+            stats: where calls are counted from now on.
+
+        Returns:
+            The leading tokens that need not be scored again.
+
+        Raises:
+            CapacityError: the text does not fit.
+        """
+        self.stats = self._parts.stats = stats
+        if self._parts.failed:
+            self.clear()
+        kept = min(self.shared_with(ids), len(ids) - 1)
+        if not (kept and self._go_back(kept)):
+            self.clear()
+        self.append(ids[self.length :])
+        return self.scored
+
+    def shared_with(self, ids: Ids) -> int:
+        """Return how many leading tokens of ``ids`` int64 [n] have been scored."""
+        known = self._tokens.between(0, 0 if self._parts.failed else min(self.scored, len(ids)))
+        differs = np.flatnonzero(known != ids[: len(known)])
+        return int(differs[0]) if len(differs) else len(known)
+
+    def spoil(self) -> None:
+        """Note that what the session holds is not to be relied on: `begin` starts anew, any other call fails."""
+        self._parts.failed = True
+
+    @property
+    def usable(self) -> bool:
+        """Return whether no call has failed, and the session has not been spoiled or closed."""
+        return not self._parts.failed
+
+    def saved(self) -> SavedSession:
+        """Return copies of all that is needed to go on in another session of the same model.
+
+        Raises:
+            ValueError: a call has failed.
+        """
+        if self._parts.failed:
+            raise ValueError("session: found one in which a call has failed, expected one that can be saved")
+        if self._patches.read_until > self.scored:
+            self._patches.rewind(self.scored)
+        progress = Progress(self.scored, self._patches.next_latent_start, self._patches.latents_ready)
+        return SavedSession(self.tokens.copy(), tuple(self.patch_ends), progress, self.sequence.state(progress))
+
+    def restore(self, saved: SavedSession) -> None:
+        """Go on where another session of the same model was.
+
+        Raises:
+            CapacityError: the text does not fit.
+            ValueError: something about it cannot be; the session holds nothing but BOS then.
+        """
+        self.clear()
+        self._tokens.length = 0
+        try:
+            self.append(saved.tokens)
+            self._patches.restore(saved.patch_ends, saved.progress.tokens, saved.progress.patches)
+            self.sequence.restore(saved.state, saved.progress)
+        except ValueError:
+            self._tokens.length = 1
+            self.clear()
+            raise
+        if self._tokens.documents is not None:
+            for patch in range(len(saved.patch_ends)):
+                self._tokens.documents.close_patch(patch, self._patches.start_of(patch), saved.patch_ends[patch])
+        self.scored = saved.progress.tokens
+
+    def clear(self) -> None:
+        """Forget everything but BOS, which is not scored any more; a failure is forgotten too."""
+        self._tokens.length, self.scored, self._parts.failed = 1, 0, False
+        self._patches.clear()
+        self.sequence.reset()
 
     @property
     def length(self) -> int:
@@ -102,18 +216,24 @@ class Session:
         """
         if not 1 <= length <= self.length:
             raise ValueError(f"rewind: found length {length}, expected 1..{self.length}")
+        if not self._go_back(length):
+            self._start_over()
+
+    def _go_back(self, length: int) -> bool:
+        """Forget the tokens from position ``length`` on; return whether the caches hold what the next rows see."""
         self._tokens.length = length
-        if self._patches.read_until > length:
-            self._patches.rewind(length)
-            self.scored = min(self.scored, length)
-            if not self.backend.can_resume_from(self.scored, self._patches.next_latent_start):
-                self._start_over()
+        if self._patches.read_until <= length:
+            return True
+        self._patches.rewind(length)
+        self.scored = min(self.scored, length)
+        return self.sequence.can_resume_from(self.scored, self._patches.next_latent_start)
 
     def _start_over(self) -> None:
         """Score again what was scored, from the beginning."""
         length = self.length
         self._tokens.length, self.scored = self.scored, 0
         self._patches.clear()
+        self.sequence.reset()
         if self.length:
             self.score()
         self._tokens.length = length
@@ -231,10 +351,17 @@ class Session:
         if self.scored == self.length:
             raise ValueError("score: found no token to score, append one first")
 
+    def score_piece(self) -> bool:
+        """Score the next `MAX_ROWS` tokens, if that leaves one at least for `score`; return whether it did."""
+        if self.length - self.scored <= MAX_ROWS:
+            return False
+        self._score_piece(self.scored + MAX_ROWS, _NO_BLOCK, "closed")
+        return True
+
     def _score(self, block: Ids, latent: Latent) -> DecoderRows:
         self._check_unscored()
-        while self.length - self.scored > MAX_ROWS:
-            self._score_piece(self.scored + MAX_ROWS, _NO_BLOCK, "closed")
+        while self.score_piece():
+            pass
         return self._score_piece(self.length, block, latent)
 
     def _score_piece(self, end: int, block: Ids, latent: Latent) -> DecoderRows:

@@ -27,6 +27,8 @@ class RunStats:
     """Drafted bytes that verification accepted."""
     prompt_bytes: int = 0
     """Bytes of the prompt."""
+    reused_bytes: int = 0
+    """Bytes of the prompt that had been read for an earlier text, and were not read again."""
     new_bytes: int = 0
     """Bytes generated."""
     first_byte_seconds: float = 0.0

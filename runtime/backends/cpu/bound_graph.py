@@ -1,4 +1,4 @@
-"""Runs one ONNX Runtime session whose inputs and outputs are bound to memory by address.
+"""Runs one graph for one sequence: inputs and outputs of the shared session are bound to its memory by address.
 
 A cache's input and its update are bound to the same address, so TensorScatter works in place and no cache is ever
 copied. Bindings are kept for each number of rows and size of the caches' view, and pointed elsewhere when the view
@@ -8,23 +8,20 @@ moves; most steps write a few integers and run.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Set
+from collections.abc import Set
 from math import prod
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
-from fastblt.models.config import StackConfig
 from fastblt.runtime.backends.controls import Controls, write_controls
 from fastblt.runtime.backends.cpu.buffers import Buffer, ControlInput, KvBuffers, View
+from fastblt.runtime.backends.cpu.sessions import LoadedGraph
 from fastblt.runtime.backends.graph_error import graph_error
 from fastblt.runtime.backends.protocol import Ids
-from fastblt.runtime.backends.providers import PROVIDERS, check_session_tensors
 from fastblt.runtime.bundle.dtypes import TENSOR_TYPES, numpy_dtype
-from fastblt.runtime.bundle.manifest import BundleError, GraphSpec
+from fastblt.runtime.bundle.manifest import GraphSpec
 
 #: Bindings of each graph that are kept: those used last. One takes 12 to 24 kB. In texts of all methods and lengths,
 #: the encoder and the global, whose shapes vary most, bind anew in 3 calls of 100 that would not if all were kept.
@@ -74,28 +71,17 @@ class Binding:
 
 
 class BoundGraph:
-    """Holds a session with its caches, control inputs and bindings.
+    """Holds a sequence's caches, control inputs and bindings of one graph.
 
     Args:
-        path: the graph.
-        spec: its inputs and outputs.
-        stack: geometry of its transformer stack.
+        graph: its session.
         capacity: slots of its caches.
-        options: session options.
-
-    Raises:
-        BundleError: ONNX Runtime cannot load the graph, or it is not the one that the manifest describes.
     """
 
-    def __init__(self, path: Path, spec: GraphSpec, stack: StackConfig, capacity: int, options: Any) -> None:
-        try:
-            self.session = ort.InferenceSession(str(path), options, providers=[PROVIDERS["cpu"]])
-        except Exception as error:
-            reason = " ".join(str(error).split())
-            raise BundleError(f"{path}: ONNX Runtime cannot load it ({reason})") from error
-        check_session_tensors(path, self.session, spec)
-        self.path = path
-        self.spec = spec
+    def __init__(self, graph: LoadedGraph, capacity: int) -> None:
+        self.graph = graph
+        self.spec = spec = graph.spec
+        stack = graph.stack
         self.window = stack.window
         caches = [t for t in spec.inputs if t.role == "cache"]
         names = [t.name for t in caches]
@@ -107,8 +93,6 @@ class BoundGraph:
         self._bindings: OrderedDict[tuple[int, ...], Binding] = OrderedDict()
         self._appends = any(t.role == "cache_rows" for t in spec.outputs)
         """Whether outputs are the caches' new rows, which are bound to where they belong (lowered graphs)."""
-        self.on_run: Callable[[Binding], None] | None = None
-        """Called with the binding of every call before it runs."""
 
     def prepare(
         self,
@@ -150,7 +134,7 @@ class BoundGraph:
         return binding
 
     def _bind(self, rows: int) -> Binding:
-        binding = Binding(self.session, self.spec)
+        binding = Binding(self.graph.session, self.spec)
         binding.point("positions", (1, rows), self.positions.buffer)
         binding.point("visible_start", (1, rows), self.visible_start.buffer)
         binding.point("visible_end", (1, rows), self.visible_end.buffer)
@@ -172,12 +156,13 @@ class BoundGraph:
         Raises:
             GraphError: ONNX Runtime fails.
         """
-        if self.on_run is not None:
-            self.on_run(binding)
+        graph = self.graph
+        if graph.on_run is not None:
+            graph.on_run(binding)
         try:
-            self.session.run_with_iobinding(binding.io)
+            graph.session.run_with_iobinding(binding.io)
         except Exception as error:
-            raise graph_error(self.path, error) from error
+            raise graph_error(graph.path, error) from error
 
     def moved_bytes(self, position: int, rows: int) -> int:
         """Return the bytes of weights and caches that a call reads."""

@@ -1,14 +1,56 @@
-"""Chooses the options of ONNX Runtime's sessions on the CPU."""
+"""Loads graphs into sessions of ONNX Runtime on the CPU, which every sequence of a model shares."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import onnxruntime as ort
 
-from fastblt.runtime.bundle.manifest import Manifest
+from fastblt.models.config import StackConfig
+from fastblt.runtime.backends.providers import PROVIDERS, check_session_tensors
+from fastblt.runtime.bundle.manifest import BundleError, GraphSpec, Manifest
 from fastblt.runtime.machine import default_threads
+
+if TYPE_CHECKING:
+    from fastblt.runtime.backends.cpu.bound_graph import Binding
+
+
+@dataclass
+class LoadedGraph:
+    """Holds one graph's session; any number of threads may run it at once."""
+
+    path: Path
+    spec: GraphSpec
+    stack: StackConfig
+    """Geometry of its transformer stack."""
+    session: Any
+    on_run: Callable[[Binding], None] | None = None
+    """Called with the binding of every call, of any sequence, before it runs."""
+
+    @classmethod
+    def load(cls, path: Path, spec: GraphSpec, stack: StackConfig, options: Any) -> LoadedGraph:
+        """Load a graph.
+
+        Args:
+            path: the graph.
+            spec: its inputs and outputs.
+            stack: geometry of its transformer stack.
+            options: session options.
+
+        Raises:
+            BundleError: ONNX Runtime cannot load the graph, or it is not the one that the manifest describes.
+        """
+        try:
+            session = ort.InferenceSession(str(path), options, providers=[PROVIDERS["cpu"]])
+        except Exception as error:
+            reason = " ".join(str(error).split())
+            raise BundleError(f"{path}: ONNX Runtime cannot load it ({reason})") from error
+        check_session_tensors(path, session, spec)
+        return cls(path, spec, stack, session)
 
 
 def session_options(manifest: Manifest, threads: int | None, *, exact: bool = False) -> Any:

@@ -13,19 +13,25 @@ if TYPE_CHECKING:
 def _load(request: LoadRequest) -> Backend:
     from fastblt.runtime.backends.eager.backend import EagerBackend
 
-    return EagerBackend.load(request.folder, request.provider, request.max_bytes, request.threads)
+    return EagerBackend.load(
+        request.folder, request.provider, request.max_bytes, request.threads, sequences=request.sequences
+    )
 
 
 def _load_reference(request: LoadRequest) -> Backend:
     from fastblt.runtime.backends.eager.backend import EagerBackend
 
-    return EagerBackend.load(request.folder, request.provider, request.max_bytes, request.threads, exact=True)
+    return EagerBackend.load(
+        request.folder, request.provider, request.max_bytes, request.threads, exact=True, sequences=request.sequences
+    )
 
 
 def _load_compiled(request: LoadRequest) -> Backend:
     from fastblt.runtime.backends.eager.compiled_backend import CompiledBackend
 
-    return CompiledBackend.load(request.folder, request.provider, request.max_bytes, request.threads)
+    return CompiledBackend.load(
+        request.folder, request.provider, request.max_bytes, request.threads, sequences=request.sequences
+    )
 
 
 EAGER = BackendEntry(

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import cast
+from typing import Any, cast
 
+import ml_dtypes
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fastblt.runtime.backends.protocol import DecoderRows, Floats
 
 
 def decoder_rows(logits: Tensor) -> DecoderRows:
-    """Return what `Backend.run_decoder` returns, for logits float32 [rows, vocab] on any device."""
+    """Return what `BackendSequence.run_decoder` returns, for logits float32 [rows, vocab] on any device."""
     return read_rows(logits, summarize(logits))
 
 
@@ -67,3 +69,19 @@ class _LazyRows(DecoderRows):
         at = slice(start, end)
         lazy = cast(_Logits, tuple.__getitem__(self, 3))
         return _LazyRows(self.best[at], self.probability[at], self.entropy[at], _Logits(lazy.tensor[at]))
+
+
+def to_numpy(tensor: Tensor) -> NDArray[Any]:
+    """Return a tensor of any floating-point type on the host; a view where it is there already."""
+    host = tensor.cpu()
+    if host.dtype != torch.bfloat16:
+        found: NDArray[Any] = host.numpy()
+        return found
+    return host.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+
+
+def from_numpy(array: NDArray[Any]) -> Tensor:
+    """Return an array of any floating-point type as a tensor on the host, copied."""
+    if array.dtype != ml_dtypes.bfloat16:
+        return torch.tensor(array)
+    return torch.tensor(array.view(np.int16)).view(torch.bfloat16)

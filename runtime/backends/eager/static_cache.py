@@ -64,6 +64,10 @@ class StaticCache(nn.Module):
         last = position + rows - 1
         self._newest = last if position == 0 else max(self._newest, last)
 
+    def forget(self) -> None:
+        """Note that another text begins."""
+        self._newest = -1
+
     def rows(self, control: Tensor, slots: Tensor) -> StaticRows:
         """Return what the layers share for new rows.
 

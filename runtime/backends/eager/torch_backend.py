@@ -11,7 +11,7 @@ from fastblt.models.blt import Blt
 from fastblt.models.config import BltConfig
 from fastblt.models.machine_memory import host_memory
 from fastblt.runtime.backends.graph_error import GraphError, graph_error
-from fastblt.runtime.backends.memory import check_fits
+from fastblt.runtime.backends.memory import sequences_that_fit
 from fastblt.runtime.backends.protocol import DRAFT_SLACK
 from fastblt.runtime.machine import default_threads
 
@@ -23,23 +23,26 @@ class TorchBackend:
         model: in eager mode, on the device that it is to run on.
         max_bytes: longest prompt plus new bytes.
         threads: of one operator, for the whole process; None: as many as suit the model.
+        sequences: most at once; None: as `sequences_that_fit`.
 
     Raises:
         CapacityError: weights and caches do not fit the machine's memory.
     """
 
-    def __init__(self, model: Blt, max_bytes: int, threads: int | None = None) -> None:
+    def __init__(self, model: Blt, max_bytes: int, threads: int | None = None, sequences: int | None = None) -> None:
         self.model = model.eval()
         self.config: BltConfig = model.config
         self.max_bytes = max_bytes
-        self.owner: object = None
         weight = model.decoder.output.weight
-        self._device, self._dtype = weight.device, weight.dtype
-        self.device = self._device.type
-        if self.device == "cpu":
-            weights = sum(p.numel() * p.element_size() for p in model.parameters())
-            needed = partial(buffer_bytes, self.config, self._dtype.itemsize)
-            check_fits(weights, needed, max_bytes, host_memory(), "this machine")
+        self.torch_device, self.dtype = weight.device, weight.dtype
+        self.device = self.torch_device.type
+        weights = sum(p.numel() * p.element_size() for p in model.parameters())
+        needed = partial(buffer_bytes, self.config, self.dtype.itemsize)
+        available, where = host_memory(), "this machine"
+        if self.device != "cpu":
+            available, where = _free_on(self.torch_device) + weights, "the GPU"
+        self.sequence_bytes = needed(max_bytes)
+        self.sequences = sequences_that_fit(weights, needed, max_bytes, sequences, available, where)
         self._weight_bytes = {
             "encoder": _weight_bytes(model.encoder),
             "global": _weight_bytes(model.global_transformer),
@@ -50,16 +53,16 @@ class TorchBackend:
         # The same rule as every backend's; PyTorch has one setting for the whole process.
         torch.set_num_threads(threads or default_threads(sum(self._weight_bytes.values())))
 
-    def _part_dtype(self, part: str) -> torch.dtype:
+    def part_dtype(self, part: str) -> torch.dtype:
         """Return the type of a part's activations and caches; the patcher is fp32 in every bundle."""
-        return torch.float32 if part == "patcher" else self._dtype
+        return torch.float32 if part == "patcher" else self.dtype
 
     def failure(self, part: str, error: Exception) -> Exception:
         """Return what to raise for an exception of PyTorch in the calls of a part; a GPU may be lost."""
         lost = False
         try:
             if self.device == "cuda":
-                torch.cuda.synchronize(self._device)
+                torch.cuda.synchronize(self.torch_device)
         except RuntimeError:
             lost = True
         return (
@@ -67,11 +70,16 @@ class TorchBackend:
         )
 
     def moved_bytes(self, part: str, position: int, rows: int) -> int:
-        """Implement `Backend.moved_bytes`."""
+        """Implement `BackendSequence.moved_bytes`."""
         stack = self.config.stacks[part]
         live = position + rows if stack.window is None else min(position + rows, stack.window + rows - 1)
-        per_slot = 2 * stack.layers * stack.dim * self._part_dtype(part).itemsize
+        per_slot = 2 * stack.layers * stack.dim * self.part_dtype(part).itemsize
         return self._weight_bytes[part] + live * per_slot
+
+
+def _free_on(device: torch.device) -> int:
+    """Return the free memory of a GPU, in bytes."""
+    return torch.cuda.mem_get_info(device)[0]
 
 
 def buffer_bytes(config: BltConfig, item: int, max_bytes: int) -> int:

@@ -31,6 +31,8 @@ from fastblt.runtime.backends.protocol import (
     Floats,
     Ids,
     Pick,
+    Progress,
+    State,
     encodes_whole_patches,
 )
 from fastblt.runtime.bundle.bundle import Bundle
@@ -71,7 +73,7 @@ class DeviceBackend:
         self.config = config = bundle.config
         self.manifest = bundle.manifest
         self.max_bytes = max_bytes
-        self.owner: object = None
+        self.sequences, self.sequence_bytes = 1, 0
         self.stream = stream
         if config.block_size >= CALL_ROWS:
             raise BundleError(
@@ -117,8 +119,7 @@ class DeviceBackend:
     def warm_up(self, on_progress: OnProgress = no_progress) -> None:
         """Bind, run and record all that generations can need, so that none of it happens while a text grows.
 
-        Patches longer than usual are the exception: what they need is bound when they occur. The caches are emptied,
-        and belong to nobody.
+        Patches longer than usual are the exception: what they need is bound when they occur. The caches are emptied.
 
         Args:
             on_progress: a step is a shape class, or a length of drafts.
@@ -144,7 +145,25 @@ class DeviceBackend:
         for graph in self.graphs.values():
             graph.clear()
         self._look_ahead.forget()
-        self.owner = None
+
+    def new_sequence(self) -> DeviceBackend:
+        """Implement `Backend.new_sequence`."""
+        return self
+
+    def state(self, progress: Progress) -> dict[str, NDArray[Any]]:
+        """Implement `BackendSequence.state`."""
+        raise NotImplementedError
+
+    def restore(self, state: State, progress: Progress) -> None:
+        """Implement `BackendSequence.restore`."""
+        raise NotImplementedError
+
+    def reset(self) -> None:
+        """Implement `BackendSequence.reset`."""
+        self._look_ahead.forget()
+
+    def close(self) -> None:
+        """Implement `BackendSequence.close`."""
 
     def failure(self, part: str, error: Exception) -> Exception:
         """Return what to raise for an exception in the calls of a part; the device may be lost."""
@@ -155,7 +174,7 @@ class DeviceBackend:
 
     @reporting("patcher", GraphError, CudaError, MemoryError)
     def run_patcher(self, position: int, ids: Ids, visible_from: Ids | None = None) -> Floats:
-        """Implement `Backend.run_patcher`; what was asked ahead is answered without a call."""
+        """Implement `BackendSequence.run_patcher`; what was asked ahead is answered without a call."""
         known = self._look_ahead.take(position, ids, visible_from)
         if known is not None:
             return known
@@ -166,33 +185,33 @@ class DeviceBackend:
     def run_encoder(
         self, position: int, ids: Ids, starts: Ids, ends: Ids, visible_from: int | Ids | None = None
     ) -> None:
-        """Implement `Backend.run_encoder`."""
+        """Implement `BackendSequence.run_encoder`."""
         self._encoder.run(position, ids, starts, ends, visible_from)
 
     @reporting("global", GraphError, CudaError, MemoryError)
     def run_global(self, first_patch: int, count: int, visible_from: Ids | None = None) -> None:
-        """Implement `Backend.run_global`."""
+        """Implement `BackendSequence.run_global`."""
         self._global.run(first_patch, count, visible_from)
 
     @reporting("decoder", GraphError, CudaError, MemoryError)
     def run_decoder(
         self, position: int, ids: Ids, latents: Ids, block: int = 0, visible_from: Ids | None = None
     ) -> DecoderRows:
-        """Implement `Backend.run_decoder`."""
+        """Implement `BackendSequence.run_decoder`."""
         return self._decoder.run(position, ids, latents, block, visible_from)
 
     @reporting("decoder", GraphError, CudaError, MemoryError)
     def draft(
         self, position: int, ids: Ids, latent: int, count: int, pick: Pick | None = None, visible_from: int = 0
     ) -> Drafted:
-        """Implement `Backend.draft`: on the device alone, unless the caller picks bytes or the host looks them up."""
+        """Implement `BackendSequence.draft`: on the device, unless the caller picks bytes or the host looks them up."""
         first_seen, on_device = visible_from or None, self._device_drafter
         if pick is None and on_device is not None and count <= DeviceDrafter.LONGEST:
             return on_device.draft(position, ids, latent, count, first_seen)
         return self._step_drafter.draft(position, ids, latent, count, pick, first_seen)
 
     def can_resume_from(self, position: int, open_patch: int) -> bool:
-        """Implement `Backend.can_resume_from`."""
+        """Implement `BackendSequence.can_resume_from`."""
         whole = encodes_whole_patches(self.config)
         for part, graph in self.graphs.items():
             # Patches that are encoded whole wait until they close: the encoder continues where the open one begins.
@@ -204,7 +223,7 @@ class DeviceBackend:
         return whole or self._encoder.pool.base <= open_patch
 
     def moved_bytes(self, part: str, position: int, rows: int) -> int:
-        """Implement `Backend.moved_bytes`; padding counts as rows."""
+        """Implement `BackendSequence.moved_bytes`; padding counts as rows."""
         return self.graphs[part].moved_bytes(position, rows)
 
     def tensor(self, name: str, first: int, count: int) -> NDArray[Any]:

@@ -41,7 +41,7 @@ class DecoderCalls:
     def run(
         self, position: int, ids: Ids, latents: Ids, block: int = 0, visible_from: Ids | None = None
     ) -> DecoderRows:
-        """Implement `Backend.run_decoder`."""
+        """Implement `BackendSequence.run_decoder`."""
         patcher = self._look_ahead.graph_for(position + 1, 1) if len(ids) == 1 and block == 0 else None
         if patcher is not None:
             return self._run_row(patcher, position, ids, latents, visible_from)

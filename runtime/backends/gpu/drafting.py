@@ -33,7 +33,7 @@ class StepDrafter:
     def draft(
         self, position: int, ids: Ids, latent: int, count: int, pick: Pick | None, visible_from: int | None
     ) -> Drafted:
-        """Implement `Backend.draft`; the encoder's time is that of queuing it, the wait counts as the decoder's."""
+        """Implement `BackendSequence.draft`; the encoder's time is that of queuing it, the wait is the decoder's."""
         tokens, probabilities, context = [], [], ids.copy()
         index, more, encoder_seconds = np.array([latent], dtype=np.int64), True, 0.0
         for step in range(count):
@@ -90,7 +90,7 @@ class DeviceDrafter:
             self.draft(0, nothing, 0, count, None)
 
     def draft(self, position: int, ids: Ids, latent: int, count: int, visible_from: int | None) -> Drafted:
-        """Draft ``count`` bytes after ``ids``, int64 [history + 1]; see `Backend.draft`."""
+        """Draft ``count`` bytes after ``ids``, int64 [history + 1]; see `BackendSequence.draft`."""
         self._look_ahead.forget()
         # Room for the whole draft, so that nothing has to move in the middle of it.
         rows = count - 1 + self._decoder.graph.padded(1)

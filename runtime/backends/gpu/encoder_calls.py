@@ -45,7 +45,7 @@ class EncoderCalls:
         self._open_from = 0
 
     def run(self, position: int, ids: Ids, starts: Ids, ends: Ids, visible_from: int | Ids | None = None) -> None:
-        """Implement `Backend.run_encoder`."""
+        """Implement `BackendSequence.run_encoder`."""
         rows, done = len(ids) - self._history, 0
         for first, end in pieces(rows):
             # Patches end in the order in which they begin.

@@ -23,7 +23,7 @@ class GlobalCalls:
         self._latents = latents
 
     def run(self, first_patch: int, count: int, visible_from: Ids | None = None) -> None:
-        """Implement `Backend.run_global`."""
+        """Implement `BackendSequence.run_global`."""
         for first, end in pieces(count):
             rows, position = end - first, first_patch + first
             seen = None if visible_from is None else visible_from[first:end]

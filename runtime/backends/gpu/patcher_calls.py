@@ -28,7 +28,7 @@ class PatcherCalls:
         self._stream = stream
 
     def run(self, position: int, ids: Ids, visible_from: Ids | None = None) -> Floats:
-        """Implement `Backend.run_patcher`."""
+        """Implement `BackendSequence.run_patcher`."""
         found = np.empty(len(ids), dtype=np.float32)
         for first, end in pieces(len(ids)):
             seen = None if visible_from is None else visible_from[first:end]

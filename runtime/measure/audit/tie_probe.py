@@ -10,7 +10,6 @@ from fastblt.runtime.generation import Prompt, prompt_ids
 from fastblt.runtime.methods import Method
 from fastblt.runtime.methods.denoising import Confidence, EntropyBounded, Indices, Rule, Unmasking
 from fastblt.runtime.sequence.sampling import Sampler
-from fastblt.runtime.sequence.session import Session
 
 
 class TieProbe(Sampler):
@@ -62,13 +61,13 @@ def probe_round(reference: BltRuntime, prompt: Prompt, offset: int, method: Meth
     if isinstance(method, Unmasking):
         probe = TieProbe(method.rule)
         method = method.with_rule(probe)
-    session = Session(reference.backend)
-    session.append(prompt_ids(prompt))
-    end = session.length + offset
-    for _ in method.rounds(session, probe):
-        if session.length > end:
-            break
-        probe.forget()
+    with reference.session() as session:
+        session.append(prompt_ids(prompt))
+        end = session.length + offset
+        for _ in method.rounds(session, probe):
+            if session.length > end:
+                break
+            probe.forget()
     return probe
 
 

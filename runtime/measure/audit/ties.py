@@ -21,7 +21,6 @@ from fastblt.runtime.measure.agreement import common_prefix
 from fastblt.runtime.measure.audit.tie_probe import probe_round
 from fastblt.runtime.methods import Method
 from fastblt.runtime.sequence.documents import Documents
-from fastblt.runtime.sequence.session import Session
 
 #: Largest gap of a tie, by the type of the graphs: in logits, in nats of an entropy, or in a probability (which move
 #: less than logits do). Logits of trained models stay below 32 in size, so that rounding one once moves it by up to 32
@@ -80,9 +79,9 @@ def explain(
         if math.isfinite(probe.logit_gap):
             order = probe.order_gap if math.isfinite(probe.order_gap) else None
             return Difference(name, offset, probe.logit_gap, boundary, order)
-    session = Session(reference.backend)
-    session.append(before)
-    logits = session.score().logits[-1]
+    with reference.session() as session:
+        session.append(before)
+        logits = session.score().logits[-1].copy()
     gap = abs(float(logits[_token(expected, offset)]) - float(logits[_token(found, offset)]))
     return Difference(name, offset, gap, boundary)
 
@@ -104,13 +103,13 @@ def boundary_gap(reference: BltRuntime, ids: Ids) -> float | None:
     documents = Documents(len(tokens))
     if config.document_masks:
         documents.extend(0, tokens)
-    reference.backend.owner = None  # a session in flight must not read the caches that are overwritten here
     gaps = []
-    for first in range(0, len(tokens), MAX_ROWS):
-        piece = tokens[first : first + MAX_ROWS]
-        seen = documents.bytes_seen(first, first + len(piece))
-        entropies = reference.backend.run_patcher(first, piece, seen)
-        gaps.append(float(np.abs(entropies - config.patching.threshold).min()))
+    with reference.session() as session:
+        for first in range(0, len(tokens), MAX_ROWS):
+            piece = tokens[first : first + MAX_ROWS]
+            seen = documents.bytes_seen(first, first + len(piece))
+            entropies = session.sequence.run_patcher(first, piece, seen)
+            gaps.append(float(np.abs(entropies - config.patching.threshold).min()))
     return min(gaps)
 
 

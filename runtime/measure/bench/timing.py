@@ -101,7 +101,7 @@ def _runtime(runtime: Generator, profile: ReplayProfile | None) -> Generator:
         raise ReplayError(
             "replay: found a peer among the contenders, expected backends only: a peer's answers cannot be replaced"
         )
-    return BltRuntime(ReplayBackend(runtime.backend, profile))
+    return BltRuntime(ReplayBackend(runtime.backend, profile), reuse_prompts=False)
 
 
 def rotated(contenders: Sequence[Contender], turn: int) -> list[Contender]:

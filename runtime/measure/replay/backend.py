@@ -13,13 +13,24 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastblt.models.config import BltConfig
 from fastblt.models.tokens import BYTE_OFFSET, MASK_ID, VOCAB_SIZE
-from fastblt.runtime.backends.protocol import DRAFT_SLACK, Backend, DecoderRows, Drafted, Floats, Ids, Pick
+from fastblt.runtime.backends.protocol import (
+    DRAFT_SLACK,
+    Backend,
+    DecoderRows,
+    Drafted,
+    Floats,
+    Ids,
+    Pick,
+    Progress,
+    State,
+)
 from fastblt.runtime.methods.replay_profile import ReplayProfile
 
 _DRAFT_TURN = (math.sqrt(5) - 1) / 2
@@ -49,10 +60,10 @@ class ReplayCounts:
 
 
 class ReplayBackend:
-    """Implements `Backend` over another one, whose answers it replaces.
+    """Implements `Backend`, and its only sequence, over another one, whose answers it replaces.
 
     Args:
-        real: runs every call.
+        real: a sequence of it runs every call.
         profile: the rates.
     """
 
@@ -63,6 +74,7 @@ class ReplayBackend:
         self.device = real.device
         self.config: BltConfig = real.config
         self.max_bytes = real.max_bytes
+        self.sequences, self.sequence_bytes = 1, real.sequence_bytes
         length = real.max_bytes + _MARGIN
         self.text = replay_text(length)
         """The model's tokens, int64; the text's byte at position p is ``text[p]``, whatever the prompt."""
@@ -72,43 +84,48 @@ class ReplayBackend:
         self._agreeing = 0
         self._steps_left = 0
         self._counts = ReplayCounts()
+        self._pooled: list[int] = []
+        self._ends: list[int] = []
+        """Position after the last token of each patch that has a latent."""
 
-    @property
-    def owner(self) -> object:
-        """Return the session that uses the real backend's caches."""
-        return self.real.owner
+    def new_sequence(self) -> ReplayBackend:
+        """Implement `Backend.new_sequence`."""
+        self._sequence = self.real.new_sequence()
+        return self
 
-    @owner.setter
-    def owner(self, session: object) -> None:
-        self.real.owner = session
+    def close(self) -> None:
+        """Implement `BackendSequence.close`."""
+        self._sequence.close()
 
     def take_counts(self) -> ReplayCounts:
-        """Return what was counted since the last call; patches are those of the last session."""
+        """Return what was counted since the last call; patches are those of the last text."""
         found, self._counts = self._counts, ReplayCounts()
-        ends: list[int] = getattr(self.owner, "patch_ends", [])
+        ends = self._ends
         if len(ends) > 1:
             found.patches, found.patch_bytes = len(ends) - 1, ends[-1] - ends[0]
         return found
 
     def run_patcher(self, position: int, ids: Ids, visible_from: Ids | None = None) -> Floats:
         """Run the real patcher, and return entropies that close patches at the wanted rate."""
-        self.real.run_patcher(position, ids, visible_from)
+        self._sequence.run_patcher(position, ids, visible_from)
         high = np.float32(self.config.patching.threshold + 1)
         return self._closes[position : position + len(ids)] * high
 
     def run_encoder(self, position: int, ids: Ids, starts: Ids, ends: Ids, visible_from: Ids | None = None) -> None:
-        """Implement `Backend.run_encoder` by the real one."""
-        self.real.run_encoder(position, ids, starts, ends, visible_from)
+        """Implement `BackendSequence.run_encoder` by the real one."""
+        self._sequence.run_encoder(position, ids, starts, ends, visible_from)
+        self._pooled = ends.tolist()
 
     def run_global(self, first_patch: int, count: int, visible_from: Ids | None = None) -> None:
-        """Implement `Backend.run_global` by the real one."""
-        self.real.run_global(first_patch, count, visible_from)
+        """Implement `BackendSequence.run_global` by the real one."""
+        self._sequence.run_global(first_patch, count, visible_from)
+        self._ends[first_patch:] = self._pooled[:count]
 
     def run_decoder(
         self, position: int, ids: Ids, latents: Ids, block: int = 0, visible_from: Ids | None = None
     ) -> DecoderRows:
         """Run the real decoder, and return rows that predict the fixed text; rows of a block draft it."""
-        found = self.real.run_decoder(position, ids, latents, block, visible_from)
+        found = self._sequence.run_decoder(position, ids, latents, block, visible_from)
         clean = len(ids) - block
         best = self.text[position + 1 : position + 1 + len(ids)].copy()
         probability = np.ones(len(ids), dtype=np.float32)
@@ -130,7 +147,7 @@ class ReplayBackend:
         tokens = self._drafted(position + 1, count, agreeing)
         probabilities = np.ones(count, dtype=np.float32)
         if pick is None:
-            real = self.real.draft(position, ids, latent, count, None, visible_from)
+            real = self._sequence.draft(position, ids, latent, count, None, visible_from)
             return Drafted(tokens, probabilities, real.encoder_seconds)
         step = 0
 
@@ -141,16 +158,28 @@ class ReplayBackend:
             step += 1
             return pick(answer)
 
-        picked = self.real.draft(position, ids, latent, count, replaced, visible_from)
+        picked = self._sequence.draft(position, ids, latent, count, replaced, visible_from)
         return picked._replace(probabilities=probabilities[: len(picked.tokens)])
 
     def can_resume_from(self, position: int, open_patch: int) -> bool:
-        """Implement `Backend.can_resume_from` by the real one."""
-        return self.real.can_resume_from(position, open_patch)
+        """Implement `BackendSequence.can_resume_from` by the real one."""
+        return self._sequence.can_resume_from(position, open_patch)
 
     def moved_bytes(self, part: str, position: int, rows: int) -> int:
-        """Implement `Backend.moved_bytes` by the real one."""
-        return self.real.moved_bytes(part, position, rows)
+        """Implement `BackendSequence.moved_bytes` by the real one."""
+        return self._sequence.moved_bytes(part, position, rows)
+
+    def state(self, progress: Progress) -> dict[str, NDArray[Any]]:
+        """Implement `BackendSequence.state` by the real one."""
+        return self._sequence.state(progress)
+
+    def restore(self, state: State, progress: Progress) -> None:
+        """Implement `BackendSequence.restore` by the real one."""
+        self._sequence.restore(state, progress)
+
+    def reset(self) -> None:
+        """Implement `BackendSequence.reset` by the real one."""
+        self._sequence.reset()
 
     def _drafted(self, position: int, count: int, agreeing: int) -> Ids:
         """Return the text from ``position`` on, with another byte after those that agree."""

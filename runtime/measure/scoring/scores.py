@@ -68,7 +68,8 @@ def score(
     for name, windows in texts.items():
         scores.windows[name] = []
         for ids in windows:
-            scores.windows[name].append(score_window(runtime.backend, ids, plan, index))
+            with runtime.session() as session:
+                scores.windows[name].append(score_window(session, ids, plan, index))
             index += 1
             finish(name)
     for method in [AR, *(method.name for method in plan.blocks)] if plan.blocks else []:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastblt.models.tokens import MASK_ID
-from fastblt.runtime.backends.protocol import Backend, Ids
+from fastblt.runtime.backends.protocol import Ids
 from fastblt.runtime.measure.agreement import common_prefix
 from fastblt.runtime.measure.scoring.plan import ScoringPlan
 from fastblt.runtime.measure.scoring.windows import anchors
@@ -69,16 +69,15 @@ class WindowScore:
     blocks: dict[str, list[BlockOutcome]] = field(default_factory=dict)
 
 
-def score_window(backend: Backend, ids: Ids, plan: ScoringPlan, index: int = 0) -> WindowScore:
+def score_window(session: Session, ids: Ids, plan: ScoringPlan, index: int = 0) -> WindowScore:
     """Score one window.
 
     Args:
-        backend: with room for the window.
+        session: that holds nothing but BOS, with room for the window.
         ids: int64 [1 + bytes], beginning with BOS.
         plan: what to try after its prefixes.
         index: of the window; seeds which bytes are hidden, together with the plan's seed.
     """
-    session = Session(backend)
     nats = -float(score_tokens(session, ids).sum())
     ends = session.patch_ends
     score = WindowScore(len(ids) - 1, nats, ends[-1] - 1, len(ends) - 1)

@@ -12,13 +12,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastblt.models.config import BltConfig
-from fastblt.runtime.backends.protocol import Backend, DecoderRows, Drafted, Floats, Ids, Pick
+from fastblt.runtime.backends.protocol import (
+    Backend,
+    BackendSequence,
+    DecoderRows,
+    Drafted,
+    Floats,
+    Ids,
+    Pick,
+    Progress,
+    State,
+)
 from fastblt.runtime.measure.agreement import common_prefix
 from fastblt.runtime.measure.verify.comparison import Comparison
 
 
-class Inspectable(Backend, Protocol):
-    """A backend whose tensors can be read and written between calls."""
+class Inspectable(BackendSequence, Protocol):
+    """A sequence whose tensors can be read and written between calls."""
 
     def tensor(self, name: str, first: int, count: int) -> NDArray[Any]:
         """Return a copy of rows [count, ...] of what passes from graph to graph, or of a cache.
@@ -35,8 +45,16 @@ class Inspectable(Backend, Protocol):
         ...
 
 
+class InspectableBackend(Backend, Protocol):
+    """A backend whose sequences' tensors can be read and written."""
+
+    def new_sequence(self) -> Inspectable:
+        """See `Backend.new_sequence`."""
+        ...
+
+
 class LockstepBackend:
-    """Implements `Backend` by a reference, and compares another backend with it.
+    """Implements `Backend`, and its only sequence, by a reference, and compares another backend with it.
 
     Args:
         reference: decides.
@@ -45,14 +63,37 @@ class LockstepBackend:
 
     name = "lockstep"
 
-    def __init__(self, reference: Inspectable, candidate: Inspectable) -> None:
-        self.reference, self.candidate = reference, candidate
+    def __init__(self, reference: InspectableBackend, candidate: InspectableBackend) -> None:
+        self._backends = (reference, candidate)
         self.config: BltConfig = reference.config
         self.device = reference.device
         self.max_bytes = min(reference.max_bytes, candidate.max_bytes)
-        self.owner: object = None
+        self.sequences, self.sequence_bytes = 1, 0
         self.comparisons: dict[tuple[str, str], Comparison] = {}
         self._ends: dict[str, int] = {}
+
+    def new_sequence(self) -> LockstepBackend:
+        """Implement `Backend.new_sequence`."""
+        self.reference, self.candidate = (backend.new_sequence() for backend in self._backends)
+        return self
+
+    def close(self) -> None:
+        """Implement `BackendSequence.close`."""
+        self.reference.close()
+        self.candidate.close()
+
+    def reset(self) -> None:
+        """Implement `BackendSequence.reset`."""
+        self.reference.reset()
+        self.candidate.reset()
+
+    def state(self, progress: Progress) -> dict[str, NDArray[Any]]:
+        """Raise NotImplementedError: what is compared is not saved."""
+        raise NotImplementedError
+
+    def restore(self, state: State, progress: Progress) -> None:
+        """Raise NotImplementedError: what is compared is not saved."""
+        raise NotImplementedError
 
     def _compare(self, graph: str, output: str, found: NDArray[Any], expected: NDArray[Any]) -> None:
         known = self.comparisons.setdefault((graph, output), Comparison(graph, output))

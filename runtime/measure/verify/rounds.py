@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from fastblt.models.tokens import encode
 from fastblt.runtime.measure.verify.comparison import Comparison
-from fastblt.runtime.measure.verify.lockstep import Inspectable, LockstepBackend
+from fastblt.runtime.measure.verify.lockstep import InspectableBackend, LockstepBackend
 from fastblt.runtime.methods import Method
 from fastblt.runtime.progress import OnProgress, no_progress
 from fastblt.runtime.sequence.learned import Learned
@@ -15,8 +15,8 @@ from fastblt.runtime.sequence.session import Session
 
 
 def compare_rounds(
-    reference: Inspectable,
-    candidate: Inspectable,
+    reference: InspectableBackend,
+    candidate: InspectableBackend,
     methods: Sequence[Method],
     prompts: Sequence[bytes],
     new_bytes: int,
@@ -40,13 +40,13 @@ def compare_rounds(
     on_progress(done, total, "")
     for method in methods:
         for prompt in prompts:
-            session = Session(both, learned=learned)
-            session.append(encode(prompt, bos=False))
-            end = session.length + new_bytes
-            for _ in method.rounds(session, Sampler()):
-                if session.length >= end:
-                    break
-            both.compare_caches()
+            with Session(both, learned=learned) as session:
+                session.append(encode(prompt, bos=False))
+                end = session.length + new_bytes
+                for _ in method.rounds(session, Sampler()):
+                    if session.length >= end:
+                        break
+                both.compare_caches()
             done += 1
             on_progress(done, total, method.name)
     order = list(reference.config.stacks)
