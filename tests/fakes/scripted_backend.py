@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Collection
 
 import numpy as np
+from fakes.only_sequence import OnlySequence
 
 from fastblt.models.config import BltConfig
 from fastblt.models.tokens import MASK_ID, VOCAB_SIZE
@@ -13,7 +14,7 @@ from fastblt.runtime.backends.protocol import ROW_CAPACITY, DecoderRows, Drafted
 
 
 @dataclasses.dataclass(eq=False)
-class ScriptedBackend:
+class ScriptedBackend(OnlySequence):
     """Runs a model that knows one text by heart and drafts wrongly at given positions; checks and notes every call.
 
     Position p is token p of ``script``; the decoder's row p is about token p + 1.

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fakes.only_sequence import OnlySequence
 
 from fastblt.models.config import BltConfig
 from fastblt.models.tokens import MASK_ID
@@ -43,7 +44,7 @@ def closes(prefix: Text) -> bool:
     return zlib.crc32(bytes(prefix)) % 5 < 2
 
 
-class TableBackend:
+class TableBackend(OnlySequence):
     """Runs a model whose rows depend on exactly what a row of a BLT-D decoder may read."""
 
     name = "table"
@@ -52,7 +53,6 @@ class TableBackend:
     def __init__(self, config: BltConfig) -> None:
         self.config = config
         self.max_bytes = 60
-        self.owner: object = None
         self._tokens: list[int] = []
         self._pooled: list[Text] = []
         self._latents: list[Text] = []
