@@ -42,6 +42,8 @@ class OpenAiServer:
         authorized = dict(scope["headers"]).get(b"authorization") == f"Bearer {KEY}".encode()
         if kind == "locked" and not authorized:
             await reply(send, 401, {"error": {"message": "wrong key", "type": "invalid_request_error"}})
+        elif kind == "defect":
+            await reply(send, 500, b"Internal Server Error", b"text/plain")
         elif kind == "rubbish":
             await reply(send, 200, b"<html>welcome</html>", b"text/html")
         elif rest[-1] == "models":

@@ -130,7 +130,8 @@ async def _first_model(client: httpx.AsyncClient, request: ServerBenchRequest) -
             raise ServerBenchError(_line(url, Answer(0).fail(NOT_UNDERSTOOD, str(error)))) from None
         body = {}
     if response.status_code != httpx.codes.OK:
-        raise ServerBenchError(_line(url, Answer(0).fail(f"HTTP {response.status_code}", message_of(body))))
+        answer = Answer(0).fail(f"HTTP {response.status_code}", message_of(body))
+        raise ServerBenchError(_line(url, answer, "expected a list of models; --model NAME needs none"))
     models = body.get("data")
     first = models[0] if isinstance(models, list) and models else None
     name = first.get("id") if isinstance(first, dict) else None
@@ -170,10 +171,10 @@ _EXPECTED = {
 }
 
 
-def _line(url: str, answer: Answer) -> str:
-    """Return one line about a first request that failed."""
+def _line(url: str, answer: Answer, expected: str = "expected an answer") -> str:
+    """Return one line about a first request that failed; ``expected`` is for errors that have no line of their own."""
     kind = answer.error or ""
     if kind == NOT_UNDERSTOOD:
         return f"{url}: {answer.detail}"
     reason = f" ({answer.detail})" if answer.detail else ""
-    return f"{url}: found {kind}{reason}, {_EXPECTED.get(kind, 'expected an answer')}"
+    return f"{url}: found {kind}{reason}, {_EXPECTED.get(kind, expected)}"

@@ -73,16 +73,10 @@ def describe_server(report: ServerBenchReport) -> Iterator[str]:
     amount = f"{request.duration:g} s" if request.requests is None else f"{request.requests} requests"
     yield (
         f"{report.model} at {request.endpoint}, asked from {report.device['cpu']}, "
-        f"{report.device['usable_cores']} cores: {amount} a row, {report.prompts} prompts of about {size} bytes, at "
-        f"most {request.max_new_bytes} new {'tokens' if _has_other_tokens(report.rows) else 'bytes'}, greedy, "
-        f"{'streamed' if request.stream else 'not streamed'}."
+        f"{report.device['usable_cores']} cores: {amount} a row, {report.prompts} prompts of about {size} bytes, "
+        f"max_tokens {request.max_new_bytes}, greedy, {'streamed' if request.stream else 'not streamed'}."
     )
     yield (
         "first byte: from sending a request to its first text. per client: bytes of an answer by its whole time, "
         "median. Columns without a share are medians, 95 %: the 95th percentile. Text is counted in bytes of UTF-8."
     )
-
-
-def _has_other_tokens(rows: Sequence[ServerRow]) -> bool:
-    """Return whether the server's tokens are not bytes: it counts fewer than arrive."""
-    return any(row.tokens is not None and row.tokens < 0.9 * row.bytes for row in rows)

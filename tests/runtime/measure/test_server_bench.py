@@ -206,6 +206,7 @@ def test_failed_requests_have_a_kind_and_a_reason(server: OpenAiServer, kind: st
     [
         ("rubbish", "found '<html>welcome</html>', expected a JSON object"),
         ("empty", "found no model in the list, expected one, or --model NAME"),
+        ("defect", "found HTTP 500, expected a list of models; --model NAME needs none"),
         ("locked", "found HTTP 401 (wrong key), expected a key that the server takes: --api-key or OPENAI_API_KEY"),
     ],
 )
