@@ -96,3 +96,18 @@ SEQUENCES = 4_096
 STOP_STRINGS = 1_024
 STOP_BYTES = 2**20
 """All stop strings of a request together."""
+
+# What a client of a server asks for.
+CHOICES = 128
+"""Texts of one request: prompts times choices of each."""
+CLIENT_STOP_STRINGS = 4
+"""Stop strings of a request, as OpenAI has it."""
+MESSAGES = 4_096
+"""Messages of a chat."""
+CONTENT_PARTS = 1_024
+"""Parts of one message."""
+LABEL_CHARACTERS = 512
+"""A text that a client sends for its own use: a user, a key of a cache."""
+LOGIT_BIAS = 100.0
+"""What may be added to, or taken from, a logit."""
+TEMPERATURE = 2.0

@@ -22,6 +22,7 @@ from fastblt.commands.exit_status import USAGE
 COMMANDS = {
     "export": "Export a checkpoint to a bundle of ONNX graphs.",
     "generate": "Generate text from a bundle.",
+    "serve": "Serve a bundle over HTTP: OpenAI's interface, and a page.",
     "bench": "Measure the speed of decoding methods, or of a server.",
     "audit": "Check that every method writes the bytes it has to write.",
     "eval": "Measure how well a bundle predicts text, and what it generates.",

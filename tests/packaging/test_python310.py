@@ -19,9 +19,9 @@ ROOT = Path(__file__).resolve().parents[2]
 ROOMS = ("runtime", "models", "src/fastblt/commands", "src/fastblt/cli.py", "src/fastblt/__main__.py")
 #: Of the lock, what the test does not run.
 NOT_RUN = {"coloredlogs", "cuda-bindings", "humanfriendly", "mpmath", "onnx", "onnx-ir", "sympy"}
-#: Needs PyTorch, packages of training and compiling, or ONNX Runtime itself.
+#: Needs PyTorch, packages of training, compiling and serving, or ONNX Runtime itself.
 ELSEWHERE = re.compile(
-    r"fastblt\.(runtime\.(backends\.(cpu|eager)\.|huggingface|causal_lm|bundle\.graph_model|measure\.peers)|commands\.eval_plots)"
+    r"fastblt\.(runtime\.(backends\.(cpu|eager)\.|huggingface|causal_lm|serving|bundle\.graph_model|measure\.peers)|commands\.eval_plots)"
 )
 
 IMPORT_ALL = """

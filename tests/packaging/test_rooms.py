@@ -23,7 +23,7 @@ STAIR: tuple[tuple[str, ...], ...] = (
     ("fastblt.calibration",),
     ("fastblt.runtime.causal_lm",),
     ("fastblt.runtime.huggingface",),
-    ("fastblt.export", "fastblt.runtime.measure"),
+    ("fastblt.export", "fastblt.runtime.measure", "fastblt.runtime.serving"),
     ("fastblt.runtime.doctor", "fastblt.runtime.blt_runtime"),
     ("fastblt.runtime.generation",),
     ("fastblt.runtime.request",),

@@ -1,0 +1,95 @@
+"""``/v1/chat/completions``: writes the next message of a chat."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from fastblt.models.tokens import utf8
+from fastblt.runtime.generation import Prompt
+from fastblt.runtime.serving.answers import Writer, merged_pieces
+from fastblt.runtime.serving.api_error import wrong
+from fastblt.runtime.serving.chat_template import ChatTemplate, ChatTemplateError
+from fastblt.runtime.serving.pieces import ByteLogprob, Piece, in_base64
+from fastblt.runtime.serving.requests import ChatRequest
+
+
+def prompt_of(body: ChatRequest, template: ChatTemplate, longest: int) -> Prompt:
+    """Return the prompt that the messages of a chat make.
+
+    Args:
+        body: the request.
+        template: of the model.
+        longest: most bytes that the model has room for.
+
+    Raises:
+        ApiError: the template refuses the messages, or they are no UTF-8.
+    """
+    try:
+        prompt = template.render([message.plain() for message in body.messages], longest)
+        return utf8(prompt, "messages") if isinstance(prompt, str) else prompt
+    except ChatTemplateError as error:
+        raise wrong("messages", str(error), "invalid_messages") from None
+    except ValueError as error:
+        raise wrong("messages", str(error)) from None
+
+
+def new_bytes_of(body: ChatRequest) -> int | None:
+    """Return the most new bytes, under either of its names.
+
+    Raises:
+        ApiError: both names are used, with different values.
+    """
+    found = {each for each in (body.max_tokens, body.max_completion_tokens) if each is not None}
+    if len(found) > 1:
+        raise wrong(
+            "max_completion_tokens", "max_completion_tokens: found another value for max_tokens, expected one of them"
+        )
+    return found.pop() if found else None
+
+
+class ChatWriter(Writer):
+    """Writes messages."""
+
+    prefix, whole, part = "chatcmpl", "chat.completion", "chat.completion.chunk"
+
+    def first_choice(self, index: int, echo: Piece | None) -> dict[str, Any] | None:
+        """Return who speaks."""
+        return _part(index, {"role": "assistant", "content": ""}, [], None)
+
+    def part_choice(self, index: int, piece: Piece) -> dict[str, Any]:
+        """Return a piece of the message."""
+        delta = {"content": piece.text, **self._bytes(piece)}
+        return {**_part(index, delta, piece.logprobs, None), **self.extras(piece)}
+
+    def last_choice(self, index: int, rest: str, finish: str) -> dict[str, Any]:
+        """Return why the message ended."""
+        return _part(index, {"content": rest} if rest else {}, [], finish)
+
+    def whole_choice(self, index: int, pieces: Sequence[Piece], rest: str, finish: str) -> dict[str, Any]:
+        """Return a whole message."""
+        piece = merged_pieces(pieces)
+        message = {"role": "assistant", "content": piece.text + rest, "refusal": None, **self._bytes(piece)}
+        with_logprobs = bool(getattr(self.body, "logprobs", None))
+        return {
+            "index": index,
+            "message": message,
+            "logprobs": _logprobs(piece.logprobs) if with_logprobs else None,
+            "finish_reason": finish,
+            **self.extras(piece),
+        }
+
+    def _bytes(self, piece: Piece) -> dict[str, str]:
+        return {"bytes": in_base64(piece.data)} if self.body.return_bytes else {}
+
+
+def _part(index: int, delta: dict[str, Any], logprobs: Sequence[ByteLogprob], finish: str | None) -> dict[str, Any]:
+    found = _logprobs(logprobs) if logprobs else None
+    return {"index": index, "delta": delta, "logprobs": found, "finish_reason": finish}
+
+
+def _logprobs(found: Sequence[ByteLogprob]) -> dict[str, Any]:
+    content = [
+        {"token": each.token, "logprob": each.logprob, "bytes": [each.byte], "top_logprobs": []} for each in found
+    ]
+    return {"content": content, "refusal": None}
