@@ -20,7 +20,6 @@ from fastblt.runtime.generation import Prompt
 from fastblt.runtime.request import GenerationRequest
 from fastblt.runtime.serving.api_error import ApiError, internal, to_json
 from fastblt.runtime.serving.gates import FACTS, log
-from fastblt.runtime.serving.metrics import reused_bytes
 from fastblt.runtime.serving.model_host import ModelHost
 from fastblt.runtime.serving.pieces import Piece, PieceReader, details, merged
 from fastblt.runtime.serving.plan import prompt_bytes, prompt_length
@@ -243,7 +242,7 @@ def usage(texts: Texts, choices: int) -> dict[str, Any]:
         "prompt_tokens": prompt,
         "completion_tokens": new,
         "total_tokens": prompt + new,
-        "prompt_tokens_details": {"cached_tokens": sum(map(reused_bytes, prompts))},
+        "prompt_tokens_details": {"cached_tokens": sum(job.stats.reused_bytes for job in prompts)},
         "completion_tokens_details": {"accepted_prediction_tokens": accepted, "rejected_prediction_tokens": rejected},
     }
 
@@ -260,7 +259,7 @@ def costs(texts: Texts) -> dict[str, Any]:
         "calls": {part: calls[part] for part in PARTS},
         "first_byte_seconds": min((job.first_byte_seconds or job.total_seconds for job in texts.jobs), default=0.0),
         "total_seconds": max(job.total_seconds for job in texts.jobs),
-        "reused_bytes": sum(map(reused_bytes, texts.jobs)),
+        "reused_bytes": sum(each.reused_bytes for each in stats),
     }
 
 

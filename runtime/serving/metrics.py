@@ -57,7 +57,7 @@ class Metrics:
         """Count a text that was begun and has ended."""
         stats = job.stats
         self._prompt.inc(stats.prompt_bytes)
-        self._reused.inc(reused_bytes(job))
+        self._reused.inc(stats.reused_bytes)
         self._drafted.inc(stats.drafted)
         self._accepted.inc(stats.accepted)
         self._rounds.inc(stats.rounds)
@@ -79,8 +79,3 @@ class Metrics:
     def text(self) -> bytes:
         """Return all of it, as Prometheus reads it."""
         return generate_latest(self.registry)
-
-
-def reused_bytes(job: TextJob) -> int:
-    """Return the leading bytes of a prompt that did not have to be read again."""
-    return int(getattr(job.stats, "reused_bytes", 0))

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from fastblt.models.parameters import count_parameters
 from fastblt.runtime.blt_runtime import BltRuntime
-from fastblt.runtime.generation import ByteStream, Chunk
+from fastblt.runtime.generation import Chunk
 from fastblt.runtime.machine import default_threads, usable_cores
 from fastblt.runtime.serving.text_job import TextJob
 
@@ -45,7 +45,7 @@ class Scheduler:
 
     def __init__(self, runtime: BltRuntime, workers: int, queue: int, observer: Observer) -> None:
         self.runtime = runtime
-        self.places: int = getattr(runtime, "sequences", 1)
+        self.places = runtime.sequences
         self._queue = queue
         self._observer = observer
         self._changed = threading.Condition()
@@ -150,7 +150,7 @@ class Scheduler:
             if not job.cancelled:
                 if job.stream is None:
                     job.stream = self.runtime.stream(job.prompt, request=job.request)
-                chunk = _step(job.stream)
+                chunk = job.stream.step()
         except Exception as found:
             error = found
         if chunk is not None:
@@ -159,7 +159,7 @@ class Scheduler:
             self._observer.grew(job, chunk)
             job.put(chunk)
             with self._changed:
-                if not job.cancelled:
+                if not job.cancelled and job.stream is not None and job.stream.open:
                     job.paused = job.full
                     if not job.paused:
                         self._ready.append(job)
@@ -192,7 +192,3 @@ def default_workers(runtime: BltRuntime, threads: int | None) -> int:
     parameters = count_parameters(runtime.config)
     weight_bytes = 4 * (parameters.total - parameters.hash_embeddings)  # fp32; tables are looked up, not read
     return max(1, usable_cores() // (threads or default_threads(weight_bytes)))
-
-
-def _step(stream: ByteStream) -> Chunk | None:
-    return next(stream, None)

@@ -18,12 +18,11 @@ from fastblt.commands.options import (
     ThreadsOption,
 )
 from fastblt.commands.output import note, stderr
-from fastblt.models.limits import CHOICES, SECONDS, TEXT_BYTES, THREADS
+from fastblt.models.limits import CHOICES, SECONDS, SEQUENCES, TEXT_BYTES, THREADS
 from fastblt.runtime.backends.entry import ROOMY
 from fastblt.runtime.blt_runtime import BltRuntime
 
 _MOST_QUEUE = 2**20
-_MOST_SEQUENCES = 2**16
 
 
 def command(
@@ -36,9 +35,9 @@ def command(
         int | None,
         typer.Option(
             min=1,
-            max=_MOST_SEQUENCES,
-            help="Texts that grow at the same time; others wait  [default: as many as memory has room for, up to 64; on "
-            "a GPU: 1]",
+            max=SEQUENCES,
+            help="Texts that grow at the same time; others wait  [default: as many as memory has room for, up to 64; "
+            "on a GPU: 1]",
         ),
     ] = None,
     max_bytes: Annotated[
