@@ -56,7 +56,7 @@ def load_onnxruntime(
         return OnnxRuntimeBackend.load(folder, max_bytes, threads, options, sequences)
     from fastblt.runtime.backends.gpu import loading
 
-    backend = loading.load_onnxruntime(folder, device, max_bytes, options, row_floor=row_floor)
+    backend = loading.load_onnxruntime(folder, device, max_bytes, options, row_floor=row_floor, sequences=sequences)
     if warm_up:
         backend.warm_up(on_progress)
     return backend

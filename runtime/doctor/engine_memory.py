@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fastblt.models.config import BltConfig
-from fastblt.runtime.backends.gpu.memory import device_buffers
-from fastblt.runtime.bundle.engines import EngineFolder, EngineSpec
+from fastblt.runtime.backends.gpu.memory import call_buffers, device_buffers, fixed_slots
+from fastblt.runtime.bundle.engines import EngineFolder, EngineSpec, compiled_spec
 from fastblt.runtime.bundle.manifest import Manifest
 
 
@@ -25,11 +25,11 @@ class EngineMemory:
     activations: int | None
     """Memory that the engines share for their activations; None: engines of earlier versions do not record it."""
     buffers: int
-    """Caches, and what passes from graph to graph."""
+    """Of one sequence: caches, what passes from graph to graph, and what a graph reads and writes in one call."""
 
     @property
     def total(self) -> int:
-        """Return the sum, without activations where they are unknown."""
+        """Return the sum for one sequence, without activations where they are unknown."""
         return self.engines + (self.activations or 0) + self.buffers
 
 
@@ -41,19 +41,25 @@ def engine_memory(folder: EngineFolder, config: BltConfig, manifest: Manifest) -
         parts = list(engines.values())
         # An engine's part may be one that the bundle does not have: whoever loads the engines refuses that.
         weights = sum(spec.weight_bytes for part, spec in manifest.graphs.items() if part in engines)
-        buffers = device_buffers(config, manifest.dtype, max_bytes, fixed=_fixed_slots(parts))
+        buffers = device_buffers(config, manifest.dtype, max_bytes, fixed=fixed_slots(parts))
+        graphs = {
+            part: compiled_spec(spec, appends=engines[part].appends)
+            for part, spec in manifest.graphs.items()
+            if part in engines
+        }
+        called = call_buffers(config, graphs)
         size = sum(engine.bytes for engine in parts)
         found.append(
-            EngineMemory(folder.path.name, max_bytes, weights, size, _activations(parts), sum(buffers.values()))
+            EngineMemory(
+                folder.path.name,
+                max_bytes,
+                weights,
+                size,
+                _activations(parts),
+                sum(buffers.values()) + sum(called.values()),
+            )
         )
     return found
-
-
-def _fixed_slots(engines: Sequence[EngineSpec]) -> dict[str, int]:
-    """Return the slots of caches of one size by part, and of the pool."""
-    fixed = {engine.part: engine.slots for engine in engines if not engine.any_slots}
-    pools = [engine.pool_slots for engine in engines if engine.pool_slots]
-    return fixed | ({"pool": max(pools)} if pools else {})
 
 
 def _activations(engines: Sequence[EngineSpec]) -> int | None:

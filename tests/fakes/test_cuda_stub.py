@@ -30,7 +30,7 @@ def test_copies_reach_the_device_and_come_back(stream: Stream) -> None:
     memory, pinned = DeviceMemory(stream.cuda, 256), PinnedMemory(stream.cuda, 256)
     pinned.bytes[:] = range(256)
     stream.upload(memory.address, pinned.address, 256)
-    assert stream.read(memory.address, 256).tolist() == list(range(256))
+    assert stream.read((memory.address, 256)).tolist() == list(range(256))
 
 
 def test_copy_beyond_an_allocation_fails(stream: Stream) -> None:
@@ -44,9 +44,9 @@ def test_recorded_copies_are_done_when_launched(stream: Stream) -> None:
     pinned.bytes[:] = 7
     graph = stream.capture(lambda: stream.upload(memory.address, pinned.address, 256))
     assert graph is not None
-    assert not stream.read(memory.address, 256).any()
+    assert not stream.read((memory.address, 256)).any()
     stream.launch(graph)
-    assert (stream.read(memory.address, 256) == 7).all()
+    assert (stream.read((memory.address, 256)) == 7).all()
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,8 @@ from fastblt.runtime.machine import package_version
 
 #: Tensors in a block of host memory, by name.
 Views = dict[str, NDArray[Any]]
+#: Address and size of a piece of device memory, in bytes.
+Piece = tuple[int, int]
 #: What the host writes to in a block.
 V = TypeVar("V")
 
@@ -238,18 +240,24 @@ class Stream:
             return False
         return True
 
-    def read(self, address: int, size: int) -> NDArray[np.uint8]:
-        """Wait, and return a copy of device memory, uint8 [size]."""
-        pinned = PinnedMemory(self.cuda, size)
-        self.download(pinned.address, address, size)
+    def read(self, *pieces: Piece) -> NDArray[np.uint8]:
+        """Wait once, and return a copy of pieces of device memory one after the other, uint8 [bytes]."""
+        pinned = PinnedMemory(self.cuda, sum(size for _, size in pieces))
+        done = 0
+        for address, size in pieces:
+            self.download(pinned.address + done, address, size)
+            done += size
         self.synchronize()
         return pinned.bytes.copy()
 
-    def write(self, address: int, data: NDArray[np.uint8]) -> None:
-        """Copy uint8 [n] to device memory and wait."""
+    def write(self, data: NDArray[np.uint8], *pieces: Piece) -> None:
+        """Copy uint8 [bytes] to pieces of device memory one after the other, and wait once."""
         pinned = PinnedMemory(self.cuda, data.size)
         pinned.bytes[:] = data
-        self.upload(address, pinned.address, data.size)
+        done = 0
+        for address, size in pieces:
+            self.upload(address, pinned.address + done, size)
+            done += size
         self.synchronize()
 
     def capture(self, work: Callable[[], None]) -> CapturedGraph | None:

@@ -62,10 +62,14 @@ class DeviceRows:
 
     def read(self, row: int, count: int) -> NDArray[Any]:
         """Return a copy of rows, [count, *row_shape], after waiting for the stream."""
-        raw = self._stream.read(self._address(row, count), count * self.row_bytes)
+        if count == 0:
+            return np.empty((0, *self.row_shape), dtype=self.dtype)
+        raw = self._stream.read((self._address(row, count), count * self.row_bytes))
         return raw.view(self.dtype).reshape(count, *self.row_shape)
 
     def write(self, row: int, values: NDArray[Any]) -> None:
         """Overwrite rows from ``row`` on with ``values``, [count, *row_shape], and wait for the stream."""
+        if len(values) == 0:
+            return
         data = np.ascontiguousarray(values, dtype=self.dtype)
-        self._stream.write(self._address(row, len(values)), data.reshape(-1).view(np.uint8))
+        self._stream.write(data.reshape(-1).view(np.uint8), (self._address(row, len(values)), data.nbytes))

@@ -19,7 +19,7 @@ def _entry(target: str, library: str) -> BackendEntry:
     def load(request: LoadRequest) -> Backend:
         from fastblt.runtime.backends.gpu.loading import load_tensorrt
 
-        backend = load_tensorrt(request.folder, target, request.max_bytes, request.row_floor)
+        backend = load_tensorrt(request.folder, target, request.max_bytes, request.row_floor, request.sequences)
         if request.warm_up:
             backend.warm_up(request.on_progress)
         return backend

@@ -185,6 +185,12 @@ class DeviceGraph:
         if self.pool is not None:
             self.pool.clear()
 
+    def reset(self) -> None:
+        """Let the next rows begin at position 0; what is in the caches is overwritten before anything reads it."""
+        self.caches.base = 0
+        if self.pool is not None:
+            self.pool.base = 0
+
     def make_room(self, position: int, rows: int) -> int:
         """Make room in the caches for rows, padding included, and return the slot of the first one."""
         return self.caches.make_room(first_visible(position, self.window), position, rows)
@@ -343,7 +349,8 @@ class DeviceGraph:
             raise RewindError(
                 f"{self.spec.file}: {name}: found position {position}, expected at least {self.caches.base}"
             )
-        raw = self._stream.read(self.caches.address(self.cache_names.index(name), slot), count * self.row_bytes)
+        address = self.caches.address(self.cache_names.index(name), slot)
+        raw = self._stream.read((address, count * self.row_bytes))
         return raw.view(numpy_dtype(spec.dtype)).reshape(count, int(spec.shape[-1]))
 
 

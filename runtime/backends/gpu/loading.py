@@ -10,11 +10,11 @@ from typing import Any
 from fastblt.models.config import BltConfig
 from fastblt.runtime.backends.gpu.backend import DeviceBackend
 from fastblt.runtime.backends.gpu.cuda import Cuda, DeviceMemory, Stream, load_api
-from fastblt.runtime.backends.gpu.memory import device_buffers
+from fastblt.runtime.backends.gpu.memory import call_buffers, device_buffers, fixed_slots
 from fastblt.runtime.backends.gpu.onnxruntime_executor import OnnxRuntimeExecutor
 from fastblt.runtime.backends.gpu.sliding import cache_slots, pool_slots
 from fastblt.runtime.backends.gpu.tensorrt_executor import TensorRtExecutor
-from fastblt.runtime.backends.memory import check_fits
+from fastblt.runtime.backends.memory import sequences_that_fit
 from fastblt.runtime.backends.providers import provider_options
 from fastblt.runtime.bundle.bundle import Bundle
 from fastblt.runtime.bundle.engines import (
@@ -24,13 +24,16 @@ from fastblt.runtime.bundle.engines import (
     check_engine,
     check_engine_entry,
     choose_engines,
+    compiled_spec,
 )
 from fastblt.runtime.bundle.manifest import BundleError
 from fastblt.runtime.bundle.tensorrt_library import TensorRtError, flavor_problem, load_library
 from fastblt.runtime.driver import driver_cuda
 
 
-def load_tensorrt(bundle: Path, target: str, max_bytes: int, row_floor: int = 1) -> DeviceBackend:
+def load_tensorrt(
+    bundle: Path, target: str, max_bytes: int, row_floor: int = 1, sequences: int | None = None
+) -> DeviceBackend:
     """Load the engines of a bundle that were compiled for this machine.
 
     Args:
@@ -38,6 +41,7 @@ def load_tensorrt(bundle: Path, target: str, max_bytes: int, row_floor: int = 1)
         target: ``tensorrt`` or ``tensorrt-rtx``.
         max_bytes: longest prompt plus new bytes.
         row_floor: fewest rows of a call, a power of two.
+        sequences: most at once, all of which get their memory now; None: 1.
 
     Raises:
         TensorRtError: the library is missing.
@@ -52,32 +56,58 @@ def load_tensorrt(bundle: Path, target: str, max_bytes: int, row_floor: int = 1)
         raise TensorRtError(f"{target}: {problem}")
     cuda = Cuda(load_api())
     opened = Bundle.open(bundle)
-    _check_memory(cuda, opened, max_bytes, lambda size: device_buffers(opened.config, opened.manifest.dtype, size))
+    config, dtype, graphs = opened.config, opened.manifest.dtype, opened.manifest.graphs
+    # Before engines are looked for: a text that is too long for this GPU needs none.
+    _check_memory(cuda, opened, max_bytes, 1, lambda size: sum(device_buffers(config, dtype, size).values()))
     folder = choose_engines(bundle, target, library.version, cuda.sm, max_bytes)
     engines = folder.engines_for(max_bytes)
     assert engines is not None, "choose_engines has found them"
-    stream = Stream(cuda)
-    executors = {}
-    for part, spec in opened.manifest.graphs.items():
+    for part, spec in graphs.items():
         if part not in engines:
             raise BundleError(f"{folder.path}: found no engine of the {part}, expected one of every graph")
         check_engine_entry(folder, engines[part], spec)
-        _check_slots(folder, engines[part], opened.config, max_bytes)
+        _check_slots(folder, engines[part], config, max_bytes)
+    fixed = fixed_slots(engines.values())
+    called = call_buffers(config, {part: compiled_spec(graphs[part], appends=engines[part].appends) for part in graphs})
+
+    def needed(size: int) -> int:
+        return sum(device_buffers(config, dtype, size, fixed=fixed).values()) + sum(called.values())
+
+    count = _check_memory(cuda, opened, max_bytes, sequences, needed)
+    stream = Stream(cuda)
+    executors = {}
+    for part, spec in graphs.items():
         path = check_engine(folder, engines[part])
         executors[part] = TensorRtExecutor(
-            library, path, engines[part], spec, stream, cache_slots(opened.config.stacks[part], max_bytes)
+            library, path, engines[part], spec, stream, cache_slots(config.stacks[part], max_bytes)
         )
     # One graph runs at a time, so all of them share the memory for activations.
     memory = DeviceMemory(cuda, max(executor.memory_bytes for executor in executors.values()))
     for executor in executors.values():
         executor.share_memory(memory)
-    return DeviceBackend(opened, executors, stream, max_bytes, target, row_floor=row_floor)
+    size = needed(max_bytes)
+    return DeviceBackend(
+        opened, executors, stream, max_bytes, target, row_floor=row_floor, sequences=count, sequence_bytes=size
+    )
 
 
-def _check_memory(cuda: Cuda, bundle: Bundle, max_bytes: int, buffers: Callable[[int], dict[str, int]]) -> None:
-    """Raise `CapacityError` if weights and buffers need more memory than the GPU has free."""
+def _check_memory(
+    cuda: Cuda, bundle: Bundle, max_bytes: int, sequences: int | None, needed: Callable[[int], int]
+) -> int:
+    """Return the number of sequences to load for.
+
+    Args:
+        cuda: the GPU.
+        bundle: whose graphs are loaded.
+        max_bytes: longest prompt plus new bytes.
+        sequences: number that the user asks for; None: 1, since memory for all of them is allocated at once.
+        needed: returns the device memory of a sequence for a text of this many bytes.
+
+    Raises:
+        CapacityError: weights and sequences need more memory than the GPU has free.
+    """
     available = cuda.available_memory()
-    check_fits(bundle.graph_bytes, lambda size: sum(buffers(size).values()), max_bytes, available, "the GPU")
+    return sequences_that_fit(bundle.graph_bytes, needed, max_bytes, sequences or 1, available, "the GPU")
 
 
 def _check_slots(folder: EngineFolder, engine: EngineSpec, config: BltConfig, max_bytes: int) -> None:
@@ -105,7 +135,13 @@ def _session_options(ort: Any) -> Any:
 
 
 def load_onnxruntime(
-    bundle: Path, provider: str, max_bytes: int, options: Any = None, ort: Any = None, row_floor: int = 1
+    bundle: Path,
+    provider: str,
+    max_bytes: int,
+    options: Any = None,
+    ort: Any = None,
+    row_floor: int = 1,
+    sequences: int | None = None,
 ) -> DeviceBackend:
     """Load a bundle into ONNX Runtime sessions on the GPU.
 
@@ -116,6 +152,7 @@ def load_onnxruntime(
         options: session options; None: ours.
         ort: a stand-in for the module ``onnxruntime``; None: the module, which only this function needs.
         row_floor: fewest rows of a call, a power of two.
+        sequences: most at once, all of which get their memory now; None: 1.
 
     Raises:
         CudaError: there is no usable GPU, or cuda-python is missing.
@@ -127,7 +164,12 @@ def load_onnxruntime(
     cuda = Cuda(load_api())
     opened = Bundle.open(bundle)
     config, dtype = opened.config, opened.manifest.dtype
-    _check_memory(cuda, opened, max_bytes, lambda size: device_buffers(config, dtype, size, max_patch_bytes=size))
+    called = call_buffers(config, opened.manifest.graphs)
+
+    def needed(size: int) -> int:
+        return sum(device_buffers(config, dtype, size, max_patch_bytes=size).values()) + sum(called.values())
+
+    count = _check_memory(cuda, opened, max_bytes, sequences, needed)
     ort = importlib.import_module("onnxruntime") if ort is None else ort
     options = _session_options(ort) if options is None else options
     stream = Stream(cuda)
@@ -142,4 +184,4 @@ def load_onnxruntime(
             ort, opened.graph(part), spec, stream, slots, pool, usual_pool, providers, options
         )
     used = executors["decoder"].session.get_providers()
-    return DeviceBackend(opened, executors, stream, max_bytes, "onnxruntime", used, row_floor)
+    return DeviceBackend(opened, executors, stream, max_bytes, "onnxruntime", used, row_floor, count, needed(max_bytes))

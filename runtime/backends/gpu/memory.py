@@ -1,15 +1,21 @@
-"""Computes the memory that the backend allocates on a GPU, from a model's configuration alone; a test compares the two.
+"""Computes the device memory that one sequence takes, before anything is allocated; tests compare it with the backend.
 
-An engine's activations come on top, and only the engine knows their size.
+What all sequences share comes on top: weights, and the activations of engines, whose size only the engines know. So do
+recorded graphs and the contexts of engines, whose size only the libraries know, and page-locked memory of the host.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 
 from fastblt.models.config import BltConfig, StackConfig
-from fastblt.runtime.backends.gpu.sliding import cache_slots, pool_slots, position_count
-from fastblt.runtime.bundle.dtypes import BUNDLE_TYPES
+from fastblt.runtime.backends.gpu.cuda import ALIGNMENT, aligned
+from fastblt.runtime.backends.gpu.sliding import CALL_ROWS, cache_slots, pool_slots, position_count
+from fastblt.runtime.backends.gpu.tensor_table import Binding, binding_of, shape_of
+from fastblt.runtime.bundle.dtypes import BUNDLE_TYPES, numpy_dtype
+from fastblt.runtime.bundle.engines import EngineSpec
+from fastblt.runtime.bundle.manifest import GraphSpec
 
 #: Nothing fixes a number of slots.
 NO_SLOTS: Mapping[str, int] = {}
@@ -47,3 +53,41 @@ def device_buffers(
     found["encoder"] += item * (pool + states + positions * config.patch_dim)
     found["global"] += item * positions * config.latent_kv_dim
     return found
+
+
+def call_buffers(config: BltConfig, graphs: Mapping[str, GraphSpec]) -> dict[str, int]:
+    """Return the bytes on the device, by part, of what a graph reads and writes in its largest call.
+
+    Args:
+        config: the model's.
+        graphs: inputs and outputs by part; of engines, see `compiled_spec`.
+    """
+    # The decoder reads latents where all of them are kept. Engines of earlier versions, which do not, have a copy of
+    # those of a call: some KiB that are not counted.
+    history = config.hash.context - 1
+    return {part: _call_bytes(spec, history, whole=part == "decoder") for part, spec in graphs.items()}
+
+
+def _call_bytes(graph: GraphSpec, history: int, *, whole: bool) -> int:
+    sizes = dict.fromkeys(("rows", "patches", "latents"), CALL_ROWS) | {"context_rows": CALL_ROWS + history}
+    found = 0
+    # Even a graph that uploads or returns nothing has memory for that.
+    blocks = {Binding.UPLOAD: 0, Binding.DOWNLOAD: 0}
+    for spec in (*graph.inputs, *graph.outputs):
+        binding = binding_of(spec, graph)
+        if binding is Binding.CACHE or (whole and spec.role == "latent_kv"):
+            continue
+        size = math.prod(shape_of(spec, sizes)) * numpy_dtype(spec.dtype).itemsize
+        if binding in blocks:
+            blocks[binding] += aligned(size)
+        else:
+            found += aligned(size) if binding is Binding.APPENDED else size
+    return found + sum(max(size, ALIGNMENT) for size in blocks.values())
+
+
+def fixed_slots(engines: Iterable[EngineSpec]) -> dict[str, int]:
+    """Return the slots of caches of one size by part, and of the pool, for `device_buffers`."""
+    parts = list(engines)
+    fixed = {engine.part: engine.slots for engine in parts if not engine.any_slots}
+    pools = [engine.pool_slots for engine in parts if engine.pool_slots]
+    return fixed | ({"pool": max(pools)} if pools else {})

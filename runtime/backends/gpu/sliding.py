@@ -6,6 +6,9 @@ its cache need not hold the whole sequence: when its end is reached, what is sti
 
 from __future__ import annotations
 
+import numpy as np
+from numpy.typing import NDArray
+
 from fastblt.models.config import BltConfig, StackConfig
 from fastblt.runtime.backends.gpu.cuda import DeviceMemory, Stream
 from fastblt.runtime.backends.protocol import DRAFT_SLACK, WHOLE_PATCH_LIMIT, CapacityError
@@ -115,6 +118,21 @@ class SlidingBuffer:
         """Begin again with zeros, once everything that is queued is done."""
         self.base = 0
         self._memory.clear()
+
+    def read(self, position: int, count: int) -> NDArray[np.uint8]:
+        """Return a copy of the rows from ``position`` on, uint8 [lanes, count * row_bytes], after waiting."""
+        size, slot = count * self.row_bytes, position - self.base
+        if size == 0:
+            return np.empty((self.lanes, 0), dtype=np.uint8)
+        pieces = [(self.address(lane, slot), size) for lane in range(self.lanes)]
+        return self._stream.read(*pieces).reshape(self.lanes, size)
+
+    def write(self, position: int, rows: NDArray[np.uint8]) -> None:
+        """Hold these rows, uint8 [lanes, count * row_bytes], from ``position`` on and nothing else, and wait."""
+        self.clear()
+        self.base = position
+        if rows.size:
+            self._stream.write(rows.reshape(-1), *((self.address(lane), rows.shape[1]) for lane in range(self.lanes)))
 
     def make_room(self, needed: int, position: int, rows: int) -> int:
         """Make room for rows and return the slot of the first one.

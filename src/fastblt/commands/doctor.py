@@ -110,8 +110,12 @@ def bundle_notes(bundle: Path, facts: MachineFacts) -> list[str]:
             "w4 with onnxruntime --provider cuda: one row and several take different kernels, so rows differ in the "
             "last bits and drafts are slower (by construction; not measured)"
         )
-    needed = opened.graph_bytes + sum(device_buffers(config, manifest.dtype, _MAX_BYTES).values())
-    notes.append(f"needs about {needed / 2**20:,.0f} MiB on the device for {_MAX_BYTES} bytes of text")
+    each = sum(device_buffers(config, manifest.dtype, _MAX_BYTES).values())
+    needed = opened.graph_bytes + each
+    notes.append(
+        f"needs about {needed / 2**20:,.0f} MiB on the device for {_MAX_BYTES} bytes of text, "
+        f"{each / 2**20:,.1f} MiB of them for each sequence"
+    )
     notes += _too_small(facts, needed)
     folders = [load_engine_folder(path) for path in engine_folders(bundle)]
     if not folders:
@@ -141,7 +145,8 @@ def _engine_note(memory: EngineMemory) -> str:
     sizes = [("engines", memory.engines), ("activations", memory.activations), ("caches and buffers", memory.buffers)]
     parts = ", ".join(f"{name} {'unknown' if size is None else f'{size / 2**20:,.0f}'}" for name, size in sizes)
     total = f"{memory.total / 2**20:,.0f} MiB"
-    return f"up to {memory.max_bytes:,} bytes of text: {total} on the device ({parts})"
+    each = f"{memory.buffers / 2**20:,.1f} MiB"
+    return f"up to {memory.max_bytes:,} bytes of text: {total} on the device ({parts}), each further sequence {each}"
 
 
 def _table(verdicts: list[Verdict]) -> Table:

@@ -83,7 +83,7 @@ def run(bundle: Path, methods: list[str], new_bytes: int, timed: int) -> Driven:
     backend = runtime.backend
     assert isinstance(backend, DeviceBackend)
     caches = {}
-    for part, graph in backend.graphs.items():
+    for part, graph in backend.slots[0].graphs.items():
         size = graph.caches.lane_bytes
         caches[part] = [graph.caches.address(0), graph.caches.lanes * size, size]
     found = Driven(providers=list(backend.providers), caches=caches, methods={})

@@ -18,7 +18,7 @@ from fastblt.models.config import BltConfig
 from fastblt.models.formats.checkpoint import expected_shapes
 from fastblt.models.presets import preset
 from fastblt.runtime.backends.gpu import loading
-from fastblt.runtime.backends.gpu.memory import device_buffers
+from fastblt.runtime.backends.gpu.memory import call_buffers, device_buffers
 from fastblt.runtime.bundle.bundle import Bundle
 from fastblt.runtime.bundle.engines import engine_folders, load_engine_folder
 from fastblt.runtime.bundle.manifest import load_manifest
@@ -36,9 +36,10 @@ def test_buffers_are_those_that_the_backend_allocates_on_the_device(
     monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", cuda)
     backend = loading.load_onnxruntime(bundle, "cuda", max_bytes, ort=FakeOnnxRuntime(cuda))
     allocated = sum(memory.size for memory in cuda.allocations.values() if memory.kind == "device")
-    # What crosses the bus, and what a graph reads and writes in one call: 64 rows of it.
-    blocks = allocated - sum(device_buffers(backend.config, "fp32", max_bytes).values())
-    assert 0 <= blocks < 600_000
+    # Caches, what crosses the bus, and what a graph reads and writes in one call: 64 rows of it.
+    blocks = call_buffers(backend.config, backend.manifest.graphs)
+    assert allocated == backend.sequence_bytes
+    assert allocated == sum(device_buffers(backend.config, "fp32", max_bytes).values()) + sum(blocks.values())
     small = device_buffers(backend.config, "fp32", 1)
     assert sum(small.values()) <= sum(device_buffers(backend.config, "fp32", max_bytes).values())
 
@@ -58,8 +59,8 @@ def test_memory_of_engines_is_what_the_backend_allocates(compiled: Callable[...,
         allocated = sum(each.size for each in cuda.allocations.values() if each.kind == "device")
         assert backend.max_bytes == memory.max_bytes
         assert memory.activations == MEMORY_BYTES
-        # What crosses the bus, and what a graph reads and writes in one call.
-        assert 0 <= allocated - memory.buffers - memory.activations < 900_000
+        assert allocated == memory.buffers + memory.activations
+        assert memory.buffers == backend.sequence_bytes
         assert memory.engines == sum(engine.bytes for engine in folder.engines) > memory.weights > 0
         assert memory.total == memory.engines + memory.activations + memory.buffers
     unknown = dataclasses.replace(

@@ -114,10 +114,10 @@ def test_onnxruntime_writes_the_same_on_the_gpu_when_graphs_are_refused_or_not(
     ort = FakeOnnxRuntime(gpu, refuse)
     backend = loading.load_onnxruntime(shipped["fp32"], "cuda", 1000, ort=ort)
     assert backend.providers == ["CUDAExecutionProvider"]
-    expected = BltRuntime(OnnxRuntimeBackend.load(shipped["fp32"], 1000, 1))
+    expected, runtime = BltRuntime(OnnxRuntimeBackend.load(shipped["fp32"], 1000, 1)), BltRuntime(backend)
     for method in ("ar", "s:8", "d:8@0.7"):
         wanted = expected.generate(TEXT, BYTES, method=method).data
-        assert BltRuntime(backend).generate(TEXT, BYTES, method=method).data == wanted
+        assert runtime.generate(TEXT, BYTES, method=method).data == wanted
     recorded = [len(session.recorded) for session in ort.sessions]
     assert any(recorded) == (refuse == "")
 
@@ -135,16 +135,17 @@ def test_session_is_refused_when_onnxruntime_falls_back_by_itself(tiny_bundle: P
 
 def test_nothing_outside_of_a_buffer_is_ever_bound_or_copied(tiny_bundle: Path, gpu: FakeCuda) -> None:
     backend = loading.load_onnxruntime(tiny_bundle, "cuda", 50, ort=FakeOnnxRuntime(gpu))
-    decoder, latents = backend.graphs["decoder"], backend._rows["latent_kv"]
+    slot = backend.slots[0]
+    decoder, latents = slot.graphs["decoder"], slot.rows["latent_kv"]
     with pytest.raises(ValueError, match=rf"^decoder\.onnx: found 128 rows, expected at most {CALL_ROWS}$"):
         decoder.begin(2 * CALL_ROWS, 2 * CALL_ROWS)
     room = 50 + 1 + DRAFT_SLACK + CALL_ROWS
-    latents.copy_from(backend.graphs["global"], room - 1, 1)
+    latents.copy_from(slot.graphs["global"], room - 1, 1)
     for row, count in ((room, 1), (room - 1, 2), (-1, 1)):
         with pytest.raises(ValueError, match=f"^latent_kv: found rows {row} to {row + count}, expected at most {room}"):
-            latents.copy_from(backend.graphs["global"], row, count)
+            latents.copy_from(slot.graphs["global"], row, count)
     with pytest.raises(ValueError, match=f"^latent_kv: found rows {room} to {room + 1}, expected at most {room}"):
-        backend._decoder.begin(0, np.array([room]))
+        slot.decoder.begin(0, np.array([room]))
 
 
 def test_host_waits_once_a_byte_when_autoregressive(shipped: dict[str, Path], gpu: FakeCuda) -> None:
@@ -178,7 +179,7 @@ def test_nothing_is_allocated_and_no_class_bound_when_text_continues(shipped: di
     assert gpu.allocations.keys() == allocations.keys()
     assert gpu.executables.keys() == graphs.keys()
     # Powers of two, and few of them.
-    assert sum(len(graph._classes) for graph in backend.graphs.values()) <= 40
+    assert sum(len(graph._classes) for graph in backend.slots[0].graphs.values()) <= 40
 
 
 def test_memory_does_not_grow_with_the_capacity_where_windows_end(tiny_config: BltConfig) -> None:
@@ -235,7 +236,7 @@ def test_open_patch_may_be_as_long_as_the_text_when_onnxruntime_runs(long_patche
     found = BltRuntime(backend).generate(b"a" * 900, 4, method="ar").data
     assert found == BltRuntime(OnnxRuntimeBackend.load(long_patches, 1000, 1)).generate(b"a" * 900, 4, method="ar").data
     # Usual patches are pooled from few slots.
-    assert len({pool for *_, pool in backend.graphs["encoder"]._classes}) == 2
+    assert len({pool for *_, pool in backend.slots[0].graphs["encoder"]._classes}) == 2
 
 
 def test_text_may_be_shorter_than_usual_patches_when_onnxruntime_runs(long_patches: Path, gpu: FakeCuda) -> None:

@@ -46,7 +46,7 @@ def load(bundle: Path, gpu: FakeCuda, kind: str = "tensorrt-rtx") -> DeviceBacke
 def drafts_after(backend: DeviceBackend, lengths: range, *, on_device: bool) -> list[tuple[Drafted, dict[str, Any]]]:
     """Draft at the end of texts that grow, and return the drafts with what they left in the caches."""
     if not on_device:
-        backend._device_drafter = None
+        backend.slots[0].device_drafter = None
     session, found = Session(backend), []
     session.append(encode(TEXT[: lengths[0] - 1], bos=False))
     session.score()
@@ -54,12 +54,12 @@ def drafts_after(backend: DeviceBackend, lengths: range, *, on_device: bool) -> 
         session.append(encode(TEXT[length - 1 : length], bos=False))
         position = session.length - 1
         context = session._tokens.with_history(position, position + 1)
-        drafted = backend.draft(position, context, session._latents.newest, COUNT)
+        drafted = session.sequence.draft(position, context, session._latents.newest, COUNT)
         parts = ("decoder", "encoder") if backend.config.decoder_input == "encoder" else ("decoder",)
         caches = {
-            f"{part}.{name}": backend.tensor(f"{part}.{name}", position, COUNT)
+            f"{part}.{name}": session.sequence.tensor(f"{part}.{name}", position, COUNT)
             for part in parts
-            for name in backend.graphs[part].cache_names
+            for name in backend.slots[0].graphs[part].cache_names
         }
         found.append((drafted, caches))
         session.score()
@@ -97,7 +97,7 @@ def test_drafts_are_the_same_where_caches_slide(bundles: Callable[[str], Path], 
     lengths = range(600, 940, 23)
     backend = load(bundles(form), gpu)
     found = drafts_after(backend, lengths, on_device=True)
-    assert backend.graphs["decoder"].caches.base > 0
+    assert backend.slots[0].graphs["decoder"].caches.base > 0
     expected = drafts_after(load(bundles(form), gpu), lengths, on_device=False)
     assert [d.tokens.tolist() for d, _ in found] == [d.tokens.tolist() for d, _ in expected]
 
@@ -108,7 +108,7 @@ def test_draft_binds_as_much_of_the_pool_as_it_needs(
     found = []
     for on_device in (True, False):
         backend = load(bundles("BLT"), gpu, "onnxruntime")
-        monkeypatch.setattr(backend.graphs["encoder"]._executor, "usual_pool_slots", 64)
+        monkeypatch.setattr(backend.slots[0].graphs["encoder"]._executor, "usual_pool_slots", 64)
         found.append([d.tokens.tolist() for d, _ in drafts_after(backend, range(55, 75, 3), on_device=on_device)])
     assert found[0] == found[1]
 
@@ -122,9 +122,10 @@ def test_draft_is_one_graph_and_one_wait_once_it_was_recorded(
     copies: list[tuple[Any, ...]] = []
     copy = gpu.cudaMemcpy2DAsync
     monkeypatch.setattr(gpu, "cudaMemcpy2DAsync", lambda *arguments: (copies.append(arguments), copy(*arguments))[1])
+    sequence = backend.new_sequence()
     launches, waits, allocations = gpu.launches, gpu.waits, dict(gpu.allocations)
     for _ in range(3):
-        backend.draft(43, encode(TEXT[: backend.config.hash.context], bos=False), 0, COUNT)
+        sequence.draft(43, encode(TEXT[: backend.config.hash.context], bos=False), 0, COUNT)
     assert (gpu.launches - launches, gpu.waits - waits) == (3, 3)
     assert len(copies) <= 3, "the latent that is read, if anything"
     assert gpu.allocations.keys() == allocations.keys()
@@ -143,23 +144,25 @@ def test_draft_after_one_that_was_interrupted_does_not_disturb_what_is_still_que
     bundles: Callable[[str], Path], gpu: FakeCuda, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     backend, context = load(bundles("BLT-D"), gpu), encode(b"ab" * 20, bos=False)
+    sequence = backend.new_sequence()
     asked = [(position, context[position : position + backend.config.hash.context]) for position in (0, 1)]
-    expected = [backend.draft(position, ids, 0, COUNT).tokens.tolist() for position, ids in asked]
+    expected = [sequence.draft(position, ids, 0, COUNT).tokens.tolist() for position, ids in asked]
     with monkeypatch.context() as patch:
         patch.setattr(backend.stream, "synchronize", lambda: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            backend.draft(*asked[0], 0, COUNT)
+            sequence.draft(*asked[0], 0, COUNT)
     waits = gpu.waits
-    assert backend.draft(*asked[1], 0, COUNT).tokens.tolist() == expected[1]
+    assert sequence.draft(*asked[1], 0, COUNT).tokens.tolist() == expected[1]
     assert gpu.waits - waits == 2, "the interrupted draft's inputs must not be overwritten before they are read"
 
 
 def test_first_draft_after_a_warm_up_is_recorded_and_the_same(bundles: Callable[[str], Path], gpu: FakeCuda) -> None:
     cold = drafts_after(load(bundles("BLT"), gpu), range(40, 42), on_device=True)
     backend = load(bundles("BLT"), gpu)
-    assert backend._device_drafter is not None
-    backend._device_drafter.warm_up(COUNT)
-    work = backend._device_drafter._chains[COUNT, True]._work
+    drafter = backend.slots[0].device_drafter
+    assert drafter is not None
+    drafter.warm_up(COUNT)
+    work = drafter._chains[COUNT, True]._work
     recorded = dict(work._recorded)
     assert None not in recorded.values()
     assert len(recorded) == 1
@@ -170,10 +173,11 @@ def test_first_draft_after_a_warm_up_is_recorded_and_the_same(bundles: Callable[
 
 def test_chains_that_are_kept_are_few_and_those_used_last(bundles: Callable[[str], Path], gpu: FakeCuda) -> None:
     backend = load(bundles("BLT-D"), gpu)
-    drafter, nothing = backend._device_drafter, np.zeros(backend.config.hash.context, dtype=np.int64)
+    sequence, drafter = backend.new_sequence(), backend.slots[0].device_drafter
+    nothing = np.zeros(backend.config.hash.context, dtype=np.int64)
     assert drafter is not None
     for count in (1, 2, 3, 1, *range(4, 11)):
-        backend.draft(0, nothing, 0, count)
+        sequence.draft(0, nothing, 0, count)
     assert [count for count, _ in drafter._chains] == [1, *range(4, 11)]
 
 
@@ -181,13 +185,13 @@ def test_chain_that_is_given_up_frees_its_memory_and_its_graph_at_once(
     bundles: Callable[[str], Path], gpu: FakeCuda
 ) -> None:
     backend = load(bundles("BLT-D"), gpu)
-    nothing = np.zeros(backend.config.hash.context, dtype=np.int64)
+    sequence, nothing = backend.new_sequence(), np.zeros(backend.config.hash.context, dtype=np.int64)
     found = []
     gc.disable()
     try:
         for count in range(1, 12):
             for _ in range(2):
-                backend.draft(0, nothing, 0, count)
+                sequence.draft(0, nothing, 0, count)
             found.append(sum(each.kind == "pinned" for each in gpu.allocations.values()))
     finally:
         gc.enable()

@@ -30,6 +30,7 @@ def test_row_and_entropy_are_those_of_single_calls_in_one_launch(
     gpu = make_gpu(forbid_capture=not captured)
     backend = loading.load_tensorrt(compiled(tiny_checkpoint), "tensorrt-rtx", 1000, row_floor)
     session, copies = Session(backend), []
+    sequence = session.sequence
     session.append(encode(b"what is read before", bos=False))
     session.score()
     copy = gpu.cudaMemcpy2DAsync
@@ -38,16 +39,16 @@ def test_row_and_entropy_are_those_of_single_calls_in_one_launch(
     for position, token in enumerate(encode(b" a few words", bos=False), session.length):
         ids: Any = np.array([token])
         with monkeypatch.context() as patch:
-            patch.setattr(backend._look_ahead, "_graph", None)  # so that nothing is asked ahead
-            alone = backend.run_decoder(position, ids, latent, 0, visible_from).copy()
-        patcher = backend.run_patcher(position + 1, alone.best, visible_from).tolist()
+            patch.setattr(backend.slots[0].look_ahead, "_graph", None)  # so that nothing is asked ahead
+            alone = sequence.run_decoder(position, ids, latent, 0, visible_from).copy()
+        patcher = sequence.run_patcher(position + 1, alone.best, visible_from).tolist()
         copies.clear()
         launches, waits = gpu.launches, gpu.waits
-        row = backend.run_decoder(position, ids, latent, 0, visible_from)
+        row = sequence.run_decoder(position, ids, latent, 0, visible_from)
         queued = gpu.launches - launches, gpu.waits - waits, len(copies)
         for field, expected in zip(row, alone, strict=True):
             np.testing.assert_array_equal(field, expected)
-        assert backend.run_patcher(position + 1, row.best, visible_from).tolist() == patcher
+        assert sequence.run_patcher(position + 1, row.best, visible_from).tolist() == patcher
         assert gpu.waits - waits == 1, "the answer is known"
     assert queued == ((1, 1, 0) if captured else (0, 1, 5))
 
@@ -56,8 +57,9 @@ def test_first_row_after_a_warm_up_is_recorded(
     compiled: Callable[..., Path], tiny_encoder_checkpoint: Path, gpu: FakeCuda
 ) -> None:
     backend = loading.load_tensorrt(compiled(tiny_encoder_checkpoint, hash_tables="graph"), "tensorrt-rtx", 1000)
-    backend._decoder.warm_up()
+    backend.slots[0].decoder.warm_up()
+    sequence = backend.new_sequence()
     launches, executables = gpu.launches, dict(gpu.executables)
-    backend.run_decoder(0, np.array([1]), np.array([0]))
+    sequence.run_decoder(0, np.array([1]), np.array([0]))
     assert gpu.launches - launches == 1
     assert gpu.executables.keys() == executables.keys()

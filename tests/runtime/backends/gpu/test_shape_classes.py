@@ -80,21 +80,21 @@ def test_each_graph_has_one_class_for_each_power_of_two_of_rows(bundle: Path, gp
     )
     scored_in_pieces(backend)
     for part in ("encoder", "decoder"):
-        rows = [rows for rows, *_ in backend.graphs[part]._classes]
+        rows = [rows for rows, *_ in backend.slots[0].graphs[part]._classes]
         assert len(rows) == len(set(rows))
         assert set(rows) <= set(ROWS)
 
 
 def test_old_engines_read_a_copy_of_the_latents(bundle: Path, old_bundle: Path, gpu: FakeCuda) -> None:
     old, new = (loading.load_tensorrt(folder, "tensorrt-rtx", 1000) for folder in (old_bundle, bundle))
-    assert not old.graphs["decoder"].whole
-    assert new.graphs["decoder"].whole
+    assert not old.slots[0].graphs["decoder"].whole
+    assert new.slots[0].graphs["decoder"].whole
     np.testing.assert_array_equal(scored_in_pieces(old), scored_in_pieces(new))
     expected = BltRuntime(OnnxRuntimeBackend.load(bundle, 1000, 1))
     for method in ("ar", "s:8", "dv:8@one"):
         wanted = expected.generate(TEXT[:80], 60, method=method).data
         assert BltRuntime(old).generate(TEXT[:80], 60, method=method).data == wanted
-    assert len(old.graphs["decoder"]._classes) <= len(ROWS)
+    assert len(old.slots[0].graphs["decoder"]._classes) <= len(ROWS)
 
 
 def test_decoder_reads_latents_where_they_are_kept(bundle: Path, gpu: FakeCuda, monkeypatch: Any) -> None:
@@ -110,6 +110,6 @@ def test_decoder_reads_latents_where_they_are_kept(bundle: Path, gpu: FakeCuda, 
         return copy(dst, src, count, kind, stream)
 
     monkeypatch.setattr(gpu, "cudaMemcpyAsync", counted)
-    backend.run_decoder(101, np.array([100, 101, 102]), np.array([7, 7, 8]))
+    session.sequence.run_decoder(101, np.array([100, 101, 102]), np.array([7, 7, 8]))
     kinds = [cudaMemcpyKind.cudaMemcpyHostToDevice, cudaMemcpyKind.cudaMemcpyDeviceToHost]
     assert copied == kinds, "the inputs, then the results"

@@ -12,8 +12,8 @@ from fakes.onnxruntime_cuda import FakeOnnxRuntime
 
 from fastblt.runtime.backends.cpu.backend import OnnxRuntimeBackend
 from fastblt.runtime.backends.entry import ROW_FLOORS, LoadRequest
-from fastblt.runtime.backends.gpu import backend as gpu_backend
 from fastblt.runtime.backends.gpu import loading
+from fastblt.runtime.backends.gpu import slot as gpu_slot
 from fastblt.runtime.backends.gpu.backend import DeviceBackend
 from fastblt.runtime.backends.gpu.sliding import CALL_ROWS
 from fastblt.runtime.backends.gpu.warm_up import Step
@@ -25,7 +25,7 @@ METHODS = ("ar", "s:8", "dv:8@one")
 
 
 def classes(backend: DeviceBackend) -> dict[str, int]:
-    return {part: len(graph._classes) for part, graph in backend.graphs.items()}
+    return {part: len(graph._classes) for part, graph in backend.slots[0].graphs.items()}
 
 
 @pytest.mark.parametrize("row_floor", [1, 16])
@@ -42,7 +42,7 @@ def test_engines_bind_and_record_nothing_after_warming_up(
     rows = CALL_ROWS.bit_length() - row_floor.bit_length() + 1
     assert [bound[part] for part in ("patcher", "encoder", "decoder")] == [rows] * 3
     assert bound["global"] % rows == 0  # slots differ, too
-    for graph in backend.graphs.values():
+    for graph in backend.slots[0].graphs.values():
         for name in graph.cache_names:
             assert not graph.read_cache(name, 0, graph.caches.slots).any()
     expected = BltRuntime(OnnxRuntimeBackend.load(bundle, 256, 1))
@@ -71,14 +71,15 @@ def test_backend_may_be_warmed_up_after_a_text_that_made_its_caches_slide(
     compiled: Callable[..., Path], tiny_checkpoint: Path, gpu: FakeCuda, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     backend = loading.load_tensorrt(compiled(tiny_checkpoint), "tensorrt-rtx", 1000)
-    step = Step("decoder", "one byte", backend._decoder.warm_up)
-    monkeypatch.setattr(gpu_backend, "warm_up_steps", lambda *parts: [step])
-    session, patcher = Session(backend), backend.graphs["patcher"]
+    step = Step("decoder", "one byte", backend.slots[0].decoder.warm_up)
+    monkeypatch.setattr(gpu_slot, "warm_up_steps", lambda *parts: [step])
+    session, patcher = Session(backend), backend.slots[0].graphs["patcher"]
     patcher.caches.base = 600
+    with pytest.raises(ValueError, match=r"^warm_up: found 1 open sequences, expected none$"):
+        backend.warm_up()
+    session.close()
     backend.warm_up()
     assert patcher.caches.base == 0
-    with pytest.raises(ValueError, match="another session has used the caches"):
-        session.score()
 
 
 def test_row_floors_are_those_of_calls(tmp_path: Path) -> None:

@@ -1,0 +1,145 @@
+"""Puts together what one sequence has on a GPU: memory at fixed addresses, the calls of each part, recorded work.
+
+Graphs that were captured belong to the addresses of their slot, so a slot is allocated and warmed up once, and lent to
+one sequence after the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from numpy.typing import NDArray
+
+from fastblt.runtime.backends.gpu.cuda import Stream
+from fastblt.runtime.backends.gpu.decoder_calls import DecoderCalls
+from fastblt.runtime.backends.gpu.device_rows import DeviceRows
+from fastblt.runtime.backends.gpu.drafting import DeviceDrafter, StepDrafter
+from fastblt.runtime.backends.gpu.encoder_calls import EncoderCalls
+from fastblt.runtime.backends.gpu.executor import Executor
+from fastblt.runtime.backends.gpu.global_calls import GlobalCalls
+from fastblt.runtime.backends.gpu.graph import DeviceGraph, first_visible
+from fastblt.runtime.backends.gpu.patcher_calls import LookAhead, PatcherCalls
+from fastblt.runtime.backends.gpu.sliding import position_count
+from fastblt.runtime.backends.gpu.tensor_table import Binding, tensors_bound_as
+from fastblt.runtime.backends.gpu.warm_up import Step, warm_up_steps
+from fastblt.runtime.backends.protocol import Drafted, Ids, Pick, encodes_whole_patches
+
+if TYPE_CHECKING:
+    from fastblt.runtime.backends.gpu.backend import DeviceBackend
+
+
+class Slot:
+    """Holds the memory of one sequence and everything that is bound to it; its calls are made under the model's lock.
+
+    Args:
+        backend: whose graphs it runs.
+
+    Attributes:
+        graphs: the graphs with their memory, by part.
+        rows: what passes from graph to graph, by tensor.
+        patcher: runs the patcher; None where the model has none.
+        look_ahead: asks it before a session does.
+        encoder: runs the encoder.
+        latents: runs the global transformer.
+        decoder: runs the decoder.
+    """
+
+    def __init__(self, backend: DeviceBackend) -> None:
+        self.config = config = backend.config
+        stream, executors = backend.stream, backend.executors
+        positions, history = position_count(backend.max_bytes), config.hash.context - 1
+        self.whole_patches = encodes_whole_patches(config)
+        self.rows = _make_rows(executors, stream, positions)
+        embeddings, latents = self.rows["patch_embeddings"], self.rows["latent_kv"]
+        self.graphs = {
+            part: DeviceGraph(
+                executor,
+                config.stacks[part],
+                stream,
+                history,
+                slides=executor.slots < positions,
+                whole={"latent_kv": latents.whole}
+                if part == "decoder" and executor.accepts("latents", positions)
+                else {},
+                row_floor=backend.row_floor,
+            )
+            for part, executor in executors.items()
+        }
+        self.resumable_from = 0
+        """First position that a text can be continued from; more than 0 where it was restored from copies of rows."""
+        states = self.rows["states"] if config.decoder_input == "encoder" else None
+        patcher = self.graphs.get("patcher")
+        self.patcher = None if patcher is None else PatcherCalls(patcher, stream)
+        self.look_ahead = LookAhead(patcher, backend.max_bytes)
+        self.encoder = EncoderCalls(self.graphs["encoder"], history, backend.tables, embeddings, states)
+        self.latents = GlobalCalls(self.graphs["global"], embeddings, latents)
+        self.decoder = DecoderCalls(self.graphs["decoder"], stream, latents, states, self.look_ahead)
+        self.step_drafter = StepDrafter(self.encoder, self.decoder, stream)
+        self.device_drafter: DeviceDrafter | None = None
+        """Drafts without the host, where nothing has to be looked up there."""
+        if states is None or backend.tables is None:
+            encoder = None if states is None else self.encoder
+            self.device_drafter = DeviceDrafter(encoder, self.decoder, self.look_ahead, stream, history)
+
+    def draft(
+        self, position: int, ids: Ids, latent: int, count: int, pick: Pick | None, visible_from: int | None
+    ) -> Drafted:
+        """Draft on the device alone, unless the caller picks bytes or the host looks them up."""
+        on_device = self.device_drafter
+        if pick is None and on_device is not None and count <= DeviceDrafter.LONGEST:
+            return on_device.draft(position, ids, latent, count, visible_from)
+        return self.step_drafter.draft(position, ids, latent, count, pick, visible_from)
+
+    def can_resume_from(self, position: int, open_patch: int) -> bool:
+        """Implement `BackendSequence.can_resume_from`."""
+        if position < self.resumable_from:
+            return False
+        for part, graph in self.graphs.items():
+            # Patches that are encoded whole wait until they close: the encoder continues where the open one begins.
+            first = open_patch if part == "encoder" and self.whole_patches else position
+            # The global transformer counts patches: how many come before the position is not known here.
+            needed = 0 if part == "global" else first_visible(first, graph.window)
+            if graph.caches.base > needed:
+                return False
+        return self.whole_patches or self.encoder.pool.base <= open_patch
+
+    def warm_up_steps(self) -> list[Step]:
+        """Return what to run so that nothing is bound or recorded while a text grows."""
+        return warm_up_steps(self.graphs, self.decoder, self.device_drafter)
+
+    def reset(self) -> None:
+        """Begin another text, without a call of the driver: nothing that an earlier one left is read."""
+        for graph in self.graphs.values():
+            graph.reset()
+        self._forget()
+
+    def clear(self) -> None:
+        """Empty the caches, once everything that is queued is done."""
+        for graph in self.graphs.values():
+            graph.clear()
+        self._forget()
+
+    def _forget(self) -> None:
+        self.look_ahead.forget()
+        self.resumable_from = 0
+
+    def tensor(self, name: str, first: int, count: int) -> NDArray[Any]:
+        """Implement `Inspectable.tensor`.
+
+        Raises:
+            RewindError: the cache no longer holds the first position.
+        """
+        if name in self.rows:
+            return self.rows[name].read(first, count)
+        part, _, cache = name.partition(".")
+        return self.graphs[part].read_cache(cache, first, count)
+
+
+def _make_rows(executors: Mapping[str, Executor], stream: Stream, positions: int) -> dict[str, DeviceRows]:
+    """Allocate what passes from graph to graph, by tensor."""
+    return {
+        spec.name: DeviceRows(stream, positions, spec)
+        for part in ("encoder", "global")
+        for spec in tensors_bound_as(executors[part].spec, Binding.LINK)
+    }
