@@ -188,7 +188,10 @@ class Reply:
             for chunks in [[chunk] for chunk in growth.chunks] if writer.body.details else together:
                 piece = reader.read(chunks)
                 if piece.text or piece.logprobs or writer.body.details or (writer.body.return_bytes and piece.data):
-                    yield writer.event([writer.part_choice(growth.number, piece)])
+                    choice = writer.part_choice(growth.number, piece)
+                    if writer.body.details:
+                        choice["fastblt"]["calls"] = calls_of(self.texts.jobs[growth.number].counts.nfe)
+                    yield writer.event([choice])
             if growth.ended:
                 yield writer.event([writer.last_choice(growth.number, reader.finish(), self._finish(growth.number))])
         last = writer.last_event(self.texts)
@@ -256,11 +259,16 @@ def costs(texts: Texts) -> dict[str, Any]:
         "rounds": sum(each.rounds for each in stats),
         "drafted": sum(each.drafted for each in stats),
         "accepted": sum(each.accepted for each in stats),
-        "calls": {part: calls[part] for part in PARTS},
+        "calls": calls_of(calls),
         "first_byte_seconds": min((job.first_byte_seconds or job.total_seconds for job in texts.jobs), default=0.0),
         "total_seconds": max(job.total_seconds for job in texts.jobs),
         "reused_bytes": sum(each.reused_bytes for each in stats),
     }
+
+
+def calls_of(counter: Counter[str]) -> dict[str, int]:
+    """Return the calls of every part, those without any too."""
+    return {part: counter[part] for part in PARTS}
 
 
 def facts(texts: Texts) -> dict[str, Any]:

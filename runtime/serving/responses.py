@@ -66,6 +66,8 @@ class Details(Answer):
     """Offsets into the new text of bytes that end a patch; negative ones are in the prompt."""
     rejected: str
     """Drafted bytes that were replaced by what is here, in base64."""
+    calls: dict[str, int] | None = None
+    """Calls of each part of the model so far, for this text; in a stream only."""
 
 
 class Costs(Answer):

@@ -53,6 +53,12 @@ class TextJob:
         """Return whether its client has to read before the text grows further."""
         return self._unread >= MOST_UNREAD or len(self._chunks) >= MOST_CHUNKS
 
+    @property
+    def counts(self) -> RunStats:
+        """Return the counters so far; until the end, another thread goes on counting."""
+        stream = self.stream
+        return self.stats if stream is None else stream.stats
+
     def put(self, chunk: Chunk) -> None:
         """Add a chunk; an empty one is dropped."""
         if not (chunk.data or chunk.boundaries or chunk.rejected):
