@@ -7,6 +7,8 @@ import { ask, events } from "./stream.js";
 
 const ANNOUNCE_MS = 5000;
 const BASELINE = "ar";
+const LOADING = 503;
+const RETRY_MS = 1000;
 
 const element = (id) => document.getElementById(id);
 let key = ""; // in memory only: gone with the page
@@ -23,7 +25,12 @@ async function load() {
     element("key-form").hidden = true;
     fail("");
   } catch (error) {
-    refuse(error);
+    if (error.status === LOADING) {
+      element("model").textContent = "The server loads its model …";
+      setTimeout(load, RETRY_MS);
+    } else {
+      refuse(error);
+    }
   }
 }
 
