@@ -40,7 +40,7 @@ def test_table_and_json(server: OpenAiServer, tmp_path: Path) -> None:
     result = bench("--url", f"{server.url}/ok/v1", "--clients", "1,3", "--requests", "6", "--json", str(path))
     assert result.exit_code == 0, result.stderr
     report = json.loads(path.read_text(encoding="utf-8"))
-    assert report["server"] == {"endpoint": f"{server.url}/ok/v1/completions", "model": "tiny"}
+    assert report["servers"] == [{"endpoint": f"{server.url}/ok/v1/completions", "model": "tiny"}]
     assert [(row["clients"], row["requests"], row["errors"]) for row in report["rows"]] == [(1, 6, {}), (3, 6, {})]
     assert {row["bytes"] for row in report["rows"]} == {6 * len(TEXT.encode())}
     rows = [line.split() for line in result.stdout.splitlines() if line.strip()[:1].isdigit()]
@@ -57,9 +57,20 @@ def test_one_table_for_each_method_and_errors_by_kind(server: OpenAiServer) -> N
     options = ("--method", "ar,s:8", "--clients", "2", "--requests", "6")
     result = bench("--url", f"{server.url}/busy/v1", *options)
     assert result.exit_code == 0, result.stderr
-    assert [line for line in result.stdout.splitlines() if line.startswith("method")] == ["method ar", "method s:8"]
+    assert [line for line in result.stdout.splitlines() if line.startswith("server")] == [
+        "server, method ar",
+        "server, method s:8",
+    ]
     assert "errors of 2 clients with ar: 2 times HTTP 429." in result.stdout
     assert {body["method"] for body in server.bodies} == {"ar", "s:8"}
+
+
+def test_one_table_for_each_server(server: OpenAiServer) -> None:
+    options = ("--against", f"{server.url}/old/v1", "--clients", "1", "--requests", "1")
+    result = bench("--url", f"{server.url}/ok/v1", *options)
+    assert result.exit_code == 0, result.stderr
+    titles = [f"server {server.url}/{kind}/v1/completions" for kind in ("ok", "old")]
+    assert [line for line in result.stdout.splitlines() if line.startswith("server")] == titles
 
 
 def test_prompts_of_a_file(server: OpenAiServer, tmp_path: Path) -> None:

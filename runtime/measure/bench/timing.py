@@ -17,6 +17,7 @@ from fastblt.runtime.measure.bench.plan import BenchPlan, Contender
 from fastblt.runtime.measure.bench.rows import Measurement, Run
 from fastblt.runtime.measure.peers import Generator
 from fastblt.runtime.measure.replay.backend import ReplayBackend
+from fastblt.runtime.measure.rotation import rotated
 from fastblt.runtime.methods import parse_method
 from fastblt.runtime.methods.replay_profile import ReplayError, ReplayProfile
 from fastblt.runtime.progress import OnProgress, no_progress
@@ -102,9 +103,3 @@ def _runtime(runtime: Generator, profile: ReplayProfile | None) -> Generator:
             "replay: found a peer among the contenders, expected backends only: a peer's answers cannot be replaced"
         )
     return BltRuntime(ReplayBackend(runtime.backend, profile), reuse_prompts=False)
-
-
-def rotated(contenders: Sequence[Contender], turn: int) -> list[Contender]:
-    """Return the contenders in the order of one turn; over as many turns as contenders each is first once."""
-    shift = turn % len(contenders)
-    return [*contenders[shift:], *contenders[:shift]]

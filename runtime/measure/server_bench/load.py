@@ -45,6 +45,8 @@ class Target:
 class Load:
     """Holds what came of one row's requests."""
 
+    endpoint: str
+    """URL that they went to."""
     clients: int
     method: str | None
     answers: list[Answer]
@@ -90,4 +92,4 @@ async def put_load(
         for user in users:
             await stack.enter_async_context(user)
         await asyncio.gather(*(act(user, numbers) for user in users))
-        return Load(clients, method, answers, time.perf_counter() - began)
+        return Load(request.endpoint, clients, method, answers, time.perf_counter() - began)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from urllib.parse import urlsplit
 
 from fastblt.runtime.measure.requests import require_at_least
@@ -25,6 +25,8 @@ class ServerBenchRequest:
 
     url: str
     """As clients of OpenAI take it, ``http://127.0.0.1:8000/v1``; without a path, ``/v1`` is added."""
+    against: tuple[str, ...] = ()
+    """URLs of further servers, measured in turn with this one and in the same way; the key goes to them, too."""
     clients: tuple[int, ...] = (1, 2, 4, 8, 32)
     """Numbers of clients, measured one after the other; a client sends its next request after the last answer."""
     duration: float | None = 10.0
@@ -46,7 +48,8 @@ class ServerBenchRequest:
 
     def __post_init__(self) -> None:
         """Check everything that can be known without the server."""
-        _check_url(self.url)
+        for url in (self.url, *self.against):
+            _check_url(url)
         if not self.clients:
             raise ValueError("clients: found none, expected at least one number")
         require_at_least(1, requests=self.requests, max_new_bytes=self.max_new_bytes, clients=min(self.clients))
@@ -59,6 +62,10 @@ class ServerBenchRequest:
                 raise ValueError(f"{name}: found {seconds}, expected seconds greater than 0 and less than a million")
         if self.api_key is not None and not (self.api_key.isascii() and self.api_key.isprintable()):
             raise ValueError("API key: found characters that a header cannot have, expected printable ASCII")
+
+    def servers(self) -> list[ServerBenchRequest]:
+        """Return the same request to every server, each once."""
+        return [replace(self, url=url, against=()) for url in dict.fromkeys((self.url, *self.against))]
 
     @property
     def base(self) -> str:

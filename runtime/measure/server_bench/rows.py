@@ -1,4 +1,4 @@
-"""Computes the figures of a server: one row for each number of clients and method.
+"""Computes the figures of a server: one row for each server, number of clients and method.
 
 * Text is counted in bytes of UTF-8 as it arrives, whatever a server calls a token.
 * The first byte is the first text; without streaming, that is the whole answer.
@@ -24,6 +24,8 @@ from fastblt.runtime.measure.server_bench.load import Load
 class ServerRow:
     """Holds the figures of one number of clients. The names are a contract: scripts read them from JSON."""
 
+    endpoint: str
+    """URL that requests went to."""
     clients: int
     method: str | None
     """That was asked for; null: the server's own."""
@@ -67,6 +69,7 @@ def row_of(load: Load) -> ServerRow:
     rates = _percentiles([size_of(answer) / answer.seconds for answer in complete if answer.text])
     size = sum(map(size_of, complete))
     return ServerRow(
+        endpoint=load.endpoint,
         clients=load.clients,
         method=load.method,
         requests=len(load.answers),

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fastblt.runtime.machine import device_info
+from fastblt.runtime.measure.rotation import rotated
 from fastblt.runtime.measure.server_bench.answer import (
     CUT_OFF,
     NO_CONNECTION,
@@ -36,13 +37,15 @@ class ServerBenchReport:
     """Holds what was measured of a server."""
 
     request: ServerBenchRequest
-    model: str
+    models: dict[str, str]
+    """Name of each server's model, by the URL that requests went to."""
     prompts: int
     prompt_bytes: int
     """Of all prompts, once."""
     device: dict[str, Any]
     """From `device_info`: of the machine that asked, where the server may run as well."""
     rows: list[ServerRow]
+    """Server by server; of each, in the order of clients and methods."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as plain JSON types; the key is not in it."""
@@ -50,7 +53,7 @@ class ServerBenchReport:
         del request["api_key"]
         return {
             "device": self.device,
-            "server": {"endpoint": self.request.endpoint, "model": self.model},
+            "servers": [{"endpoint": endpoint, "model": model} for endpoint, model in self.models.items()],
             "request": request,
             "prompts": self.prompts,
             "prompt_bytes": self.prompt_bytes,
@@ -61,7 +64,10 @@ class ServerBenchReport:
 def run_server_bench(
     request: ServerBenchRequest, prompts: Sequence[str], on_progress: OnProgress = no_progress
 ) -> ServerBenchReport:
-    """Measure a running server, after one unmeasured request of each method.
+    """Measure a running server, or several, after one unmeasured request of each method.
+
+    With each number of clients, servers are measured one after the other, and the order is rotated from row to row, so
+    that the drift of a noisy machine meets all of them alike.
 
     Args:
         request: what to measure.
@@ -78,33 +84,47 @@ def run_server_bench(
     import httpx
 
     try:
-        model, rows = asyncio.run(_measure(request, prompts, on_progress))
+        models, rows = asyncio.run(_measure(request, prompts, on_progress))
     except (httpx.InvalidURL, UnicodeError) as error:  # of names that no server can have
         raise ServerBenchError(f"{request.url}: found {error}, expected the address of a server") from None
     size = sum(len(prompt.encode()) for prompt in prompts)
-    return ServerBenchReport(request, model, len(prompts), size, device_info(), rows)
+    return ServerBenchReport(request, models, len(prompts), size, device_info(), rows)
 
 
 async def _measure(
     request: ServerBenchRequest, prompts: Sequence[str], on_progress: OnProgress
-) -> tuple[str, list[ServerRow]]:
-    """Return the model's name and the figures."""
+) -> tuple[dict[str, str], list[ServerRow]]:
+    """Return the models' names and the figures."""
+    targets = [await _prepare(each, prompts[0]) for each in request.servers()]
     plan = [(clients, method) for clients in request.clients for method in request.methods or (None,)]
-    rows: list[ServerRow] = []
+    total, whole = len(plan) * len(targets), request.requests or max(1, int(request.duration or 1))
+    rows: dict[str, list[ServerRow]] = {target.request.endpoint: [] for target in targets}
+    done = 0
+    for turn, (clients, method) in enumerate(plan):
+        for target in rotated(targets, turn):
+            began = time.perf_counter()
+
+            def report(answered: int, done: int = done, began: float = began, what: str = f"{clients} clients") -> None:
+                part = answered if request.requests else int(time.perf_counter() - began)
+                on_progress(done * whole + min(part, whole), total * whole, what)
+
+            load = await put_load(target, clients, method, prompts, report)
+            rows[target.request.endpoint].append(row_of(load))
+            done += 1
+    models = {target.request.endpoint: target.model for target in targets}
+    return models, [row for found in rows.values() for row in found]
+
+
+async def _prepare(request: ServerBenchRequest, prompt: str) -> Target:
+    """Return a server that has answered a request of each method.
+
+    Raises:
+        ServerBenchError: it has not.
+    """
     connector = Connector(request)
     async with connector.connect() as client:
         model = request.model if request.model is not None else await _first_model(client, request)
-        target = await _try(client, Target(connector, model, with_usage=True), prompts[0])
-    for number, (clients, method) in enumerate(plan):
-        began = time.perf_counter()
-
-        def report(answered: int, number: int = number, began: float = began) -> None:
-            whole = request.requests or int(request.duration or 1) or 1
-            done = answered if request.requests else int(time.perf_counter() - began)
-            on_progress(number * whole + min(done, whole), len(plan) * whole, f"clients: {plan[number][0]}")
-
-        rows.append(row_of(await put_load(target, clients, method, prompts, report)))
-    return model, rows
+        return await _try(client, Target(connector, model, with_usage=True), prompt)
 
 
 async def _first_model(client: httpx.AsyncClient, request: ServerBenchRequest) -> str:

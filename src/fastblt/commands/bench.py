@@ -65,7 +65,8 @@ def command(
         str,
         typer.Option(
             help="Comma-separated opponents to measure as well: BACKEND (its ar), BACKEND/METHOD, or transformers "
-            "(its generate without a cache; BLT models only)."
+            "(its generate without a cache; BLT models only). With --url: URLs of further servers; the key goes to "
+            "them, too."
         ),
     ] = "",
     prompts: Annotated[
@@ -139,6 +140,7 @@ def command(
         with usage_errors():
             asked = ServerBenchRequest(
                 url=url or "",
+                against=tuple(split_names(against)),
                 clients=tuple(numbers("clients", clients, int)),
                 duration=ServerBenchRequest.duration if duration is None and requests is None else duration,
                 requests=requests,

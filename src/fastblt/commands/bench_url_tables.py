@@ -41,10 +41,11 @@ _COLUMNS = (
 
 
 def server_tables(report: ServerBenchReport, *, wide: bool = False) -> Iterator[Table]:
-    """Return the rows as people read them: one table for each method that was asked for."""
-    for method in dict.fromkeys(row.method for row in report.rows):
-        rows = [row for row in report.rows if row.method == method]
-        yield _table(f"method {method}" if method else "server", rows, wide=wide)
+    """Return the rows as people read them: one table for each server and each method that was asked for."""
+    for endpoint, method in dict.fromkeys((row.endpoint, row.method) for row in report.rows):
+        rows = [row for row in report.rows if (row.endpoint, row.method) == (endpoint, method)]
+        server = f"server {endpoint}" if len(report.models) > 1 else "server"
+        yield _table(f"{server}, method {method}" if method else server, rows, wide=wide)
 
 
 def _table(title: str, rows: Sequence[ServerRow], *, wide: bool) -> Table:
@@ -67,12 +68,14 @@ def describe_server(report: ServerBenchReport) -> Iterator[str]:
         if row.errors:
             method = f" with {row.method}" if row.method else ""
             kinds = ", ".join(f"{count} times {kind}" for kind, count in sorted(row.errors.items()))
-            yield f"errors of {row.clients} clients{method}: {kinds}."
+            where = f" at {row.endpoint}" if len(report.models) > 1 else ""
+            yield f"errors of {row.clients} clients{method}{where}: {kinds}."
     request = report.request
     size = round(report.prompt_bytes / report.prompts)
     amount = f"{request.duration:g} s" if request.requests is None else f"{request.requests} requests"
+    places = ", ".join(f"{model} at {endpoint}" for endpoint, model in report.models.items())
     yield (
-        f"{report.model} at {request.endpoint}, asked from {report.device['cpu']}, "
+        f"{places}, asked from {report.device['cpu']}, "
         f"{report.device['usable_cores']} cores: {amount} a row, {report.prompts} prompts of about {size} bytes, "
         f"max_tokens {request.max_new_bytes}, greedy, {'streamed' if request.stream else 'not streamed'}."
     )

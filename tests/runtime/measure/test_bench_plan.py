@@ -6,7 +6,7 @@ import pytest
 from fakes.bench_measurement import EAGER, ORT
 
 from fastblt.runtime.measure.bench.plan import Contender, make_bench_plan
-from fastblt.runtime.measure.bench.timing import rotated
+from fastblt.runtime.measure.rotation import rotated
 from fastblt.runtime.methods import MethodError
 
 

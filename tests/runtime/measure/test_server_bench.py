@@ -94,7 +94,7 @@ def test_figures_of_a_row() -> None:
         Answer(3, 9.0).fail("HTTP 429"),
         Answer(4, 9.0).fail("HTTP 429"),
     ]
-    row = row_of(Load(2, None, answers, 5.0))
+    row = row_of(Load("http://h/v1/completions", 2, None, answers, 5.0))
     assert (row.requests, row.errors) == (5, {"cut off": 1, "HTTP 429": 2})
     assert (row.bytes, row.tokens, row.prompt_tokens, row.cached_tokens) == (15, 15, 16, 4)
     assert row.first_byte_ms_p50 == pytest.approx(300)
@@ -103,7 +103,7 @@ def test_figures_of_a_row() -> None:
     assert row.bytes_per_s_per_client_p50 == pytest.approx(5)
     assert row.bytes_per_s == pytest.approx(3)
     assert row.acceptance == pytest.approx(0.75)
-    nothing = row_of(Load(1, None, answers[2:], 5.0))
+    nothing = row_of(Load("http://h/v1/completions", 1, None, answers[2:], 5.0))
     assert (nothing.bytes_per_s, nothing.tokens, nothing.first_byte_ms_p50, nothing.acceptance) == (0, None, None, None)
 
 
@@ -114,7 +114,7 @@ def test_rows_of_every_number_of_clients(server: OpenAiServer, stream: bool, cha
     server.most_open = 0
     request = request_to(server, "ok", clients=(1, 4), requests=8, stream=stream, chat=chat, max_new_bytes=7)
     report = run_server_bench(request, ["a", "b", "c"])
-    assert report.model == "tiny"
+    assert report.models == {request.endpoint: "tiny"}
     assert [row.clients for row in report.rows] == [1, 4]
     for row in report.rows:
         assert (row.requests, row.errors, row.bytes, row.tokens) == (8, {}, 8 * SIZE, 56)
@@ -140,6 +140,22 @@ def test_methods_are_sent_when_asked_for(server: OpenAiServer) -> None:
     assert [row.method for row in report.rows] == ["ar", "s:8"]
     assert [body["method"] for body in server.bodies] == ["ar", "s:8", "ar", "s:8"]
     assert {body["model"] for body in server.bodies} == {"mine"}
+
+
+def test_servers_are_measured_in_turn(server: OpenAiServer) -> None:
+    server.bodies.clear()
+    other = f"{server.url}/old/v1"
+    request = request_to(server, "ok", clients=(1, 2), requests=1, against=(other, other))
+    report = run_server_bench(request, ["a"])
+    assert report.models == {request.endpoint: "tiny", f"{other}/completions": "tiny"}
+    assert [(row.endpoint, row.clients) for row in report.rows] == [
+        (request.endpoint, 1),
+        (request.endpoint, 2),
+        (f"{other}/completions", 1),
+        (f"{other}/completions", 2),
+    ]
+    # One that is not measured for each, and one that the other server refuses first; then the rows, in turned order.
+    assert ["stream_options" in body for body in server.bodies] == [True, True, False, True, False, False, True]
 
 
 def test_server_without_usage_or_extensions_is_measured(server: OpenAiServer) -> None:
@@ -240,6 +256,7 @@ def test_server_that_is_not_there() -> None:
     [
         {"url": "localhost:8000"},
         {"url": "ftp://h"},
+        {"against": ("ftp://h",)},
         {"url": "http://"},
         {"url": "http://[::1"},
         {"url": "http://h:99999"},
