@@ -67,7 +67,7 @@ def test_nothing_is_installed_without_a_lock_and_every_lock_is_made_by_make() ->
     written = set(re.findall(r"--output-file (locks/\S+)", makefile))
     assert {f"locks/{lock.name}" for lock in LOCKS} == written | {"locks/torch-cpu.txt"}
     installs = re.findall(r"^.*pip install.*$", makefile, re.MULTILINE)
-    assert len(installs) == 3
+    assert len(installs) == 4
     assert [line for line in installs if "--require-hashes" not in line and "--no-index" not in line] == []
     containerfile = (ROOT / "Containerfile").read_text(encoding="utf-8")
     hashed = set(re.findall(r"--require-hashes -r \"?/src/(locks/[^\s\"]+)", containerfile))
@@ -90,7 +90,7 @@ def test_every_package_of_a_lock_is_pinned_and_has_hashes(lock: Path) -> None:
 def test_versions_of_locks_are_those_of_constraints(lock: Path) -> None:
     pinned, found = constraints("3.10" if lock.stem == "jetpack6" else "3.11"), pins(lock)
     assert {name: version for name, version in found.items() if pinned.get(name, version) != version} == {}
-    if lock.stem not in ("tools", "torch"):  # what only those bring along is pinned by them alone
+    if lock.stem not in ("tools", "torch", "uv"):  # what only those bring along is pinned by them alone
         # PyTorch asks for other versions of NVIDIA's libraries than ONNX Runtime.
         others = {name for name in found if lock.stem == "gpu" and name.startswith("nvidia-")}
         assert set(found) - set(pinned) <= NOT_IN_CONSTRAINTS | others
@@ -110,7 +110,7 @@ def test_locks_hold_everything_that_is_needed(lock: str, extras: tuple[str, ...]
 
 def test_locks_of_extras_are_for_extras_that_exist() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    others = {"build", "core", "tools", "torch", "torch-cpu"}
+    others = {"build", "core", "tools", "torch", "torch-cpu", "uv"}
     assert {lock.stem for lock in LOCKS} - others <= set(project["optional-dependencies"])
     assert pins(ROOT / "locks/gpu.txt").keys() >= {"nvidia-cudnn-cu13", "nvidia-cuda-runtime", "nvidia-cublas"}
     cuda = [line for line in (ROOT / "locks/cuda.in").read_text(encoding="utf-8").splitlines() if line[0] != "#"]
