@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -28,20 +29,29 @@ PICTURE = Path(__file__).with_suffix(".png")
 PROMPT = 'class Stack:\n    """A stack.'
 NEW_BYTES = "200"
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
+#: Other programs disturb some of them; an odd number.
+COMPARISONS = 7
 COLORS = 128
 START_SECONDS = 120
 
 
-def draw(page: Page, url: str) -> None:
-    """Fill the form, compare ``s:8`` with ``ar``, and wait until both texts are there."""
+def draw(page: Page, url: str) -> bytes:
+    """Compare ``s:8`` with ``ar`` a few times, and return the picture of the comparison with the median speed-up."""
     page.goto(url)
     page.get_by_label("Prompt").fill(PROMPT)
     page.get_by_label("Method", exact=True).select_option("s:8")
     page.get_by_label("New bytes, at most").fill(NEW_BYTES)
     page.get_by_label("Compare with ar").check()
     page.get_by_label("rejected drafts").check()
-    page.get_by_role("button", name="Generate").click()
-    expect(page.locator("#verdict")).to_be_visible(timeout=60_000)
+    pictures = []
+    for _ in range(COMPARISONS):
+        page.get_by_role("button", name="Generate").click()
+        expect(page.locator("#verdict")).to_be_visible(timeout=60_000)
+        found = re.search(r"identical .* wrote ([\d.]+) times", page.locator("#verdict").inner_text())
+        if found is None:
+            raise SystemExit("the page: found texts that differ, expected the bytes of ar")
+        pictures.append((float(found[1]), page.screenshot(full_page=True)))
+    return sorted(pictures)[COMPARISONS // 2][1]
 
 
 def shrink(png: bytes) -> bytes:
@@ -91,8 +101,7 @@ def main(bundle: str) -> None:
     with served(bundle) as url, sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=browser, args=["--no-sandbox"] * (os.geteuid() == 0))
         page = chromium.new_page(viewport={"width": 1280, "height": 720}, device_scale_factor=1.5)
-        draw(page, url)
-        PICTURE.write_bytes(shrink(page.screenshot(full_page=True)))
+        PICTURE.write_bytes(shrink(draw(page, url)))
         chromium.close()
 
 

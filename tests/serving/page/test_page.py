@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+import pytest
 from playwright.sync_api import Page, Route, expect
+
+ROOT = Path(__file__).resolve().parents[3]
 
 Answered = Callable[..., list[dict[str, Any]]]
 
@@ -85,17 +91,26 @@ def test_text_streams_in_and_figures_with_it(page: Page, watched: Any) -> None:
     assert page.evaluate("() => localStorage.length + sessionStorage.length + document.cookie.length") == 0
 
 
-def test_comparison_with_ar(page: Page) -> None:
-    page.get_by_label("Method", exact=True).select_option("s:8")
-    page.get_by_label("New bytes, at most").fill("60")
-    page.get_by_label("Compare with ar").check()
-    page.get_by_label("Prompt").press("Control+Enter")
-    done(page)
-    verdict = r"The texts are identical \(60 bytes\)\. s:8 wrote [\d.]+ times as fast as ar\."
+def picture_script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("picture", ROOT / "docs" / "pictures" / "page.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_comparison_with_ar_and_the_picture_of_it(page: Page, watched: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = picture_script()
+    monkeypatch.setattr(script, "COMPARISONS", 1)
+    picture = script.shrink(script.draw(page, watched.url))
+    assert picture.startswith(b"\x89PNG")
+    assert len(picture) < 300_000
+    verdict = r"The texts are identical \(200 bytes\)\. s:8 wrote [\d.]+ times as fast as ar\."
     assert re.fullmatch(verdict, page.locator("#verdict").inner_text())
     assert [heading.inner_text() for heading in page.get_by_role("heading", level=2).all()] == ["s:8", "ar"]
     one, two = (page.locator(".text").nth(i) for i in (0, 1))
-    # What is read, without the drafts that are not shown.
+    page.get_by_label("rejected drafts").uncheck()
     assert one.inner_text() == two.inner_text()
     assert two.locator(".accepted").count() == 0
 
