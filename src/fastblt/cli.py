@@ -35,6 +35,7 @@ COMMANDS = {
     "gpu-campaign": "Check and measure everything on this machine's GPU.",
     "pack": "Write a bundle and its engines to one archive.",
     "unpack": "Unpack an archive of `fastblt pack` and check its files.",
+    "fleet": "Configure a fleet of servers, and compute its size.",
     "data": "Build the training corpus.",
     "train": "Train a model from a recipe.",
 }
@@ -43,6 +44,27 @@ ALIASES = {"calibrate": "quantize"}
 
 # Markup and pretty tracebacks would import rich at every start.
 _PLAIN: dict[str, Any] = {"rich_markup_mode": None, "add_completion": False, "pretty_exceptions_enable": False}
+
+
+def _complete(module: Any, name: str, summary: str) -> Any:
+    """Return the command that a module holds, or the group of those in its ``COMMANDS``, with generated help texts."""
+    from fastblt.commands.options import check_values, complete_help
+
+    made = typer.Typer(name=name, help=summary, **_PLAIN)
+    below = getattr(module, "COMMANDS", None)
+    for each, function in (below or {name: module.command}).items():
+        made.command(each)(function)
+    if below is None:
+        found: Any = typer.main.get_command(made)
+        commands = [found]
+    else:
+        made.callback()(lambda: None)  # a single command would not be a group
+        found = typer.main.get_group(made)
+        commands = list(found.commands.values())
+    for command in commands:
+        complete_help(command)
+        check_values(command)
+    return found
 
 
 class CommandGroup(TyperGroup):
@@ -57,14 +79,7 @@ class CommandGroup(TyperGroup):
         name = ALIASES.get(cmd_name, cmd_name)
         if name not in COMMANDS:
             return None
-        from fastblt.commands.options import check_values, complete_help
-
-        single = typer.Typer(**_PLAIN)
-        single.command(cmd_name)(import_module(f"fastblt.commands.{name.replace('-', '_')}").command)
-        command = typer.main.get_command(single)
-        complete_help(command)
-        check_values(command)
-        return command
+        return _complete(import_module(f"fastblt.commands.{name.replace('-', '_')}"), cmd_name, COMMANDS[name])
 
     def parse_args(self, ctx: Any, args: list[str]) -> Any:
         """Parse the arguments before a command's name; without any, print the help to standard error."""

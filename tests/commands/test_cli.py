@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -25,7 +26,8 @@ def test_help_lists_every_command() -> None:
 
 def test_every_command_has_a_module_and_every_module_is_known() -> None:
     folder = Path(fastblt.commands.__file__).parent
-    declared = {path.stem for path in folder.glob("*.py") if "\ndef command(" in path.read_text()}
+    declares = re.compile(r"^(def command\(|COMMANDS = )", re.MULTILINE)
+    declared = {path.stem for path in folder.glob("*.py") if declares.search(path.read_text())}
     assert declared == {name.replace("-", "_") for name in COMMANDS}
 
 

@@ -73,10 +73,12 @@ def alternatives(name: str) -> list[str]:
 
 @cache
 def options_of(command: str) -> frozenset[str]:
-    """Return every option of a command, aliases and negations included."""
+    """Return every option of a command, aliases and negations included, and of the commands below it."""
     group: Any = typer.main.get_command(app)
     found = group.get_command(click.Context(group), command)
-    options = (option for parameter in found.params for option in (*parameter.opts, *parameter.secondary_opts))
+    commands = (found, *getattr(found, "commands", {}).values())
+    parameters = (parameter for each in commands for parameter in each.params)
+    options = (option for parameter in parameters for option in (*parameter.opts, *parameter.secondary_opts))
     return frozenset(option for option in options if option.startswith("-")) | {"--help"}
 
 

@@ -21,6 +21,7 @@ STAIR: tuple[tuple[str, ...], ...] = (
     ("fastblt.cli",),
     ("fastblt.commands",),
     ("fastblt.calibration",),
+    ("fastblt.runtime.fleet",),
     ("fastblt.runtime.causal_lm",),
     ("fastblt.runtime.huggingface",),
     ("fastblt.export", "fastblt.runtime.measure", "fastblt.runtime.serving"),

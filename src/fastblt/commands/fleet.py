@@ -1,0 +1,8 @@
+"""``fastblt fleet``: the server on several processes and machines; each command below it is in a file of its own."""
+
+from __future__ import annotations
+
+from fastblt.commands.fleet_capacity import capacity
+
+#: Commands below this one.
+COMMANDS = {"capacity": capacity}
