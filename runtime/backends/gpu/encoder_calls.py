@@ -42,7 +42,8 @@ class EncoderCalls:
         self._tables = tables
         self._patch_embeddings = patch_embeddings
         self._states = states
-        self._open_from = 0
+        self.open_from = 0
+        """First position of the patch that is pooled next: where a draft's rows are put in the pool depends on it."""
 
     def run(self, position: int, ids: Ids, starts: Ids, ends: Ids, visible_from: int | Ids | None = None) -> None:
         """Implement `BackendSequence.run_encoder`."""
@@ -51,7 +52,7 @@ class EncoderCalls:
             # Patches end in the order in which they begin.
             until = int(np.searchsorted(ends, position + end, side="right"))
             # What is pooled now or later begins here at the earliest.
-            self._open_from = int(starts[done]) if done < len(starts) else int(ends[-1])
+            self.open_from = int(starts[done]) if done < len(starts) else int(ends[-1])
             seen = visible_from[first:end] if isinstance(visible_from, np.ndarray) else visible_from
             piece = ids[first : end + self._history]
             self._encode(position + first, piece, starts[done:until], ends[done:until], seen)
@@ -72,13 +73,13 @@ class EncoderCalls:
 
     def place_draft(self, position: int, rows: int) -> Place:
         """Make room for a draft inside the open patch, padding included; it is encoded one row at a time."""
-        pool_slot = self._make_room_in_pool(min(self._open_from, position), position, rows)
+        pool_slot = self._make_room_in_pool(min(self.open_from, position), position, rows)
         return Place(position, self.graph.make_room(position, rows), pool_slot)
 
     def _encode(self, position: int, ids: Ids, starts: Ids, ends: Ids, visible_from: int | Ids | None) -> None:
         """Encode rows and pool the patches that end among them."""
         rows, count = len(ids) - self._history, len(starts)
-        pool_slot = self._make_room_in_pool(min(self._open_from, position), position, self.graph.padded(rows))
+        pool_slot = self._make_room_in_pool(min(self.open_from, position), position, self.graph.padded(rows))
         call = Call(self.graph, position, rows, visible_from=visible_from, pool_slot=pool_slot)
         self._write_ids(call.arrays, ids, rows)
         base = position - pool_slot

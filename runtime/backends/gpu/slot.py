@@ -122,7 +122,7 @@ class Slot:
 
     def _forget(self) -> None:
         self.look_ahead.forget()
-        self.resumable_from = 0
+        self.resumable_from = self.encoder.open_from = 0
 
     def tensor(self, name: str, first: int, count: int) -> NDArray[Any]:
         """Implement `Inspectable.tensor`.

@@ -1,7 +1,7 @@
 """Copies what a text has left in a slot to the host, and back into that slot or another one.
 
-The rows of a cache end before the next one. They begin at the latest where that row looks, and at the earliest `REWIND`
-rows before that: with those a text can be continued a little before its end, as in the slot that it comes from. States
+Of every cache the rows up to the next one are copied, all that it still holds: so each row comes back to its place in
+the memory, and what follows is the same to the last bit; and the text can be continued a little before its end. States
 of bytes are not copied: the decoder reads a state in the call after the one that makes it.
 """
 
@@ -46,13 +46,16 @@ class _Store(NamedTuple):
 
 
 def _stores(slot: Slot, at: Progress) -> Iterator[_Store]:
-    """Return what to copy of every cache, and of the pool where a patch is pooled from rows of several calls."""
+    """Return what to copy of every cache, and of the pool.
+
+    Where patches are encoded whole, nothing in the pool is needed, but where rows are put depends on what is there.
+    """
     ends = {"global": at.patches, "encoder": at.open_patch if slot.whole_patches else at.tokens}
     for part, graph in slot.graphs.items():
         end, specs = ends.get(part, at.tokens), {spec.name: spec for spec in graph.spec.inputs}
         names = [f"{part}.{name}" for name in graph.cache_names]
         yield _Store(graph.caches, names, specs[graph.cache_names[0]], first_visible(end, graph.window), end)
-        if graph.pool is not None and not slot.whole_patches:
+        if graph.pool is not None:
             yield _Store(graph.pool, ["pool"], specs["pool"], at.open_patch, end)
 
 
@@ -69,14 +72,14 @@ def read_state(slot: Slot, at: Progress) -> dict[str, NDArray[Any]]:
     """
     stores = list(_stores(slot, at))
     for store in stores:
-        if store.buffer.base > store.needed:
+        if store.needed < min(store.buffer.base, store.end):
             raise RewindError(
                 f"state: {store.names[0]}: found position {store.needed} needed, expected at least {store.buffer.base}"
             )
     first_latent, latents = _first_latent(at), slot.rows[_LATENTS]
     found = {_LATENTS: latents.read(first_latent, at.patches - first_latent)}
     for store in stores:
-        first = max(store.buffer.base, store.needed - REWIND)
+        first = min(store.buffer.base, store.end)
         lanes = store.buffer.read(first, store.end - first).view(store.dtype)
         found |= {name: rows.reshape(-1, store.width) for name, rows in zip(store.names, lanes, strict=True)}
     return found
@@ -99,7 +102,7 @@ def write_state(slot: Slot, state: State, at: Progress) -> None:
     for store in stores:
         _check_store(store, state)
     slot.reset()
-    slot.resumable_from = max(0, at.tokens - REWIND)
+    slot.resumable_from, slot.encoder.open_from = max(0, at.tokens - REWIND), at.open_patch
     latents.write(first_latent, state[_LATENTS])
     for store in stores:
         count = min(len(state[store.names[0]]), store.buffer.slots)
