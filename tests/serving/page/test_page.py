@@ -133,16 +133,21 @@ def test_both_requests_of_a_comparison_have_one_seed(page: Page, answered: Answe
     assert (first["temperature"], first["top_p"], "top_k" in first) == (0.8, 0.9, False)
 
 
-def test_escape_stops(page: Page) -> None:
+def test_progress_is_announced_and_escape_stops(watched: Any) -> None:
+    page = watched.open()
+    page.clock.install()
     page.get_by_label("Method", exact=True).select_option("ar")
-    page.get_by_label("New bytes, at most").fill("450")
+    page.get_by_label("New bytes, at most").fill("2000")
     page.get_by_label("Prompt").press("Control+Enter")
     page.wait_for_selector(".text .sampled", state="attached")
+    page.clock.fast_forward(5000)
+    assert re.fullmatch(r"ar: \d+ bytes? so far\.", page.get_by_role("status").inner_text())
     page.keyboard.press("Escape")
     done(page)
     assert page.locator(".state").inner_text() == "stopped"
-    assert re.match(r"Stopped\. ar: \d+ bytes?", page.get_by_role("status").inner_text())
-    assert 0 < int(figure(page, "bytes")) < 450
+    assert re.match(r"Stopped\. ar: [\d,]+ bytes?", page.get_by_role("status").inner_text())
+    assert 0 < int(figure(page, "bytes").replace(",", "")) < 2000
+    assert watched.wrong == []
 
 
 def test_errors_are_shown_and_announced(page: Page, watched: Any) -> None:
