@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from sse_starlette import EventSourceResponse
+from sse_starlette.sse import SendTimeoutError
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
@@ -210,6 +211,8 @@ class EventStream(EventSourceResponse):
         """Send the response."""
         try:
             await super().__call__(scope, receive, send)
+        except SendTimeoutError:
+            self._reply.facts["code"] = "stalled"  # who hosts the application closes the connection
         finally:
             self._reply.close()
 

@@ -78,8 +78,8 @@ class ChatTemplate:
                 tools=None,
             ):
                 parts.append(part)
-                length += len(part)
-                if length > longest + 64 * len(eos) * len(messages):
+                length += len(part) - part.count(eos) * len(eos)
+                if length > longest:
                     raise ChatTemplateError(f"{self.name}: found more than {longest} bytes of prompt, expected fewer")
         except ChatTemplateError:
             raise

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
@@ -114,27 +113,30 @@ def _is_local(host: str) -> bool:
         return host == "localhost"
 
 
-def run(app: FastAPI, listening: socket.socket, on_listening: Callable[[str], Any] = lambda url: None) -> None:
+def run(
+    app: FastAPI,
+    listening: socket.socket,
+    *,
+    on_server: Callable[[DrainingServer], object] | None = None,
+) -> None:
     """Serve until a signal (SIGTERM, SIGINT) has ended it, or the model turns out to be unusable.
 
     Args:
         app: made by `fastblt.runtime.serving.app.create_app`.
         listening: from `bind`; it is closed in the end.
-        on_listening: called with the address once connections are accepted.
+        on_server: called with the server before it begins.
 
     Raises:
         Exception: why the model could not be loaded.
     """
     host: ModelHost = app.state.host
     config = uvicorn.Config(
-        app,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=_LAST_SECONDS,
+        app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=_LAST_SECONDS
     )
-    on_listening(url_of(listening))
+    server = DrainingServer(config, host)
+    if on_server is not None:
+        on_server(server)
     with listening:
-        DrainingServer(config, host).run(sockets=[listening])
+        server.run(sockets=[listening])
     if host.failure is not None:
         raise host.failure

@@ -73,7 +73,7 @@ class ModelHost:
             ApiError: 503, it is not loaded.
         """
         if self.scheduler is None:
-            raise unavailable("the model is being loaded; ask again", "loading")
+            raise not_ready(self)
         return self.scheduler.runtime
 
     @property
@@ -116,6 +116,8 @@ class ModelHost:
             parse_method(self.default_method()).check(runtime.config)
             self.known = known_text(runtime, self.default_method())
             workers = self.settings.workers or default_workers(runtime, self.settings.threads)
+            if self.draining:
+                return  # asked to end meanwhile
             self.scheduler = Scheduler(runtime, workers, self.settings.queue, self.metrics)
         except Exception as error:
             self.failure = error
@@ -138,10 +140,8 @@ class ModelHost:
         Raises:
             ApiError: 503 while the model is loading or the server is ending; 429 where too many texts wait.
         """
-        if self.draining:
-            raise unavailable("the server is ending; ask again", "draining")
-        if self.scheduler is None:
-            raise unavailable("the model is being loaded; ask again", "loading")
+        if self.scheduler is None or self.draining:
+            raise not_ready(self)
         return Texts(self.scheduler, wanted, self.settings.timeout)
 
     async def reproduce(self) -> None:
@@ -175,9 +175,10 @@ class ModelHost:
         """End every text, and the threads that generate."""
         self.drain()
         if self._loading is not None:
-            await asyncio.to_thread(self._loading.join)
+            await asyncio.to_thread(self._loading.join, self.settings.drain)
         if self.scheduler is not None:
             await asyncio.to_thread(self.scheduler.close)
+            self.scheduler = None
 
     def _count(self, name: str) -> float:
         return float(getattr(self.scheduler, name, 0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from fastapi.exceptions import RequestValidationError
@@ -10,7 +11,7 @@ from fastblt.models.shown import shown
 from fastblt.runtime.serving.api_error import ApiError, wrong
 
 #: What pydantic puts into the path to a value, besides fields: the kinds that a union could have been.
-_KINDS = ("str", "int", "float", "list[", "function-", "constrained-", "dict[", "nullable")
+_KINDS = re.compile(r"str|int|float|bool|dict|(constrained-|list|function-|nullable|dict\[).*")
 
 
 def first_error(error: RequestValidationError) -> ApiError:
@@ -26,14 +27,16 @@ def first_error(error: RequestValidationError) -> ApiError:
     param = _name(found.get("loc", ()))
     if kind == "extra_forbidden":
         return wrong(param, f"{param}: found an unknown field, expected those of the interface", "unknown_parameter")
-    if kind == "missing":
-        expected = "a JSON object (Content-Type: application/json)" if param is None else "it"
-        return wrong(param, f"{param or 'body'}: found nothing, expected {expected}", "missing_required_parameter")
+    if kind == "missing" and param is not None:
+        return wrong(param, f"{param}: found nothing, expected a value", "missing_required_parameter")
     message = str(found.get("msg", "not valid"))
     if kind == "unsupported_value":
         return wrong(param, f"{param}: {message}", "unsupported_value")
-    message = message[:1].lower() + message[1:]
-    return wrong(param, f"{param or 'body'}: found {shown(found.get('input'))}, but {message}")
+    if param is None:
+        return wrong(None, "body: found no JSON object, expected one (Content-Type: application/json)")
+    expected = message.removeprefix("Input should be ")
+    because = f"expected {expected}" if expected != message else message[:1].lower() + message[1:]
+    return wrong(param, f"{param}: found {shown(found.get('input'))}, {because}")
 
 
 def _name(location: Sequence[object]) -> str | None:
@@ -42,6 +45,6 @@ def _name(location: Sequence[object]) -> str | None:
     for part in location[1:]:
         if isinstance(part, int):
             name += f"[{part}]"
-        elif isinstance(part, str) and not part.startswith(_KINDS):
+        elif isinstance(part, str) and not _KINDS.fullmatch(part):
             name += f".{part}" if name else part
     return name or None

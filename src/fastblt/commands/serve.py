@@ -76,8 +76,8 @@ def command(
     chat_template: Annotated[
         Path | None,
         typer.Option(
-            help="Jinja template of chats: a file, or the folder of a checkpoint that has one  [default: the bundle's; "
-            "else 'role: content' lines]"
+            help="Jinja template of chats: a file, or the folder of a checkpoint that has one  [default: lines of "
+            "'role: content']"
         ),
     ] = None,
     cors_origin: Annotated[
@@ -104,7 +104,7 @@ def command(
     from fastblt.runtime.serving import api_keys as keys
     from fastblt.runtime.serving.app import create_app
     from fastblt.runtime.serving.json_log import start_log
-    from fastblt.runtime.serving.listen import bind, exposed, run
+    from fastblt.runtime.serving.listen import bind, exposed, run, url_of
     from fastblt.runtime.serving.settings import ServingSettings
 
     check_backend(backend)
@@ -143,7 +143,8 @@ def command(
         if warning:
             note(stderr(), f"warning: {warning}")
     start_log()
-    run(app, listening, lambda url: print(f"listening on {url}", flush=True))
+    print(f"listening on {url_of(listening)}", flush=True)
+    run(app, listening)
 
 
 def _origins(found: list[str]) -> tuple[str, ...]:

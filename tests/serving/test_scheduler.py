@@ -1,0 +1,186 @@
+"""Texts grow in turn, wait in order, stop where nobody reads them, and leave nothing behind."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from fastblt.runtime.blt_runtime import BltRuntime
+from fastblt.runtime.generation import Chunk
+from fastblt.runtime.machine import usable_cores
+from fastblt.runtime.request import GenerationRequest
+from fastblt.runtime.serving import text_job
+from fastblt.runtime.serving.scheduler import QueueFullError, Scheduler, default_workers
+from fastblt.runtime.serving.text_job import TextJob
+
+
+class Turns:
+    """Records whose turn it was."""
+
+    def __init__(self) -> None:
+        self.turns: list[TextJob] = []
+        self.ends: list[TextJob] = []
+
+    def grew(self, job: TextJob, chunk: Chunk) -> None:
+        self.turns.append(job)
+
+    def ended(self, job: TextJob) -> None:
+        self.ends.append(job)
+
+
+@pytest.fixture(scope="module")
+def two_places(tiny_bundle: Path) -> BltRuntime:
+    return BltRuntime.from_pretrained(tiny_bundle, max_bytes=2048, sequences=2, threads=1)
+
+
+@contextmanager
+def scheduler(runtime: BltRuntime, workers: int = 1, queue: int = 4) -> Iterator[tuple[Scheduler, Turns]]:
+    turns = Turns()
+    found = Scheduler(runtime, workers, queue, turns)
+    try:
+        yield found, turns
+    finally:
+        found.close()
+    assert (found.waiting, found.active, runtime.sequences_in_use) == (0, 0, 0)
+
+
+def job(prompt: bytes, new_bytes: int = 12, method: str = "ar") -> TextJob:
+    return TextJob(prompt, GenerationRequest(new_bytes, method=method, stop_at_eos=False), asyncio.Event())
+
+
+async def read(scheduler: Scheduler, one: TextJob) -> bytes:
+    found = b""
+    while True:
+        chunks, ended = one.take()
+        scheduler.resume(one)
+        found += b"".join(chunk.data for chunk in chunks)
+        if ended:
+            assert one.error is None
+            return found
+        await asyncio.sleep(0.001)
+
+
+def test_a_long_prompt_holds_up_others_for_a_piece_at_most(two_places: BltRuntime, reference: BltRuntime) -> None:
+    async def run() -> None:
+        with scheduler(two_places) as (found, turns):
+            long, short = job(bytes(range(33, 127)) * 18, 2), job(b"short", 12)
+            found.submit([long, short])
+            texts = await asyncio.gather(read(found, long), read(found, short))
+            assert texts[1] == reference.generate(b"short", 12, method="ar", stop_at_eos=False).data
+            places = [i for i, each in enumerate(turns.turns) if each is short]
+            assert len(places) == 12
+            longest = max(after - before for before, after in itertools.pairwise(places))
+            assert longest <= 2, "at most one piece of the other between two rounds"
+            assert turns.turns.count(long) >= 1692 // 256
+
+    asyncio.run(run())
+
+
+def test_who_comes_first_gets_the_next_place(two_places: BltRuntime) -> None:
+    async def run() -> None:
+        with scheduler(two_places) as (found, turns):
+            jobs = [job(b"%d" % i) for i in range(5)]
+            found.submit(jobs)
+            await asyncio.gather(*(read(found, each) for each in jobs))
+            firsts = list(dict.fromkeys(turns.turns))
+            assert firsts == jobs
+
+    asyncio.run(run())
+
+
+def test_the_queue_has_an_end(two_places: BltRuntime) -> None:
+    async def run() -> None:
+        with scheduler(two_places, queue=1) as (found, _turns):
+            jobs = [job(b"%d" % i, 1000) for i in range(4)]
+            with pytest.raises(QueueFullError):
+                found.submit(jobs)
+            found.submit(jobs[:3])
+            with pytest.raises(QueueFullError):
+                found.submit(jobs[3:])
+            found.cancel(jobs[2])  # which waits
+            assert jobs[2].ended
+            found.submit(jobs[3:])
+
+    asyncio.run(run())
+
+
+def test_a_text_that_nobody_reads_stops_growing(two_places: BltRuntime, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text_job, "MOST_UNREAD", 8)
+
+    async def run() -> None:
+        with scheduler(two_places) as (found, turns):
+            unread, other = job(b"unread", 40), job(b"other", 40)
+            found.submit([unread, other])
+            await read(found, other)
+            assert unread.paused
+            assert turns.turns.count(unread) == 8
+            await asyncio.sleep(0.05)
+            assert turns.turns.count(unread) == 8
+            assert len(await read(found, unread)) == 40
+            gone = job(b"gone", 40)
+            found.submit([gone])
+            while not gone.paused:
+                await asyncio.sleep(0.001)
+            found.cancel(gone)
+            while not gone.ended:
+                await asyncio.sleep(0.001)
+
+    asyncio.run(run())
+
+
+def test_a_cancelled_text_ends_after_its_round(two_places: BltRuntime) -> None:
+    async def run() -> None:
+        with scheduler(two_places) as (found, turns):
+            jobs = [job(b"one", 1500), job(b"two", 1500)]
+            found.submit(jobs)
+            while len(turns.turns) < 20:
+                await asyncio.sleep(0.001)
+            before = turns.turns.count(jobs[0])
+            found.cancel(jobs[0])
+            while not jobs[0].ended:
+                await asyncio.sleep(0.001)
+            assert turns.turns.count(jobs[0]) <= before + 2  # the round in progress, and one that was not counted yet
+            assert two_places.sequences_in_use <= 1
+            assert jobs[0].finish == "closed"
+
+    asyncio.run(run())
+
+
+def test_a_text_that_fails_is_the_only_one(two_places: BltRuntime, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def run() -> None:
+        with scheduler(two_places) as (found, _turns):
+            wrong, right = job(b"x" * 2040, 100), job(b"right")
+            found.submit([wrong, right])
+            assert len(await read(found, right)) == 12
+            while not wrong.ended:
+                await asyncio.sleep(0.001)
+            assert "expected at most max_bytes=2048" in str(wrong.error)
+
+    asyncio.run(run())
+
+
+def test_workers_use_every_core_once(two_places: BltRuntime) -> None:
+    assert default_workers(two_places, None) == usable_cores()
+    assert default_workers(two_places, 2) == max(1, usable_cores() // 2)
+    assert default_workers(two_places, 1000) == 1
+
+
+def test_many_texts_in_many_threads(two_places: BltRuntime, reference: BltRuntime) -> None:
+    async def run() -> None:
+        with scheduler(two_places, workers=4, queue=100) as (found, _turns):
+            methods = ["ar", "s:4", "dv:4@one"]
+            jobs = [job(b"text %d" % (i % 5), 24, methods[i % 3]) for i in range(18)]
+            began = time.monotonic()
+            found.submit(jobs)
+            texts = await asyncio.gather(*(read(found, each) for each in jobs))
+            assert time.monotonic() - began < 60
+            for each, text in zip(jobs, texts, strict=True):
+                assert text == reference.generate(each.prompt, 24, method="ar", stop_at_eos=False).data
+
+    asyncio.run(run())
