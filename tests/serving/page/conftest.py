@@ -22,7 +22,7 @@ from fastblt.runtime.serving.listen import bind
 
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 #: What the tests wait for happens at once; a loaded machine is slow.
-PATIENCE_MS = 15_000
+PATIENCE_MS = 60_000
 
 expect.set_options(timeout=PATIENCE_MS)
 
