@@ -19,6 +19,7 @@ SMALL = ["--users", "60", "--sequences", "4", "--think", "1", "--first-byte", "3
 
 def row(clients: int, rate: float, method: str | None = None, **changes: Any) -> dict[str, Any]:
     found = {
+        "endpoint": "http://h/v1/completions",
         "clients": clients,
         "method": method,
         "errors": {},
@@ -45,6 +46,8 @@ def test_a_report_becomes_figures(tmp_path: Path) -> None:
     assert found.prompt_bytes_per_second == pytest.approx(100 / 0.05)
     assert (found.places, found.price_per_hour) == (8, 2.5)
     assert read_report(path, 8, 1.0, "s:8").bytes_per_second == (400.0,)
+    of_two = report(tmp_path / "two.json", row(1, 200.0), row(1, 9.0, endpoint="http://fifo/v1/completions"))
+    assert read_report(of_two, 8, 1.0).bytes_per_second == (200.0,)
 
 
 def test_replicas_and_prices_are_printed_and_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

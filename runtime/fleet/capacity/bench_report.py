@@ -11,7 +11,7 @@ from fastblt.runtime.fleet.capacity.figures import FiguresError, ReplicaFigures
 
 
 def read_report(path: Path, places: int, price_per_hour: float, method: str | None = None) -> ReplicaFigures:
-    """Return the figures of the replica that a report is about.
+    """Return the figures of the replica that a report is about; of several servers, the first.
 
     The time to the first byte of a client that is alone counts as the time to read its prompt, although it has a round
     and the way through the network in it: figures of real prompts are no better than that.
@@ -27,9 +27,10 @@ def read_report(path: Path, places: int, price_per_hour: float, method: str | No
     """
     data = read_json(path, FiguresError, "a report of `fastblt bench --url --json`")
     try:
-        names = [row["method"] for row in data["rows"]]
+        found = [row for row in data["rows"] if row["endpoint"] == data["rows"][0]["endpoint"]]
+        names = [row["method"] for row in found]
         wanted = names[0] if method is None and names else method
-        rows = sorted((row for row in data["rows"] if row["method"] == wanted), key=lambda row: int(row["clients"]))
+        rows = sorted((row for row in found if row["method"] == wanted), key=lambda row: int(row["clients"]))
         if not rows:
             known = ", ".join(str(name) for name in dict.fromkeys(names))
             raise FiguresError(f"{path}: found no row of {wanted}, expected one of {known or 'some method'}")
