@@ -11,6 +11,7 @@ from campaign.parts.correctness import Correctness
 from campaign.parts.faults import Faults
 from campaign.parts.kills import Kills
 from campaign.parts.requests import Requests
+from campaign.parts.serve import Serve
 from campaign.parts.soak import Soak
 from campaign.parts.threads import Threads
 
@@ -25,6 +26,7 @@ PARTS: tuple[Part, ...] = (
     Faults(),
     Threads(),
     Soak(),
+    Serve(),
     Correctness(),
 )
 
