@@ -2,45 +2,39 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
-
-import numpy as np
+from typing import TypeVar
 
 from fastblt.models.config import BltConfig
-from fastblt.models.tokens import BOS_ID, decode, encode
 from fastblt.runtime.backends.entry import LoadRequest
-from fastblt.runtime.backends.protocol import Backend, CapacityError
+from fastblt.runtime.backends.protocol import Backend, Ids
 from fastblt.runtime.backends.registry import load_backend
 from fastblt.runtime.bundle.bundle import Bundle
-from fastblt.runtime.generation import ByteStream, Chunk, Generation, Prompt, prompt_ids
+from fastblt.runtime.generation import ByteStream
 from fastblt.runtime.progress import OnProgress, no_progress
-from fastblt.runtime.request import GenerationOptions, GenerationRequest
 from fastblt.runtime.sequence.learned import Learned
-from fastblt.runtime.sequence.likelihood import Score, score_tokens
 from fastblt.runtime.sequence.session import Session
 from fastblt.runtime.sequence.stats import RunStats
 from fastblt.runtime.sequences.pool import PoolStats, SequencePool
-
-if TYPE_CHECKING:
-    from typing import Unpack  # Python 3.11
+from fastblt.runtime.sequences.sequence import Sequence
+from fastblt.runtime.sequences.text_maker import ONLY_BOS, TextMaker
 
 T = TypeVar("T")
-_ONLY_BOS = np.array([BOS_ID], dtype=np.int64)
 
 
-class BltRuntime:
-    """Holds a loaded model and its sequences, in which texts grow at the same time, on any number of threads.
+class BltRuntime(TextMaker):
+    """Holds a loaded model and memory for texts, which grow at the same time, on any number of threads.
 
-    A sequence has buffers that are allocated once, for ``max_bytes``; there are at most `sequences` of them. A text has
-    one until its call returns, or its stream has ended, is closed, or nobody refers to it. When all are taken,
-    `generate` and `score` wait for calls of other threads; where none would ever be free (streams are open, or the call
-    comes from inside another one, e.g. from ``on_chunk``) they and `stream` raise `BusyError` immediately. A text that
-    begins as an earlier one did is not read again as far as they agree (`fastblt.runtime.sequences.pool`).
+    Memory for one text is a place: caches and buffers that are allocated once, for ``max_bytes``. There are at most
+    `sequences` of them. A text has one until its call returns, or its stream has ended, is closed, or nobody refers to
+    it. When all are taken, `generate` and `score` wait for calls of other threads; where no place would ever be free
+    (streams are open, or the call comes from inside another one, e.g. from ``on_chunk``) they raise `BusyError`, as
+    `stream` does. What a text has read stays in its place: a later one that begins alike continues there, and reads
+    only what differs (`fastblt.runtime.sequences.pool`).
+
+    Every call here is about a text of its own; `sequence` makes texts that continue from call to call.
 
     Args:
         backend: the loaded model.
@@ -49,8 +43,7 @@ class BltRuntime:
     """
 
     def __init__(self, backend: Backend, *, reuse_prompts: bool = True) -> None:
-        self.backend = backend
-        self._pool = SequencePool(backend, Learned(), reuse=reuse_prompts)
+        super().__init__(SequencePool(backend, Learned(), reuse=reuse_prompts))
 
     @classmethod
     def from_pretrained(
@@ -129,18 +122,32 @@ class BltRuntime:
 
     @property
     def sequences_in_use(self) -> int:
-        """Return how many texts have a sequence at the moment."""
-        return self._pool.in_use
+        """Return how many texts have a place at the moment."""
+        return self._pool.stats.in_use
 
     @property
     def sequence_bytes(self) -> int:
-        """Return the bytes of memory that a sequence takes at most."""
+        """Return the bytes of memory that a place takes at most."""
         return self.backend.sequence_bytes
 
     @property
     def pool_stats(self) -> PoolStats:
-        """Return what became of the texts so far: how many were reused, evicted, saved."""
-        return replace(self._pool.stats)
+        """Return what became of the texts so far, and how many places are in use, idle and waited for."""
+        return self._pool.stats
+
+    def sequence(self) -> Sequence:
+        """Return a new sequence: a text that continues from call to call."""
+        return Sequence(self._pool)
+
+    def load_sequence(self, path: str | Path) -> Sequence:
+        """Return the sequence that `Sequence.save` wrote to a file.
+
+        Raises:
+            BusyError: no place can become free, see the class.
+            SequenceFileError: the file cannot be read, is damaged, or was written with another model, backend or type,
+                or the text is longer than ``max_bytes``.
+        """
+        return Sequence.load(self._pool, Path(path))
 
     @contextmanager
     def session(self) -> Iterator[Session]:
@@ -149,155 +156,27 @@ class BltRuntime:
         Raises:
             BusyError: see the class.
         """
-        lease = self._pool.lease(_ONLY_BOS)
+        lease = self._pool.lease(ONLY_BOS)
         try:
-            lease.session.begin(_ONLY_BOS, RunStats())
+            lease.session.begin(ONLY_BOS, RunStats())
             yield lease.session
         finally:
             lease.session.spoil()
+            lease.held = False
             lease.release()
 
-    def stream(
-        self,
-        prompt: Prompt,
-        max_new_bytes: int | None = None,
-        *,
-        request: GenerationRequest | None = None,
-        **options: Unpack[GenerationOptions],
-    ) -> ByteStream:
-        """Start to generate, and return the iterator of chunks; arguments and errors are those of `generate`.
+    def _before(self) -> Ids:
+        return ONLY_BOS
 
-        Nothing is computed before the first chunk is asked for. Afterwards the stream's ``finish`` and ``stats`` report
-        why it ended and what it cost. It has a sequence until it has ended, is closed, or nobody refers to it; see the
-        class.
-        """
-        return self._prepare(prompt, max_new_bytes, request, options)(stream=True)
+    def _owner(self) -> None:
+        return None
 
-    def _prepare(
-        self,
-        prompt: Prompt,
-        max_new_bytes: int | None,
-        request: GenerationRequest | None,
-        options: GenerationOptions,
-    ) -> Callable[..., ByteStream]:
-        """Check the arguments of `stream`, and return what makes it."""
-        wanted = _request(max_new_bytes, request, options)
-        method, sampler, rules = wanted.decoding_method(), wanted.sampler(), wanted.stop_rules()
-        method.check(self.config)
-        ids = prompt_ids(prompt)
-        if len(ids) + rules.max_new_bytes > self.backend.max_bytes:
-            raise CapacityError(
-                f"prompt: found {len(ids)} bytes and max_new_bytes={rules.max_new_bytes}, "
-                f"expected at most max_bytes={self.backend.max_bytes} in all"
-            )
+    def _open(self, make: Callable[[], ByteStream]) -> ByteStream:
+        return make()
 
-        def make(*, stream: bool) -> ByteStream:
-            started = time.perf_counter()
-            text = np.concatenate([_ONLY_BOS, ids])
-            lease = self._pool.lease(text, stream=stream)
-            return ByteStream(lease, text, method, sampler, rules, started)
-
-        return make
-
-    def generate(
-        self,
-        prompt: Prompt,
-        max_new_bytes: int | None = None,
-        *,
-        request: GenerationRequest | None = None,
-        on_chunk: Callable[[Chunk], None] | None = None,
-        **options: Unpack[GenerationOptions],
-    ) -> Generation:
-        """Generate up to ``max_new_bytes`` bytes after a prompt.
-
-        Args:
-            prompt: any bytes, or text (UTF-8); may be empty. Or token ids, int64 [n], BOS first.
-            max_new_bytes: as in `GenerationRequest`; None: the request's, or its default.
-            request: what to generate; None: `GenerationRequest`'s defaults.
-            on_chunk: called with each chunk.
-            options: fields of `GenerationRequest`; they replace the request's.
-
-        Raises:
-            BusyError: no sequence can become free, see the class.
-            CapacityError: prompt and new bytes exceed ``max_bytes``.
-            GraphError: a graph fails while it runs; the runtime can be used again unless the error denies it.
-            MethodError: unknown method, or one that this model cannot run.
-            SamplingError: a parameter of sampling is out of range.
-            TypeError: an option that does not exist.
-            ValueError: negative ``max_new_bytes``, an empty stop string, or ids that are no prompt.
-        """
-
-        def read(stream: ByteStream) -> Generation:
-            pieces: list[bytes] = []
-            logprobs: list[float] = []
-            for chunk in stream:
-                pieces.append(chunk.data)
-                logprobs += chunk.logprobs
-                if on_chunk:
-                    on_chunk(chunk)
-            return Generation(b"".join(pieces), stream.finish, stream.stats, tuple(stream.tokens), tuple(logprobs))
-
-        return self.generate_into(read, prompt, max_new_bytes, request=request, **options)
-
-    def generate_into(
-        self,
-        read: Callable[[ByteStream], T],
-        prompt: Prompt,
-        max_new_bytes: int | None = None,
-        *,
-        request: GenerationRequest | None = None,
-        **options: Unpack[GenerationOptions],
-    ) -> T:
-        """Generate as `generate` does, for a function that reads the stream to its end; return what it returns."""
-        with self._prepare(prompt, max_new_bytes, request, options)(stream=False) as stream:
+    def _whole(self, make: Callable[[], ByteStream], read: Callable[[ByteStream], T]) -> T:
+        with make() as stream:
             return read(stream)
 
-    def score(self, prompt: Prompt, continuation: bytes | str) -> Score:
-        """Return the log-probability of each byte of a continuation, given the prompt and the bytes before it.
-
-        The model reads the given text; nothing is drafted, so the figures are the model's own.
-
-        Args:
-            prompt: any bytes, or text (UTF-8); may be empty. Or token ids, int64 [n], BOS first.
-            continuation: any bytes, or text (UTF-8); may be empty.
-
-        Raises:
-            BusyError: no sequence can become free, see the class.
-            CapacityError: prompt and continuation exceed ``max_bytes``.
-            GraphError: see `generate`.
-            ValueError: ids that are no prompt, or a continuation that is neither bytes nor text.
-        """
-        if not isinstance(continuation, str | bytes):
-            raise ValueError(f"continuation: found {type(continuation).__name__}, expected bytes or text")
-        before, after = prompt_ids(prompt), encode(continuation, bos=False)
-        if len(before) + len(after) > self.backend.max_bytes:
-            raise CapacityError(
-                f"prompt: found {len(before)} bytes and a continuation of {len(after)}, "
-                f"expected at most max_bytes={self.backend.max_bytes} in all"
-            )
-        ids = np.concatenate([_ONLY_BOS, before, after])
-        lease = self._pool.lease(ids[: len(before)])
-        try:
-            lease.session.begin(ids[: max(1, len(before))], RunStats())
-            logprobs = score_tokens(lease.session, ids, 1 + len(before))
-        except BaseException:
-            lease.session.spoil()
-            raise
-        finally:
-            lease.release()
-        return Score(decode(after), logprobs)
-
-
-def _request(
-    max_new_bytes: int | None, request: GenerationRequest | None, options: GenerationOptions
-) -> GenerationRequest:
-    """Return the request that the arguments of `BltRuntime.generate` describe."""
-    if request is None:
-        return GenerationRequest(**options) if max_new_bytes is None else GenerationRequest(max_new_bytes, **options)
-    if not isinstance(request, GenerationRequest):
-        raise ValueError(f"request: found {type(request).__name__}, expected a GenerationRequest")
-    return (
-        replace(request, **options)
-        if max_new_bytes is None
-        else replace(request, max_new_bytes=max_new_bytes, **options)
-    )
+    def _call(self, work: Callable[[], T]) -> T:
+        return work()

@@ -16,10 +16,10 @@ from fastblt.models.tokens import BOS_ID, BYTE_OFFSET, EOS_ID, VOCAB_SIZE, decod
 from fastblt.runtime.backends.protocol import Ids
 from fastblt.runtime.methods import Method, MethodError, Origin, Round
 from fastblt.runtime.request import StopRules
+from fastblt.runtime.sequence.lease import Lease
 from fastblt.runtime.sequence.sampling import Sampler
 from fastblt.runtime.sequence.session import Session
 from fastblt.runtime.sequence.stats import RunStats
-from fastblt.runtime.sequences.pool import Lease
 from fastblt.runtime.stop_strings import StopSearch
 from fastblt.runtime.text import TextDecoder
 from fastblt.runtime.turns import BusyError
@@ -97,23 +97,25 @@ class ByteStream(Iterator[Chunk]):
     ) -> None:
         self._lease = lease
         # Neither of the two refers to the stream, which is thus gone when nobody refers to it any more.
-        self._text = _Text(lease.session, ids, method, sampler, rules, started)
-        self._steps = cast("GeneratorType[Chunk, None, None]", self._text.steps())
+        self.growing = GrowingText(lease.session, ids, method, sampler, rules, started)
+        self._steps = cast("GeneratorType[Chunk, None, None]", self.growing.steps())
         self._round = threading.RLock()
         self._closing = False
         """Whether no other round begins."""
         self._cut = False
         """Whether the text will never reach its end."""
+        if self.growing.ended:
+            lease.release()
 
     @property
     def open(self) -> bool:
         """Return whether there may be another chunk; as long as there may, it has a sequence of the runtime."""
-        return not (self._cut or self._text.ended)
+        return not (self._cut or self.growing.ended)
 
     @property
     def stats(self) -> RunStats:
         """Return the counters of this generation."""
-        return self._text.stats
+        return self.growing.stats
 
     @property
     def finish(self) -> str:
@@ -121,12 +123,12 @@ class ByteStream(Iterator[Chunk]):
 
         The last is so if it was closed, or an error was raised, before its end.
         """
-        return "closed" if self._cut else self._text.finish
+        return "closed" if self._cut else self.growing.finish
 
     @property
     def tokens(self) -> list[int]:
         """Return the new token ids that are decided, those of bytes held back too; see `Generation.tokens`."""
-        return self._text.tokens
+        return self.growing.tokens
 
     def __iter__(self) -> Iterator[Chunk]:
         return self
@@ -154,19 +156,20 @@ class ByteStream(Iterator[Chunk]):
         with self._round:
             if self._steps.gi_running:  # in this thread, since the lock is its own
                 raise BusyError("stream: found a call from inside its own round, expected one after the other")
-            if self._closing and (self._cut or not self._text.ended):
+            if self._closing and (self._cut or not self.growing.ended):
                 raise ValueError("stream: closed before its end, expected an open one; call stream() again")
             try:
                 chunk = next(self._steps, None)
+                if self._closing:
+                    self._cut = not self.growing.ended
+                if self.growing.ended or self._cut:
+                    self._lease.release()
             except BaseException:
-                self._closing = self._cut = True  # or asking again would look like an end
+                # Asking again would look like an end, or leave out the chunk that was not returned.
+                self._closing = self._cut = self.growing.failed = True
                 self._lease.session.spoil()
                 self._lease.release()
                 raise
-            if self._closing:
-                self._cut = not self._text.ended
-            if self._text.ended or self._cut:
-                self._lease.release()
             return chunk
 
     def __enter__(self) -> ByteStream:
@@ -187,8 +190,9 @@ class ByteStream(Iterator[Chunk]):
         with self._round:
             if self._steps.gi_running:
                 return  # from inside a round, by a signal handler: it is the last one
-            self._cut = self._cut or not self._text.ended
+            self._cut = self._cut or not self.growing.ended
             self._steps.close()
+            self._lease.held = False  # at the latest when nobody refers to the stream, interrupted or not
             self._lease.release()
 
     def text(self) -> Iterator[str]:
@@ -204,7 +208,7 @@ class ByteStream(Iterator[Chunk]):
             yield piece
 
 
-class _Text:
+class GrowingText:
     """Grows a text round by round: takes the bytes of a method until a rule ends the generation."""
 
     def __init__(
@@ -218,6 +222,8 @@ class _Text:
         self.stats = RunStats(prompt_bytes=len(ids) - 1)
         self.finish = "length"
         self.tokens: list[int] = []
+        self.failed = False
+        """Whether an error ended it."""
         self.ended = rules.max_new_bytes == 0
         self._started = started
         self._stops = StopSearch(rules.strings) if rules.strings else None
@@ -238,7 +244,6 @@ class _Text:
         self.stats.reused_bytes = max(0, self.session.begin(self.ids, self.stats) - 1)
         while self.session.score_piece():
             yield _NOTHING
-        self._boundaries_seen = len(self.session.patch_ends)
         before = time.perf_counter()
         for step in self.method.rounds(self.session, self.sampler):
             now = time.perf_counter()
@@ -251,6 +256,14 @@ class _Text:
             if self.ended:
                 return
         self.ended = True
+
+    def known(self) -> Ids:
+        """Return the tokens of the text as far as its consumer knows it, int64 [n], BOS first.
+
+        Bytes that are held back are not among them, nor is the EOS that ended the generation.
+        """
+        new = self.tokens[: bisect_left(self._offsets, self._emitted)]
+        return np.concatenate([self.ids, np.array(new, dtype=np.int64)])
 
     def _count(self, step: Round, seconds: float, known: int) -> None:
         """Add a round to the counters; ``known`` tokens had been taken before it."""

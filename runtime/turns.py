@@ -1,4 +1,4 @@
-"""Decides who may use a conversation when several threads or callers want to.
+"""Decides who may continue a sequence when several threads or callers want to.
 
 Whole calls wait for each other. While a stream is open, whatever else would begin a text is refused at once: a stream
 ends when its consumer wants it to, so that waiting for it could last for ever. A stream that nobody holds any more is
@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 class BusyError(ValueError):
-    """Reports a runtime, or a conversation, that is generating other texts at the moment."""
+    """Reports a runtime, or a sequence, that is generating other texts at the moment."""
 
 
 class Stream(Protocol):
@@ -29,12 +29,15 @@ class Stream(Protocol):
     def open(self) -> bool:
         """Return whether there may be another chunk."""
 
+    def close(self) -> None:
+        """End the text."""
+
 
 S = TypeVar("S", bound=Stream)
 
 
 class Turns:
-    """Hands a conversation from one call, or stream, to the next."""
+    """Hands a sequence from one call, or stream, to the next."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
@@ -71,7 +74,7 @@ class Turns:
         return stream is not None and stream.open
 
     def open(self, make: Callable[[], S]) -> S:
-        """Wait for the calls of other threads, then make a stream: it has the conversation as long as it is open.
+        """Wait for the calls of other threads, then make a stream: it has the sequence as long as it is open.
 
         Raises:
             BusyError: as `call`.
@@ -83,3 +86,9 @@ class Turns:
             return stream
 
         return self.call(opened)
+
+    def close_stream(self) -> None:
+        """Close the stream that is open, if there is one."""
+        stream = self._stream()
+        if stream is not None:
+            stream.close()

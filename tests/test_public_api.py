@@ -10,7 +10,16 @@ import pytest
 
 import fastblt
 
-NAMES = ["BltRuntime", "ByteStream", "Chunk", "Generation", "GenerationRequest", "ORTBltForCausalLM", "Score"]
+NAMES = [
+    "BltRuntime",
+    "ByteStream",
+    "Chunk",
+    "Generation",
+    "GenerationRequest",
+    "ORTBltForCausalLM",
+    "Score",
+    "Sequence",
+]
 
 
 def run(code: str, *arguments: object) -> str:

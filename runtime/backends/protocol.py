@@ -123,6 +123,11 @@ class Backend(Protocol):
     sequence_bytes: int
     """Memory that each of them takes at most, in bytes; on a GPU it is taken when the model is loaded."""
 
+    @property
+    def model_digest(self) -> str:
+        """Return what identifies the weights and the configuration: 64 hexadecimal digits."""
+        ...
+
     def new_sequence(self) -> BackendSequence:
         """Return a sequence whose caches are empty.
 

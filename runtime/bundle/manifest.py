@@ -125,6 +125,11 @@ class Manifest:
         graphs = self.quantization["graphs"] if self.quantization else {}
         return {label for layers in graphs.values() for label in layers.values()}
 
+    @property
+    def digest(self) -> str:
+        """Return the sha256 of the manifest, which holds that of every file; 64 hexadecimal digits."""
+        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
+
     def to_dict(self) -> dict[str, Any]:
         """Return what ``manifest.json`` holds, in plain JSON types."""
         plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))

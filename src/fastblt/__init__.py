@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from fastblt.runtime.huggingface.causal_lm import ORTBltForCausalLM
     from fastblt.runtime.request import GenerationRequest
     from fastblt.runtime.sequence.likelihood import Score
+    from fastblt.runtime.sequences.sequence import Sequence
 
 __version__ = "0.1.0"
 
@@ -23,6 +24,7 @@ __all__ = [
     "GenerationRequest",
     "ORTBltForCausalLM",
     "Score",
+    "Sequence",
     "__version__",
 ]
 
@@ -34,6 +36,7 @@ _MODULES = {
     "GenerationRequest": "fastblt.runtime.request",
     "ORTBltForCausalLM": "fastblt.runtime.huggingface.causal_lm",
     "Score": "fastblt.runtime.sequence.likelihood",
+    "Sequence": "fastblt.runtime.sequences.sequence",
 }
 
 

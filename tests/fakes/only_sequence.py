@@ -17,6 +17,7 @@ class OnlySequence:
 
     sequences = 1
     sequence_bytes = 0
+    model_digest = "0" * 64
 
     def new_sequence(self) -> Self:
         return self

@@ -26,6 +26,7 @@ STAIR: tuple[tuple[str, ...], ...] = (
     ("fastblt.runtime.huggingface",),
     ("fastblt.export", "fastblt.runtime.measure", "fastblt.runtime.serving"),
     ("fastblt.runtime.doctor", "fastblt.runtime.blt_runtime"),
+    ("fastblt.runtime.sequences",),
     ("fastblt.runtime.generation",),
     ("fastblt.runtime.request",),
     ("fastblt.runtime.methods",),

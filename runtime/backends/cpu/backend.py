@@ -81,6 +81,11 @@ class OnnxRuntimeBackend:
         """Return the execution providers that ONNX Runtime reports for the decoder's session, the fallback included."""
         return list(self.graphs["decoder"].session.get_providers())
 
+    @property
+    def model_digest(self) -> str:
+        """Implement `Backend.model_digest`."""
+        return self.manifest.digest
+
     def new_sequence(self) -> OnnxRuntimeSequence:
         """Implement `Backend.new_sequence`."""
         return OnnxRuntimeSequence(self)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cached_property, partial
+from hashlib import sha256
 
 import torch
 from torch import nn
@@ -52,6 +53,15 @@ class TorchBackend:
             self._weight_bytes["patcher"] = _weight_bytes(model.patcher)
         # The same rule as every backend's; PyTorch has one setting for the whole process.
         torch.set_num_threads(threads or default_threads(sum(self._weight_bytes.values())))
+
+    @cached_property
+    def model_digest(self) -> str:
+        """Implement `Backend.model_digest`; all weights are read, once."""
+        digest = sha256(repr(self.config).encode())
+        for name, tensor in sorted(self.model.state_dict().items()):
+            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)} ".encode())
+            digest.update(tensor.cpu().contiguous().view(torch.uint8).numpy())
+        return digest.hexdigest()
 
     def part_dtype(self, part: str) -> torch.dtype:
         """Return the type of a part's activations and caches; the patcher is fp32 in every bundle."""

@@ -73,6 +73,11 @@ class DeviceBackend:
         self.slots = [Slot(self) for _ in range(sequences)]
         self._free = deque(self.slots)
 
+    @property
+    def model_digest(self) -> str:
+        """Implement `Backend.model_digest`."""
+        return self.manifest.digest
+
     def new_sequence(self) -> DeviceSequence:
         """Implement `Backend.new_sequence` with a slot that is free; its caches are emptied first."""
         try:

@@ -88,6 +88,11 @@ class ReplayBackend:
         self._ends: list[int] = []
         """Position after the last token of each patch that has a latent."""
 
+    @property
+    def model_digest(self) -> str:
+        """Implement `Backend.model_digest`."""
+        return self.real.model_digest
+
     def new_sequence(self) -> ReplayBackend:
         """Implement `Backend.new_sequence`."""
         self._sequence = self.real.new_sequence()

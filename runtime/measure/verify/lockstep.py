@@ -72,6 +72,11 @@ class LockstepBackend:
         self.comparisons: dict[tuple[str, str], Comparison] = {}
         self._ends: dict[str, int] = {}
 
+    @property
+    def model_digest(self) -> str:
+        """Implement `Backend.model_digest`."""
+        return self._backends[0].model_digest
+
     def new_sequence(self) -> LockstepBackend:
         """Implement `Backend.new_sequence`."""
         self.reference, self.candidate = (backend.new_sequence() for backend in self._backends)

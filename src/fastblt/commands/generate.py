@@ -35,6 +35,7 @@ from fastblt.runtime.blt_runtime import BltRuntime
 from fastblt.runtime.generation import Chunk, Generation
 from fastblt.runtime.measure.report import write_json
 from fastblt.runtime.request import GenerationRequest
+from fastblt.runtime.sequences.saved_file import saved_bytes
 from fastblt.runtime.text import TextDecoder
 
 
@@ -94,6 +95,12 @@ def command(
             help="On a GPU, bind, compile and record all that texts can need before the first byte.",
         ),
     ] = True,
+    session: Annotated[
+        Path | None,
+        typer.Option(
+            help="Continue the text that is saved in this file, and save it at the end; the file is made if missing."
+        ),
+    ] = None,
     show: Annotated[
         bool, typer.Option("--show", help="Mark patch boundaries and where each byte came from, in color.")
     ] = False,
@@ -123,9 +130,13 @@ def command(
         )
     check_backend(backend)
     check_file_target(logprobs)
-    data, origin = read_prompt(prompt, prompt_file)
+    check_file_target(session)
+    saved = session if session is not None and session.exists() else None
+    before = 0 if saved is None else saved_bytes(saved)
+    # A saved text is continued without a prompt, too.
+    data, origin = (b"", "") if saved and prompt is None and prompt_file is None else read_prompt(prompt, prompt_file)
     check_bundle(bundle, backend=backend)
-    capacity = max_bytes or default_capacity(backend, max(1, len(data) + max_new_bytes))
+    capacity = max_bytes or default_capacity(backend, max(1, before + len(data) + max_new_bytes))
     with progress("warming up", delay=1.0) as on_progress:
         runtime = BltRuntime.from_pretrained(
             bundle,
@@ -136,9 +147,12 @@ def command(
             warm_up=warm_up,
             on_progress=on_progress,
         )
+    text = runtime.load_sequence(saved) if saved else runtime.sequence()
     console, writer = _open_output(data, origin, show=show)
-    generation = runtime.generate(data, request=request, on_chunk=writer.write)
+    generation = text.generate(data, request=request, on_chunk=writer.write)
     writer.finish()
+    if session is not None:
+        text.save(session)
     if show or stats:
         print_table(console, statistics(generation, runtime.config, request.decoding_method().name))
     if logprobs is not None:
@@ -262,10 +276,11 @@ def statistics(generation: Generation, config: BltConfig, method: str) -> Table:
     accepted = "no drafts"
     if stats.acceptance is not None:
         accepted = f"{stats.accepted} of {stats.drafted} bytes ({100 * stats.acceptance:.1f} %)"
+    prompt = f"{stats.prompt_bytes} ({stats.reused_bytes} read earlier)" if stats.reused_bytes else stats.prompt_bytes
     calls = ", ".join(f"{part} {stats.nfe[part]}" for part in ("patcher", "encoder", "global", "decoder"))
     rows = {
         "method": method,
-        "prompt, new bytes": f"{stats.prompt_bytes}, {stats.new_bytes} (ended by {generation.finish})",
+        "prompt, new bytes": f"{prompt}, {stats.new_bytes} (ended by {generation.finish})",
         "time": f"{stats.total_seconds:.3f} s, first byte after {1e3 * stats.first_byte_seconds:.1f} ms",
         "speed": f"{stats.bytes_per_second:.1f} bytes/s, prompt included",
         "model calls (NFE)": calls,

@@ -1,0 +1,29 @@
+"""Lends a session to one text at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from fastblt.runtime.sequence.session import Session
+
+
+@dataclass(eq=False)
+class Lease:
+    """Has a session until it is released, or nobody refers to it any more.
+
+    Whoever ends it by a plain assignment to `held`, which no interrupt can divide, has released it, too; those who wait
+    for a session then notice a little later.
+    """
+
+    session: Session
+    thread: int | None
+    """The thread whose call it is for; None: a stream, which may stay open for ever."""
+    _wake: Callable[[], None] = field(repr=False)
+    held: bool = True
+    """Whether nobody else may have the session."""
+
+    def release(self) -> None:
+        """Give the session back; releasing again does nothing."""
+        self.held = False
+        self._wake()
