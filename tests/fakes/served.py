@@ -22,6 +22,8 @@ from fastblt.runtime.serving.settings import ServingSettings
 class Served:
     """A server that runs."""
 
+    server: DrainingServer
+
     def __init__(self, app: FastAPI, url: str) -> None:
         self.app = app
         self.host: ModelHost = app.state.host
@@ -45,18 +47,27 @@ def serve(runtime: BltRuntime | Callable[[], BltRuntime], settings: ServingSetti
     """Run a server in a thread, on a free port."""
     app = create_app(runtime, settings)
     listening = bind("127.0.0.1", 0)
-    servers: list[DrainingServer] = []
-    thread = threading.Thread(target=run, args=(app, listening), kwargs={"on_server": servers.append}, daemon=True)
     served = Served(app, url_of(listening))
+    failures: list[Exception] = []
+
+    def work() -> None:
+        try:
+            run(app, listening, on_server=lambda server: setattr(served, "server", server))
+        except Exception as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=work, daemon=True)
     thread.start()
     try:
         wait_until(lambda: served.host.ready or served.host.failure is not None)
         yield served
     finally:
         served.http.close()
-        servers[0].should_exit = True
+        served.server.should_exit = True
         thread.join(20)
         assert not thread.is_alive()
+        if failures:
+            raise failures[0]
 
 
 def error_of(response: httpx.Response, status: int = 400) -> dict[str, Any]:
