@@ -58,7 +58,7 @@ class Serve:
         place.announce({"serve": seconds})
         bundle = place.fixtures / _BUNDLE
         works = known_works(rng, bundle, _WORKS)
-        share = min(1.0, seconds / 180)  # of the load and the resets, where there is less time than they take
+        share = min(1.0, seconds / 170)  # of the load and the resets, where there is less time than they take
         with running_server(bundle, place.scratch / "server.log", "--sequences", str(_PLACES)) as server:
             clients = Clients(server, works)
             end = time.monotonic() + seconds
