@@ -27,7 +27,7 @@ class CountedParts:
         stats: where calls are counted.
 
     Raises:
-        ValueError: by every call: an earlier one has failed.
+        ValueError: by every call: an earlier one has failed, or the session is closed.
         GraphError: the decoder found a token that does not exist, or no probability.
     """
 
@@ -95,7 +95,7 @@ class CountedParts:
     ) -> T:
         """Make a call of the sequence, which runs ``rows`` rows of a part, and book it."""
         if self.failed:
-            raise ValueError("session: found one in which a call has failed, expected a new session")
+            raise ValueError("session: found one that is closed, or in which a call has failed, expected a new session")
         began = perf_counter()
         try:
             result = call(position, *arguments, **named)

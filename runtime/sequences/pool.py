@@ -214,7 +214,7 @@ class SequencePool:
 
     def _check_waiting(self) -> None:
         """Raise `BusyError` where waiting for a place could last for ever."""
-        threads = {lease.thread for place in self._places if (lease := place.lease()) is not None}
+        threads = self._holders()
         count = len(self._places)
         places = "the one sequence" if count == 1 else f"all {count} sequences"
         if threads == {None}:
@@ -228,6 +228,11 @@ class SequencePool:
                 f"{places} of the model {'is' if count == 1 else 'are'} taken, expected one after the other, or more "
                 "sequences"
             )
+
+    def _holders(self) -> set[int | None]:
+        """Return the threads that hold places; None stands for a stream."""
+        # In a function of its own: a traceback of the error would keep the leases, and what is kept is held.
+        return {lease.thread for lease in (place.lease() for place in self._places) if lease is not None}
 
     def forget(self, owner: Conversation) -> None:
         """Let go of a sequence that has ended: its place is free for other texts."""

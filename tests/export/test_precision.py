@@ -70,9 +70,10 @@ def test_values_are_rounded_as_bf16_when_emulated(
     manifest = emulate_bf16(exported(shipped_checkpoint, dtype="bf16"), tmp_path / "twin")
     assert load_manifest(tmp_path / "twin") == manifest
     assert manifest.dtype == "bf16"
-    backend = BltRuntime.from_pretrained(tmp_path / "twin", max_bytes=100)
-    backend.generate(b"In the beginning", 20, method="ar")
-    caches = backend.backend.graphs["decoder"].caches.buffers  # type: ignore[attr-defined]
+    runtime = BltRuntime.from_pretrained(tmp_path / "twin", max_bytes=100, sequences=1)
+    runtime.generate(b"In the beginning", 20, method="ar")
+    with runtime.session() as session:
+        caches = session.sequence.graphs["decoder"].caches.buffers  # type: ignore[attr-defined]
     for buffer in caches.values():
         assert buffer.array.dtype == np.float32
         assert buffer.array.any()

@@ -23,12 +23,14 @@ from fastblt.models.config import BltConfig
 from fastblt.models.tokens import BOS_ID, encode
 from fastblt.runtime.backends.cpu.backend import OnnxRuntimeBackend
 from fastblt.runtime.backends.eager.backend import EagerBackend
+from fastblt.runtime.backends.eager.sequence import EagerSequence
 from fastblt.runtime.backends.gpu import loading
 from fastblt.runtime.backends.gpu.backend import DeviceBackend
 from fastblt.runtime.backends.protocol import Backend
 from fastblt.runtime.bundle.tensorrt_library import TensorRtLibrary, load_library
 from fastblt.runtime.methods import MethodEntry, MethodError, registry
 from fastblt.runtime.plugins import Plugins
+from fastblt.runtime.sequence.session import Session
 
 #: Longest prompt plus new bytes of the shared backends.
 MAX_BYTES = 600
@@ -68,14 +70,14 @@ def open_device_backend(kind: str, bundle: Path, max_bytes: int, files: SharedFi
         patch.setitem(sys.modules, "cuda.bindings.runtime", cuda)
         patch.setitem(sys.modules, "tensorrt_rtx", FakeTensorRt(cuda))
         if kind == "onnxruntime-cuda":
-            return loading.load_onnxruntime(bundle, "cuda", max_bytes, ort=FakeOnnxRuntime(cuda))
+            return loading.load_onnxruntime(bundle, "cuda", max_bytes, ort=FakeOnnxRuntime(cuda), sequences=3)
 
         def write(folder: Path) -> None:
             shutil.copytree(bundle, folder)
             compile_bundle(folder, load_library(kind), CompileRequest((cuda.sm,), (max_bytes,)))
 
         compiled = files.make(f"{kind}-{max_bytes}-{bundle.name}", write)
-        return loading.load_tensorrt(compiled, kind, max_bytes)
+        return loading.load_tensorrt(compiled, kind, max_bytes, sequences=3)
 
 
 KINDS = [
@@ -105,14 +107,15 @@ def model_of(tiny_model: Blt, tiny_encoder_model: Blt) -> Callable[[Backend], Bl
 
 
 @pytest.fixture(scope="session")
-def latents_of() -> Callable[[Backend, int], NDArray[np.float32]]:
-    """``latents_of(backend, count)``: a copy of the first latents' decoder keys and values, [count, elements]."""
+def latents_of() -> Callable[[Session, int], NDArray[np.float32]]:
+    """``latents_of(session, count)``: a copy of the first latents' decoder keys and values, [count, elements]."""
 
-    def read(backend: Backend, count: int) -> NDArray[np.float32]:
-        if isinstance(backend, EagerBackend):
-            return backend._latent_kv[0, :count].flatten(1).numpy().copy()
-        assert isinstance(backend, OnnxRuntimeBackend | DeviceBackend)
-        return backend.tensor("latent_kv", 0, count).reshape(count, -1)
+    def read(session: Session, count: int) -> NDArray[np.float32]:
+        sequence: Any = session.sequence
+        if isinstance(sequence, EagerSequence):
+            return sequence._latent_kv[0, :count].flatten(1).numpy().copy()
+        found: NDArray[np.float32] = sequence.tensor("latent_kv", 0, count).reshape(count, -1)
+        return found
 
     return read
 

@@ -57,7 +57,7 @@ def test_stream_ends_where_it_is_closed(scripted: Scripted) -> None:
     stream.close()
     stream.close()
     assert stream.finish == "closed"
-    assert backend.owner is None
+    assert runtime.sequences_in_use == 0
     calls = len(backend.calls)  # type: ignore[attr-defined]
     for _ in range(2):
         with pytest.raises(ValueError, match="stream: closed before its end, expected an open one"):

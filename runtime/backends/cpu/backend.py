@@ -13,6 +13,7 @@ from fastblt.runtime.backends.cpu.sequence import OnnxRuntimeSequence
 from fastblt.runtime.backends.cpu.sessions import LoadedGraph, session_options
 from fastblt.runtime.backends.host_embeddings import HostEmbeddings
 from fastblt.runtime.backends.memory import sequences_that_fit
+from fastblt.runtime.backends.open_sequences import OpenSequences
 from fastblt.runtime.bundle.bundle import Bundle
 from fastblt.runtime.bundle.dtypes import numpy_dtype
 
@@ -50,6 +51,7 @@ class OnnxRuntimeBackend:
             for part, spec in self.manifest.graphs.items()
         }
         """The sessions, by part."""
+        self.open_sequences = OpenSequences[OnnxRuntimeSequence]()
         path, width = bundle.embeddings, self.config.encoder.dim
         self.tables = None if path is None else HostEmbeddings(path, self.config.hash, width)
 
@@ -88,4 +90,4 @@ class OnnxRuntimeBackend:
 
     def new_sequence(self) -> OnnxRuntimeSequence:
         """Implement `Backend.new_sequence`."""
-        return OnnxRuntimeSequence(self)
+        return self.open_sequences.make(self.sequences, lambda: OnnxRuntimeSequence(self))

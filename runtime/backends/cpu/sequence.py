@@ -262,7 +262,8 @@ class OnnxRuntimeSequence:
         self._restored = Progress()
 
     def close(self) -> None:
-        """Implement `BackendSequence.close`: the memory goes with the object."""
+        """Implement `BackendSequence.close`."""
+        self.backend.open_sequences.close(self)
 
     def moved_bytes(self, part: str, position: int, rows: int) -> int:
         """Implement `BackendSequence.moved_bytes`."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from fastblt.models.blt import Blt
 from fastblt.runtime.backends.eager.loading import load_eager
 from fastblt.runtime.backends.eager.sequence import EagerSequence
 from fastblt.runtime.backends.eager.torch_backend import TorchBackend
+from fastblt.runtime.backends.open_sequences import OpenSequences
 
 
 class EagerBackend(TorchBackend):
@@ -17,6 +19,10 @@ class EagerBackend(TorchBackend):
     """
 
     name = "eager"
+
+    def __init__(self, model: Blt, max_bytes: int, threads: int | None = None, sequences: int | None = None) -> None:
+        super().__init__(model, max_bytes, threads, sequences)
+        self.open_sequences = OpenSequences[EagerSequence]()
 
     @classmethod
     def load(
@@ -34,4 +40,4 @@ class EagerBackend(TorchBackend):
 
     def new_sequence(self) -> EagerSequence:
         """Implement `Backend.new_sequence`."""
-        return EagerSequence(self)
+        return self.open_sequences.make(self.sequences, lambda: EagerSequence(self))

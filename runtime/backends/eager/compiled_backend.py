@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 from fastblt.models.blt import Blt
@@ -44,7 +45,7 @@ class CompiledBackend(TorchBackend):
             raise CapacityError(f"sequences: found {sequences}, expected 1 with backend {self.name}")
         super().__init__(model, max_bytes, threads, 1)
         self._sequence = CompiledSequence(self, compiler or Compiler(self.device))
-        self._free = threading.Semaphore()
+        self._lent = threading.Lock()
 
     @classmethod
     def load(
@@ -55,10 +56,11 @@ class CompiledBackend(TorchBackend):
 
     def new_sequence(self) -> CompiledSequence:
         """Implement `Backend.new_sequence`."""
-        if not self._free.acquire(blocking=False):
+        if not self._lent.acquire(blocking=False):
             raise CapacityError(f"sequences: found one that is open, expected none: backend {self.name} has one")
         return self._sequence
 
     def give_back(self) -> None:
-        """Take back the sequence, which has been closed."""
-        self._free.release()
+        """Take back the sequence, which has been closed; taking it back again does nothing."""
+        with suppress(RuntimeError):
+            self._lent.release()

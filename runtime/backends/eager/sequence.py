@@ -193,4 +193,5 @@ class EagerSequence:
         self._restored = Progress()
 
     def close(self) -> None:
-        """Implement `BackendSequence.close`: the memory goes with the object."""
+        """Implement `BackendSequence.close`."""
+        self.backend.open_sequences.close(self)

@@ -41,18 +41,20 @@ def test_bytes_are_those_that_the_backend_allocates(
     request: pytest.FixtureRequest, bundle: str, max_bytes: int
 ) -> None:
     backend = OnnxRuntimeBackend.load(request.getfixturevalue(bundle), max_bytes, 1)
-    caches = [buffer for graph in backend.graphs.values() for buffer in graph.caches.buffers.values()]
-    others = [buffer for graph in backend.graphs.values() for buffer in buffers_of(graph)]
-    found = sum(buffer.bytes for buffer in (*caches, *others, *buffers_of(backend._buffers)))
-    assert found == buffer_bytes(backend.config, 4, max_bytes)
+    sequence = backend.new_sequence()
+    caches = [buffer for graph in sequence.graphs.values() for buffer in graph.caches.buffers.values()]
+    others = [buffer for graph in sequence.graphs.values() for buffer in buffers_of(graph)]
+    found = sum(buffer.bytes for buffer in (*caches, *others, *buffers_of(sequence._buffers)))
+    assert found == buffer_bytes(backend.config, 4, max_bytes) == backend.sequence_bytes
     assert all(buffer.bytes == buffer.array.nbytes for buffer in caches)
 
 
 def test_eager_allocates_what_is_computed(either_model: Blt) -> None:
     backend = EagerBackend(either_model, 100)
-    caches = sum(cache.keys.nbytes + cache.values.nbytes for cache in backend._caches.values())
-    found = caches + backend._states.nbytes + backend._latent_kv.nbytes
-    assert found == torch_backend.buffer_bytes(either_model.config, 4, 100)
+    sequence = backend.new_sequence()
+    caches = sum(cache.keys.nbytes + cache.values.nbytes for cache in sequence._caches.values())
+    found = caches + sequence._states.nbytes + sequence._latent_kv.nbytes
+    assert found == torch_backend.buffer_bytes(either_model.config, 4, 100) == backend.sequence_bytes
 
 
 @pytest.fixture
@@ -129,13 +131,13 @@ def test_longest_text_is_exact() -> None:
 
 
 def test_nothing_outside_of_a_buffer_is_ever_bound(tiny_bundle: Path) -> None:
-    backend = OnnxRuntimeBackend.load(tiny_bundle, 50, 1)
-    binding = backend._decoder_binding(10, 1, 3, 1)
-    buffer = backend._buffers.latent_kv
+    sequence = OnnxRuntimeBackend.load(tiny_bundle, 50, 1).new_sequence()
+    binding = sequence._decoder_binding(10, 1, 3, 1)
+    buffer = sequence._buffers.latent_kv
     rows = len(buffer.array)
     binding.point("latent_kv", (1, *buffer.row_shape), buffer, 5)
     for count, row in ((1, rows), (2, rows - 1), (1, -1), (rows + 1, 0)):
         with pytest.raises(ValueError, match=r"latent_kv: float32 .* is not inside its buffer"):
             binding.point("latent_kv", (count, *buffer.row_shape), buffer, row)
     with pytest.raises(ValueError, match="latent_kv: float32"):  # int64 in the buffer
-        binding.point("latent_kv", (1, *buffer.row_shape), backend._buffers.best.buffer)
+        binding.point("latent_kv", (1, *buffer.row_shape), sequence._buffers.best.buffer)

@@ -58,8 +58,9 @@ def test_baseline_has_the_dtype_of_the_bundle_and_the_reference_is_exact(
     ):
         types = {(name.startswith("patcher"), p.dtype) for name, p in backend.model.named_parameters()}
         assert types == {(True, torch.float32), (False, kind)}
-        assert backend._caches["decoder"].keys.dtype == backend._latent_kv.dtype == kind
-        assert backend._caches["patcher"].keys.dtype == torch.float32
+        sequence = backend.new_sequence()
+        assert sequence._caches["decoder"].keys.dtype == sequence._latent_kv.dtype == kind
+        assert sequence._caches["patcher"].keys.dtype == torch.float32
         assert len(BltRuntime(backend).generate(b"abc", 20, method="ar", stop_at_eos=False).data) == 20
     rounded = baseline.model.decoder.output.weight.float()
     assert torch.equal(rounded, reference.model.decoder.output.weight)
@@ -97,7 +98,7 @@ def test_padded_rows_write_what_exact_rows_write(request: pytest.FixtureRequest,
     expected = exact.generate(PROMPT, 60, method=method, stop_at_eos=False)
     compiler = Uncompiled()
     backend = CompiledBackend(either_model, 240, 1, compiler)
-    assert len(PROMPT) + 60 > len(backend._caches["decoder"].slots), "the ring is used more than once"
+    assert len(PROMPT) + 60 > len(backend._sequence._caches["decoder"].slots), "the ring is used more than once"
     runtime = BltRuntime(backend)
     for _ in range(2):  # what one text leaves in the rings is not in the way of the next
         found = runtime.generate(PROMPT, 60, method=method, stop_at_eos=False)
@@ -112,7 +113,7 @@ def test_padded_rows_write_what_exact_rows_write(request: pytest.FixtureRequest,
 
 
 def test_failure_in_a_draft_is_that_of_its_part(tiny_encoder_model: Blt, monkeypatch: pytest.MonkeyPatch) -> None:
-    backend = CompiledBackend(tiny_encoder_model, 60, 1, Uncompiled())
+    sequence = CompiledBackend(tiny_encoder_model, 60, 1, Uncompiled()).new_sequence()
     ids = np.zeros(tiny_encoder_model.config.hash.context, dtype=np.int64)
 
     def refuses(rows: DecoderRows) -> tuple[int, bool]:
@@ -122,7 +123,7 @@ def test_failure_in_a_draft_is_that_of_its_part(tiny_encoder_model: Blt, monkeyp
         raise RuntimeError("index 9")
 
     with pytest.raises(KeyError, match="the caller's own"):
-        backend.draft(0, ids, 0, 2, refuses)
+        sequence.draft(0, ids, 0, 2, refuses)
     for owner, name, part in (
         (tiny_encoder_model.encoder, "embed", "encoder"),
         (tiny_encoder_model.decoder, "rows", "decoder"),
@@ -130,26 +131,26 @@ def test_failure_in_a_draft_is_that_of_its_part(tiny_encoder_model: Blt, monkeyp
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, fails)
             with pytest.raises(GraphError, match=rf"^{part} of .*: failed while it ran \(index 9\)"):
-                backend.draft(0, ids, 0, 2)
+                sequence.draft(0, ids, 0, 2)
 
 
 def test_real_program_computes_what_its_module_does(tiny_model: Blt) -> None:
     """The one test that calls the C++ compiler; ``fastblt audit --backend eager-compiled`` compares whole models."""
-    backend = CompiledBackend(tiny_model, 60, 1, Uncompiled())
-    module, slots = backend._plain["global"], backend._views["global"]
-    calls = [backend._first_arguments("global", 1, view) for view in slots]
+    sequence = CompiledBackend(tiny_model, 60, 1, Uncompiled()).new_sequence()
+    module, slots = sequence._plain["global"], sequence._views["global"]
+    calls = [sequence._first_arguments("global", 1, view) for view in slots]
     assert len(calls) > 1
-    backend.links.embeddings.normal_(generator=torch.Generator().manual_seed(1))
+    sequence.links.embeddings.normal_(generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
         module(*calls[0])
-        expected = backend.links.latent_kv[:, 0].clone()
-        backend.links.latent_kv.zero_()
+        expected = sequence.links.latent_kv[:, 0].clone()
+        sequence.links.latent_kv.zero_()
         compiler = Compiler("cpu")
         program = compiler.compile("global", module, calls, 1)
         for call in calls:
-            backend.links.latent_kv.zero_()
+            sequence.links.latent_kv.zero_()
             compiler.run(program, *call)
-            torch.testing.assert_close(backend.links.latent_kv[:, 0], expected)
+            torch.testing.assert_close(sequence.links.latent_kv[:, 0], expected)
 
 
 def test_missing_compiler_is_one_clear_error(tiny_model: Blt, monkeypatch: pytest.MonkeyPatch) -> None:

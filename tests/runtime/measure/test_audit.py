@@ -12,6 +12,7 @@ from fastblt.models.blt import Blt
 from fastblt.models.config import BltConfig, PatchingConfig
 from fastblt.models.tokens import BOS_ID, BYTE_OFFSET, EOS_ID, encode
 from fastblt.runtime.backends.eager.backend import EagerBackend
+from fastblt.runtime.backends.eager.sequence import EagerSequence
 from fastblt.runtime.backends.protocol import Backend, DecoderRows, Floats, Ids
 from fastblt.runtime.blt_runtime import BltRuntime
 from fastblt.runtime.measure.agreement import common_prefix
@@ -118,20 +119,26 @@ def test_method_that_is_not_lossless_is_compared_with_itself(
 
 
 class SecondBest:
-    """A backend that takes the second-best byte of the last row of its n-th block."""
+    """A backend, and its only sequence, that takes the second-best byte of the last row of its n-th block."""
 
     def __init__(self, backend: Backend, nth: int) -> None:
         self._backend = backend
         self._nth = nth
         self.blocks = 0
+        self.sequences = 1
+        self._sequence: Any = None
+
+    def new_sequence(self) -> Any:
+        self._sequence = self._backend.new_sequence()
+        return self
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._backend, name)
+        return getattr(self._backend if hasattr(self._backend, name) else self._sequence, name)
 
     def run_decoder(
         self, position: int, ids: Ids, latents: Ids, block: int = 0, visible_from: Ids | None = None
     ) -> DecoderRows:
-        rows = self._backend.run_decoder(position, ids, latents, block).copy()
+        rows = self._sequence.run_decoder(position, ids, latents, block).copy()
         self.blocks += block > 0
         if block and self.blocks == self._nth:
             rows.best[-1] = np.argsort(rows.logits[-1])[-2]
@@ -268,22 +275,22 @@ def test_entropies_near_the_threshold_are_those_of_masked_documents(
     ids[[3, 20, 31]] = EOS_ID
     expected = runtime.generate(ids, 20, method="ar", stop_at_eos=False).data
     seen: list[float] = []
-    run_patcher = backend.run_patcher
+    run_patcher = EagerSequence.run_patcher
 
-    def spy(position: int, tokens: Ids, visible_from: Ids | None = None) -> Floats:
-        entropies = run_patcher(position, tokens, visible_from)
+    def spy(sequence: EagerSequence, position: int, tokens: Ids, visible_from: Ids | None = None) -> Floats:
+        entropies = run_patcher(sequence, position, tokens, visible_from)
         seen.extend(np.abs(entropies - threshold).tolist())
         return entropies
 
     with monkeypatch.context() as patch:
-        patch.setattr(backend, "run_patcher", spy)
+        patch.setattr(EagerSequence, "run_patcher", spy)
         session = Session(backend)
         session.append(np.concatenate([ids[1:], encode(expected[:9], bos=False)]))
         logits = session.score().logits[-1].copy()
     found = expected[:9] + bytes([expected[9] ^ 1])
     difference = explain(runtime, "ids", ids, expected[:10], found)
     assert (difference.offset, difference.boundary_gap) == (9, pytest.approx(min(seen), abs=1e-6))
-    unmasked = run_patcher(0, session.tokens)
+    unmasked = session.sequence.run_patcher(0, session.tokens)
     assert float(np.abs(unmasked - threshold).min()) != pytest.approx(min(seen), abs=1e-4)
     ours, other = (float(logits[byte + BYTE_OFFSET]) for byte in (expected[9], found[9]))
     assert difference.logit_gap == pytest.approx(abs(ours - other), abs=1e-5)

@@ -153,7 +153,8 @@ def test_blocks_are_tried_where_the_model_has_a_mask(open_backend: Callable[[str
 
 def policy_of(runtime: BltRuntime) -> Policy:
     """What a runtime has learned; fails where it has learned nothing."""
-    return runtime.stream(b"", 1).session.learned.recall(Policy, lambda: pytest.fail("nothing was learned"))
+    with runtime.session() as session:
+        return session.learned.recall(Policy, lambda: pytest.fail("nothing was learned"))
 
 
 def test_what_is_learned_belongs_to_the_runtime(scripted: Scripted) -> None:

@@ -19,7 +19,7 @@ from fastblt.runtime.sequence.sampling import Sampler
 from fastblt.runtime.sequence.session import Session
 
 ModelOf = Callable[[Backend], Blt]
-LatentsOf = Callable[[Backend, int], NDArray[np.float32]]
+LatentsOf = Callable[[Session, int], NDArray[np.float32]]
 TOLERANCE = 5e-5
 """Of logits up to 4 in size: two backends, two orders of summation."""
 
@@ -123,11 +123,11 @@ def test_nothing_remembers_what_was_rewound(
     assume(not is_tie(model_of(backend), tokens))
     session.append([77])
     logits = session.score().logits[-1].copy()
-    latents = latents_of(backend, len(session.patch_ends))
+    latents = latents_of(session, len(session.patch_ends))
     other, expected = fresh(backend, [*tokens, 77])
     assert session.patch_ends == other.patch_ends
     np.testing.assert_allclose(logits, expected, atol=TOLERANCE, rtol=0)
-    np.testing.assert_allclose(latents, latents_of(backend, len(other.patch_ends)), atol=TOLERANCE, rtol=1e-4)
+    np.testing.assert_allclose(latents, latents_of(other, len(other.patch_ends)), atol=TOLERANCE, rtol=1e-4)
 
 
 @examples(8)
@@ -147,7 +147,7 @@ def test_generation_is_the_same_when_rewound_and_generated_again(
     generate(first + 30)
     end = session.scored
     tokens, ends = session.tokens.tolist()[:end], list(session.patch_ends)
-    latents = latents_of(backend, len(ends))
+    latents = latents_of(session, len(ends))
     for _ in range(2):
         # A row says what follows its token: the last token that stays is scored once more.
         keep = data.draw(st.integers(max(first, 2), end - 1)) - 1
@@ -159,7 +159,7 @@ def test_generation_is_the_same_when_rewound_and_generated_again(
         session.rewind(end)
         assert session.tokens.tolist() == tokens
         assert session.patch_ends == ends
-        np.testing.assert_allclose(latents_of(backend, len(ends)), latents, atol=TOLERANCE, rtol=1e-4)
+        np.testing.assert_allclose(latents_of(session, len(ends)), latents, atol=TOLERANCE, rtol=1e-4)
 
 
 def test_rewind_forgets_patches_that_end_later_and_no_others(backend: Backend) -> None:
@@ -211,26 +211,28 @@ def test_draft_books_each_part_its_own_time(backend: Backend, monkeypatch: pytes
     session.append([99])
     stats, reads_states = session.stats, backend.config.decoder_input == "encoder"
     # A GPU's calls of the encoder are an object of their own.
-    encoder: Any = backend if hasattr(backend, "_encode") else backend._encoder  # type: ignore[attr-defined]
+    encoder: Any = session.sequence
+    encoder = encoder if hasattr(encoder, "_encode") else encoder.slot.encoder
     encode_rows = encoder._encode
 
     def slow(*args: Any) -> None:
         time.sleep(0.005)
         encode_rows(*args)
 
-    monkeypatch.setattr(encoder, "_encode", slow)
-    for pick in (None, lambda row: (int(row.best[0]), True)):
-        seconds, calls = dict(stats.part_seconds), dict(stats.nfe)
-        began = time.perf_counter()
-        session.draft(6, pick)
-        whole = time.perf_counter() - began
-        spent = {part: stats.part_seconds[part] - seconds[part] for part in ("encoder", "decoder")}
-        assert stats.nfe["decoder"] - calls["decoder"] == 6
-        assert stats.nfe["encoder"] - calls["encoder"] == (6 if reads_states else 0)
-        assert spent["decoder"] > 0
-        assert spent["decoder"] + spent["encoder"] <= whole
-        assert spent["decoder"] <= whole - (0.03 if reads_states else 0.0)
-        assert spent["encoder"] >= 0.03 if reads_states else spent["encoder"] == 0
+    with monkeypatch.context() as patch:  # the sequence is gone when the test is over
+        patch.setattr(encoder, "_encode", slow)
+        for pick in (None, lambda row: (int(row.best[0]), True)):
+            seconds, calls = dict(stats.part_seconds), dict(stats.nfe)
+            began = time.perf_counter()
+            session.draft(6, pick)
+            whole = time.perf_counter() - began
+            spent = {part: stats.part_seconds[part] - seconds[part] for part in ("encoder", "decoder")}
+            assert stats.nfe["decoder"] - calls["decoder"] == 6
+            assert stats.nfe["encoder"] - calls["encoder"] == (6 if reads_states else 0)
+            assert spent["decoder"] > 0
+            assert spent["decoder"] + spent["encoder"] <= whole
+            assert spent["decoder"] <= whole - (0.03 if reads_states else 0.0)
+            assert spent["encoder"] >= 0.03 if reads_states else spent["encoder"] == 0
 
 
 def test_score_is_refused_when_everything_is_scored(backend: Backend) -> None:
@@ -287,7 +289,9 @@ def test_cost_of_steps_does_not_depend_on_capacity(
 
 @pytest.mark.parametrize("part", ["patcher", "encoder", "decoder"])
 def test_windowed_parts_read_no_more_when_the_text_is_longer(backend: Backend, part: str) -> None:
-    near, far = (max(backend.moved_bytes(part, p + i, 1) for i in range(64)) for p in (128, 512))
+    sequence = backend.new_sequence()
+    near, far = (max(sequence.moved_bytes(part, p + i, 1) for i in range(64)) for p in (128, 512))
     assert near == far
-    near, far = (backend.moved_bytes("global", position, 1) for position in (128, 512))
+    near, far = (sequence.moved_bytes("global", position, 1) for position in (128, 512))
     assert far > near
+    sequence.close()

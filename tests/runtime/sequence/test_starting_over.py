@@ -20,8 +20,10 @@ def test_draft_goes_on_after_a_rewind_that_starts_over(tiny_bundle: Path, monkey
     found = []
     for kept in (True, False):
         asked: list[tuple[int, int]] = []
-        monkeypatch.setattr(backend, "can_resume_from", lambda *at, kept=kept, asked=asked: asked.append(at) or kept)
         session = Session(backend)
+        monkeypatch.setattr(
+            session.sequence, "can_resume_from", lambda *at, kept=kept, asked=asked: asked.append(at) or kept
+        )
         session.append(TEXT[1:])
         session.score()
         session.rewind(30)

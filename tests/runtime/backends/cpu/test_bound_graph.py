@@ -7,7 +7,7 @@ from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
-from fakes.onnx_backends import MANY, OpenBackend, all_buffers, open_onnx, random_text
+from fakes.onnx_backends import MANY, OpenBackend, all_buffers, open_onnx, open_sequence, random_text
 
 from fastblt.models.tokens import encode
 from fastblt.runtime.backends.cpu import bound_graph
@@ -50,21 +50,22 @@ def spied(monkeypatch: pytest.MonkeyPatch) -> type[SpiedBinding]:
 def test_addresses_stay_when_generating_and_rewinding(
     open_backend: OpenBackend, decoder_input: str, spied: type[SpiedBinding]
 ) -> None:
-    backend = open_onnx(open_backend, decoder_input, 400)
-    before = all_buffers(backend)
+    sequence = open_sequence(open_backend, decoder_input, 400)
+    before = all_buffers(sequence)
     addresses = {name: buffer.address for name, buffer in before.items()}
     assert len(addresses) > 25
     assert len(set(addresses.values())) == len(addresses)
-    runtime = BltRuntime(backend)
+    runtime = BltRuntime(sequence.backend)
     runtime.generate(random_text(100, 4), 120, method="ar", stop_at_eos=False)
-    session = Session(backend)
-    session.append(encode(random_text(150, 5), bos=False))
-    for keep in (120, 60, 1):
-        session.score()
-        session.rewind(keep)
-        session.append(encode(random_text(40, keep), bos=False))
+    with runtime.session() as session:
+        assert session.sequence is sequence
+        session.append(encode(random_text(150, 5), bos=False))
+        for keep in (120, 60, 1):
+            session.score()
+            session.rewind(keep)
+            session.append(encode(random_text(40, keep), bos=False))
     runtime.generate(b"", 60, method="s:8", stop_at_eos=False)
-    after = all_buffers(backend)
+    after = all_buffers(sequence)
     assert {name: buffer.address for name, buffer in after.items()} == addresses
     assert all(after[name] is before[name] for name in before)
     assert all(int(buffer.array.ctypes.data) == buffer.address for buffer in after.values())
@@ -125,9 +126,9 @@ def test_bindings_are_few_however_many_shapes_occur(
     backend = open_onnx(open_backend, decoder_input, 300)
     expected = BltRuntime(backend).generate(b"a prompt", 120, method="s:8", stop_at_eos=False).data
     monkeypatch.setattr(bound_graph, "_BINDINGS_KEPT", 5)
-    backend, spied.made = open_onnx(open_backend, decoder_input, 300), 0
-    assert BltRuntime(backend).generate(b"a prompt", 120, method="s:8", stop_at_eos=False).data == expected
-    kept = [len(graph._bindings) for graph in backend.graphs.values()]
+    sequence, spied.made = open_sequence(open_backend, decoder_input, 300), 0
+    assert BltRuntime(sequence.backend).generate(b"a prompt", 120, method="s:8", stop_at_eos=False).data == expected
+    kept = [len(graph._bindings) for graph in sequence.graphs.values()]
     assert max(kept) == 5
     assert spied.made > sum(kept)
 
@@ -135,7 +136,7 @@ def test_bindings_are_few_however_many_shapes_occur(
 def test_interrupt_while_memory_is_bound_leaves_no_binding_half_made(
     open_backend: OpenBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    backend = open_onnx(open_backend, "embedding", 200)
+    backend = open_sequence(open_backend, "embedding", 200).backend
     expected = BltRuntime(open_onnx(open_backend, "embedding", 200)).generate(b"abc", 12, method="ar").data
     point, left = Binding.point, 0
 
@@ -157,17 +158,17 @@ def test_interrupt_while_memory_is_bound_leaves_no_binding_half_made(
 def test_views_bound_in_a_generation_grow_with_the_text_and_not_with_the_capacity(
     open_backend: OpenBackend, decoder_input: str, spied: type[SpiedBinding]
 ) -> None:
-    backend = open_onnx(open_backend, decoder_input, MANY)
+    sequence = open_sequence(open_backend, decoder_input, MANY)
     bound = {}
     for length in (20, 400):
         spied.points.clear()
-        BltRuntime(backend).generate(random_text(length, 11), 30, method="ar", stop_at_eos=False)
+        BltRuntime(sequence.backend).generate(random_text(length, 11), 30, method="ar", stop_at_eos=False)
         slots: dict[int, set[int]] = {}
         for name, _, shape, _, buffer in spied.points:
             if name == "key_0":
                 slots.setdefault(buffer.address, set()).add(shape[2])
         bound[length] = {
-            part: max(slots[graph.caches.buffers["key_0"].address]) for part, graph in backend.graphs.items()
+            part: max(slots[graph.caches.buffers["key_0"].address]) for part, graph in sequence.graphs.items()
         }
     # The prompt is one call, whose rows all have to be seen.
     assert max(bound[400].values()) <= 400 + 30 + 2 * VIEW_SLOTS

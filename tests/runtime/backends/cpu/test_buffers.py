@@ -34,8 +34,9 @@ def test_view_holds_what_rows_see_and_little_more(position: int, rows: int, wind
 
 
 def test_prompt_is_read_in_the_windows_when_rows_are_few(onnx_backend: OnnxRuntimeBackend) -> None:
+    graphs = onnx_backend.new_sequence().graphs
     for part in ("patcher", "encoder", "decoder"):
-        window = onnx_backend.graphs[part].window
+        window = graphs[part].window
         assert window is not None
-        assert onnx_backend.graphs[part].caches.view(800, 1).slots <= window + 2 * VIEW_SLOTS
-    assert onnx_backend.graphs["global"].window is None
+        assert graphs[part].caches.view(800, 1).slots <= window + 2 * VIEW_SLOTS
+    assert graphs["global"].window is None

@@ -68,10 +68,10 @@ def test_block_rows_equal_eager_when_they_see_each_other(
             history = backend.config.hash.context - 1
             fed = np.concatenate([ids[-history:], np.arange(50, 50 + count)])
             at = np.arange(first, first + count)
-            backend.run_encoder(first, fed, at, at + 1)
+            session.sequence.run_encoder(first, fed, at, at + 1)
         tokens, latents = np.arange(50, 50 + count), np.full(count, latest)
-        causal = backend.run_decoder(first, tokens, latents).logits.copy()
-        block = backend.run_decoder(first, tokens, latents, block=count).logits.copy()
+        causal = session.sequence.run_decoder(first, tokens, latents).logits.copy()
+        block = session.sequence.run_decoder(first, tokens, latents, block=count).logits.copy()
         # The last row of a block sees what it sees anyway, but what it reads has changed in the layers below.
         assert np.abs(causal - block)[:-1].max() > 1e-2
         results.append((causal, block))
@@ -99,8 +99,9 @@ def test_fp16_bundle_equals_its_eager_weights_but_for_rounding(
     bundle = exported(tiny_checkpoint, dtype="fp16", hash_tables=hash_tables)
     sizes, ids = [1, 40, 1, 1, 60], encode(random_text(103, 3))
     found, expected = OnnxRuntimeBackend.load(bundle, 200, 1), EagerBackend.load(bundle, "cpu", 200, 1, exact=True)
-    assert {str(b.array.dtype) for b in found.graphs["decoder"].caches.buffers.values()} == {"float16"}
-    assert {str(b.array.dtype) for b in found.graphs["patcher"].caches.buffers.values()} == {"float32"}
+    graphs = found.new_sequence().graphs
+    assert {str(b.array.dtype) for b in graphs["decoder"].caches.buffers.values()} == {"float16"}
+    assert {str(b.array.dtype) for b in graphs["patcher"].caches.buffers.values()} == {"float32"}
     for (session, rows), (reference, wide) in zip(
         advance(found, sizes, ids), advance(expected, sizes, ids), strict=True
     ):
@@ -146,6 +147,7 @@ def test_caches_are_the_same_when_rewound_and_generated_again(
     onnx_backend: OnnxRuntimeBackend, prompt: bytes, count: int, data: st.DataObject
 ) -> None:
     session = Session(onnx_backend)
+    sequence: Any = session.sequence
 
     def generate(until: int) -> None:
         """Score what is pending and continue greedily, until ``until`` tokens are scored."""
@@ -165,10 +167,10 @@ def test_caches_are_the_same_when_rewound_and_generated_again(
         }
         found = {
             f"{part}.{name}": buffer.array[: lengths[part]].copy()
-            for part, graph in onnx_backend.graphs.items()
+            for part, graph in sequence.graphs.items()
             for name, buffer in graph.caches.buffers.items()
         }
-        return found | {"latent_kv": onnx_backend._buffers.latent_kv.array[: lengths["global"]].copy()}
+        return found | {"latent_kv": sequence._buffers.latent_kv.array[: lengths["global"]].copy()}
 
     session.append(encode(prompt, bos=False))
     first = session.length
@@ -197,7 +199,7 @@ def test_small_models_get_one_thread(tiny_bundle: Path, threads: int | None, wei
 
 
 def test_moved_bytes_are_weights_and_the_view_of_the_caches(onnx_backend: OnnxRuntimeBackend) -> None:
-    config = onnx_backend.config
+    sequence, config = onnx_backend.new_sequence(), onnx_backend.config
     stacks = {
         "patcher": config.patcher,
         "encoder": config.encoder,
@@ -205,7 +207,7 @@ def test_moved_bytes_are_weights_and_the_view_of_the_caches(onnx_backend: OnnxRu
         "decoder": config.decoder,
     }
     for part, stack in stacks.items():
-        graph = onnx_backend.graphs[part]
-        found = onnx_backend.moved_bytes(part, 300, 2) - graph.spec.weight_bytes
+        graph = sequence.graphs[part]
+        found = sequence.moved_bytes(part, 300, 2) - graph.spec.weight_bytes
         slots = graph.caches.view(300, 2).slots
         assert found == slots * stack.layers * 2 * stack.dim * 4

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 import pytest
-from fakes.onnx_backends import MANY, OpenBackend, all_buffers, open_onnx
+from fakes.onnx_backends import MANY, OpenBackend, all_buffers, open_onnx, open_sequence
 from numpy.typing import NDArray
 
 from fastblt.models.config import BltConfig
 from fastblt.runtime.backends.cpu.bound_graph import BoundGraph
 from fastblt.runtime.backends.cpu.buffers import Buffer
-from fastblt.runtime.backends.cpu.sessions import session_options
+from fastblt.runtime.backends.cpu.sessions import LoadedGraph, session_options
 from fastblt.runtime.blt_runtime import BltRuntime
 from fastblt.runtime.bundle.manifest import load_manifest
 
@@ -28,10 +28,10 @@ Arrays = dict[str, NDArray[Any]]
 def test_nothing_is_copied_by_the_runtime_between_steps(
     open_backend: OpenBackend, decoder_input: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    backend = open_onnx(open_backend, decoder_input, MANY)
-    cache = min(b.array.nbytes for g in backend.graphs.values() for b in g.caches.buffers.values())
+    sequence = open_sequence(open_backend, decoder_input, MANY)
+    cache = min(b.array.nbytes for g in sequence.graphs.values() for b in g.caches.buffers.values())
     assert cache > 8e6
-    runtime = BltRuntime(backend)
+    runtime = BltRuntime(sequence.backend)
     runtime.generate(b"warm", 200, method="ar", stop_at_eos=False)
 
     def forbidden(*_: Any, **__: Any) -> Any:
@@ -64,22 +64,22 @@ def changed_rows(before: NDArray[Any], after: NDArray[Any]) -> set[int]:
 
 @pytest.mark.parametrize("rows", [1, 5])
 def test_step_changes_nothing_but_its_own_rows(open_backend: OpenBackend, decoder_input: str, rows: int) -> None:
-    backend = open_onnx(open_backend, decoder_input, 300)
-    context = backend.config.hash.context
+    sequence = open_onnx(open_backend, decoder_input, 300).new_sequence()
+    context = sequence.config.hash.context
     random = np.random.default_rng(9)
     # Something everywhere, also where no row has been yet: nothing may be cleared or moved.
-    for name, buffer in all_buffers(backend).items():
+    for name, buffer in all_buffers(sequence).items():
         if buffer.array.dtype == np.float32:
             buffer.array[:] = random.standard_normal(buffer.array.shape)
         assert buffer.array.flags.owndata, name
     position, patch = 130, 37
 
     def caches() -> Arrays:
-        kept = {f"{part}.{n}": b for part, g in backend.graphs.items() for n, b in g.caches.buffers.items()}
+        kept = {f"{part}.{n}": b for part, g in sequence.graphs.items() for n, b in g.caches.buffers.items()}
         kept |= {
-            "pool": backend._buffers.pool,
-            "latent_kv": backend._buffers.latent_kv,
-            "states": backend._buffers.states,
+            "pool": sequence._buffers.pool,
+            "latent_kv": sequence._buffers.latent_kv,
+            "states": sequence._buffers.states,
         }
         return {name: buffer.array.copy() for name, buffer in kept.items()}
 
@@ -87,16 +87,16 @@ def test_step_changes_nothing_but_its_own_rows(open_backend: OpenBackend, decode
     with_history = np.concatenate([random.integers(4, 260, size=context - 1), ids])
     at = np.arange(position, position + rows)
     written = set(at.tolist())
-    reads_states = backend.config.decoder_input == "encoder"
+    reads_states = sequence.config.decoder_input == "encoder"
     calls: dict[str, tuple[Callable[[], Any], dict[str, set[int]]]] = {
-        "patcher": (lambda: backend.run_patcher(position, ids), {}),
+        "patcher": (lambda: sequence.run_patcher(position, ids), {}),
         "encoder": (
             # One patch that began four positions before: its first row is the pool's first slot.
-            lambda: backend.run_encoder(position, with_history, at[:1] - 4, at[-1:] + 1),
+            lambda: sequence.run_encoder(position, with_history, at[:1] - 4, at[-1:] + 1),
             {"pool": set(written)} | ({"states": written} if reads_states else {}),
         ),
-        "global": (lambda: backend.run_global(patch, 1), {"latent_kv": {patch}}),
-        "decoder": (lambda: backend.run_decoder(position, ids, np.full(rows, patch)), {}),
+        "global": (lambda: sequence.run_global(patch, 1), {"latent_kv": {patch}}),
+        "decoder": (lambda: sequence.run_decoder(position, ids, np.full(rows, patch)), {}),
     }
     for part, (call, others) in calls.items():
         before = caches()
@@ -127,7 +127,7 @@ def test_scatter_writes_in_place_when_input_and_output_are_bound_to_one_address(
         options = session_options(manifest, 1)
         options.enable_profiling = True
         options.profile_file_prefix = str(tmp_path / f"profile-{bind}")
-        graph = BoundGraph(tiny_bundle / spec.file, spec, stack, MANY, options)
+        graph = BoundGraph(LoadedGraph.load(tiny_bundle / spec.file, spec, stack, options), MANY)
         others = {
             name: Buffer(1, shape, np.dtype(np.float32))
             for name, shape in {
@@ -150,8 +150,8 @@ def test_scatter_writes_in_place_when_input_and_output_are_bound_to_one_address(
                 feed[name] = getattr(graph, name).values[None, :1]
             feed["write_index"] = graph.write_index.values[:1]
             for _ in range(8):
-                graph.session.run(None, feed)
-        return min(scatter_seconds(Path(graph.session.end_profiling())))
+                graph.graph.session.run(None, feed)
+        return min(scatter_seconds(Path(graph.graph.session.end_profiling())))
 
     bound, unbound = run(True), run(False)
     assert bound < 2e-4, "17 MB are not copied in so little time"
