@@ -151,12 +151,13 @@ class Scheduler:
                 if job.stream is None:
                     job.stream = self.runtime.stream(job.prompt, request=job.request)
                 chunk = job.stream.step()
+            if chunk is not None:
+                if chunk.data and job.first_byte_seconds is None:
+                    job.first_byte_seconds = time.perf_counter() - job.submitted
+                self._observer.grew(job, chunk)
         except Exception as found:
             error = found
-        if chunk is not None:
-            if chunk.data and job.first_byte_seconds is None:
-                job.first_byte_seconds = time.perf_counter() - job.submitted
-            self._observer.grew(job, chunk)
+        if chunk is not None and error is None:
             job.put(chunk)
             with self._changed:
                 if not job.cancelled and job.stream is not None and job.stream.open:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import socket
@@ -90,6 +91,15 @@ def test_a_model_that_writes_something_else_is_not_ready(tiny_bundle: Path, monk
     monkeypatch.setattr(BltRuntime, "generate", wrong)
     with pytest.raises(model_host.NotReproducedError, match="auto: found b'x' after b'In the beginning', expected"):
         model_host.known_text(runtime, "auto")
+
+
+def test_the_known_text_can_be_asked_for_again(runtime: BltRuntime) -> None:
+    with serve(runtime) as served:
+        asyncio.run(served.host.reproduce())
+        served.host.known = b"something else"
+        with pytest.raises(model_host.NotReproducedError, match="expected b'something else' as before"):
+            asyncio.run(served.host.reproduce())
+        assert served.host.idle
 
 
 @pytest.mark.parametrize(

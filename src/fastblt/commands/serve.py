@@ -76,14 +76,21 @@ def command(
     chat_template: Annotated[
         Path | None,
         typer.Option(
-            help="Jinja template of chats: a file, or the folder of a checkpoint that has one  [default: lines of "
-            "'role: content']"
+            help="Jinja template of chats: a file, or the folder of a checkpoint that has one  [default: the bundle's, "
+            "if it has one; else lines of 'role: content']"
         ),
     ] = None,
     cors_origin: Annotated[
         list[str] | None,
         typer.Option(help="Origin whose pages may ask, such as https://example.org, or *; any number of times."),
     ] = None,
+    reuse_prompts: Annotated[
+        bool,
+        typer.Option(
+            "--reuse-prompts/--no-reuse-prompts",
+            help="Read what a prompt has in common with an earlier one only once; clients can tell that there was one.",
+        ),
+    ] = True,
     log_prompts: Annotated[bool, typer.Option("--log-prompts", help="Write prompts to the log, too.")] = False,
     page: Annotated[bool, typer.Option("--page/--no-page", help="Serve a page to try the model with at /.")] = True,
     workers: Annotated[
@@ -97,12 +104,14 @@ def command(
     threads: ThreadsOption = None,
     row_floor: RowFloorOption = 1,
 ) -> None:
-    """Serve a bundle over HTTP: OpenAI's interface at /v1, a page at /, figures at /metrics.
+    """Serve a bundle over HTTP: OpenAI's interface, and a page.
 
-    The log goes to standard error, one JSON object a line. SIGTERM and Ctrl-C let texts come to their end.
+    The interface is at /v1, the page at /, figures for Prometheus at /metrics. The log goes to standard error, one JSON
+    object a line. SIGTERM and Ctrl-C let texts come to their end.
     """
     from fastblt.runtime.serving import api_keys as keys
     from fastblt.runtime.serving.app import create_app
+    from fastblt.runtime.serving.chat_template import find_template
     from fastblt.runtime.serving.json_log import start_log
     from fastblt.runtime.serving.listen import bind, exposed, run, url_of
     from fastblt.runtime.serving.settings import ServingSettings
@@ -123,7 +132,7 @@ def command(
             drain=drain,
             keys=keys.environment_keys() if api_keys is None else keys.read_keys(api_keys),
             cors_origins=_origins(cors_origin or []),
-            chat_template=chat_template,
+            chat_template=chat_template or (bundle if find_template(bundle) else None),
             log_prompts=log_prompts,
             page=page,
         )
@@ -135,6 +144,7 @@ def command(
         max_bytes=max_bytes,
         threads=threads,
         sequences=sequences,
+        reuse_prompts=reuse_prompts,
         row_floor=row_floor,
     )
     app = create_app(load, settings)
