@@ -142,8 +142,10 @@ class Reply:
             await asyncio.wait({answer, gone}, return_when=asyncio.FIRST_COMPLETED)
             return JSONResponse(answer.result()) if answer.done() else Response(status_code=_CLIENT_GONE)
         finally:
+            self.texts.cancel()
             answer.cancel()
             gone.cancel()
+            await asyncio.gather(answer, gone, return_exceptions=True)  # how they end interests nobody any more
 
     async def _whole(self) -> dict[str, Any]:
         pieces = [self._echoes(index) for index in range(len(self.wanted))]
