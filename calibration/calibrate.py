@@ -306,7 +306,7 @@ class _Calibration:
         with runnable(folder, self.scratch) as twin:
             prompts = [(f"prompt {i}", data) for i, data in enumerate(self.request.prompts[:AUDIT_PROMPTS])]
             longest = max(len(data) for _, data in prompts)
-            runtime = BltRuntime.from_pretrained(twin, max_bytes=longest + AUDIT_BYTES)
+            runtime = BltRuntime.from_pretrained(twin, max_bytes=longest + AUDIT_BYTES, reuse_prompts=False)
             bound = LOWERED_TIE_BOUND if self.bundle.manifest.operators == "lowered" else 0.0
             rows = audit(runtime, [(runtime, method) for method in methods], prompts, AUDIT_BYTES, bound)
         wrong = [row.method for row in rows if row.faults]

@@ -84,7 +84,7 @@ def measure(bundle: Path, windows: Sequence[Ids], plan: ScoringPlan | None = Non
     Raises:
         CalibrationError: the model returns numbers that are not finite.
     """
-    runtime = BltRuntime.from_pretrained(bundle, max_bytes=max(map(len, windows)))
+    runtime = BltRuntime.from_pretrained(bundle, max_bytes=max(map(len, windows)), reuse_prompts=False)
     nats, best, ends = 0.0, [], []
     for ids in windows:
         found: list[Ids] = []

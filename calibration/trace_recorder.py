@@ -43,7 +43,7 @@ def record(
         CalibrationError: the folder contains other traces.
     """
     longest = max(map(len, setting.prompts))
-    runtime = BltRuntime.from_pretrained(bundle, max_bytes=longest + setting.new_bytes)
+    runtime = BltRuntime.from_pretrained(bundle, max_bytes=longest + setting.new_bytes, reuse_prompts=False)
     store = TraceStore(folder, model, dict(setting.facts(runtime.config)))
     methods = setting.methods(runtime.config)
     units = [(prompt, method) for prompt in setting.prompts for method in methods]

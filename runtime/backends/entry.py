@@ -59,8 +59,7 @@ class LoadRequest:
         if self.row_floor not in ROW_FLOORS:
             known = ", ".join(map(str, ROW_FLOORS))
             raise ValueError(f"row_floor: found {shown(self.row_floor)}, expected one of {known}")
-        if self.sequences is not None:
-            _check_integer("sequences", self.sequences, limits.SEQUENCES)
+        check_sequences(self.sequences)
         if self.threads is not None:
             _check_integer("threads", self.threads, min(limits.THREADS, limits.THREADS_A_CORE * usable_cores()))
 
@@ -68,6 +67,12 @@ class LoadRequest:
 def check_capacity(max_bytes: object) -> None:
     """Raise ValueError where ``max_bytes`` is no length of a text."""
     _check_integer("max_bytes", max_bytes, limits.TEXT_BYTES)
+
+
+def check_sequences(sequences: object) -> None:
+    """Raise ValueError where ``sequences`` is no number of texts at once; None is one."""
+    if sequences is not None:
+        _check_integer("sequences", sequences, limits.SEQUENCES)
 
 
 def _check_integer(name: str, value: object, most: int) -> None:

@@ -18,7 +18,7 @@ import onnxruntime as ort
 
 from fastblt.models.atomic_folder import replacing_folder, scratch_folder
 from fastblt.models.config import BltConfig
-from fastblt.runtime.backends.entry import check_capacity
+from fastblt.runtime.backends.entry import check_capacity, check_sequences
 from fastblt.runtime.backends.onnxruntime import load_onnxruntime
 from fastblt.runtime.backends.protocol import Ids
 from fastblt.runtime.backends.providers import PROVIDERS, choose_provider
@@ -74,6 +74,7 @@ class ORTBltForCausalLM:
         session_options: Any = None,
         use_io_binding: bool | None = None,
         max_bytes: int = 4096,
+        sequences: int | None = None,
         method: str | Method | None = None,
         dtype: object = None,
         hash_tables: str | None = None,
@@ -92,6 +93,8 @@ class ORTBltForCausalLM:
             session_options: an ``onnxruntime.SessionOptions`` for the four sessions, instead of ours.
             use_io_binding: True or None: every tensor is always bound.
             max_bytes: longest prompt plus new tokens.
+            sequences: most calls of `generate`, in threads of their own, that have memory at once; None: on the CPU as
+                many as it has room for, on a GPU one.
             method: of `generate`, see docs/decoding.md; all but ``d:`` write what ``ar`` writes. None: ``auto``, or
                 ``s:8`` where `generate` is given a seed.
             dtype: ``float32``, ``float16``, ``bfloat16``, a torch.dtype or ``fp32``...: of the export (fp32 unless
@@ -121,12 +124,15 @@ class ORTBltForCausalLM:
                 f"session_options: found {type(session_options).__name__}, expected an onnxruntime.SessionOptions"
             )
         check_capacity(max_bytes)
+        check_sequences(sequences)
         decoding = GenerationRequest(method=method).decoding_method()
         device = choose_provider(_provider_name([provider] if providers is None else providers))
         kind = _dtype_name(dtype)
 
         def load(bundle: Path) -> ORTBltForCausalLM:
-            backend = load_onnxruntime(bundle, device, max_bytes, None, session_options, warm_up=True)
+            backend = load_onnxruntime(
+                bundle, device, max_bytes, None, session_options, warm_up=True, sequences=sequences
+            )
             decoding.check(backend.config)
             return cls(backend, bundle, str(model_id), method)
 
@@ -240,7 +246,7 @@ class ORTBltForCausalLM:
 
         Raises:
             UnsupportedArgumentError: an argument cannot be honored.
-            BusyError: the call comes from a streamer, or a stream of `runtime` is open; see `BltRuntime`.
+            BusyError: no place can become free, e.g. since the call comes from a streamer; see `BltRuntime`.
             CapacityError: prompt and new tokens exceed ``max_bytes``.
             GraphError: a graph fails while it runs; see `BltRuntime.generate`.
             ValueError: the ids are not a prompt, or an argument is out of range.

@@ -110,6 +110,24 @@ def test_log_probabilities_are_written(tiny_bundle: Path, expected: bytes, tmp_p
     assert all(value <= 0 for value in found["logprobs"])
 
 
+def test_session_continues_a_saved_text(tiny_bundle: Path, tmp_path: Path) -> None:
+    session, count = tmp_path / "text", ("--max-new-bytes", "8", "--method", "ar")
+    first, _ = generate(tiny_bundle, "--session", str(session), *count)
+    second, table = generate(tiny_bundle, "--session", str(session), "--stats", *count, prompt=b"and")
+    text = PROMPT + first + b"and"
+    assert second == generate(tiny_bundle, *count, prompt=text)[0]
+    assert f"{len(text)} ({len(PROMPT + first) - 1} read earlier), 8" in table
+    # Without a prompt it continues, too; with --max-bytes of its own as soon as the text fits.
+    arguments = ["generate", str(tiny_bundle), "--provider", "cpu", "--session", str(session), *count]
+    third = CliRunner().invoke(app, arguments)
+    assert third.stdout_bytes == generate(tiny_bundle, *count, prompt=text + second)[0]
+    before = session.read_bytes()
+    refused = CliRunner().invoke(app, [*arguments, "--max-bytes", "20"])
+    assert refused.exit_code == 1
+    assert f"{session}: not a saved sequence that can be used (found 35 bytes of text, expected" in refused.stderr
+    assert session.read_bytes() == before
+
+
 @pytest.mark.parametrize("item", ["10", "x=1", "10=y", "=1"])
 def test_malformed_bias_is_refused(item: str) -> None:
     with pytest.raises(ValueError, match=r"--logit-bias: found .*, expected BYTE=VALUE"):

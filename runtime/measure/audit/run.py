@@ -122,14 +122,18 @@ def run_audit(
     opened = Bundle.open(bundle, check=False)
     methods, left_out = choose_methods(request.methods, opened.config)
     capacity = request.max_new_bytes + max(len(data) for _, data in chosen)
-    runtime = BltRuntime.from_pretrained(bundle, provider=request.provider, backend=request.backend, max_bytes=capacity)
+    # Every text is read from its beginning: the same calls whatever came before it.
+    runtime = BltRuntime.from_pretrained(
+        bundle, provider=request.provider, backend=request.backend, max_bytes=capacity, reuse_prompts=False
+    )
     truth = request.reference or (request.backend if opened.manifest.quantization else "eager")
     # In half precision the reference of a backend may be another model than the one that is audited.
     own = opened.manifest.dtype == "fp32" or backend_entry(truth).load_reference is None
     if truth == request.backend and own:
         reference = runtime
     else:
-        reference = BltRuntime(load_reference(truth, LoadRequest(bundle, request.provider, capacity)))
+        load = LoadRequest(bundle, request.provider, capacity)
+        reference = BltRuntime(load_reference(truth, load), reuse_prompts=False)
     bound = TIE_BOUND[opened.manifest.dtype]
     candidates = [(runtime, method) for method in methods]
     rows = audit(

@@ -118,5 +118,10 @@ def _load(bundle: Path, name: str, request: BenchRequest, max_bytes: int) -> Gen
     if name in PEERS:
         return load_peer(bundle, name, request.provider, request.threads)
     return BltRuntime.from_pretrained(
-        bundle, provider=request.provider, backend=name, max_bytes=max_bytes, threads=request.threads
+        bundle,
+        provider=request.provider,
+        backend=name,
+        max_bytes=max_bytes,
+        threads=request.threads,
+        reuse_prompts=False,  # what is repeated is measured as if it came for the first time
     )

@@ -177,7 +177,8 @@ def run_eval(
     names = _backends(request, quantized=opened.manifest.quantization is not None)
     load = LoadRequest(bundle, request.provider, max_bytes, request.threads)
     # The second one is what the first is compared with.
-    runtimes = [BltRuntime(load_backend(names[0], load)), *(BltRuntime(load_reference(n, load)) for n in names[1:])]
+    backends = [load_backend(names[0], load), *(load_reference(name, load) for name in names[1:])]
+    runtimes = [BltRuntime(backend, reuse_prompts=False) for backend in backends]
     each, scores = count_steps(windows, plan), []
     for index, runtime in enumerate(runtimes):
         part = part_of(on_progress, index * each, len(runtimes) * each, runtime.backend.name)

@@ -78,7 +78,7 @@ def record_calls(backend: OnnxRuntimeBackend, prompt: bytes, new_bytes: int) -> 
     try:
         for part, graph in backend.graphs.items():
             graph.on_run = last[part].note
-        BltRuntime(backend).generate(prompt, new_bytes, method=RECORDED_METHOD)
+        BltRuntime(backend, reuse_prompts=False).generate(prompt, new_bytes, method=RECORDED_METHOD)
     finally:
         for part, graph in backend.graphs.items():
             graph.on_run = before[part]

@@ -198,9 +198,9 @@ def run_verify(
             request.max_new_bytes,
             part_of(on_progress, 0, whole, "tensors of"),
         )
-        runtime = BltRuntime(candidate)
+        runtime = BltRuntime(candidate, reuse_prompts=False)
         rows = audit(
-            BltRuntime(reference),
+            BltRuntime(reference, reuse_prompts=False),
             [(runtime, method) for method in methods],
             chosen,
             request.max_new_bytes,

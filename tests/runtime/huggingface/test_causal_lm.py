@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -241,3 +243,26 @@ def test_properties_tell_how_it_runs(tiny_bundle: Path, options: dict[str, Any])
     assert model.use_io_binding
     assert model.config.name == load_manifest(tiny_bundle).model
     assert model.name_or_path == str(tiny_bundle)
+
+
+def test_threads_generate_at_the_same_time(tiny_bundle: Path) -> None:
+    model = ORTBltForCausalLM.from_pretrained(tiny_bundle, max_bytes=100, method="ar", sequences=2)
+    both = threading.Barrier(2)
+
+    class Meeting:
+        """A streamer that waits for that of the other call."""
+
+        def put(self, ids: object) -> None:
+            if not self.met:
+                self.met = True
+                both.wait(10)
+
+        def end(self) -> None: ...
+
+        met = False
+
+    with ThreadPoolExecutor(2) as pool:
+        calls = [pool.submit(model.generate, text, max_new_tokens=8, streamer=Meeting()) for text in (b"one", b"two")]
+        found = [call.result() for call in calls]
+    assert found == [model.generate(text, max_new_tokens=8) for text in (b"one", b"two")]
+    assert model.runtime.sequences == 2

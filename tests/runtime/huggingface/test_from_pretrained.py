@@ -41,6 +41,7 @@ BAD_LOADS: list[tuple[dict[str, Any], type[ValueError], str]] = [
     ({"document_masks": False}, UnsupportedArgumentError, "document_masks: found False"),
     ({"export": True}, UnsupportedArgumentError, "export: found True, but .* is a bundle"),
     ({"max_bytes": 0}, ValueError, "max_bytes: found 0"),
+    ({"sequences": 0}, ValueError, "sequences: found 0, expected a positive integer"),
     ({"method": "s:0"}, MethodError, "draft length '0'"),
     ({"model_id": "no/such-model"}, BundleError, "no/such-model: not a folder, expected a bundle"),
 ]
