@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fakes.cuda import FakeCuda
@@ -17,10 +19,12 @@ from fastblt.runtime.backends.cpu.backend import OnnxRuntimeBackend
 from fastblt.runtime.backends.cpu.buffers import Buffer, ControlInput, buffer_bytes
 from fastblt.runtime.backends.eager import torch_backend
 from fastblt.runtime.backends.eager.backend import EagerBackend
+from fastblt.runtime.backends.entry import LoadRequest
 from fastblt.runtime.backends.gpu import loading
 from fastblt.runtime.backends.gpu.memory import device_buffers
-from fastblt.runtime.backends.memory import check_fits
+from fastblt.runtime.backends.memory import check_fits, sequences_that_fit
 from fastblt.runtime.backends.protocol import Backend, CapacityError
+from fastblt.runtime.backends.registry import load_backend
 from fastblt.runtime.bundle.bundle import Bundle
 from fastblt.runtime.bundle.manifest import MANIFEST_FILE
 
@@ -128,6 +132,41 @@ def test_longest_text_is_exact() -> None:
         check_fits(500, buffers, 51, 1000, "x")
     with pytest.raises(CapacityError, match="memory: found"):
         check_fits(991, buffers, 2, 1000, "x")
+
+
+def test_as_many_sequences_as_half_of_the_rest_holds() -> None:
+    def fit(wanted: int | None, available: int | None, max_bytes: int = 10) -> int:
+        return sequences_that_fit(400, lambda size: 10 * size, max_bytes, wanted, available, "x")
+
+    assert [fit(None, available) for available in (500, 599, 999, 1000, 2**40, None)] == [1, 1, 2, 3, 64, 64]
+    assert [fit(6, available) for available in (1000, 2**40, None)] == [6, 6, 6]
+    with pytest.raises(CapacityError, match=r"^sequences: found 7 for max_bytes=10, .* expected at most 6 with the"):
+        fit(7, 1000)
+    with pytest.raises(CapacityError, match=r"^max_bytes: found 61, "):
+        fit(None, 1000, 61)
+
+
+@pytest.mark.parametrize(("kind", "module"), [("cpu", cpu_backend), ("eager", torch_backend)])
+def test_sequences_are_counted_before_anything_is_loaded(
+    tiny_bundle: Path, kind: str, module: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = {"cpu": "onnxruntime", "eager": "eager"}[kind]
+    request = LoadRequest(tiny_bundle, max_bytes=1000, sequences=3)
+    backend = load_backend(name, request)
+    assert backend.sequences == 3
+    each = backend.sequence_bytes
+    default = load_backend(name, replace(request, sequences=None)).sequences
+    assert 1 <= default <= 64
+    monkeypatch.setattr(module, "host_memory", lambda: 2 * each + 20 * MEGABYTE)
+    few = int((2 * each + 20 * MEGABYTE) // each)
+    with pytest.raises(CapacityError, match=rf"^sequences: found {few + 1} for max_bytes=1000"):
+        load_backend(name, replace(request, sequences=few + 1))
+
+
+@pytest.mark.parametrize("wrong", [0, -1, 4097, True, 2.0])
+def test_number_of_sequences_is_checked(tiny_bundle: Path, wrong: Any) -> None:
+    with pytest.raises(ValueError, match=r"^sequences: found"):
+        LoadRequest(tiny_bundle, sequences=wrong)
 
 
 def test_nothing_outside_of_a_buffer_is_ever_bound(tiny_bundle: Path) -> None:

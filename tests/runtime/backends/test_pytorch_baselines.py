@@ -18,9 +18,10 @@ from fastblt.runtime.backends.eager.compiled_backend import CompiledBackend
 from fastblt.runtime.backends.eager.readback import _LazyRows, _Logits, decoder_rows
 from fastblt.runtime.backends.entry import LoadRequest
 from fastblt.runtime.backends.graph_error import GraphError
-from fastblt.runtime.backends.protocol import DecoderRows
+from fastblt.runtime.backends.protocol import CapacityError, DecoderRows
 from fastblt.runtime.backends.registry import load_backend, load_reference
 from fastblt.runtime.blt_runtime import BltRuntime
+from fastblt.runtime.sequence.session import Session
 
 PROMPT = b"The quick brown fox jumps over the lazy dog. " * 3
 
@@ -132,6 +133,28 @@ def test_failure_in_a_draft_is_that_of_its_part(tiny_encoder_model: Blt, monkeyp
             patch.setattr(owner, name, fails)
             with pytest.raises(GraphError, match=rf"^{part} of .*: failed while it ran \(index 9\)"):
                 sequence.draft(0, ids, 0, 2)
+
+
+def test_compiled_backend_has_one_sequence_whose_text_is_saved_and_restored(tiny_model: Blt) -> None:
+    with pytest.raises(CapacityError, match=r"^sequences: found 2, expected 1 with backend eager-compiled"):
+        CompiledBackend(tiny_model, 240, 1, Uncompiled(), sequences=2)
+    backend = CompiledBackend(tiny_model, 240, 1, Uncompiled())
+    with Session(backend) as session:
+        with pytest.raises(CapacityError, match=r"^sequences: found one that is open, expected none"):
+            Session(backend)
+        session.append(np.frombuffer(PROMPT * 4, np.uint8).astype(np.int64)[:200] + 4)
+        session.score()
+        saved = session.saved()
+        session.append([70])
+        expected = session.score().logits[-1].copy()
+        session.clear()
+        session.append([80] * 90)
+        session.score()
+        session.restore(saved)
+        session.append([70])
+        np.testing.assert_array_equal(session.score().logits[-1], expected)
+        session.close()
+    Session(backend).close()  # given back, once
 
 
 def test_real_program_computes_what_its_module_does(tiny_model: Blt) -> None:
