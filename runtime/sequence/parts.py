@@ -35,7 +35,9 @@ class CountedParts:
         self.sequence = sequence
         self.stats = stats
         self.failed = False
-        """Whether a call has failed. It may have written half of its rows, so the caches are given up."""
+        """Whether no other call may be made: one has failed, or what the sequence holds is not to be relied on."""
+        self.damaged = False
+        """Whether a call has failed, and may have left anything in the caches, even NaN."""
         self._drafts_encode = config.decoder_input == "encoder"
 
     def run_patcher(self, position: int, ids: Ids, visible_from: Ids | None) -> Floats:
@@ -100,7 +102,7 @@ class CountedParts:
         try:
             result = call(position, *arguments, **named)
         except BaseException:
-            self.failed = True
+            self.failed = self.damaged = True
             raise
         self._book(part, position, rows, perf_counter() - began)
         return result

@@ -79,6 +79,7 @@ class Session:
         self.learned = learned if learned is not None else Learned()
         self.sequence = backend.new_sequence()
         self._release = finalize(self, self.sequence.close)
+        self._closed = False
         self._parts = CountedParts(self.sequence, self.config, self.stats)
         self._tokens = TokenBuffer(self.config, backend.max_bytes)
         self._latents = Latents(self.config, self._tokens, self._parts)
@@ -90,7 +91,7 @@ class Session:
 
     def close(self) -> None:
         """Let go of the caches; closing again does nothing."""
-        self._parts.failed = True
+        self._parts.failed = self._closed = True
         self._release()
 
     def __enter__(self) -> Session:
@@ -111,6 +112,7 @@ class Session:
 
         Raises:
             CapacityError: the text does not fit.
+            ValueError: the session is closed.
         """
         self.stats = self._parts.stats = stats
         if self._parts.failed:
@@ -154,7 +156,8 @@ class Session:
 
         Raises:
             CapacityError: the text does not fit.
-            ValueError: something about it cannot be; the session holds nothing but BOS then.
+            ValueError: something about it cannot be, or the session is closed.
+            Exception: whatever the device reports. After any error the session holds nothing but BOS.
         """
         self.clear()
         self._tokens.length = 0
@@ -162,8 +165,7 @@ class Session:
             self.append(saved.tokens)
             self._patches.restore(saved.patch_ends, saved.progress.tokens, saved.progress.patches)
             self.sequence.restore(saved.state, saved.progress)
-        except ValueError:
-            self._tokens.length = 1
+        except BaseException:
             self.clear()
             raise
         if self._tokens.documents is not None:
@@ -172,10 +174,29 @@ class Session:
         self.scored = saved.progress.tokens
 
     def clear(self) -> None:
-        """Forget everything but BOS, which is not scored any more; a failure is forgotten too."""
-        self._tokens.length, self.scored, self._parts.failed = 1, 0, False
-        self._patches.clear()
+        """Forget everything but BOS, which is not scored any more; a failure is forgotten too.
+
+        Raises:
+            ValueError: the session is closed.
+        """
+        if self._closed:
+            raise ValueError("session: found a closed one, expected one that is open")
+        if self._parts.damaged:
+            self._renew()
         self.sequence.reset()
+        self._patches.clear()
+        self._tokens.length, self.scored, self._parts.failed = 1, 0, False
+
+    def _renew(self) -> None:
+        """Exchange the sequence for a new one, whose caches are empty.
+
+        Rows that are not to be seen are multiplied by 0, and that does not hide NaN: those that a failed call has left
+        would spoil every later text.
+        """
+        self._release()
+        self.sequence = self._parts.sequence = self.backend.new_sequence()
+        self._release = finalize(self, self.sequence.close)
+        self._parts.damaged = False
 
     @property
     def length(self) -> int:

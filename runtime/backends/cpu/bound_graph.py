@@ -16,17 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastblt.runtime.backends.controls import Controls, write_controls
-from fastblt.runtime.backends.cpu.buffers import Buffer, ControlInput, KvBuffers, View
+from fastblt.runtime.backends.cpu.buffers import BINDINGS_KEPT, Buffer, ControlInput, KvBuffers, View
 from fastblt.runtime.backends.cpu.sessions import LoadedGraph
 from fastblt.runtime.backends.graph_error import graph_error
 from fastblt.runtime.backends.protocol import Ids
 from fastblt.runtime.bundle.dtypes import TENSOR_TYPES, numpy_dtype
 from fastblt.runtime.bundle.manifest import GraphSpec
-
-#: Bindings of each graph that are kept: those used last. One takes 12 to 24 kB. In texts of all methods and lengths,
-#: the encoder and the global, whose shapes vary most, bind anew in 3 calls of 100 that would not if all were kept.
-_BINDINGS_KEPT = 128
-
 
 class Binding:
     """Wraps an IO binding and remembers addresses, so that binding the same memory again costs nothing."""
@@ -122,7 +117,7 @@ class BoundGraph:
         binding = self._bindings.get(full)
         if binding is None:
             binding = self._bindings[full] = self._bind(rows)
-            if len(self._bindings) > _BINDINGS_KEPT:
+            if len(self._bindings) > BINDINGS_KEPT:
                 self._bindings.popitem(last=False)
         else:
             self._bindings.move_to_end(full)

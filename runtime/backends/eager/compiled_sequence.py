@@ -169,9 +169,13 @@ class CompiledSequence:
         for cache in self._caches.values():
             cache.forget()
 
+    @torch.inference_mode()
     def close(self) -> None:
-        """Implement `BackendSequence.close`: the next text gets the same caches."""
+        """Implement `BackendSequence.close`: the next text gets the same caches, emptied."""
         self.reset()
+        for cache in self._caches.values():
+            cache.clear()
+        self.links.clear()
         self.backend.give_back()
 
     def _call(

@@ -33,7 +33,7 @@ class StaticCache(nn.Module):
         self, stack: StackConfig, positions: int, spare: int, dtype: torch.dtype, device: torch.device, *, ring: bool
     ) -> None:
         super().__init__()
-        self.window = stack.window
+        self.window, self.layers = stack.window, stack.layers
         self.ring = ring and stack.window is not None
         slots = stack.window + spare if self.ring and stack.window is not None else positions
         slots += -slots % SPARE
@@ -67,6 +67,12 @@ class StaticCache(nn.Module):
     def forget(self) -> None:
         """Note that another text begins."""
         self._newest = -1
+
+    def clear(self) -> None:
+        """Fill all slots with zeros."""
+        for layer in range(self.layers):
+            self.get_buffer(f"keys_{layer}").zero_()
+            self.get_buffer(f"values_{layer}").zero_()
 
     def rows(self, control: Tensor, slots: Tensor) -> StaticRows:
         """Return what the layers share for new rows.

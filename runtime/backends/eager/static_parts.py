@@ -42,6 +42,11 @@ class Links(nn.Module):
         ):
             self.register_buffer(name, torch.zeros(shape, dtype=weight.dtype, device=weight.device))
 
+    def clear(self) -> None:
+        """Fill all of it with zeros."""
+        for buffer in self.buffers():
+            buffer.zero_()
+
 
 class StaticPatcher(nn.Module):
     """Computes entropies."""

@@ -79,7 +79,11 @@ class DeviceBackend:
         return self.manifest.digest
 
     def new_sequence(self) -> DeviceSequence:
-        """Implement `Backend.new_sequence` with a slot that is free; its caches are emptied first."""
+        """Implement `Backend.new_sequence` with a slot that is free; its caches are emptied first.
+
+        Raises:
+            GraphError: the device does not empty them.
+        """
         try:
             slot = self._free.popleft()
         except IndexError:
@@ -90,8 +94,10 @@ class DeviceBackend:
         try:
             with self.lock:
                 slot.clear()
-        except BaseException:
+        except BaseException as error:
             self._free.append(slot)
+            if isinstance(error, CudaError):
+                raise self.failure("decoder", error) from error
             raise
         return DeviceSequence(self, slot)
 

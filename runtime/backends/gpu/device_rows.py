@@ -42,6 +42,10 @@ class DeviceRows:
         """Return shape and address of all rows, for a graph that reads any of them."""
         return Bound((self._rows, *self.row_shape), self._memory.address)
 
+    def clear(self) -> None:
+        """Fill all rows with zeros, and wait for whatever is queued."""
+        self._memory.clear()
+
     def check(self, row: int, count: int) -> None:
         """Raise ValueError unless there is a row with ``count - 1`` others behind it."""
         if not 0 <= row <= self._rows - count:

@@ -180,10 +180,12 @@ class DeviceGraph:
         self.launch()
 
     def clear(self) -> None:
-        """Empty the caches, once everything that is queued is done."""
+        """Empty the caches, and what padding rows may read, once everything that is queued is done."""
         self.caches.clear()
         if self.pool is not None:
             self.pool.clear()
+        for memory in self.links.values():
+            memory.clear()
 
     def reset(self) -> None:
         """Let the next rows begin at position 0; what is in the caches is overwritten before anything reads it."""

@@ -115,9 +115,11 @@ class Slot:
         self._forget()
 
     def clear(self) -> None:
-        """Empty the caches, once everything that is queued is done."""
+        """Empty everything, once what is queued is done: NaN, where a text has left any, would spread."""
         for graph in self.graphs.values():
             graph.clear()
+        for rows in self.rows.values():
+            rows.clear()
         self._forget()
 
     def _forget(self) -> None:

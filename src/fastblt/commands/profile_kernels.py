@@ -35,7 +35,7 @@ def profile_kernels(bundle: Path) -> dict[str, Any]:
     from torch._C._autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile, supported_activities
 
-    runtime = BltRuntime.from_pretrained(bundle, provider="cuda", max_bytes=512)
+    runtime = BltRuntime.from_pretrained(bundle, provider="cuda", max_bytes=512, reuse_prompts=False)
     prompt = default_prompt().data
     for _ in range(2):
         runtime.generate(prompt, NEW_BYTES, method=METHOD)

@@ -16,7 +16,7 @@ from fakes.onnxruntime_cuda import FakeOnnxRuntime
 from fastblt.models.blt import Blt
 from fastblt.runtime.backends.cpu import backend as cpu_backend
 from fastblt.runtime.backends.cpu.backend import OnnxRuntimeBackend
-from fastblt.runtime.backends.cpu.buffers import Buffer, ControlInput, buffer_bytes
+from fastblt.runtime.backends.cpu.buffers import BINDING_BYTES, BINDINGS_KEPT, Buffer, ControlInput, buffer_bytes
 from fastblt.runtime.backends.eager import torch_backend
 from fastblt.runtime.backends.eager.backend import EagerBackend
 from fastblt.runtime.backends.entry import LoadRequest
@@ -49,7 +49,8 @@ def test_bytes_are_those_that_the_backend_allocates(
     caches = [buffer for graph in sequence.graphs.values() for buffer in graph.caches.buffers.values()]
     others = [buffer for graph in sequence.graphs.values() for buffer in buffers_of(graph)]
     found = sum(buffer.bytes for buffer in (*caches, *others, *buffers_of(sequence._buffers)))
-    assert found == buffer_bytes(backend.config, 4, max_bytes) == backend.sequence_bytes
+    bindings = len(sequence.graphs) * BINDINGS_KEPT * BINDING_BYTES
+    assert found + bindings == buffer_bytes(backend.config, 4, max_bytes) == backend.sequence_bytes
     assert all(buffer.bytes == buffer.array.nbytes for buffer in caches)
 
 

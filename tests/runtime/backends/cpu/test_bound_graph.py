@@ -125,7 +125,7 @@ def test_bindings_are_few_however_many_shapes_occur(
 ) -> None:
     backend = open_onnx(open_backend, decoder_input, 300)
     expected = BltRuntime(backend).generate(b"a prompt", 120, method="s:8", stop_at_eos=False).data
-    monkeypatch.setattr(bound_graph, "_BINDINGS_KEPT", 5)
+    monkeypatch.setattr(bound_graph, "BINDINGS_KEPT", 5)
     sequence, spied.made = open_sequence(open_backend, decoder_input, 300), 0
     assert BltRuntime(sequence.backend).generate(b"a prompt", 120, method="s:8", stop_at_eos=False).data == expected
     kept = [len(graph._bindings) for graph in sequence.graphs.values()]
