@@ -23,6 +23,7 @@ from fastblt.runtime.backends.protocol import Ids
 from fastblt.runtime.bundle.dtypes import TENSOR_TYPES, numpy_dtype
 from fastblt.runtime.bundle.manifest import GraphSpec
 
+
 class Binding:
     """Wraps an IO binding and remembers addresses, so that binding the same memory again costs nothing."""
 
