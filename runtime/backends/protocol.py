@@ -133,6 +133,7 @@ class Backend(Protocol):
 
         Raises:
             CapacityError: as many as there can be are open.
+            GraphError: the device does not empty them.
         """
         ...
 

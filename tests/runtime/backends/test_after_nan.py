@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
+from torch import Tensor, nn
 
+from fastblt.models.blt import Blt
 from fastblt.models.tokens import encode
 from fastblt.runtime.backends.cpu.buffers import Buffer
 from fastblt.runtime.backends.cpu.sequence import OnnxRuntimeSequence
+from fastblt.runtime.backends.eager.compilation import Compiler, Program
+from fastblt.runtime.backends.eager.compiled_backend import CompiledBackend
 from fastblt.runtime.backends.eager.compiled_sequence import CompiledSequence
 from fastblt.runtime.backends.eager.sequence import EagerSequence
 from fastblt.runtime.backends.gpu.cuda import DeviceMemory
@@ -62,6 +66,17 @@ def test_text_after_nan_is_what_it_is_alone(
     open_backend: Callable[[str, str, int], Backend], kind: str, decoder_input: str
 ) -> None:
     check_text_after_nan(open_backend(kind, decoder_input, 80))
+
+
+class Uncompiled(Compiler):
+    """Runs the modules as they are."""
+
+    def compile(self, name: str, module: nn.Module, calls: Sequence[Sequence[Tensor]], dynamic: int | None) -> Program:
+        return module
+
+
+def test_text_after_nan_is_what_it_is_alone_in_the_one_compiled_sequence(tiny_model: Blt) -> None:
+    check_text_after_nan(CompiledBackend(tiny_model, 80, 1, Uncompiled("cpu", {})))
 
 
 def check_text_after_nan(backend: Backend) -> None:

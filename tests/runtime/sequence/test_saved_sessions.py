@@ -16,6 +16,7 @@ from fastblt.runtime.backends.protocol import Backend, encodes_whole_patches
 from fastblt.runtime.methods import parse_method
 from fastblt.runtime.sequence.sampling import Sampler
 from fastblt.runtime.sequence.session import SavedSession, Session
+from fastblt.runtime.sequence.stats import RunStats
 
 OpenBackend = Callable[[str, str, int], Backend]
 KINDS = [(kind, rows) for kind in ("eager", "onnxruntime") for rows in ("embedding", "encoder")]
@@ -35,7 +36,7 @@ def read(backend: Backend, text: bytes) -> Session:
     return session
 
 
-def following(session: Session, method: str, count: int = 24) -> tuple[list[int], list[int], bytes]:
+def following(session: Session, method: str, count: int = 12) -> tuple[list[int], list[int], bytes]:
     """Return the tokens and patches of a text that continues with an "A", and the row of another byte after that."""
     session.append([BYTE_OFFSET + 65])
     end = session.length + count
@@ -47,7 +48,7 @@ def following(session: Session, method: str, count: int = 24) -> tuple[list[int]
     return session.tokens.tolist(), list(session.patch_ends), session.score().logits[-1].tobytes()
 
 
-@examples(12)
+@examples(5)
 @given(
     length=st.integers(0, 250),
     back=st.integers(0, 40),
@@ -129,3 +130,25 @@ def test_session_of_which_a_restoration_failed_holds_nothing_but_bos(host_backen
     expected = read(host_backend, OTHER[:50])
     session.score()
     assert following(session, "s:3") == following(expected, "s:3")
+
+
+def test_session_of_which_a_restoration_was_interrupted_holds_nothing_but_bos(
+    host_backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved, session = read(host_backend, OTHER).saved(), Session(host_backend)
+
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(session.sequence, "restore", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        session.restore(saved)
+    assert (session.length, session.scored, session.patch_ends) == (1, 0, [])
+
+
+def test_closed_session_takes_no_other_text(host_backend: Backend) -> None:
+    saved, session = read(host_backend, OTHER).saved(), Session(host_backend)
+    session.close()
+    for call in (session.clear, lambda: session.restore(saved), lambda: session.begin(saved.tokens, RunStats())):
+        with pytest.raises(ValueError, match=r"^session: found a closed one, expected one that is open$"):
+            call()
