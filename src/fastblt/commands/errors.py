@@ -33,6 +33,8 @@ _EXTRA_OF = {
     "pysword": "train",
     "matplotlib": "train",
     "httpx": "serve",
+    "ray": "fleet",
+    "yaml": "fleet",
     "fastapi": "serve",
     "jinja2": "serve",
     "prometheus_client": "serve",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fastblt.commands.fleet_capacity import capacity
+from fastblt.commands.fleet_config import config
 
 #: Commands below this one.
-COMMANDS = {"capacity": capacity}
+COMMANDS = {"config": config, "capacity": capacity}
