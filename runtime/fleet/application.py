@@ -77,11 +77,11 @@ class Replica:
                 log.exception("figures were not copied to Ray")
 
     def _copy_once(self) -> None:
+        self._metrics.copy(self._fleet.metrics)
         if self._fleet.current is not None:
             self._metrics.copy(self._fleet.current.host.metrics.registry)
-        for result, count in self._fleet.swaps.items():
-            labels = {"result": result}
-            self._metrics.show(False, "fastblt_swaps_total", "Other bundles that were asked for", labels, count)
+        for registry in self._fleet.earlier():
+            self._metrics.copy(registry, gauges=False)
 
 
 async def _open_session(session: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
 from prometheus_client import CollectorRegistry
 
@@ -29,29 +30,36 @@ class MetricsCopy:
     def __init__(self, exported: Exported) -> None:
         self._exported = exported
         self._made: dict[str, Any] = {}
-        self._seen: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
+        self._seen: WeakKeyDictionary[CollectorRegistry, dict[tuple[str, ...], float]] = WeakKeyDictionary()
 
-    def copy(self, registry: CollectorRegistry) -> None:
-        """Copy every figure of a registry."""
+    def copy(self, registry: CollectorRegistry, *, gauges: bool = True) -> None:
+        """Copy every figure of a registry; counters of several registries add up.
+
+        Args:
+            registry: of one server.
+            gauges: copy those as well; of several servers, only the one that gets new requests has some to show.
+        """
+        seen = self._seen.setdefault(registry, {})
         for family in registry.collect():
             for sample in family.samples:
-                if not sample.name.endswith("_created"):
-                    self.show(family.type == "gauge", sample.name, family.documentation, sample.labels, sample.value)
+                if family.type == "gauge":
+                    if gauges:
+                        made = self._metric(self._exported.Gauge, sample.name, family.documentation, sample.labels)
+                        made.set(sample.value, tags=sample.labels)
+                elif not sample.name.endswith("_created"):
+                    key = sample.name, *sample.labels.values()
+                    grown = sample.value - seen.get(key, 0.0)
+                    seen[key] = sample.value
+                    self.count(sample.name, family.documentation, sample.labels, grown)
 
-    def show(self, gauge: bool, name: str, text: str, labels: Mapping[str, str], value: float) -> None:
-        """Show one figure: a gauge as it is, of a counter what it has grown by."""
-        # Ray puts `_total` behind the names of counters by itself.
-        made = self._made.get(name)
-        if made is None:
-            kind = self._exported.Gauge if gauge else self._exported.Counter
-            made = self._made[name] = kind(name.removesuffix("_total"), description=text, tag_keys=tuple(labels))
-        if gauge:
-            made.set(value, tags=dict(labels))
-            return
-        key = name, tuple(sorted(labels.items()))
-        grown = value - self._seen.get(key, 0.0)
-        self._seen[key] = value
-        if grown < 0:  # another bundle's counter, which has begun anew
-            grown = value
+    def count(self, name: str, text: str, labels: Mapping[str, str], grown: float) -> None:
+        """Let a counter grow; one that has not grown is made, and that is all."""
+        made = self._metric(self._exported.Counter, name, text, labels)
         if grown:
             made.inc(grown, tags=dict(labels))
+
+    def _metric(self, kind: Any, name: str, text: str, labels: Mapping[str, str]) -> Any:
+        if name not in self._made:
+            # Ray puts `_total` behind the names of counters by itself.
+            self._made[name] = kind(name.removesuffix("_total"), description=text, tag_keys=tuple(labels))
+        return self._made[name]

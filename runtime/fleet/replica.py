@@ -7,6 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from prometheus_client import CollectorRegistry, Counter
 from starlette.datastructures import MutableHeaders
 from starlette.types import Message, Receive, Scope, Send
 
@@ -36,11 +37,25 @@ class FleetReplica:
         self.options = options
         self.name = name
         self.current: ServedBundle | None = None
-        self.swaps = {"done": 0, "refused": 0}
-        """How often another bundle was asked for, by what came of it; the first one does not count."""
+        self.metrics = CollectorRegistry()
+        """Figures of the replica itself."""
+        self._swaps = Counter("fastblt_swaps", "Other bundles that were asked for", ["result"], registry=self.metrics)
+        for result in ("done", "refused"):
+            self._swaps.labels(result)
+        self._ended: list[CollectorRegistry] = []
         self._on_request = on_request
         self._swapping = asyncio.Lock()
-        self._closing: set[asyncio.Task[None]] = set()
+        self._closing: dict[asyncio.Task[None], ServedBundle] = {}
+
+    def swaps(self, result: str) -> int:
+        """Return how often another bundle was asked for: ``done`` or ``refused``; the first one does not count."""
+        return int(self.metrics.get_sample_value("fastblt_swaps_total", {"result": result}) or 0)
+
+    def earlier(self) -> list[CollectorRegistry]:
+        """Return the figures of bundles that get no new requests; those that have ended, for the last time."""
+        found = [*self._ended, *(served.host.metrics.registry for served in self._closing.values())]
+        self._ended.clear()
+        return found
 
     async def choose(self, user_config: Any) -> None:
         """Serve another bundle: load it beside the one before, send it all new requests, and end the other.
@@ -65,12 +80,12 @@ class FleetReplica:
             except Exception as error:
                 if before is None:
                     raise
-                self.swaps["refused"] += 1
+                self._swaps.labels("refused").inc()
                 log.error("bundle refused, %s is served as before: %s", before.choice.bundle, error)
                 return
             self.current = served
             if before is not None:
-                self.swaps["done"] += 1
+                self._swaps.labels("done").inc()
                 log.info("%s is served instead of %s", choice.bundle, before.choice.bundle)
                 self._close(before)
 
@@ -93,8 +108,13 @@ class FleetReplica:
 
     def _close(self, served: ServedBundle) -> None:
         task = asyncio.create_task(served.close())
-        self._closing.add(task)
-        task.add_done_callback(self._closing.discard)
+        self._closing[task] = served
+        task.add_done_callback(self._closed)
+
+    def _closed(self, task: asyncio.Task[None]) -> None:
+        self._ended.append(self._closing.pop(task).host.metrics.registry)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("a bundle that is served no more did not end well", exc_info=error)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request with the bundle that is served when it begins."""

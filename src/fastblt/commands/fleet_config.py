@@ -96,11 +96,11 @@ def config(
             **{name: value for name, value in given.items() if value is not None},  # type: ignore[arg-type]
             **{name: str(path.resolve()) for name, path in files.items() if path is not None},  # type: ignore[arg-type]
         )
-        most = max(min_replicas, 1) if max_replicas is None else max_replicas
+        options.settings()  # unreadable keys are found here, not by every replica
+        most = min_replicas if max_replicas is None else max_replicas
         fleet = FleetConfig(
             min_replicas, most, gpus, cpus, target_ongoing, max_ongoing, max_queued, surge=surge, host=host, port=port
         )
-    options.settings()  # unreadable keys are found here, not by every replica
     Bundle.open(bundle)
     data = fleet.to_dict(BundleChoice.of(bundle), options)
     sys.stdout.write(

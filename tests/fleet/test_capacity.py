@@ -140,7 +140,8 @@ def test_more_places_reuse_more() -> None:
 
 
 def test_a_plan_keeps_its_promise_and_half_of_it_would_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planning, "TRIAL_REPLICAS", 8)
+    monkeypatch.setattr(planning, "TRIAL_REPLICAS", 16)
+    monkeypatch.setattr(planning, "LEAST_MESSAGES", 1000)
     replica = ReplicaFigures((1, 8), (200.0, 300.0), 4000.0, 8, price_per_hour=0.5)
     users = UserModel(1500, 30.0)
     found = plan(replica, users, 2.0)
