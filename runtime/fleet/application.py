@@ -21,6 +21,8 @@ from fastblt.runtime.fleet.replica import FleetReplica
 
 log = logging.getLogger("ray.serve")
 
+#: Where Ray finds what chooses the replica of a request.
+ROUTER = "fastblt.runtime.fleet.session_router.SessionRouter"
 #: Sessions that a replica remembers for each of its sequences: users who think do not lose their replica at once.
 SESSIONS_PER_SEQUENCE = 4
 #: Seconds between two copies of the figures; and that the known text may take.
@@ -28,7 +30,7 @@ COPY_SECONDS = 2.0
 CHECK_SECONDS = 10.0
 
 
-@serve.deployment(name=DEPLOYMENT)
+@serve.deployment(name=DEPLOYMENT, request_router_config={"request_router_class": ROUTER})
 @serve.ingress()
 class Replica:
     """Runs a `FleetReplica` in a process of Ray Serve.

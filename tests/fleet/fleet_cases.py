@@ -125,41 +125,20 @@ def bundles(served: Cluster) -> set[str]:
 
 
 def test_sessions_stay_on_their_replica(served: Cluster) -> None:
-    texts = {f"user {number}": f"This is what user {number} says first. " for number in range(6)}
+    texts = {f"user {number}": f"This is what user {number} says first. " for number in range(8)}
     homes = {}
     for session, text in texts.items():
         answer = ask(served, text, session)
         homes[session] = answer.headers[REPLICA_HEADER]
         texts[session] += answer.json()["choices"][0]["text"].encode("ascii", "replace").decode()
-    assert len(set(homes.values())) == 2, "new sessions go to the replica that has fewest"
-    time.sleep(1)  # a replica reports its sessions ten times a second
-    for _ in range(2):
+    assert len(set(homes.values())) == 2
+    for pause in (0.0, 0.0, 1.0):  # before and after Ray knows of the sessions
+        time.sleep(pause)
         for session, text in texts.items():
             answer = ask(served, text + "And more.", session)
             assert answer.headers[REPLICA_HEADER] == homes[session]
-    found = ask(served, texts["user 5"] + "And more, again.", "user 5").json()
-    assert found["usage"]["prompt_tokens_details"]["cached_tokens"] > len("This is what user 5 says first. ")
-
-
-def test_figures_arrive_at_ray_s_exporter(served: Cluster) -> None:
-    """Those of the dashboard, for both replicas."""
-    import ray
-
-    dashboard = (ROOT / "docs" / "fleet" / "grafana.json").read_text(encoding="utf-8")
-    wanted = set(re.findall(r"ray_fastblt_\w+", dashboard))
-    assert len(wanted) > 8
-    [node] = ray.nodes()
-    url = f"http://127.0.0.1:{node['MetricsExportPort']}/metrics"
-    with httpx.Client() as http:
-
-        def missing() -> set[str]:
-            return wanted - set(re.findall(r"^(ray_fastblt_\w+)[{ ]", http.get(url).text, re.MULTILINE))
-
-        try:
-            wait_until(lambda: not missing(), 20)
-        except AssertionError:
-            assert missing() == set()
-        assert len(set(re.findall(r'ray_fastblt_ready\{.*?replica="(\w+)"', http.get(url).text))) == 2
+        found = ask(served, texts["user 7"] + "And more, again.", "user 7").json()
+        assert found["usage"]["prompt_tokens_details"]["cached_tokens"] > len("This is what user 7 says first. ")
 
 
 def test_a_killed_replica_costs_no_request(served: Cluster, reference: BltRuntime) -> None:
@@ -216,3 +195,24 @@ def test_another_bundle_costs_no_request(served: Cluster, bundle: Path, referenc
     REPORT["answered_around_swap"] = found.answered
     assert found.failed == []
     assert served.pids() == pids, "the processes stay"
+
+
+def test_figures_arrive_at_ray_s_exporter(served: Cluster) -> None:
+    """Those of the dashboard, for both replicas; last, because Ray exports no counter that has never grown."""
+    import ray
+
+    dashboard = (ROOT / "docs" / "fleet" / "grafana.json").read_text(encoding="utf-8")
+    wanted = set(re.findall(r"ray_fastblt_\w+", dashboard))
+    assert len(wanted) > 8
+    [node] = ray.nodes()
+    url = f"http://127.0.0.1:{node['MetricsExportPort']}/metrics"
+    with httpx.Client() as http:
+
+        def missing() -> set[str]:
+            return wanted - set(re.findall(r"^(ray_fastblt_\w+)[{ ]", http.get(url).text, re.MULTILINE))
+
+        try:
+            wait_until(lambda: not missing(), 20)
+        except AssertionError:
+            assert missing() == set()
+        assert len(set(re.findall(r'ray_fastblt_ready\{.*?replica="(\w+)"', http.get(url).text))) >= 2
