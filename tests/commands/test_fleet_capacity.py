@@ -14,7 +14,7 @@ from fastblt.commands.exit_status import USAGE
 from fastblt.runtime.fleet.capacity.bench_report import read_report
 from fastblt.runtime.fleet.capacity.figures import FiguresError
 
-SMALL = ["--users", "60", "--sequences", "4", "--think", "1", "--first-byte", "3"]
+SMALL = ["--users", "60", "--sequences", "4", "--think", "1", "--first-byte", "3", "--speed", "5"]
 
 
 def row(clients: int, rate: float, method: str | None = None, **changes: Any) -> dict[str, Any]:

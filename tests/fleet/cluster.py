@@ -89,15 +89,7 @@ def run_cluster(text: str) -> Iterator[Cluster]:
     config = yaml.safe_load(text)
     folder = Path(tempfile.mkdtemp(prefix="fl-", dir="/tmp"))  # the paths of sockets have to be short
     try:
-        ray.init(
-            num_cpus=2,
-            include_dashboard=False,
-            object_store_memory=80 * MIB,
-            _node_ip_address="127.0.0.1",
-            _temp_dir=str(folder),
-            log_to_driver=False,
-            logging_level="ERROR",
-        )
+        _start(folder)
         serve.start(proxy_location="HeadOnly", http_options=config["http_options"])
         found = Cluster(config)
         found.deploy()
@@ -107,6 +99,28 @@ def run_cluster(text: str) -> Iterator[Cluster]:
         serve.shutdown()
         ray.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _start(folder: Path) -> None:
+    """Start Ray; it gives up after 30 seconds, which a busy machine may need to start ten processes."""
+    import ray
+
+    for attempt in range(3):
+        try:
+            ray.init(
+                num_cpus=2,
+                include_dashboard=False,
+                object_store_memory=80 * MIB,
+                _node_ip_address="127.0.0.1",
+                _temp_dir=str(folder),
+                log_to_driver=False,
+                logging_level="ERROR",
+            )
+            return
+        except Exception as error:
+            ray.shutdown()
+            if attempt == 2 or "timed out during startup" not in str(error):
+                raise
 
 
 def _processes() -> dict[int, tuple[int, str]]:

@@ -11,7 +11,7 @@ import pytest
 
 from fastblt.runtime.fleet.capacity import plan as planning
 from fastblt.runtime.fleet.capacity.figures import FiguresError, ReplicaFigures, UserModel
-from fastblt.runtime.fleet.capacity.plan import EVENTS, Outcome, most_users_of_a_replica, plan, simulate
+from fastblt.runtime.fleet.capacity.plan import EVENTS, Outcome, Promise, most_users_of_a_replica, plan, simulate
 from fastblt.runtime.fleet.capacity.simulation import Simulation
 
 #: Answers of one second on one place alone, and prompts that cost nothing.
@@ -144,20 +144,22 @@ def test_a_plan_keeps_its_promise_and_half_of_it_would_not(monkeypatch: pytest.M
     monkeypatch.setattr(planning, "LEAST_MESSAGES", 1000)
     replica = ReplicaFigures((1, 8), (200.0, 300.0), 4000.0, 8, price_per_hour=0.5)
     users = UserModel(1500, 30.0)
-    found = plan(replica, users, 2.0)
+    promise = Promise(2.0, 30.0)
+    found = plan(replica, users, promise)
     assert found.outcome == simulate(replica, users, found.replicas), "the seed decides"
     assert found.outcome.first_byte_p95 <= 2.0 * 1.2
-    assert found.replicas == math.ceil(1500 / most_users_of_a_replica(replica, users, 2.0))
+    assert found.outcome.user_bytes_per_second_p5 >= 30.0 / 1.2
+    assert found.replicas == math.ceil(1500 / most_users_of_a_replica(replica, users, promise))
     assert found.price_per_hour == found.replicas * 0.5
     assert found.price_per_million_bytes == pytest.approx(
         found.price_per_hour / 3600 / found.outcome.bytes_per_second * 1e6
     )
-    assert simulate(replica, users, max(1, found.replicas // 2)).first_byte_p95 > 2.0
+    assert not promise.kept_by(simulate(replica, users, max(1, found.replicas // 2)))
 
 
 def test_a_replica_that_is_too_slow_for_anybody_is_no_plan() -> None:
-    with pytest.raises(FiguresError, match="one user alone waits longer"):
-        plan(ReplicaFigures((1,), (10.0,), 10.0, 1), UserModel(10), 0.5)
+    with pytest.raises(FiguresError, match="one user alone has more to wait"):
+        plan(ReplicaFigures((1,), (10.0,), 10.0, 1), UserModel(10), Promise(0.5))
 
 
 def test_a_simulation_without_requests_has_no_outcome() -> None:

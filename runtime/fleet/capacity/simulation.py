@@ -77,8 +77,9 @@ class Simulation:
         places = (replicas, min(replica.places, shape[1]))
         self.phase = np.zeros(places, dtype=np.int8)
         self.target = np.full(places, np.inf)  # progress at which the phase ends
-        self.holder = np.full(places, -1, dtype=np.int64)  # whose text it has
-        self.last_used = np.zeros(places)
+        # Whose text it has. Those who wrote last: any users, because chance remembers nothing here either.
+        self.holder = np.tile(np.arange(places[1]), (replicas, 1))
+        self.last_used = np.tile(-np.arange(places[1], dtype=np.float64), (replicas, 1))
         self.length = np.zeros(places)
         self.reused = np.zeros(places)
         self.started = np.zeros(places)

@@ -13,7 +13,7 @@ from fastblt.commands.options import JsonOption
 from fastblt.commands.output import add_row, left, make_table, note, print_table, right, stderr, stdout
 from fastblt.runtime.fleet.capacity.bench_report import read_report
 from fastblt.runtime.fleet.capacity.figures import UserModel
-from fastblt.runtime.fleet.capacity.plan import Plan, plan
+from fastblt.runtime.fleet.capacity.plan import Plan, Promise, plan
 from fastblt.runtime.measure.report import write_json
 
 _USERS = UserModel()
@@ -28,7 +28,10 @@ def capacity(
     first_byte: Annotated[
         float,
         typer.Option(min=0.001, max=3600, help="Seconds to the first byte that 95 % of requests may take."),
-    ] = 2.0,
+    ] = Promise.first_byte,
+    speed: Annotated[
+        float, typer.Option(min=0, max=1e9, help="Bytes per second of an answer that 95 % of requests have to get.")
+    ] = Promise.bytes_per_second,
     think: Annotated[
         float, typer.Option(min=0.001, max=1e6, help="Mean seconds from an answer to the next message.")
     ] = _USERS.think_seconds,
@@ -53,7 +56,7 @@ def capacity(
     with usage_errors():
         model = UserModel(users, think, message, response, spread, turns)
     with stderr().status("simulating"):
-        found = plan(replica, model, first_byte, seed)
+        found = plan(replica, model, Promise(first_byte, speed), seed)
     if json is not None:
         write_json(json, found.to_dict())
     _print(found)
