@@ -26,6 +26,7 @@ FOLDERS = ("calibration", "checkpoints", "docs", "export", "locks", "models", "r
 #: Options of programs other than fastblt that the docs name on their own.
 FOREIGN_OPTIONS = {
     "--build-arg",
+    "--metrics-export-port",
     "--system-site-packages",
     "--trt",
     "--trt-npps",

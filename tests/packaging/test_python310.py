@@ -21,7 +21,8 @@ ROOMS = ("runtime", "models", "src/fastblt/commands", "src/fastblt/cli.py", "src
 NOT_RUN = {"coloredlogs", "cuda-bindings", "humanfriendly", "mpmath", "onnx", "onnx-ir", "sympy"}
 #: Needs PyTorch, packages of training, compiling and serving, or ONNX Runtime itself.
 ELSEWHERE = re.compile(
-    r"fastblt\.(runtime\.(backends\.(cpu|eager)\.|huggingface|causal_lm|serving|bundle\.graph_model|measure\.peers)|commands\.eval_plots)"
+    r"fastblt\.(runtime\.(backends\.(cpu|eager)\.|huggingface|causal_lm|serving|fleet\.(?!capacity)|bundle\.graph_model|"
+    r"measure\.peers)|commands\.eval_plots)"
 )
 
 IMPORT_ALL = """
