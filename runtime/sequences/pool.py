@@ -29,6 +29,7 @@ from fastblt.runtime.backends.protocol import Backend, CapacityError, Ids
 from fastblt.runtime.sequence.learned import Learned
 from fastblt.runtime.sequence.lease import Lease
 from fastblt.runtime.sequence.session import SavedSession, Session
+from fastblt.runtime.sequence.stats import RunStats
 from fastblt.runtime.turns import BusyError
 
 #: Seconds between two looks at places whose holder may have gone without a word.
@@ -63,6 +64,11 @@ class Conversation:
 
     saved: SavedSession | None = None
     """What it had read when its place was taken."""
+
+    @property
+    def tokens(self) -> Ids | None:
+        """Return its text, int64 [n], BOS first; None: whatever its place has read."""
+        return None
 
 
 def _nobody() -> None:
@@ -247,6 +253,9 @@ class SequencePool:
         owner = place.owner()
         if owner is None or not self._reuse or not place.session.usable or place.session.scored <= 1:
             return
+        if owner.tokens is not None:
+            # A method reads ahead of the text. What is brought back cannot be rewound: it ends where the text does.
+            place.session.begin(owner.tokens, RunStats())
         owner.saved = place.session.saved()
         self._stats.saved += 1
         self._saved[id(owner)] = ref(owner)

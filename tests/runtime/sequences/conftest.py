@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,5 +18,8 @@ def tiny_backend(tiny_bundle: Path) -> OnnxRuntimeBackend:
 
 
 @pytest.fixture
-def runtime(tiny_backend: OnnxRuntimeBackend) -> BltRuntime:
-    return BltRuntime(tiny_backend)
+def runtime(tiny_backend: OnnxRuntimeBackend) -> Iterator[BltRuntime]:
+    found = BltRuntime(tiny_backend)
+    yield found
+    for place in found._pool._places:  # the traceback of an expected error may refer to them for a while
+        place.session.close()

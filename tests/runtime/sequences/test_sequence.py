@@ -149,3 +149,24 @@ def test_more_sequences_than_places(runtime: BltRuntime) -> None:
     stats = runtime.pool_stats
     assert (stats.texts, stats.in_use, stats.idle, stats.waiting) == (6, 0, 2, 0)
     assert (stats.saved, stats.restored, stats.evicted) == (4, 3, 4)
+
+
+def test_every_backend_brings_back_what_was_copied(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two sequences share one place; each is what it is alone, and what it has read is not read again."""
+    prompts = (b"Once upon a time there was a fox. " * 2, b"The quick brown")
+    fresh = BltRuntime(backend, reuse_prompts=False)
+    texts = list(prompts)
+    for turn in range(2):
+        for number, text in enumerate(texts):
+            found = fresh.generate(text + b"." * turn, 10, method="ar", stop_at_eos=False).data
+            texts[number] = text + b"." * turn + found
+    del fresh
+    monkeypatch.setattr(backend, "sequences", 1)
+    runtime = BltRuntime(backend)
+    sequences = [runtime.sequence() for _ in prompts]
+    for turn in range(2):
+        for prompt, sequence in zip(prompts, sequences, strict=True):
+            found_now = sequence.generate(b"." if turn else prompt, 10, method="s:3", stop_at_eos=False)
+            assert found_now.stats.reused_bytes >= turn * (len(prompt) + 6)
+    assert [sequence.data for sequence in sequences] == texts
+    assert (runtime.pool_stats.saved, runtime.pool_stats.restored) == (3, 2)
