@@ -58,7 +58,11 @@ class Memory:
     tables: int
     """Bytes of embedding tables, memory-mapped on the host; 0 where they are inside the encoder's graph."""
     sequence_bytes: dict[str, int]
-    """Bytes that each sequence takes at most, by device: ``cpu``; and ``cuda``, the sum of ``buffers``."""
+    """Bytes that each sequence takes at most, by device: ``cpu``; and ``cuda``, the sum of ``buffers``.
+
+    What a graph reads and writes in one call comes on top on a GPU, some hundred kB for small models: it depends on the
+    graphs, which a checkpoint does not have yet.
+    """
 
     @property
     def device(self) -> int:
