@@ -141,6 +141,18 @@ def test_sessions_stay_on_their_replica(served: Cluster) -> None:
         assert found["usage"]["prompt_tokens_details"]["cached_tokens"] > len("This is what user 7 says first. ")
 
 
+def test_a_client_that_leaves_ends_its_text(served: Cluster) -> None:
+    headers = {SESSION_HEADER: "who leaves"}
+    body = {"model": "tiny", "prompt": "a", "max_tokens": MAX_BYTES - 1, "method": "ar", "stream": True}
+    ended = 'fastblt_texts_total{finish="cancelled"}'
+    assert ended not in served.http.get("/metrics", headers=headers).text
+    with served.http.stream("POST", "/v1/completions", json=body, headers=headers) as answer:
+        assert answer.status_code == 200
+        next(answer.iter_raw())
+    wait_until(lambda: ended in served.http.get("/metrics", headers=headers).text, 10)
+    assert "fastblt_places_in_use 0.0" in served.http.get("/metrics", headers=headers).text
+
+
 def test_a_killed_replica_costs_no_request(served: Cluster, reference: BltRuntime) -> None:
     before = served.pids()
     assert len(before) == 2
