@@ -20,7 +20,7 @@ from fastblt.runtime.backends.protocol import PARTS
 from fastblt.runtime.generation import Prompt
 from fastblt.runtime.request import GenerationRequest
 from fastblt.runtime.serving.api_error import ApiError, internal, to_json
-from fastblt.runtime.serving.gates import FACTS, log
+from fastblt.runtime.serving.gates import FACTS, log_defect
 from fastblt.runtime.serving.model_host import ModelHost
 from fastblt.runtime.serving.pieces import Piece, PieceReader, details, merged
 from fastblt.runtime.serving.plan import prompt_bytes, prompt_length
@@ -171,11 +171,11 @@ class Reply:
             yield {"data": "[DONE]"}
         except ApiError as error:
             if error.__cause__ is not None:
-                log.error("a text failed", extra={"facts": {"event": "defect"}}, exc_info=error.__cause__)
+                log_defect("a text failed", self.facts, error.__cause__)
             self.facts["code"] = error.code
             yield _data(error.body)
         except Exception as error:
-            log.error("a stream failed", extra={"facts": {"event": "defect"}}, exc_info=error)
+            log_defect("a stream failed", self.facts, error)
             self.facts["code"] = "internal"
             yield _data(internal().body)
 
@@ -282,7 +282,7 @@ def facts(texts: Texts) -> dict[str, Any]:
         "decoding": texts.jobs[0].request.decoding_method().name,
         "texts": len(texts.jobs),
         "prompt_bytes": sum(prompt_length(job.prompt) for job in texts.jobs),
-        "new_bytes": sum(job.stats.new_bytes for job in texts.jobs),
+        "new_bytes": sum(job.counts.new_bytes for job in texts.jobs),
         "finish": [("error" if job.error else job.finish) or "cancelled" for job in texts.jobs],
         "first_byte_seconds": min((s for job in texts.jobs if (s := job.first_byte_seconds) is not None), default=None),
     }

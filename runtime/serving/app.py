@@ -21,7 +21,7 @@ from fastblt.runtime.serving.api_error import ApiError
 from fastblt.runtime.serving.chat import ChatWriter, new_bytes_of, prompt_of
 from fastblt.runtime.serving.chat_template import load_template
 from fastblt.runtime.serving.completions import CompletionWriter, prompts_of
-from fastblt.runtime.serving.gates import FACTS, BodyLimit, KeyCheck, RequestLog
+from fastblt.runtime.serving.gates import FACTS, BodyLimit, KeyCheck, RequestLog, log_defect
 from fastblt.runtime.serving.model_host import Loader, ModelHost, not_ready
 from fastblt.runtime.serving.page_files import page_router
 from fastblt.runtime.serving.plan import check_model, plan_texts, unknown_model
@@ -170,6 +170,8 @@ def _add_gates(app: FastAPI, host: ModelHost) -> None:
     @app.exception_handler(ApiError)
     async def api_error(request: Request, error: ApiError) -> Response:
         request.scope[FACTS]["code"] = error.code
+        if error.__cause__ is not None:
+            log_defect("a text failed", request.scope[FACTS], error.__cause__)
         return error.response()
 
     @app.exception_handler(RequestValidationError)

@@ -55,18 +55,16 @@ class RequestLog:
         try:
             await self.app(scope, receive, observed)
         except Exception as error:
-            log.error(
-                "a request failed", extra={"facts": {"event": "defect", "request_id": request_id}}, exc_info=error
-            )
+            log_defect("a request failed", facts, error)
             if status:
                 raise
             facts["code"] = "internal"
             await internal().response()(scope, receive, observed)
         finally:
-            self._report(facts, status, time.perf_counter() - began)
+            self._report(path_of(scope), facts, status, time.perf_counter() - began)
 
-    def _report(self, facts: dict[str, Any], status: int, seconds: float) -> None:
-        path = facts["path"] if facts["path"] in self.paths else "other"
+    def _report(self, path: str, facts: dict[str, Any], status: int, seconds: float) -> None:
+        path = path if path in self.paths else "other"
         self.metrics.answered(path, status)
         if "code" in facts:
             self.metrics.failed(facts["code"])
@@ -98,9 +96,20 @@ class KeyCheck:
             await error.response()(scope, receive, send)
 
     def _passes(self, scope: Scope) -> bool:
-        if scope["type"] != "http" or not is_guarded(scope["path"]):
+        if scope["type"] != "http" or not is_guarded(path_of(scope)):
             return True
         return self.keys.accept(Headers(scope=scope).get("authorization"))
+
+
+def log_defect(what: str, facts: dict[str, Any], error: BaseException) -> None:
+    """Write to the log why a request failed, under its id."""
+    log.error(what, extra={"facts": {"event": "defect", "request_id": facts["request_id"]}}, exc_info=error)
+
+
+def path_of(scope: Scope) -> str:
+    """Return the path below the one at which a host has the application."""
+    path, root = str(scope["path"]), str(scope.get("root_path", "")).rstrip("/")
+    return path.removeprefix(root) if path.startswith(f"{root}/") else path
 
 
 def is_guarded(path: str) -> bool:

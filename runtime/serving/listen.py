@@ -49,8 +49,11 @@ class DrainingServer(uvicorn.Server):
                 signal.signal(each, handler)
 
     def on_signal(self, number: int, frame: FrameType | None) -> None:
-        """Begin to end."""
-        self.drain()
+        """Begin to end; when it comes again, do not wait any longer."""
+        if self._drained_by is None:
+            self.drain()
+        else:
+            self._drained_by = time.monotonic()
 
     def drain(self) -> None:
         """Refuse new texts from now on, and end after those that grow."""
@@ -131,7 +134,13 @@ def run(
     """
     host: ModelHost = app.state.host
     config = uvicorn.Config(
-        app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=_LAST_SECONDS
+        app,
+        http="h11",  # the other reader of HTTP has no limit on headers
+        ws="none",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=_LAST_SECONDS,
     )
     server = DrainingServer(config, host)
     if on_server is not None:

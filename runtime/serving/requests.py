@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    model_validator,
+)
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from fastblt.models import limits
@@ -14,12 +22,26 @@ from fastblt.models.tokens import VOCAB_SIZE
 #: A byte value as a key of a JSON object.
 ByteKey = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]?|1[0-9][0-9]|2[0-4][0-9]|25[0-5])$", max_length=3)]
 ByteValue = Annotated[int, Field(ge=0, le=255)]
+ByteValues = Annotated[list[ByteValue], Field(min_length=1, max_length=limits.TEXT_BYTES, fail_fast=True)]
 Bias = Annotated[float, Field(ge=-limits.LOGIT_BIAS, le=limits.LOGIT_BIAS)]
 NewBytes = Annotated[int, Field(ge=0, le=limits.TEXT_BYTES)]
 Text = Annotated[str, Field(max_length=limits.TEXT_BYTES)]
 Label = Annotated[str, Field(max_length=limits.LABEL_CHARACTERS)]
 StopString = Annotated[str, Field(min_length=1, max_length=limits.STOP_BYTES)]
-StopStrings = Annotated[list[StopString], Field(max_length=limits.CLIENT_STOP_STRINGS)]
+StopStrings = Annotated[list[StopString], Field(max_length=limits.CLIENT_STOP_STRINGS, fail_fast=True)]
+#: Most entries of an object. Of larger ones none is looked at: each could be an error of its own.
+MOST_ENTRIES = 256
+
+
+def _few(value: object) -> object:
+    """Return a value that is no object with more entries than any valid one has."""
+    if isinstance(value, dict) and len(value) > MOST_ENTRIES:
+        counts = {"found": len(value), "most": MOST_ENTRIES}
+        raise PydanticCustomError("too_many", "found {found} entries, expected at most {most}", counts)
+    return value
+
+
+Few = BeforeValidator(_few)
 
 
 class Only:
@@ -53,6 +75,11 @@ class Strict(BaseModel):
     """Refuses fields that it does not know, and values of another type than declared."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few_fields(cls, value: object) -> object:
+        return _few(value)
 
 
 class StreamOptions(Strict):
@@ -88,7 +115,7 @@ class TextFields(Strict):
     """The second choice has the next seed, and so on."""
     stop: StopString | StopStrings | None = None
     """The text ends before the first of these."""
-    logit_bias: Annotated[dict[ByteKey, Bias], Field(max_length=256)] | None = None
+    logit_bias: Annotated[dict[ByteKey, Bias], Field(max_length=256), Few] | None = None
     """What to add to the logits of bytes, by byte value."""
     n: Annotated[int, Field(ge=1, le=limits.CHOICES)] | None = None
     """Texts after each prompt."""
@@ -128,12 +155,9 @@ class CompletionRequest(TextFields):
 
     prompt: (
         Text
-        | Annotated[list[Text], Field(min_length=1, max_length=limits.CHOICES)]
-        | Annotated[list[ByteValue], Field(min_length=1, max_length=limits.TEXT_BYTES)]
-        | Annotated[
-            list[Annotated[list[ByteValue], Field(min_length=1, max_length=limits.TEXT_BYTES)]],
-            Field(min_length=1, max_length=limits.CHOICES),
-        ]
+        | Annotated[list[Text], Field(min_length=1, max_length=limits.CHOICES, fail_fast=True)]
+        | ByteValues
+        | Annotated[list[ByteValues], Field(min_length=1, max_length=limits.CHOICES, fail_fast=True)]
     )
     """Text, byte values, or a list of either."""
     logprobs: Annotated[int, Field(ge=0, le=1)] | None = None
@@ -155,7 +179,7 @@ class ChatMessage(Strict):
     """Holds a message of a chat."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Text | Annotated[list[ContentPart], Field(min_length=1, max_length=limits.CONTENT_PARTS)]
+    content: Text | Annotated[list[ContentPart], Field(min_length=1, max_length=limits.CONTENT_PARTS, fail_fast=True)]
     """Text; parts are joined."""
     name: Label | None = None
 
@@ -168,7 +192,7 @@ class ChatMessage(Strict):
 class ChatRequest(TextFields):
     """Asks for the next message of a chat."""
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=limits.MESSAGES)]
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=limits.MESSAGES, fail_fast=True)]
     max_completion_tokens: NewBytes | None = None
     """The later name of ``max_tokens``."""
     logprobs: bool | None = None
@@ -188,5 +212,5 @@ class ChatRequest(TextFields):
     verbosity: Annotated[Any, Only("medium")] = None
     web_search_options: Annotated[Any, Only()] = None
     store: Annotated[Any, Only(False)] = None
-    metadata: Annotated[dict[Label, Label], Field(max_length=16)] | None = None
+    metadata: Annotated[dict[Label, Label], Field(max_length=16), Few] | None = None
     """Ignored."""

@@ -102,12 +102,11 @@ class Scheduler:
 
     def resume(self, job: TextJob) -> None:
         """Let a text grow again whose client has read what there was."""
-        if job.paused:
-            with self._changed:
-                if job.paused:
-                    job.paused = False
-                    self._ready.append(job)
-                    self._changed.notify()
+        with self._changed:  # also to look: a worker may be about to pause it, for what has been read meanwhile
+            if job.paused:
+                job.paused = False
+                self._ready.append(job)
+                self._changed.notify()
 
     def cancel_all(self) -> None:
         """End all texts; rounds in progress are their last."""
@@ -145,7 +144,7 @@ class Scheduler:
     def _turn(self, job: TextJob) -> None:
         """Let a text grow by one piece of work, then make room for the next."""
         chunk: Chunk | None = None
-        error: Exception | None = None
+        error: BaseException | None = None
         try:
             if not job.cancelled:
                 if job.stream is None:
@@ -155,10 +154,10 @@ class Scheduler:
                 if chunk.data and job.first_byte_seconds is None:
                     job.first_byte_seconds = time.perf_counter() - job.submitted
                 self._observer.grew(job, chunk)
-        except Exception as found:
+                job.put(chunk)
+        except BaseException as found:  # of native code, too: the text ends with it, and not the thread
             error = found
         if chunk is not None and error is None:
-            job.put(chunk)
             with self._changed:
                 if not job.cancelled and job.stream is not None and job.stream.open:
                     job.paused = job.full
@@ -167,12 +166,12 @@ class Scheduler:
                     return
         self._end(job, error)
 
-    def _end(self, job: TextJob, error: Exception | None) -> None:
+    def _end(self, job: TextJob, error: BaseException | None) -> None:
         """Free the place of a text; its client learns of the end after that."""
         try:
             if job.stream is not None:
                 job.stream.close()
-        except Exception as found:
+        except BaseException as found:
             error = error or found
         with self._changed:
             self._active.discard(job)

@@ -36,7 +36,7 @@ class TextJob:
         """Whether nothing follows what is still to be taken."""
         self.finish = ""
         self.stats = RunStats()
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
         self.submitted = time.perf_counter()
         self.first_byte_seconds: float | None = None
         """From `submitted` to the first byte, waiting for a place included."""
@@ -68,7 +68,7 @@ class TextJob:
             self._unread += len(chunk.data)
         self._wake()
 
-    def end(self, error: Exception | None) -> None:
+    def end(self, error: BaseException | None) -> None:
         """Mark the end: why, and at what cost."""
         with self._lock:
             self.total_seconds = time.perf_counter() - self.submitted

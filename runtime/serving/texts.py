@@ -74,8 +74,11 @@ class Texts:
                     yield Growth(index, chunks, ended)
 
     async def _wait(self) -> None:
+        left = self._deadline - time.monotonic()
         try:
-            await asyncio.wait_for(self._changed.wait(), self._deadline - time.monotonic())
+            if left <= 0:
+                raise TimeoutError  # even if there always is something to take
+            await asyncio.wait_for(self._changed.wait(), left)
         except (TimeoutError, asyncio.TimeoutError):
             message = f"found no end of the text after {self._timeout:g} s, expected one; ask for fewer bytes"
             raise ApiError(504, message, code="timeout") from None

@@ -32,6 +32,8 @@ def first_error(error: RequestValidationError) -> ApiError:
     message = str(found.get("msg", "not valid"))
     if kind == "unsupported_value":
         return wrong(param, f"{param}: {message}", "unsupported_value")
+    if kind == "too_many":
+        return wrong(param, f"{param or 'body'}: {message}")
     if param is None:
         return wrong(None, "body: found no JSON object, expected one (Content-Type: application/json)")
     expected = message.removeprefix("Input should be ")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import asyncio
 import io
 import json
 import logging
@@ -11,6 +12,7 @@ import stat
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +64,23 @@ def test_keys(guarded: Any) -> None:
     assert guarded.http.get("/v1/models", headers={"Authorization": f"bearer {KEY}"}).status_code == 200
     for path in ("/health", "/ready", "/metrics", "/"):
         assert guarded.http.get(path).status_code == 200
+
+
+def test_keys_below_another_path(guarded: Any) -> None:
+    """A host that has the application at /model asks for /model/v1/models, and names /model as the root."""
+
+    async def ask(path: str) -> int:
+        transport = httpx.ASGITransport(guarded.app, root_path="/model")
+        async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
+            return (await client.get(path)).status_code
+
+    assert asyncio.run(ask("/model/v1/models")) == 401
+    assert asyncio.run(ask("/model/health")) == 200
+
+
+def test_headers_have_a_limit(guarded: Any) -> None:
+    with raw(guarded, b"X-Large: " + b"x" * 100_000 + b"\r\n") as client, suppress(ConnectionResetError):
+        assert b" 400 " in client.recv(10_000).splitlines()[0]
 
 
 def test_files_of_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,7 +227,9 @@ def test_the_log_has_no_prompts(small: BltRuntime, log_prompts: bool) -> None:
     assert {"time", "level", "request_id", "status", "seconds", "decoding"} <= found[0].keys()
 
 
-def test_a_defect_stays_inside(small: BltRuntime, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_defect_stays_inside(
+    small: BltRuntime, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("inside /secret/path")
 
@@ -224,3 +245,6 @@ def test_a_defect_stays_inside(small: BltRuntime, monkeypatch: pytest.MonkeyPatc
         response = served.http.post("/v1/completions", json={"prompt": "a"})
         assert error_of(response, 500)["code"] == "internal"
         assert "secret" not in response.text
+    defects = [record for record in caplog.records if getattr(record, "facts", {}).get("event") == "defect"]
+    assert len({record.facts["request_id"] for record in defects}) == 3  # type: ignore[attr-defined]
+    assert all("inside" in str(record.exc_info) for record in defects)

@@ -7,7 +7,20 @@ from typing import Any
 
 import pytest
 from fakes.served import error_of
+from pydantic import BaseModel, ValidationError
 
+from fastblt.runtime.serving.requests import ChatRequest, CompletionRequest
+
+#: Requests with many things that are wrong with them.
+WRONG_OFTEN: list[tuple[type[BaseModel], dict[str, Any]]] = [
+    (CompletionRequest, {"prompt": [300] * 1000}),
+    (CompletionRequest, {"prompt": [[300] * 1000] * 100}),
+    (CompletionRequest, {"prompt": "a", **{f"field{i}": 1 for i in range(1000)}}),
+    (CompletionRequest, {"prompt": "a", "logit_bias": {f"byte{i}": 1 for i in range(1000)}}),
+    (ChatRequest, {"messages": [{f"field{i}": 1} for i in range(1000)]}),
+    (ChatRequest, {"messages": [{"role": "user", "content": [{}] * 1000}]}),
+    (ChatRequest, {"messages": [{"role": "user", "content": "a"}], "metadata": {str(i): i for i in range(1000)}}),
+]
 CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "a"}]}
 
 
@@ -194,3 +207,15 @@ def figures(served: Any) -> dict[str, float]:
     assert response.headers["content-type"].startswith("text/plain; version=0.0.4")
     lines = [line.rsplit(" ", 1) for line in response.text.splitlines() if not line.startswith("#")]
     return {name: float(value) for name, value in lines}
+
+
+@pytest.mark.parametrize(("kind", "fields"), WRONG_OFTEN)
+def test_who_makes_many_mistakes_gets_few_errors(kind: type[BaseModel], fields: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError) as found:  # an error for each would take a minute of 4 MiB of them
+        kind.model_validate(fields)
+    assert found.value.error_count() <= 8
+
+
+def test_too_many_fields_are_one_error(served: Any) -> None:
+    response = served.http.post("/v1/completions", json={f"field{i}": 1 for i in range(257)})
+    assert error_of(response)["message"] == "body: found 257 entries, expected at most 256"

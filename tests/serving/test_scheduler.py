@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -130,6 +131,59 @@ def test_a_text_that_nobody_reads_stops_growing(two_places: BltRuntime, monkeypa
             found.cancel(gone)
             while not gone.ended:
                 await asyncio.sleep(0.001)
+
+    asyncio.run(run())
+
+
+def test_a_text_that_is_read_while_it_is_about_to_stop_grows_on(
+    two_places: BltRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(text_job, "MOST_UNREAD", 8)
+    is_full = TextJob.full.fget
+    assert is_full is not None
+    readers: list[threading.Thread] = []
+
+    async def run() -> None:
+        with scheduler(two_places) as (found, turns):
+
+            def full_and_read_meanwhile(one: TextJob) -> bool:
+                full = bool(is_full(one))
+                if full and not readers:
+                    readers.append(threading.Thread(target=lambda: (one.take(), found.resume(one))))
+                    readers[0].start()
+                    readers[0].join(0.05)
+                return full
+
+            monkeypatch.setattr(TextJob, "full", property(full_and_read_meanwhile))
+            one = job(b"read", 12)
+            found.submit([one])
+            end = time.monotonic() + 10
+            while not one.ended:
+                assert time.monotonic() < end, "nobody lets it grow"
+                await asyncio.sleep(0.001)
+            assert turns.turns.count(one) == 12
+
+    asyncio.run(run())
+
+
+def test_threads_survive_what_native_code_raises(two_places: BltRuntime, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Panic(BaseException):
+        pass
+
+    def fail(*_: object, **__: object) -> None:
+        raise Panic
+
+    async def run() -> None:
+        with scheduler(two_places) as (found, _turns):
+            wrong, right = job(b"wrong"), job(b"right")
+            with monkeypatch.context() as patch:
+                patch.setattr(two_places, "stream", fail)
+                found.submit([wrong])
+                while not wrong.ended:
+                    await asyncio.sleep(0.001)
+            assert isinstance(wrong.error, Panic)
+            found.submit([right])
+            assert len(await read(found, right)) == 12
 
     asyncio.run(run())
 

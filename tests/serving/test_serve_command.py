@@ -68,6 +68,18 @@ def test_texts_that_take_too_long_are_cut_off(tiny_bundle: Path) -> None:
     assert runtime.sequences_in_use == 0
 
 
+def test_who_asks_twice_does_not_wait(tiny_bundle: Path) -> None:
+    runtime = BltRuntime.from_pretrained(tiny_bundle, max_bytes=4096, sequences=1, threads=1)
+    with serve(runtime) as served:
+        with served.http.stream("POST", "/v1/completions", json={**LONG, "stream": True}) as growing:
+            lines = growing.iter_lines()
+            assert next(lines).startswith("data: ")
+            for _ in range(2):
+                served.server.on_signal(signal.SIGINT, None)
+            events = [line.removeprefix("data: ") for line in lines if line.startswith("data: ")]
+        assert json.loads(events[-1])["error"]["code"] == "draining"
+
+
 def test_a_model_that_cannot_be_loaded_ends_the_server(tiny_bundle: Path, tmp_path: Path) -> None:
     def load() -> BltRuntime:
         raise ValueError("no such model")
