@@ -15,13 +15,13 @@ from fastblt.models.atomic_partial import named_errors, partial
 
 
 @contextmanager
-def replacing_file(path: Path) -> Iterator[BinaryIO]:
+def replacing_file(path: Path, *, private: bool = False) -> Iterator[BinaryIO]:
     """Yield a file to write that replaces ``path`` if the body succeeds; otherwise ``path`` stays as it was.
 
     The content is on the disk before the name is. What is no regular file (a pipe, a device), and the file that the
     standard output goes to (``/dev/stdout``), is written to directly. A link stays; its target is replaced.
-    Permissions are those of the file that is replaced, or what the umask leaves of 0666. What killed processes left
-    of the same file is removed.
+    Permissions are those of the file that is replaced, or what the umask leaves of 0666 (of 0600 where the content is
+    ``private``). What killed processes left of the same file is removed.
 
     Raises:
         OSError: it cannot be written; the error names it.
@@ -34,7 +34,8 @@ def replacing_file(path: Path) -> Iterator[BinaryIO]:
         return
     target = Path(os.path.realpath(path))
     target.parent.mkdir(parents=True, exist_ok=True)
-    mode = 0o666 & ~current_umask() if found is None else found.st_mode & 0o777
+    fresh = 0o600 if private else 0o666
+    mode = fresh & ~current_umask() if found is None else found.st_mode & 0o777
     with partial(target, folder=False) as new:
         # The lock belongs to the descriptor and must last until the file has its name.
         with os.fdopen(os.dup(new.descriptor), "wb") as file:
@@ -48,13 +49,13 @@ def replacing_file(path: Path) -> Iterator[BinaryIO]:
         sync(target.parent)
 
 
-def write_file(path: Path, content: str | bytes) -> None:
+def write_file(path: Path, content: str | bytes, *, private: bool = False) -> None:
     """Write text (as UTF-8) or bytes to a file with `replacing_file`.
 
     Raises:
         OSError: it cannot be written; the error names it.
     """
-    with replacing_file(path) as file:
+    with replacing_file(path, private=private) as file:
         file.write(content.encode() if isinstance(content, str) else content)
 
 

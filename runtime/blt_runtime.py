@@ -175,8 +175,11 @@ class BltRuntime(TextMaker):
         return make()
 
     def _whole(self, make: Callable[[], ByteStream], read: Callable[[ByteStream], T]) -> T:
-        with make() as stream:
+        stream = make()
+        try:
             return read(stream)
+        finally:
+            stream.close()
 
     def _call(self, work: Callable[[], T]) -> T:
         return work()

@@ -167,7 +167,8 @@ class ByteStream(Iterator[Chunk]):
             except BaseException:
                 # Asking again would look like an end, or leave out the chunk that was not returned.
                 self._closing = self._cut = self.growing.failed = True
-                self._lease.session.spoil()
+                if self._lease.held:  # otherwise the session may be another text's by now
+                    self._lease.session.spoil()
                 self._lease.release()
                 raise
             return chunk
@@ -191,8 +192,10 @@ class ByteStream(Iterator[Chunk]):
             if self._steps.gi_running:
                 return  # from inside a round, by a signal handler: it is the last one
             self._cut = self._cut or not self.growing.ended
-            self._steps.close()
-            self._lease.held = False  # at the latest when nobody refers to the stream, interrupted or not
+            try:
+                self._steps.close()
+            finally:
+                self._lease.held = False
             self._lease.release()
 
     def text(self) -> Iterator[str]:

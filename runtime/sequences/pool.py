@@ -156,21 +156,18 @@ class SequencePool:
             waiting.thread = None
 
     def _lend(self, place: _Place, ids: Ids, owner: Conversation | None, *, stream: bool) -> Lease:
-        lease = Lease(place.session, None if stream else threading.get_ident(), self._wake)
-        place.holder = ref(lease)
         place.owner = _nobody if owner is None else ref(owner)
-        self._uses += 1
-        place.last_use = self._uses
-        self._stats.texts += 1
         if not self._reuse:
             place.session.spoil()
         if owner is not None and owner.saved is not None:
-            try:
-                self._bring_back(owner, owner.saved, place.session)
-            except BaseException:
-                lease.held = False  # the traceback of the error refers to it
-                raise
+            self._bring_back(owner, owner.saved, place.session)
+        self._uses += 1
+        place.last_use = self._uses
+        self._stats.texts += 1
         self._stats.reused += place.session.shared_with(ids) > 1
+        lease = Lease(place.session, None if stream else threading.get_ident(), self._wake)
+        # At last: the traceback of whatever is raised before would keep the lease, and what is kept is held.
+        place.holder = ref(lease)
         return lease
 
     def _wake(self) -> None:
@@ -200,7 +197,7 @@ class SequencePool:
         # Texts that nobody will come back to by name go before sequences.
         oldest = min(idle, key=lambda place: (place.owner() is not None, place.last_use))
         self._stats.evicted += oldest.session.scored > 1
-        self._save(oldest)
+        self._save(oldest, spare=owner)
         return oldest
 
     def _new_place(self) -> _Place | None:
@@ -248,23 +245,28 @@ class SequencePool:
                 if place.owner() is owner:
                     place.owner = _nobody
 
-    def _save(self, place: _Place) -> None:
-        """Save the sequence whose place is about to be taken."""
+    def _save(self, place: _Place, spare: Conversation | None) -> None:
+        """Save the sequence whose place is about to be taken by ``spare``, which is about to be brought back itself."""
         owner = place.owner()
         if owner is None or not self._reuse or not place.session.usable or place.session.scored <= 1:
             return
-        if owner.tokens is not None:
-            # A method reads ahead of the text. What is brought back cannot be rewound: it ends where the text does.
-            place.session.begin(owner.tokens, RunStats())
-        owner.saved = place.session.saved()
+        try:
+            if owner.tokens is not None:
+                # A method reads ahead of the text. What is brought back cannot be rewound: it ends where the text does.
+                place.session.begin(owner.tokens, RunStats())
+            owner.saved = place.session.saved()
+        except BaseException:
+            place.session.spoil()
+            raise
         self._stats.saved += 1
         self._saved[id(owner)] = ref(owner)
         self._saved.move_to_end(id(owner))
         room = self.backend.sequences * self.backend.sequence_bytes
         kept = [known for known in (each() for each in self._saved.values()) if known is not None and known.saved]
-        while sum(known.saved.size for known in kept if known.saved is not None) > room:
-            kept.pop(0).saved = None
-        self._saved = OrderedDict((id(known), ref(known)) for known in kept)
+        others = [known for known in kept if known is not spare]
+        while sum(known.saved.size for known in others if known.saved is not None) > room:
+            others.pop(0).saved = None
+        self._saved = OrderedDict((id(known), ref(known)) for known in kept if known.saved is not None)
 
     def _bring_back(self, owner: Conversation, saved: SavedSession, session: Session) -> None:
         owner.saved = None

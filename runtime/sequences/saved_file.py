@@ -59,7 +59,7 @@ class SequenceFileError(ValueError):
 
 
 def write_sequence(path: Path, saved: SavedSession, backend: Backend) -> None:
-    """Write what a session has read, replacing the file at once.
+    """Write what a session has read, replacing the file at once; a new one is its owner's to read, and nobody else's.
 
     Raises:
         OSError: the file cannot be written.
@@ -76,7 +76,7 @@ def write_sequence(path: Path, saved: SavedSession, backend: Backend) -> None:
         "max_bytes": str(backend.max_bytes),
         "read": str(saved.progress.tokens),
     }
-    write_file(path, save(tensors, {**fields, "sha256": _digest(fields, tensors)}))
+    write_file(path, save(tensors, {**fields, "sha256": _digest(fields, tensors)}), private=True)
 
 
 def read_sequence(path: Path, backend: Backend) -> SavedSession:
@@ -210,6 +210,9 @@ def _session(fields: Mapping[str, str], tensors: Tensors, backend: Backend) -> S
     _check_patches(ends, read, backend)
     open_patch = int(ends[-1]) if len(ends) else 0
     state = {name: array for name, array in tensors.items() if name not in (_TOKENS, _ENDS)}
+    for name, array in state.items():
+        if not np.isfinite(array).all():
+            raise ValueError(f"{shown(name)}: found NaN or infinities, expected finite numbers")
     return SavedSession(tokens, tuple(ends.tolist()), Progress(read, open_patch, len(ends)), state)
 
 

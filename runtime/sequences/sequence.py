@@ -130,8 +130,11 @@ class Sequence(TextMaker, Conversation):
     def _whole(self, make: Callable[[], ByteStream], read: Callable[[ByteStream], T]) -> T:
         def work() -> T:
             self._begin()
-            with make() as stream:
+            stream = make()
+            try:
                 result = read(stream)
+            finally:
+                stream.close()
             self._growing = stream.growing
             return result
 

@@ -182,7 +182,11 @@ class TextMaker(ABC):
         started = time.perf_counter()
         text = self._with_prompt(wanted.ids, wanted.rules.max_new_bytes, "max_new_bytes=")
         lease = self._pool.lease(text, self._owner(), stream=stream)
-        return ByteStream(lease, text, wanted.method, wanted.sampler, wanted.rules, started)
+        try:
+            return ByteStream(lease, text, wanted.method, wanted.sampler, wanted.rules, started)
+        except BaseException:
+            lease.held = False  # the traceback refers to it
+            raise
 
     def _score(self, before: Ids, after: Ids) -> NDArray[np.float64]:
         """Return the log-probabilities of the tokens ``after``, float64 [n]."""

@@ -9,9 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from fastblt.models.tokens import encode
+from fastblt.models.tokens import BYTE_OFFSET, encode
 from fastblt.runtime.backends.cpu.backend import OnnxRuntimeBackend
 from fastblt.runtime.blt_runtime import BltRuntime
+from fastblt.runtime.generation import ByteStream
 from fastblt.runtime.sequence.learned import Learned
 from fastblt.runtime.sequence.session import Session
 from fastblt.runtime.sequence.stats import RunStats
@@ -87,6 +88,71 @@ def test_host_has_no_more_memory_than_all_places(pool: SequencePool, tiny_backen
     finally:
         tiny_backend.sequence_bytes = most
     assert [owner.saved is not None for owner in owners] == [False, True, True]
+
+
+def test_copy_that_is_about_to_be_brought_back_is_not_given_up(
+    pool: SequencePool, tiny_backend: OnnxRuntimeBackend
+) -> None:
+    owners = [Conversation() for _ in range(4)]
+    for owner in owners:
+        read(pool, LONG, owner)
+    assert [owner.saved is not None for owner in owners] == [True, True, False, False]
+    most, tiny_backend.sequence_bytes = tiny_backend.sequence_bytes, owners[0].saved.size  # type: ignore[union-attr]
+    try:
+        read(pool, LONG + b" again", owners[0])
+    finally:
+        tiny_backend.sequence_bytes = most
+    assert pool.stats.restored == 1
+    assert [owner.saved is not None for owner in owners] == [False, True, True, False]
+
+
+def test_session_is_not_relied_on_when_copying_it_fails(pool: SequencePool, monkeypatch: pytest.MonkeyPatch) -> None:
+    owners = [Conversation(), Conversation()]
+    session, _ = (read(pool, LONG, owner) for owner in owners)
+
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(session, "saved", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        read(pool, b"x")
+    assert not session.usable
+    assert owners[0].saved is None
+
+
+def test_error_that_is_kept_holds_no_place(runtime: BltRuntime, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its traceback refers to whatever was being made."""
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    for target, name in ((ByteStream, "__init__"), (Session, "shared_with"), (ByteStream, "__iter__")):
+        runtime.generate(b"x", 1)
+        with monkeypatch.context() as patch:
+            patch.setattr(target, name, interrupted)
+            with pytest.raises(KeyboardInterrupt) as kept:
+                runtime.generate(b"x", 1)
+        assert kept.traceback
+        assert runtime.sequences_in_use == 0
+
+
+def test_interrupt_at_the_end_does_not_spoil_who_has_the_place_next(runtime: BltRuntime) -> None:
+    expected = runtime.generate(b"next", 6, method="ar", stop_at_eos=False).data
+    streams = [runtime.stream(prompt, 1, method="ar") for prompt in (b"x", b"y")]
+    lease = streams[0]._lease
+
+    def wake() -> None:
+        lease._wake = lambda: None
+        streams.append(runtime.stream(b"next", 6, method="ar", stop_at_eos=False))
+        streams[2].step()
+        raise KeyboardInterrupt
+
+    lease._wake = wake
+    with pytest.raises(KeyboardInterrupt):
+        next(streams[0])
+    assert streams[2]._lease.session is lease.session
+    list(streams[2])
+    assert bytes(np.array(streams[2].tokens, dtype=np.uint8) - BYTE_OFFSET) == expected
 
 
 def test_lease_that_is_dropped_is_given_back(pool: SequencePool) -> None:

@@ -78,6 +78,16 @@ def test_saving_replaces_the_file_at_once(
     assert runtime.load_sequence(target).data == sequence.data
 
 
+def test_new_file_is_private(runtime: BltRuntime, tmp_path: Path) -> None:
+    """Who may read a file that is there already is its owner's decision."""
+    sequence, target = runtime.sequence(), tmp_path / "text"
+    sequence.save(target)
+    assert target.stat().st_mode & 0o777 == 0o600
+    target.chmod(0o640)
+    sequence.save(target)
+    assert target.stat().st_mode & 0o777 == 0o640
+
+
 def test_other_model_or_backend_is_refused(
     tiny_encoder_bundle: Path, tiny_checkpoint: Path, tiny_backend: OnnxRuntimeBackend, saved: Path
 ) -> None:
@@ -131,6 +141,7 @@ FORGERIES: dict[str, tuple[Callable[[dict[str, Any], dict[str, str]], object], s
         lambda t, _: t.update({KEY: t[KEY].astype(np.float64)}),
         f"'{KEY}': found type 'F64'",
     ),
+    "NaN": (lambda t, _: t[KEY].fill(np.nan), f"'{KEY}': found NaN or infinities, expected finite numbers"),
     "fewer rows": (lambda t, _: t.update({KEY: t[KEY][1:].copy()}), f"{KEY}: found float32 .*, expected float32"),
     "no tokens": (lambda t, _: t.pop("text.tokens"), "text.tokens: found none, expected int64"),
     "tokens of no kind": (lambda t, _: t.update({"text.tokens": t["text.tokens"] + 200}), "text.tokens: found"),
