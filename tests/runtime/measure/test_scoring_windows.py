@@ -24,7 +24,7 @@ from fastblt.runtime.measure.scoring.teacher_forced import (
 )
 from fastblt.runtime.measure.scoring.windows import anchors
 from fastblt.runtime.methods import parse_method
-from fastblt.runtime.sequence.session import Latent
+from fastblt.runtime.sequence.session import Latent, Session
 
 WINDOW = 300
 """Bytes; more than one decoder call takes, and than any attention window of the tiny models."""
@@ -93,7 +93,7 @@ def block_backend(request: pytest.FixtureRequest, open_backend: Callable[[str, s
 @pytest.mark.parametrize("seed", [0, 1])
 def test_bits_and_patches_equal_whole_sequence_model(backend: Backend, model_of: ModelOf, seed: int) -> None:
     ids = window(seed)
-    found = score_window(backend, ids, ScoringPlan(anchors=1))
+    found = score_window(Session(backend), ids, ScoringPlan(anchors=1))
     logits, _ = model_of(backend)(tensor(ids[:-1]))
     nats = torch.nn.functional.cross_entropy(logits[0].double(), torch.from_numpy(ids[1:]), reduction="sum")
     assert found.bytes == WINDOW
@@ -107,7 +107,7 @@ def test_bits_and_patches_equal_whole_sequence_model(backend: Backend, model_of:
 def test_self_speculation_equals_training_evaluation(backend: Backend, model_of: ModelOf) -> None:
     ids = window()
     plan = plan_of("s:4", "s:8")
-    found = score_window(backend, ids, plan).drafts
+    found = score_window(Session(backend), ids, plan).drafts
     expected = [draft_acceptance(model_of(backend), tensor(ids[:anchor]), 8) for anchor in places(plan)]
     for k in (4, 8):
         drafts = found[f"s:{k}"]
@@ -125,7 +125,9 @@ def test_one_step_block_drafts_equal_whole_sequence_model(
     accepted = []
     for seed in range(4):
         ids, plan = window(seed), plan_of(name)
-        for draft, anchor in zip(score_window(block_backend, ids, plan).drafts[name], places(plan), strict=True):
+        for draft, anchor in zip(
+            score_window(Session(block_backend), ids, plan).drafts[name], places(plan), strict=True
+        ):
             block = guess_block(model, ids[:anchor], [MASK_ID] * block_size, latent)
             expected = int(count_accepted(model, torch.cat([tensor(ids[:anchor]), block.unsqueeze(0)], 1), anchor)[0])
             assert (draft.drafted, draft.accepted) == (block_size, expected)
@@ -142,7 +144,7 @@ def test_masked_bytes_equal_whole_sequence_model(block_backend: Backend, model_o
     # Text that the model itself writes: a random model restores next to nothing of any other.
     start = window()[:40]
     ids = np.concatenate([start, np.array(list(own_text(model, start, WINDOW + 1 - 40)))])
-    found = score_window(block_backend, ids, plan, index).masked
+    found = score_window(Session(block_backend), ids, plan, index).masked
     random = np.random.default_rng([plan.seed, index])
     expected: dict[float, list[tuple[int, int]]] = {0.5: [], 1.0: []}
     for anchor in places(plan):
@@ -170,7 +172,7 @@ def test_blocks_equal_whole_sequence_model(block_backend: Backend, model_of: Mod
     model, ids = model_of(block_backend), window(2)
     pure, mixed = f"d:{block_size}@one+block", f"d:{block_size}@one"
     plan = plan_of(blocks=(pure, mixed))
-    found = score_window(block_backend, ids, plan).blocks
+    found = score_window(Session(block_backend), ids, plan).blocks
     for anchor, outcome, first in zip(places(plan), found[pure], found[mixed], strict=True):
         own = greedy_bytes(model, ids[:anchor], block_size)
         block = guess_block(model, ids[:anchor], [MASK_ID] * block_size, "partial").tolist()
@@ -195,9 +197,9 @@ def test_what_is_tried_at_one_anchor_does_not_change_another(backend: Backend) -
     blocks = (f"d:{size}@0.1",) if size else ()
     plan = plan_of("s:3", *((f"dv:{size}@eb4.0+partial",) if size else ()), blocks=blocks)
     ids = window(4)
-    together = score_window(backend, ids, plan)
+    together = score_window(Session(backend), ids, plan)
     alone = dataclasses.replace(plan, anchors=1)
     for index, anchor in enumerate(places(plan)):
-        single = score_window(backend, ids[: anchor + plan.longest_block], alone)
+        single = score_window(Session(backend), ids[: anchor + plan.longest_block], alone)
         assert single.drafts == {name: [found[index]] for name, found in together.drafts.items()}
         assert single.blocks == {name: [found[index]] for name, found in together.blocks.items()}
