@@ -79,8 +79,9 @@ def test_keys_below_another_path(guarded: Any) -> None:
 
 
 def test_headers_have_a_limit(guarded: Any) -> None:
-    with raw(guarded, b"X-Large: " + b"x" * 100_000 + b"\r\n") as client, suppress(ConnectionResetError):
-        assert b" 400 " in client.recv(10_000).splitlines()[0]
+    large = b"X-Large: " + b"x" * 2**20 + b"\r\n"
+    with suppress(ConnectionError), raw(guarded, large) as client:
+        assert b"Invalid HTTP request" in client.recv(10_000)  # nobody looked at the request itself
 
 
 def test_files_of_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

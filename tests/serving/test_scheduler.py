@@ -179,7 +179,9 @@ def test_threads_survive_what_native_code_raises(two_places: BltRuntime, monkeyp
             with monkeypatch.context() as patch:
                 patch.setattr(two_places, "stream", fail)
                 found.submit([wrong])
+                end = time.monotonic() + 10
                 while not wrong.ended:
+                    assert time.monotonic() < end, "its thread is gone"
                     await asyncio.sleep(0.001)
             assert isinstance(wrong.error, Panic)
             found.submit([right])
