@@ -8,7 +8,7 @@ depends on where the buffer happens to end.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal
 from weakref import finalize
 
 import numpy as np
@@ -23,36 +23,17 @@ from fastblt.runtime.backends.protocol import (
     Ids,
     Pick,
     Progress,
-    State,
 )
 from fastblt.runtime.sequence.latents import Latents
 from fastblt.runtime.sequence.learned import Learned
 from fastblt.runtime.sequence.parts import CountedParts
+from fastblt.runtime.sequence.saved_session import SavedSession
 from fastblt.runtime.sequence.stats import RunStats
 from fastblt.runtime.sequence.token_buffer import TokenBuffer
 
 #: Which latent the rows of a block read: ``closed``, the newest of a closed patch; or ``partial``, that of the open
 #: patch so far (o_M of arXiv 2605.08044).
 Latent = Literal["closed", "partial"]
-
-
-class SavedSession(NamedTuple):
-    """Holds copies of what a session has read, on the host."""
-
-    tokens: Ids
-    """int64 [length], BOS first."""
-    patch_ends: tuple[int, ...]
-    """Position after the last token of each closed patch among those that are scored."""
-    progress: Progress
-    """How far the tokens have been read."""
-    state: State
-    """See `BackendSequence.state`."""
-
-    @property
-    def size(self) -> int:
-        """Return the bytes of all copies."""
-        return sum(array.nbytes for array in self.state.values())
-
 
 _NO_BLOCK: Ids = np.empty(0, dtype=np.int64)
 

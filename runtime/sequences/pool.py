@@ -28,7 +28,8 @@ from weakref import ReferenceType, WeakSet, ref
 from fastblt.runtime.backends.protocol import Backend, CapacityError, Ids
 from fastblt.runtime.sequence.learned import Learned
 from fastblt.runtime.sequence.lease import Lease
-from fastblt.runtime.sequence.session import SavedSession, Session
+from fastblt.runtime.sequence.saved_session import SavedSession
+from fastblt.runtime.sequence.session import Session
 from fastblt.runtime.sequence.stats import RunStats
 from fastblt.runtime.turns import BusyError
 

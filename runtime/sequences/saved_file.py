@@ -41,7 +41,7 @@ from fastblt.models.tokens import BOS_ID, VOCAB_SIZE
 from fastblt.runtime.backends.protocol import Backend, Progress
 from fastblt.runtime.bundle.dtypes import SAFETENSORS_TYPES
 from fastblt.runtime.bundle.json_entries import is_integer
-from fastblt.runtime.sequence.session import SavedSession
+from fastblt.runtime.sequence.saved_session import SavedSession
 
 FORMAT = "fastblt-sequence"
 VERSION = "1"

@@ -128,6 +128,18 @@ def test_session_continues_a_saved_text(tiny_bundle: Path, tmp_path: Path) -> No
     assert session.read_bytes() == before
 
 
+def test_session_that_another_command_wrote_meanwhile_is_kept(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = tmp_path / "text"
+    monkeypatch.setattr(Plain, "finish", lambda self: session.write_bytes(b"of another command"))
+    arguments = ["generate", str(tiny_bundle), "", "--provider", "cpu", "--session", str(session)]
+    result = CliRunner().invoke(app, [*arguments, "--max-new-bytes", "2"])
+    assert result.exit_code == 1
+    assert f"{session}: found it changed since it was read" in result.stderr
+    assert session.read_bytes() == b"of another command"
+
+
 @pytest.mark.parametrize("item", ["10", "x=1", "10=y", "=1"])
 def test_malformed_bias_is_refused(item: str) -> None:
     with pytest.raises(ValueError, match=r"--logit-bias: found .*, expected BYTE=VALUE"):

@@ -37,6 +37,7 @@ from fastblt.runtime.measure.report import write_json
 from fastblt.runtime.request import GenerationRequest
 from fastblt.runtime.sequences.saved_file import saved_bytes
 from fastblt.runtime.text import TextDecoder
+from fastblt.runtime.turns import BusyError
 
 
 class Writer(Protocol):
@@ -132,6 +133,7 @@ def command(
     check_file_target(logprobs)
     check_file_target(session)
     saved = session if session is not None and session.exists() else None
+    version = _version(session)
     before = 0 if saved is None else saved_bytes(saved)
     # A saved text is continued without a prompt, too.
     data, origin = (b"", "") if saved and prompt is None and prompt_file is None else read_prompt(prompt, prompt_file)
@@ -152,11 +154,23 @@ def command(
     generation = text.generate(data, request=request, on_chunk=writer.write)
     writer.finish()
     if session is not None:
+        if _version(session) != version:
+            raise BusyError(
+                f"{session}: found it changed since it was read, expected one command at a time; it is kept"
+            )
         text.save(session)
     if show or stats:
         print_table(console, statistics(generation, runtime.config, request.decoding_method().name))
     if logprobs is not None:
         write_json(logprobs, {"bytes": list(generation.data), "logprobs": list(generation.logprobs)})
+
+
+def _version(path: Path | None) -> tuple[int, int, int] | None:
+    """Return what changes whenever a file is replaced; None where there is no file."""
+    if path is None or not path.exists():
+        return None
+    found = path.stat()
+    return found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def _open_output(prompt: bytes, origin: str, *, show: bool) -> tuple[Console, Writer]:

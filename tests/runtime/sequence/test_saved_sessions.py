@@ -15,7 +15,8 @@ from fastblt.models.tokens import BYTE_OFFSET, encode
 from fastblt.runtime.backends.protocol import Backend, encodes_whole_patches
 from fastblt.runtime.methods import parse_method
 from fastblt.runtime.sequence.sampling import Sampler
-from fastblt.runtime.sequence.session import SavedSession, Session
+from fastblt.runtime.sequence.saved_session import SavedSession
+from fastblt.runtime.sequence.session import Session
 from fastblt.runtime.sequence.stats import RunStats
 
 OpenBackend = Callable[[str, str, int], Backend]

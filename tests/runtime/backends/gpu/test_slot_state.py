@@ -16,7 +16,8 @@ from fastblt.runtime.backends.gpu import loading
 from fastblt.runtime.backends.gpu.backend import DeviceBackend
 from fastblt.runtime.backends.gpu.sliding import REWIND, RewindError
 from fastblt.runtime.backends.protocol import Progress
-from fastblt.runtime.sequence.session import SavedSession, Session
+from fastblt.runtime.sequence.saved_session import SavedSession
+from fastblt.runtime.sequence.session import Session
 
 TEXT = np.random.default_rng(7).bytes(990)
 
