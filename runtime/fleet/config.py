@@ -51,6 +51,11 @@ class FleetConfig:
                 f"replicas: found at least {self.min_replicas} and at most {self.max_replicas}, expected 1 or more, "
                 "and the first not greater than the second"
             )
+        if self.target_ongoing is not None and self.min_replicas == self.max_replicas:
+            raise FleetError(
+                f"target_ongoing: found {self.target_ongoing:g} for {self.min_replicas} replicas at any time, expected "
+                "more replicas at most (max_replicas) than at least (min_replicas)"
+            )
         if self.gpus > 1 and self.gpus != int(self.gpus):
             raise FleetError(f"gpus: found {self.gpus}, expected a part of one GPU or a whole number of them")
 

@@ -14,6 +14,7 @@ from fastblt.runtime.backends.entry import ROOMY
 from fastblt.runtime.blt_runtime import BltRuntime
 from fastblt.runtime.bundle.manifest import MANIFEST_FILE, BundleError, load_manifest, sha256_of
 from fastblt.runtime.serving.api_keys import environment_keys, read_keys
+from fastblt.runtime.serving.chat_template import find_template
 from fastblt.runtime.serving.model_host import Loader
 from fastblt.runtime.serving.settings import ServingSettings
 
@@ -47,17 +48,24 @@ class FleetOptions:
     log_prompts: bool = False
     page: bool = True
 
-    def settings(self) -> ServingSettings:
+    def settings(self, bundle: Path) -> ServingSettings:
         """Return what the server is made with.
+
+        Args:
+            bundle: what it serves; its chat template is taken where the options name none.
 
         Raises:
             ApiKeysError: the keys cannot be used.
+            ChatTemplateError: the template of the bundle is malformed.
             ValueError: a value is out of range.
             OSError: a file cannot be read.
         """
         own = {field.name for field in dataclasses.fields(ServingSettings)}
         plain = {name: value for name, value in dataclasses.asdict(self).items() if name in own}
-        template = None if self.chat_template is None else Path(self.chat_template)
+        if self.chat_template is not None:
+            template: Path | None = Path(self.chat_template)
+        else:
+            template = bundle if find_template(bundle) else None
         keys = environment_keys() if self.api_keys is None else read_keys(Path(self.api_keys))
         return ServingSettings(**{**plain, "chat_template": template}, keys=keys)
 

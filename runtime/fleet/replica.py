@@ -60,7 +60,7 @@ class FleetReplica:
     async def choose(self, user_config: Any) -> None:
         """Serve another bundle: load it beside the one before, send it all new requests, and end the other.
 
-        A bundle that cannot be used is refused with one line in the log, and the one before goes on.
+        A bundle that cannot be used is refused with one line in the log, and the one before stays.
 
         Args:
             user_config: ``bundle``, a folder, and ``sha256``, the digest of its manifest.

@@ -37,7 +37,7 @@ class ServedBundle:
         """Of the manifest."""
         self.requests = 0
         """Requests that are being answered."""
-        self._app = create_app(options.loader(choice.bundle), options.settings())
+        self._app = create_app(options.loader(choice.bundle), options.settings(choice.bundle))
         self._drain = options.drain
         self._lifespan: AbstractAsyncContextManager[Any] = self._app.router.lifespan_context(self._app)
 

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from fastblt.cli import app
 from fastblt.commands.errors import describe
-from fastblt.commands.exit_status import USAGE
+from fastblt.commands.exit_status import FAILURE, USAGE
 from fastblt.runtime.fleet.config import IMPORT_PATH
 from fastblt.runtime.fleet.options import BundleChoice, FleetOptions
 from fastblt.runtime.serving.model_host import ModelHost
@@ -70,6 +70,7 @@ def test_ray_accepts_the_file(tiny_bundle: Path, tmp_path: Path) -> None:
     [
         (["--min-replicas", "3", "--max-replicas", "2"], "at least 3 and at most 2"),
         (["--gpus", "1.5"], "gpus: found 1.5"),
+        (["--target-ongoing", "3"], "target_ongoing: found 3 for 1 replicas"),
         (["--method", "nothing"], "method 'nothing': unknown"),
         (["--backend", "nothing"], "nothing"),
     ],
@@ -78,6 +79,12 @@ def test_what_does_not_fit_is_refused(tiny_bundle: Path, options: list[str], mes
     result = CliRunner().invoke(app, ["fleet", "config", str(tiny_bundle), *options])
     assert result.exit_code == USAGE
     assert message in result.output
+
+
+def test_a_template_that_is_not_there_is_refused(tiny_bundle: Path, tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["fleet", "config", str(tiny_bundle), "--chat-template", str(tmp_path / "t")])
+    assert (result.exit_code, result.stdout) == (FAILURE, "")
+    assert "No such file" in result.stderr
 
 
 def test_other_machines_are_warned_of(tiny_bundle: Path) -> None:

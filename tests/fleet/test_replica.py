@@ -260,11 +260,18 @@ def test_options_that_do_not_exist(data: dict[str, Any], message: str) -> None:
         FleetOptions.from_dict(data)
 
 
+def test_the_template_of_the_bundle_is_used_where_none_is_named(tmp_path: Path) -> None:
+    assert FleetOptions().settings(tmp_path).chat_template is None
+    (tmp_path / "chat_template.jinja").write_text("{{ messages[0].content }}", encoding="utf-8")
+    assert FleetOptions().settings(tmp_path).chat_template == tmp_path
+    assert FleetOptions(chat_template="other.jinja").settings(tmp_path).chat_template == Path("other.jinja")
+
+
 def test_options_may_be_text() -> None:
     found = FleetOptions.from_dict({"sequences": "4", "page": "false", "timeout": "2.5", "method": None})
     assert found == FleetOptions(sequences=4, page=False, timeout=2.5)
     assert FleetOptions.from_dict(found.to_dict()) == found
-    assert found.settings().timeout == 2.5
+    assert found.settings(Path("nowhere")).timeout == 2.5
 
 
 @pytest.mark.parametrize("data", [None, {}, {"bundle": ""}, {"bundle": "/b", "sha256": 3}, {"bundle": "/b", "x": 1}])

@@ -81,9 +81,12 @@ def config(
     from fastblt.runtime.bundle.bundle import Bundle
     from fastblt.runtime.fleet.config import FleetConfig
     from fastblt.runtime.fleet.options import BundleChoice, FleetOptions
+    from fastblt.runtime.methods import parse_method
+    from fastblt.runtime.serving.api_keys import exposure
+    from fastblt.runtime.serving.chat_template import load_template
 
     check_backend(backend)
-    check_bundle(bundle, backend=backend)
+    check_bundle(bundle)
     given = {"max_bytes": max_bytes, "method": method, "model_name": model_name, "threads": threads}
     files = {"api_keys": api_keys, "chat_template": chat_template}
     with usage_errors():
@@ -96,12 +99,16 @@ def config(
             **{name: value for name, value in given.items() if value is not None},  # type: ignore[arg-type]
             **{name: str(path.resolve()) for name, path in files.items() if path is not None},  # type: ignore[arg-type]
         )
-        options.settings()  # unreadable keys are found here, not by every replica
+        # What cannot be used is found here, not by every replica.
+        settings = options.settings(bundle)
+        load_template(settings.chat_template)
         most = min_replicas if max_replicas is None else max_replicas
         fleet = FleetConfig(
             min_replicas, most, gpus, cpus, target_ongoing, max_ongoing, max_queued, surge=surge, host=host, port=port
         )
-    Bundle.open(bundle)
+    opened = Bundle.open(bundle)
+    if method is not None:
+        parse_method(method).check(opened.config)
     data = fleet.to_dict(BundleChoice.of(bundle), options)
     sys.stdout.write(
         f"# Written by fastblt fleet config; run it with: serve run FILE\n{yaml.safe_dump(data, sort_keys=False)}"
@@ -109,3 +116,5 @@ def config(
     if host not in ("127.0.0.1", "localhost", "::1"):
         keys = "" if api_keys else ", and without --api-keys anybody may ask"
         note(stderr(), f"warning: {host}: other machines reach the fleet, requests are not encrypted{keys}")
+    if api_keys is not None and (warning := exposure(api_keys)):
+        note(stderr(), f"warning: {warning}")
