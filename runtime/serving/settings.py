@@ -57,6 +57,8 @@ class ServingSettings:
 
     def __post_init__(self) -> None:
         counts = {"queue": (0, 2**20), "choices": (1, limits.CHOICES), "max_body": (1, limits.TEXT_BYTES)}
+        if self.workers is not None:  # none at all would let every text wait for ever
+            counts["workers"] = 1, limits.THREADS
         for name, (least, most) in counts.items():
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:

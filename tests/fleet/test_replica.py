@@ -260,6 +260,12 @@ def test_options_that_do_not_exist(data: dict[str, Any], message: str) -> None:
         FleetOptions.from_dict(data)
 
 
+@pytest.mark.parametrize("workers", [0, -1])
+def test_a_replica_without_workers_is_refused(workers: int, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"workers: found {workers}, expected an integer from 1"):
+        FleetOptions(workers=workers).settings(tmp_path)
+
+
 def test_the_template_of_the_bundle_is_used_where_none_is_named(tmp_path: Path) -> None:
     assert FleetOptions().settings(tmp_path).chat_template is None
     (tmp_path / "chat_template.jinja").write_text("{{ messages[0].content }}", encoding="utf-8")
