@@ -51,7 +51,7 @@ def test_one_engine_of_each_graph_serves_every_capacity(bundle: Path, gpu: FakeC
     slots = {}
     for size in (200, 256, 257, 1000):
         runtime = load(bundle, size)
-        slots[size] = runtime.backend.graphs["global"].caches.slots  # type: ignore[attr-defined]
+        slots[size] = runtime.backend.slots[0].graphs["global"].caches.slots  # type: ignore[attr-defined]
     # Multiples of 64 that hold the text, a draft and a call.
     assert slots[200] < slots[256] == slots[257] < slots[1000] == 1152
     assert not folder.engines_for(1001)
@@ -59,7 +59,7 @@ def test_one_engine_of_each_graph_serves_every_capacity(bundle: Path, gpu: FakeC
 
 def test_short_text_binds_few_slots(bundle: Path, gpu: FakeCuda) -> None:
     runtime = load(bundle, 1000)
-    graph = runtime.backend.graphs["global"]  # type: ignore[attr-defined]
+    graph = runtime.backend.slots[0].graphs["global"]  # type: ignore[attr-defined]
     short, long = graph.moved_bytes(0, 1), graph.moved_bytes(900, 1)
     assert long - short == graph.caches.lanes * (1024 - 256) * graph.row_bytes
 
@@ -74,7 +74,7 @@ def test_engines_of_earlier_versions_load(bundle: Path, gpu: FakeCuda) -> None:
             rebuild_in_place(bundle, folder / engine["file"], engine)
     (folder / ENGINES_FILE).write_text(json.dumps(data))
     runtime = load(bundle, 500)
-    assert runtime.backend.graphs["global"].caches.slots == 1152  # type: ignore[attr-defined]
+    assert runtime.backend.slots[0].graphs["global"].caches.slots == 1152  # type: ignore[attr-defined]
     expected = BltRuntime.from_pretrained(bundle, max_bytes=500)
     assert runtime.generate(b"In the", 40, method="ar").data == expected.generate(b"In the", 40, method="ar").data
 
