@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from fastblt.runtime.backends.protocol import BackendSequence
 from fastblt.runtime.blt_runtime import BltRuntime
 from fastblt.runtime.machine import memory_bandwidth, peak_rss_mb, usable_cores
 from fastblt.runtime.measure.bench.plan import BenchPlan, Contender
@@ -61,7 +62,11 @@ def measure(
 
     for contender in plan.contenders:
         parse_method(contender.method).check(runtimes[contender.backend].config)
-    runtime_of = {c: _runtime(runtimes[c.backend], profiles[c] if profiles else None) for c in plan.contenders}
+    replayed_on: dict[str, BackendSequence] = {}
+    runtime_of = {
+        c: _replay(runtimes[c.backend], profiles[c], replayed_on) if profiles else runtimes[c.backend]
+        for c in plan.contenders
+    }
 
     done, total = 0, len(plan.contenders) * (1 + repeats * len(prompts))
     on_progress(done, total, "")
@@ -90,16 +95,23 @@ def measure(
     return Measurement(plan, prompts, max_new_bytes, repeats, config, devices, runs, peaks, bandwidth, profiles)
 
 
-def _runtime(runtime: Generator, profile: ReplayProfile | None) -> Generator:
-    """Return the runtime itself, or one that replays over its backend.
+def _replay(runtime: Generator, profile: ReplayProfile, sequences: dict[str, BackendSequence]) -> Generator:
+    """Return a runtime that replays over the backend of another one.
+
+    Args:
+        runtime: the other one.
+        profile: the rates.
+        sequences: those of each backend that replays share, by its name: texts come one after the other, and a GPU has
+            one. Those that are missing are made.
 
     Raises:
         ReplayError: a peer is to be replayed.
     """
-    if profile is None:
-        return runtime
     if not isinstance(runtime, BltRuntime):
         raise ReplayError(
             "replay: found a peer among the contenders, expected backends only: a peer's answers cannot be replaced"
         )
-    return BltRuntime(ReplayBackend(runtime.backend, profile), reuse_prompts=False)
+    backend = runtime.backend
+    if backend.name not in sequences:
+        sequences[backend.name] = backend.new_sequence()
+    return BltRuntime(ReplayBackend(backend, profile, sequences[backend.name]), reuse_prompts=False)

@@ -23,6 +23,7 @@ from fastblt.models.tokens import BYTE_OFFSET, MASK_ID, VOCAB_SIZE
 from fastblt.runtime.backends.protocol import (
     DRAFT_SLACK,
     Backend,
+    BackendSequence,
     DecoderRows,
     Drafted,
     Floats,
@@ -65,10 +66,12 @@ class ReplayBackend:
     Args:
         real: a sequence of it runs every call.
         profile: the rates.
+        sequence: that one, which other replays use too, text by text; None: a new one.
     """
 
-    def __init__(self, real: Backend, profile: ReplayProfile) -> None:
+    def __init__(self, real: Backend, profile: ReplayProfile, sequence: BackendSequence | None = None) -> None:
         self.real = real
+        self._shared = sequence
         self.profile = profile
         self.name = real.name
         self.device = real.device
@@ -95,12 +98,13 @@ class ReplayBackend:
 
     def new_sequence(self) -> ReplayBackend:
         """Implement `Backend.new_sequence`."""
-        self._sequence = self.real.new_sequence()
+        self._sequence = self._shared or self.real.new_sequence()
         return self
 
     def close(self) -> None:
-        """Implement `BackendSequence.close`."""
-        self._sequence.close()
+        """Implement `BackendSequence.close`; a sequence that others use stays open."""
+        if self._shared is None:
+            self._sequence.close()
 
     def take_counts(self) -> ReplayCounts:
         """Return what was counted since the last call; patches are those of the last text."""
