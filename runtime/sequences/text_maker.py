@@ -145,8 +145,9 @@ class TextMaker(ABC):
     def score(self, prompt: Prompt, continuation: bytes | str) -> Score:
         """Return the log-probability of each byte of a continuation, given the prompt and the bytes before it.
 
-        The model reads the given text; nothing is drafted, so the figures are the model's own. The text of a sequence
-        comes before the prompt, and stays what it is.
+        The model reads the given text; nothing is drafted, so the figures are the model's own. A runtime reads it from
+        its beginning: the last bits of a row depend on how many are computed together, and the figures should not
+        depend on earlier texts. The text of a sequence comes before the prompt, and stays what it is.
 
         Args:
             prompt: any bytes, or text (UTF-8); may be empty. Or token ids, int64 [n], BOS first.
@@ -192,8 +193,11 @@ class TextMaker(ABC):
         """Return the log-probabilities of the tokens ``after``, float64 [n]."""
         text = self._with_prompt(before, len(after), "a continuation of ")
         read = text[: max(1, len(text) - 1)]  # the row of the last one is the first that is wanted
-        lease = self._pool.lease(read, self._owner())
+        owner = self._owner()
+        lease = self._pool.lease(text[:1] if owner is None else read, owner)
         try:
+            if owner is None:
+                lease.session.spoil()
             lease.session.begin(read, RunStats())
             return score_tokens(lease.session, np.concatenate([text, after]), len(text))
         except BaseException:
