@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ast
 import enum
-import importlib.util
+import importlib.metadata
 import inspect
 import json
 import os
@@ -116,7 +116,8 @@ def stub_libraries(shared_files: SharedFiles) -> Path:
 @pytest.fixture(scope="session")
 def bindings(shared_files: SharedFiles) -> Path:
     """A folder for each version of the bindings, from PyPI."""
-    if importlib.util.find_spec("pip") is None:
+    # Looking for the module itself would make setuptools unusable in this process, and with it torch.compile.
+    if not any(importlib.metadata.distributions(name="pip")):
         pytest.skip("no pip here, which downloads the bindings")
 
     def write(folder: Path) -> None:
