@@ -5,47 +5,31 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from fastblt.models.config import BltConfig
 from fastblt.runtime.backends.protocol import Progress, State, encodes_whole_patches
 
 
-class RowRange:
-    """Describes the rows of one tensor, from ``first`` to before ``end``."""
-
-    def __init__(self, first: int, end: int) -> None:
-        self.first, self.end = first, max(first, end)
-
-    @property
-    def at(self) -> slice:
-        """Return them as a slice."""
-        return slice(self.first, self.end)
-
-    def __len__(self) -> int:
-        return self.end - self.first
-
-
-def cache_ranges(config: BltConfig, progress: Progress) -> dict[str, RowRange]:
+def cache_ranges(config: BltConfig, progress: Progress) -> dict[str, slice]:
     """Return the rows of every part's caches that later rows can see, by part; patches count for the global one."""
     # Where patches are encoded whole, the open one has not been.
     ends = dict.fromkeys(config.stacks, progress.tokens) | {"global": progress.patches}
     if encodes_whole_patches(config):
         ends["encoder"] = progress.open_patch
-    return {part: RowRange(first_visible(end, config.stacks[part].window), end) for part, end in ends.items()}
+    return {part: slice(first_visible(end, config.stacks[part].window), end) for part, end in ends.items()}
 
 
-def open_patch_range(config: BltConfig, progress: Progress) -> RowRange:
+def open_patch_range(config: BltConfig, progress: Progress) -> slice:
     """Return the positions of the open patch that are encoded, but not pooled yet."""
     if encodes_whole_patches(config):
-        return RowRange(progress.open_patch, progress.open_patch)
-    return RowRange(progress.open_patch, progress.tokens)
+        return slice(progress.open_patch, progress.open_patch)
+    return slice(progress.open_patch, max(progress.open_patch, progress.tokens))
 
 
-def latent_range(progress: Progress) -> RowRange:
+def latent_range(progress: Progress) -> slice:
     """Return the newest latent, which the next rows read."""
-    return RowRange(max(0, progress.patches - 1), progress.patches)
+    return slice(max(0, progress.patches - 1), progress.patches)
 
 
 def first_visible(position: int, window: int | None) -> int:
@@ -67,15 +51,3 @@ def check_state(state: State, places: Mapping[str, NDArray[Any]]) -> None:
         wanted = place.dtype, list(place.shape)
         if found != wanted:
             raise ValueError(f"{name}: found {found[0]} {found[1]}, expected {wanted[0]} {wanted[1]}")
-
-
-def copied(places: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """Return copies of arrays, by name."""
-    return {name: np.array(place) for name, place in places.items()}
-
-
-def write_state(state: State, places: Mapping[str, NDArray[Any]]) -> None:
-    """Write copies of rows to their places, all of them or none; errors as `check_state`."""
-    check_state(state, places)
-    for name, place in places.items():
-        place[...] = state[name]

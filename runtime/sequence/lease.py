@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from fastblt.runtime.sequence.session import Session
+
+T = TypeVar("T")
 
 
 @dataclass(eq=False)
@@ -22,6 +25,17 @@ class Lease:
     _wake: Callable[[], None] = field(repr=False)
     held: bool = True
     """Whether nobody else may have the session."""
+
+    def use(self, work: Callable[[Session], T]) -> T:
+        """Work with the session, then give it back; what an error leaves in it is not relied on."""
+        try:
+            return work(self.session)
+        except BaseException:
+            self.session.spoil()
+            raise
+        finally:
+            self.held = False
+            self.release()
 
     def release(self) -> None:
         """Give the session back; releasing again does nothing."""

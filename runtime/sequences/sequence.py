@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, TypeVar
 from fastblt.models.tokens import decode
 from fastblt.runtime.backends.protocol import CapacityError, Ids
 from fastblt.runtime.generation import ByteStream, GrowingText
+from fastblt.runtime.sequence.saved_session import SavedSession
+from fastblt.runtime.sequence.session import Session
 from fastblt.runtime.sequence.stats import RunStats
 from fastblt.runtime.sequences.pool import Conversation, SequencePool
 from fastblt.runtime.sequences.saved_file import SequenceFileError, read_sequence, write_sequence
@@ -88,17 +90,12 @@ class Sequence(TextMaker, Conversation):
 
     def _save(self, path: Path) -> None:
         tokens = self.tokens
-        lease = self._pool.lease(tokens, self)
-        try:
-            lease.session.begin(tokens, RunStats())
-            saved = lease.session.saved()
-        except BaseException:
-            lease.session.spoil()
-            raise
-        finally:
-            lease.held = False
-            lease.release()
-        write_sequence(path, saved, self.backend)
+
+        def saved(session: Session) -> SavedSession:
+            session.begin(tokens, RunStats())
+            return session.saved()
+
+        write_sequence(path, self._pool.lease(tokens, self).use(saved), self.backend)
 
     def close(self) -> None:
         """End the sequence, and the stream that is open; its place is free for other texts. Again: do nothing."""

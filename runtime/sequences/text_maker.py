@@ -18,6 +18,7 @@ from fastblt.runtime.methods import Method
 from fastblt.runtime.request import GenerationOptions, GenerationRequest, StopRules
 from fastblt.runtime.sequence.likelihood import Score, score_tokens
 from fastblt.runtime.sequence.sampling import Sampler
+from fastblt.runtime.sequence.session import Session
 from fastblt.runtime.sequence.stats import RunStats
 from fastblt.runtime.sequences.pool import Conversation, SequencePool
 
@@ -194,18 +195,14 @@ class TextMaker(ABC):
         text = self._with_prompt(before, len(after), "a continuation of ")
         read = text[: max(1, len(text) - 1)]  # the row of the last one is the first that is wanted
         owner = self._owner()
-        lease = self._pool.lease(text[:1] if owner is None else read, owner)
-        try:
+
+        def scored(session: Session) -> NDArray[np.float64]:
             if owner is None:
-                lease.session.spoil()
-            lease.session.begin(read, RunStats())
-            return score_tokens(lease.session, np.concatenate([text, after]), len(text))
-        except BaseException:
-            lease.session.spoil()
-            raise
-        finally:
-            lease.held = False
-            lease.release()
+                session.spoil()
+            session.begin(read, RunStats())
+            return score_tokens(session, np.concatenate([text, after]), len(text))
+
+        return self._pool.lease(text[:1] if owner is None else read, owner).use(scored)
 
     def _with_prompt(self, ids: Ids, more: int, what: str) -> Ids:
         """Return the text with a prompt after it, int64 [n]; ``more`` bytes, named by ``what``, are to follow.

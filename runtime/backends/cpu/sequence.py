@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from fastblt.models.config import BltConfig
 from fastblt.runtime.backends.cpu.bound_graph import Binding, BoundGraph
 from fastblt.runtime.backends.cpu.buffers import POOL_STEP, Buffer, CallBuffers, capacity_of
-from fastblt.runtime.backends.live_rows import cache_ranges, copied, latent_range, open_patch_range, write_state
+from fastblt.runtime.backends.live_rows import cache_ranges, check_state, latent_range, open_patch_range
 from fastblt.runtime.backends.protocol import DecoderRows, Drafted, Floats, Ids, Pick, Progress, State
 
 if TYPE_CHECKING:
@@ -239,22 +239,25 @@ class OnnxRuntimeSequence:
 
     def state(self, progress: Progress) -> dict[str, NDArray[Any]]:
         """Implement `BackendSequence.state`."""
-        return copied(self._places(progress))
+        return {name: place.copy() for name, place in self._places(progress).items()}
 
     def restore(self, state: State, progress: Progress) -> None:
         """Implement `BackendSequence.restore`."""
-        write_state(state, self._places(progress))
+        places = self._places(progress)
+        check_state(state, places)
+        for name, place in places.items():
+            place[...] = state[name]
         self._restored = progress
 
     def _places(self, progress: Progress) -> dict[str, NDArray[Any]]:
         """Return views of the rows that the rest of a text can read, by name."""
         places = {
-            f"{part}.{name}": buffer.array[rows.at]
+            f"{part}.{name}": buffer.array[rows]
             for part, rows in cache_ranges(self.config, progress).items()
             for name, buffer in self.graphs[part].caches.buffers.items()
         }
-        places["pool"] = self._buffers.pool.array[open_patch_range(self.config, progress).at]
-        places["latent_kv"] = self._buffers.latent_kv.array[latent_range(progress).at]
+        places["pool"] = self._buffers.pool.array[open_patch_range(self.config, progress)]
+        places["latent_kv"] = self._buffers.latent_kv.array[latent_range(progress)]
         return places
 
     def reset(self) -> None:

@@ -21,7 +21,7 @@ from fastblt.runtime.backends.eager.readback import from_numpy, read_rows, to_nu
 from fastblt.runtime.backends.eager.static_cache import SPARE, StaticCache
 from fastblt.runtime.backends.eager.static_parts import Links, StaticDecoder, StaticEncoder, StaticGlobal, StaticPatcher
 from fastblt.runtime.backends.graph_error import reporting
-from fastblt.runtime.backends.live_rows import RowRange, cache_ranges, check_state, latent_range, open_patch_range
+from fastblt.runtime.backends.live_rows import cache_ranges, check_state, latent_range, open_patch_range
 from fastblt.runtime.backends.protocol import (
     DRAFT_SLACK,
     ROW_CAPACITY,
@@ -144,7 +144,7 @@ class CompiledSequence:
         for name, (tensor, at) in places.items():
             tensor[at] = from_numpy(state[name]).to(self._device)
         for part, rows in cache_ranges(self.config, progress).items():
-            self._caches[part].wrote(rows.end - 1, 1)
+            self._caches[part].wrote(rows.stop - 1, 1)
         self._restored = progress
 
     def _places(self, progress: Progress) -> dict[str, tuple[Tensor, Tensor]]:
@@ -160,8 +160,8 @@ class CompiledSequence:
         places["latent_kv"] = (self.links.latent_kv[0], self._slots_of(latent_range(progress)))
         return places
 
-    def _slots_of(self, rows: RowRange) -> Tensor:
-        return torch.arange(rows.first, rows.end, device=self._device)
+    def _slots_of(self, rows: slice) -> Tensor:
+        return torch.arange(rows.start, rows.stop, device=self._device)
 
     def reset(self) -> None:
         """Implement `BackendSequence.reset`."""

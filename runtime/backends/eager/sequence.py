@@ -183,9 +183,9 @@ class EagerSequence:
             cache = self._caches[part]
             for layer in range(self.config.stacks[part].layers):
                 for kind, tensor in (("key", cache.keys), ("value", cache.values)):
-                    places[f"{part}.{kind}_{layer}"] = tensor[layer, 0, rows.at]
-        places["states"] = self._states[0, open_patch_range(self.config, progress).at]
-        places["latent_kv"] = self._latent_kv[0, latent_range(progress).at]
+                    places[f"{part}.{kind}_{layer}"] = tensor[layer, 0, rows]
+        places["states"] = self._states[0, open_patch_range(self.config, progress)]
+        places["latent_kv"] = self._latent_kv[0, latent_range(progress)]
         return places
 
     def reset(self) -> None:

@@ -21,17 +21,13 @@ from fastblt.runtime.backends.gpu.cuda import DeviceMemory, PinnedMemory, Stream
 from fastblt.runtime.backends.gpu.executor import Bound, Executor, Launch
 from fastblt.runtime.backends.gpu.sliding import CALL_ROWS, REWIND, RewindError, SlidingBuffer
 from fastblt.runtime.backends.gpu.tensor_table import Binding, Block, shape_of, size_names, tensors_bound_as
+from fastblt.runtime.backends.live_rows import first_visible
 from fastblt.runtime.bundle.dtypes import numpy_dtype
 
 
 def padded(count: int) -> int:
     """Return the next power of two."""
     return 1 << (count - 1).bit_length()
-
-
-def first_visible(position: int, window: int | None) -> int:
-    """Return the first position that a row at ``position`` sees."""
-    return 0 if window is None else max(0, position - window + 1)
 
 
 class Inputs:

@@ -18,11 +18,12 @@ from fastblt.runtime.backends.gpu.drafting import DeviceDrafter, StepDrafter
 from fastblt.runtime.backends.gpu.encoder_calls import EncoderCalls
 from fastblt.runtime.backends.gpu.executor import Executor
 from fastblt.runtime.backends.gpu.global_calls import GlobalCalls
-from fastblt.runtime.backends.gpu.graph import DeviceGraph, first_visible
+from fastblt.runtime.backends.gpu.graph import DeviceGraph
 from fastblt.runtime.backends.gpu.patcher_calls import LookAhead, PatcherCalls
 from fastblt.runtime.backends.gpu.sliding import position_count
 from fastblt.runtime.backends.gpu.tensor_table import Binding, tensors_bound_as
 from fastblt.runtime.backends.gpu.warm_up import Step, warm_up_steps
+from fastblt.runtime.backends.live_rows import first_visible
 from fastblt.runtime.backends.protocol import Drafted, Ids, Pick, encodes_whole_patches
 
 if TYPE_CHECKING:

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fastblt.runtime.backends.gpu.graph import first_visible
 from fastblt.runtime.backends.gpu.sliding import REWIND, RewindError, SlidingBuffer
 from fastblt.runtime.backends.gpu.slot import Slot
+from fastblt.runtime.backends.live_rows import first_visible
 from fastblt.runtime.backends.protocol import Progress, State
 from fastblt.runtime.bundle.dtypes import numpy_dtype
 from fastblt.runtime.bundle.manifest import TensorSpec
