@@ -3,78 +3,58 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 
 from rich.table import Table
 
-from fastblt.commands.output import add_row, left, make_table, number, percent, right
+from fastblt.commands.fields import Field, fields_table
+from fastblt.commands.output import number, percent
 from fastblt.runtime.measure.bench.plan import PYTORCH
 from fastblt.runtime.measure.bench.rows import BenchRow
 from fastblt.runtime.measure.bench.run import BenchReport
 
-
-@dataclass(frozen=True)
-class _Column:
-    """Describes one column of a table."""
-
-    heading: str
-    cell: Callable[[BenchRow], str]
-    wide: bool = False
-    """Whether only ``--wide`` shows it."""
-
-
-_SPEED = (
-    _Column("bytes/s", lambda row: f"{row.bytes_per_s:.1f}"),
-    _Column("times\nar", lambda row: number(row.ratio_to_ar, ".2f")),
-    _Column("times\nPyTorch ar", lambda row: number(row.ratio_to_pytorch_ar, ".2f")),
-    _Column("drafts\nkept", lambda row: percent(row.acceptance)),
-    _Column("right\ntext", lambda row: _right_text(row)),
-    _Column("times\neager ar", lambda row: number(row.ratio_to_eager_ar, ".2f"), wide=True),
-    _Column("ms/byte\nmedian", lambda row: f"{row.ms_per_byte_p50:.3f}", wide=True),
-    _Column("ms/byte\n95 %", lambda row: f"{row.ms_per_byte_p95:.3f}", wide=True),
-    _Column("ms to\nfirst byte", lambda row: f"{row.first_byte_ms:.1f}", wide=True),
-    _Column("as ar\nup to", lambda row: percent(row.agreement_with_ar), wide=True),
-    _Column("time outside\nthe model", lambda row: percent(_share_of_host(row)), wide=True),
+_NAMES: dict[str, Callable[[BenchRow], str]] = {"backend": lambda row: row.backend, "method": lambda row: row.method}
+_SPEED: tuple[Field[BenchRow], ...] = (
+    Field("bytes/s", lambda row: f"{row.bytes_per_s:.1f}"),
+    Field("times\nar", lambda row: number(row.ratio_to_ar, ".2f")),
+    Field("times\nPyTorch ar", lambda row: number(row.ratio_to_pytorch_ar, ".2f")),
+    Field("drafts\nkept", lambda row: percent(row.acceptance)),
+    Field("right\ntext", lambda row: _right_text(row)),
+    Field("times\neager ar", lambda row: number(row.ratio_to_eager_ar, ".2f"), wide=True),
+    Field("ms/byte\nmedian", lambda row: f"{row.ms_per_byte_p50:.3f}", wide=True),
+    Field("ms/byte\n95 %", lambda row: f"{row.ms_per_byte_p95:.3f}", wide=True),
+    Field("ms to\nfirst byte", lambda row: f"{row.first_byte_ms:.1f}", wide=True),
+    Field("as ar\nup to", lambda row: percent(row.agreement_with_ar), wide=True),
+    Field("time outside\nthe model", lambda row: percent(_share_of_host(row)), wide=True),
 )
-_COST = (
-    _Column("decoder\ncalls", lambda row: f"{row.nfe_decoder_per_512 / 512:.2f}"),
-    _Column("encoder\ncalls", lambda row: f"{row.nfe_encoder_per_512 / 512:.2f}"),
-    _Column("global\ncalls", lambda row: f"{row.nfe_global_per_512 / 512:.2f}"),
-    _Column("traffic\nsaved", lambda row: percent(row.estimated_saving, 0)),
-    _Column("time\nsaved", lambda row: percent(row.measured_saving, 0)),
-    _Column("traffic, GB\nper 512 bytes", lambda row: f"{row.estimated_gb_per_512:.3g}", wide=True),
-    _Column("MB read\nper byte", lambda row: f"{1e3 * row.moved_gb / max(1, row.bytes):.3g}", wide=True),
-    _Column("µs per\nbyte", lambda row: f"{sum(row.us_per_byte.values()):.0f}", wide=True),
-    _Column("µs to read\nmemory", lambda row: number(row.limit_us_per_byte, ".0f"), wide=True),
-    _Column("times\nthat", lambda row: number(row.times_limit, ".2f"), wide=True),
+_COST: tuple[Field[BenchRow], ...] = (
+    Field("decoder\ncalls", lambda row: f"{row.nfe_decoder_per_512 / 512:.2f}"),
+    Field("encoder\ncalls", lambda row: f"{row.nfe_encoder_per_512 / 512:.2f}"),
+    Field("global\ncalls", lambda row: f"{row.nfe_global_per_512 / 512:.2f}"),
+    Field("traffic\nsaved", lambda row: percent(row.estimated_saving, 0)),
+    Field("time\nsaved", lambda row: percent(row.measured_saving, 0)),
+    Field("traffic, GB\nper 512 bytes", lambda row: f"{row.estimated_gb_per_512:.3g}", wide=True),
+    Field("MB read\nper byte", lambda row: f"{1e3 * row.moved_gb / max(1, row.bytes):.3g}", wide=True),
+    Field("µs per\nbyte", lambda row: f"{sum(row.us_per_byte.values()):.0f}", wide=True),
+    Field("µs to read\nmemory", lambda row: number(row.limit_us_per_byte, ".0f"), wide=True),
+    Field("times\nthat", lambda row: number(row.times_limit, ".2f"), wide=True),
 )
-_REPLAY = (
-    _Column("kept:\nwanted", lambda row: percent(_rates(row).get("wanted_acceptance"), 2)),
-    _Column("\nreached", lambda row: percent(_rates(row).get("acceptance"), 2)),
-    _Column("steps:\nwanted", lambda row: number(_rates(row).get("wanted_steps"), ".2f")),
-    _Column("\nreached", lambda row: number(_rates(row).get("steps"), ".2f")),
-    _Column("patch:\nwanted", lambda row: number(_rates(row).get("wanted_patch"), ".2f")),
-    _Column("\nreached", lambda row: number(_rates(row).get("patch"), ".2f")),
+_REPLAY: tuple[Field[BenchRow], ...] = (
+    Field("kept:\nwanted", lambda row: percent(_rates(row).get("wanted_acceptance"), 2)),
+    Field("\nreached", lambda row: percent(_rates(row).get("acceptance"), 2)),
+    Field("steps:\nwanted", lambda row: number(_rates(row).get("wanted_steps"), ".2f")),
+    Field("\nreached", lambda row: number(_rates(row).get("steps"), ".2f")),
+    Field("patch:\nwanted", lambda row: number(_rates(row).get("wanted_patch"), ".2f")),
+    Field("\nreached", lambda row: number(_rates(row).get("patch"), ".2f")),
 )
 
 
 def bench_tables(report: BenchReport, *, wide: bool = False) -> Iterator[Table]:
     """Return the rows as people read them: speed, cost and, of a replay, the rates that it reached."""
     rows = report.rows
-    yield _table("speed", rows, _SPEED, wide)
-    yield _table("cost: model calls per byte; weight traffic and time saved", rows, _COST, wide)
+    yield fields_table("speed", rows, _NAMES, _SPEED, wide=wide)
+    yield fields_table("cost: model calls per byte; weight traffic and time saved", rows, _NAMES, _COST, wide=wide)
     if any(row.replay for row in rows):
-        yield _table("replay: drafts kept, steps per block, bytes per patch", rows, _REPLAY, wide)
-
-
-def _table(title: str, rows: Sequence[BenchRow], columns: Sequence[_Column], wide: bool) -> Table:
-    """Return a table; a column whose cells are all empty is left out, unless all columns are wanted."""
-    cells = {column: [column.cell(row) for row in rows] for column in columns if wide or not column.wide}
-    shown = {column: texts for column, texts in cells.items() if wide or set(texts) != {"-"}}
-    table = make_table(left("backend"), left("method"), *(right(column.heading) for column in shown), title=title)
-    for index, row in enumerate(rows):
-        add_row(table, row.backend, row.method, *(texts[index] for texts in shown.values()))
-    return table
+        yield fields_table("replay: drafts kept, steps per block, bytes per patch", rows, _NAMES, _REPLAY, wide=wide)
 
 
 def _right_text(row: BenchRow) -> str:

@@ -2,41 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 
 from rich.table import Table
 
-from fastblt.commands.output import add_row, make_table, number, percent, right
+from fastblt.commands.fields import Field, fields_table
+from fastblt.commands.output import number, percent
 from fastblt.runtime.measure.server_bench.rows import ServerRow
 from fastblt.runtime.measure.server_bench.run import ServerBenchReport
 
-
-@dataclass(frozen=True)
-class _Column:
-    """Describes one column of a table."""
-
-    heading: str
-    cell: Callable[[ServerRow], str]
-    wide: bool = False
-    """Whether only ``--wide`` shows it."""
-
-
-_COLUMNS = (
-    _Column("clients", lambda row: str(row.clients)),
-    _Column("requests", lambda row: str(row.requests)),
-    _Column("errors", lambda row: str(sum(row.errors.values()))),
-    _Column("first\nbyte\nms", lambda row: number(row.first_byte_ms_p50, ".0f")),
-    _Column("\n\n95 %", lambda row: number(row.first_byte_ms_p95, ".0f")),
-    _Column("between\nchunks\nms", lambda row: number(row.between_chunks_ms_p50, ".1f")),
-    _Column("\n\n95 %", lambda row: number(row.between_chunks_ms_p95, ".1f"), wide=True),
-    _Column("bytes/s\nper\nclient", lambda row: number(row.bytes_per_s_per_client_p50, ".1f")),
-    _Column("bytes/s\nin all", lambda row: f"{row.bytes_per_s:.1f}"),
-    _Column("drafts\nkept", lambda row: percent(row.acceptance)),
-    _Column("tokens/s\nin all", lambda row: number(row.tokens_per_s, ".1f"), wide=True),
-    _Column("prompt\ncached", lambda row: percent(_cached(row), 0), wide=True),
-    _Column("whole\nanswer\ns", lambda row: number(row.seconds_p50, ".2f"), wide=True),
-    _Column("\n\n95 %", lambda row: number(row.seconds_p95, ".2f"), wide=True),
+_FIELDS: tuple[Field[ServerRow], ...] = (
+    Field("clients", lambda row: str(row.clients)),
+    Field("requests", lambda row: str(row.requests)),
+    Field("errors", lambda row: str(sum(row.errors.values()))),
+    Field("first\nbyte\nms", lambda row: number(row.first_byte_ms_p50, ".0f")),
+    Field("\n\n95 %", lambda row: number(row.first_byte_ms_p95, ".0f")),
+    Field("between\nchunks\nms", lambda row: number(row.between_chunks_ms_p50, ".1f")),
+    Field("\n\n95 %", lambda row: number(row.between_chunks_ms_p95, ".1f"), wide=True),
+    Field("bytes/s\nper\nclient", lambda row: number(row.bytes_per_s_per_client_p50, ".1f")),
+    Field("bytes/s\nin all", lambda row: f"{row.bytes_per_s:.1f}"),
+    Field("drafts\nkept", lambda row: percent(row.acceptance)),
+    Field("tokens/s\nin all", lambda row: number(row.tokens_per_s, ".1f"), wide=True),
+    Field("prompt\ncached", lambda row: percent(_cached(row), 0), wide=True),
+    Field("whole\nanswer\ns", lambda row: number(row.seconds_p50, ".2f"), wide=True),
+    Field("\n\n95 %", lambda row: number(row.seconds_p95, ".2f"), wide=True),
 )
 
 
@@ -45,17 +34,8 @@ def server_tables(report: ServerBenchReport, *, wide: bool = False) -> Iterator[
     for endpoint, method in dict.fromkeys((row.endpoint, row.method) for row in report.rows):
         rows = [row for row in report.rows if (row.endpoint, row.method) == (endpoint, method)]
         server = f"server {endpoint}" if len(report.models) > 1 else "server"
-        yield _table(f"{server}, method {method}" if method else server, rows, wide=wide)
-
-
-def _table(title: str, rows: Sequence[ServerRow], *, wide: bool) -> Table:
-    """Return a table; a column whose cells are all empty is left out, unless all columns are wanted."""
-    columns = [column for column in _COLUMNS if wide or not column.wide]
-    shown = [column for column in columns if wide or any(column.cell(row) != "-" for row in rows)]
-    table = make_table(*(right(column.heading) for column in shown), title=title)
-    for row in rows:
-        add_row(table, *(column.cell(row) for column in shown))
-    return table
+        title = f"{server}, method {method}" if method else server
+        yield fields_table(title, rows, {}, _FIELDS, wide=wide)
 
 
 def _cached(row: ServerRow) -> float | None:
