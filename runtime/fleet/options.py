@@ -36,12 +36,12 @@ class FleetOptions:
     row_floor: int = 1
     method: str | None = None
     model_name: str | None = None
-    queue: int = 64
-    choices: int = 8
-    timeout: float = 600.0
-    stall: float = 30.0
-    max_body: int = 4 * 2**20
-    drain: float = 30.0
+    queue: int = ServingSettings.queue
+    choices: int = ServingSettings.choices
+    timeout: float = ServingSettings.timeout
+    stall: float = ServingSettings.stall
+    max_body: int = ServingSettings.max_body
+    drain: float = ServingSettings.drain
     api_keys: str | None = None
     """File on every machine; None: the keys in the environment of the replica."""
     chat_template: str | None = None

@@ -115,7 +115,7 @@ class ModelHost:
             runtime = self._source if isinstance(self._source, BltRuntime) else self._source()
             parse_method(self.default_method()).check(runtime.config)
             self.known = known_text(runtime, self.default_method())
-            workers = self.settings.workers or default_workers(runtime, self.settings.threads)
+            workers = self.settings.workers or default_workers(runtime)
             if self.draining:
                 return  # asked to end meanwhile
             self.scheduler = Scheduler(runtime, workers, self.settings.queue, self.metrics)

@@ -12,10 +12,9 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Protocol
 
-from fastblt.models.parameters import count_parameters
 from fastblt.runtime.blt_runtime import BltRuntime
 from fastblt.runtime.generation import Chunk
-from fastblt.runtime.machine import default_threads, usable_cores
+from fastblt.runtime.machine import usable_cores
 from fastblt.runtime.serving.text_job import TextJob
 
 
@@ -180,15 +179,10 @@ class Scheduler:
         self._observer.ended(job)
 
 
-def default_workers(runtime: BltRuntime, threads: int | None) -> int:
+def default_workers(runtime: BltRuntime) -> int:
     """Return how many threads generate: on a GPU one, on a CPU so many that their operators use every core once.
 
-    Args:
-        runtime: what generates.
-        threads: of one operator; None: the default of ONNX Runtime's backend. PyTorch uses every core by itself.
+    PyTorch uses every core by itself.
     """
-    if runtime.device != "cpu" or runtime.backend.name != "onnxruntime":
-        return 1
-    parameters = count_parameters(runtime.config)
-    weight_bytes = 4 * (parameters.total - parameters.hash_embeddings)  # fp32; tables are looked up, not read
-    return max(1, usable_cores() // (threads or default_threads(weight_bytes)))
+    threads = getattr(runtime.backend, "operator_threads", usable_cores())
+    return max(1, usable_cores() // threads) if runtime.device == "cpu" else 1

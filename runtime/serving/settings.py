@@ -30,8 +30,6 @@ class ServingSettings:
     """Method of requests that name none; None: ``auto``, or ``s:8`` for those with a seed."""
     workers: int | None = None
     """Threads that generate; None: as many as suit the machine (`fastblt.runtime.serving.scheduler`)."""
-    threads: int | None = None
-    """Threads of one operator that the model was loaded with, which ``workers`` follows from; None: the default."""
     queue: int = 64
     """Most texts that wait for a place; a request for more is refused with 429."""
     choices: int = 8

@@ -221,10 +221,12 @@ def test_a_text_that_fails_is_the_only_one(two_places: BltRuntime, monkeypatch: 
     asyncio.run(run())
 
 
-def test_workers_use_every_core_once(two_places: BltRuntime) -> None:
-    assert default_workers(two_places, None) == usable_cores()
-    assert default_workers(two_places, 2) == max(1, usable_cores() // 2)
-    assert default_workers(two_places, 1000) == 1
+def test_workers_use_every_core_once(tiny_bundle: Path) -> None:
+    for threads, expected in ((None, usable_cores()), (2, max(1, usable_cores() // 2)), (usable_cores(), 1)):
+        runtime = BltRuntime.from_pretrained(tiny_bundle, max_bytes=64, threads=threads)
+        assert default_workers(runtime) == expected
+    runtime.backend.operator_threads = 1000  # type: ignore[attr-defined]
+    assert default_workers(runtime) == 1
 
 
 def test_many_texts_in_many_threads(two_places: BltRuntime, reference: BltRuntime) -> None:

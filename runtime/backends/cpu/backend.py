@@ -16,6 +16,7 @@ from fastblt.runtime.backends.memory import sequences_that_fit
 from fastblt.runtime.backends.open_sequences import OpenSequences
 from fastblt.runtime.bundle.bundle import Bundle
 from fastblt.runtime.bundle.dtypes import numpy_dtype
+from fastblt.runtime.machine import usable_cores
 
 
 class OnnxRuntimeBackend:
@@ -51,6 +52,8 @@ class OnnxRuntimeBackend:
             for part, spec in self.manifest.graphs.items()
         }
         """The sessions, by part."""
+        self.operator_threads: int = options.intra_op_num_threads or usable_cores()
+        """Threads that a call keeps busy."""
         self.open_sequences = OpenSequences[OnnxRuntimeSequence]()
         path, width = bundle.embeddings, self.config.encoder.dim
         self.tables = None if path is None else HostEmbeddings(path, self.config.hash, width)

@@ -20,6 +20,7 @@ from fastblt.commands.options import (
 )
 from fastblt.commands.output import note, stderr
 from fastblt.models.limits import SEQUENCES, TEXT_BYTES
+from fastblt.runtime.serving.settings import ServingSettings
 
 _MOST = 2**20
 
@@ -66,7 +67,9 @@ def config(
     chat_template: Annotated[
         Path | None, typer.Option(help="Jinja template of chats, in the same place on every machine.")
     ] = None,
-    drain: Annotated[float, typer.Option(min=0.001, max=86400, help="Seconds for texts to end in.")] = 30.0,
+    drain: Annotated[float, typer.Option(min=0.001, max=86400, help="Seconds for texts to end in.")] = (
+        ServingSettings.drain
+    ),
     backend: BackendOption = "onnxruntime",
     provider: ProviderOption = "auto",
     threads: ThreadsOption = None,

@@ -21,6 +21,7 @@ from fastblt.commands.output import note, stderr
 from fastblt.models.limits import CHOICES, SECONDS, SEQUENCES, TEXT_BYTES, THREADS
 from fastblt.runtime.backends.entry import ROOMY
 from fastblt.runtime.blt_runtime import BltRuntime
+from fastblt.runtime.serving.settings import ServingSettings
 
 _MOST_QUEUE = 2**20
 
@@ -45,20 +46,22 @@ def command(
     ] = ROOMY,
     queue: Annotated[
         int, typer.Option(min=0, max=_MOST_QUEUE, help="Most texts that wait; requests for more are refused (429).")
-    ] = 64,
+    ] = ServingSettings.queue,
     choices: Annotated[
         int, typer.Option(min=1, max=CHOICES, help="Most texts of one request: its prompts times its n.")
-    ] = 8,
+    ] = ServingSettings.choices,
     timeout: Annotated[
         float, typer.Option(min=0.001, max=SECONDS, help="Seconds after which a request is given up, waiting included.")
-    ] = 600.0,
+    ] = ServingSettings.timeout,
     stall: Annotated[
         float, typer.Option(min=0.001, max=SECONDS, help="Seconds after which a client that reads nothing is given up.")
-    ] = 30.0,
-    max_body: Annotated[int, typer.Option(min=1, max=TEXT_BYTES, help="Most bytes of a request's body.")] = 4 * 2**20,
+    ] = ServingSettings.stall,
+    max_body: Annotated[int, typer.Option(min=1, max=TEXT_BYTES, help="Most bytes of a request's body.")] = (
+        ServingSettings.max_body
+    ),
     drain: Annotated[
         float, typer.Option(min=0.001, max=SECONDS, help="Seconds for texts to end in after SIGTERM or Ctrl-C.")
-    ] = 30.0,
+    ] = ServingSettings.drain,
     method: Annotated[
         str | None,
         typer.Option(help="Decoding method of requests that name none: {methods}.  [default: auto; with a seed s:8]"),
@@ -114,7 +117,6 @@ def command(
     from fastblt.runtime.serving.chat_template import find_template
     from fastblt.runtime.serving.json_log import start_log
     from fastblt.runtime.serving.listen import bind, exposed, run, url_of
-    from fastblt.runtime.serving.settings import ServingSettings
 
     check_backend(backend)
     check_bundle(bundle, backend=backend)
@@ -123,7 +125,6 @@ def command(
             model_name=model_name,
             method=method,
             workers=workers,
-            threads=threads,
             queue=queue,
             choices=choices,
             timeout=timeout,
