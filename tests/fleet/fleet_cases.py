@@ -149,8 +149,12 @@ def test_a_client_that_leaves_ends_its_text(served: Cluster) -> None:
     with served.http.stream("POST", "/v1/completions", json=body, headers=headers) as answer:
         assert answer.status_code == 200
         next(answer.iter_raw())
-    wait_until(lambda: ended in served.http.get("/metrics", headers=headers).text, 10)
-    assert "fastblt_places_in_use 0.0" in served.http.get("/metrics", headers=headers).text
+
+    def ended_and_left() -> bool:  # its place is free once the round that it was in has ended
+        metrics = served.http.get("/metrics", headers=headers).text
+        return ended in metrics and "fastblt_places_in_use 0.0" in metrics
+
+    wait_until(ended_and_left, 10)
 
 
 def test_a_killed_replica_costs_no_request(served: Cluster, reference: BltRuntime) -> None:
