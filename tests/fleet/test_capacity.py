@@ -147,9 +147,9 @@ def test_a_plan_keeps_its_promise_and_half_of_it_would_not(monkeypatch: pytest.M
     promise = Promise(2.0, 30.0)
     found = plan(replica, users, promise)
     assert found.outcome == simulate(replica, users, found.replicas), "the seed decides"
-    assert found.outcome.first_byte_p95 <= 2.0 * 1.2
-    assert found.outcome.user_bytes_per_second_p5 >= 30.0 / 1.2
-    assert found.replicas == math.ceil(1500 / most_users_of_a_replica(replica, users, promise))
+    assert promise.kept_by(found.outcome), "not only in the trials of the search"
+    fewest = math.ceil(1500 / most_users_of_a_replica(replica, users, promise))
+    assert fewest <= found.replicas <= 1.2 * fewest
     assert found.price_per_hour == found.replicas * 0.5
     assert found.price_per_million_bytes == pytest.approx(
         found.price_per_hour / 3600 / found.outcome.bytes_per_second * 1e6

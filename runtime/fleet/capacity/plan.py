@@ -159,8 +159,16 @@ def most_users_of_a_replica(replica: ReplicaFigures, users: UserModel, promise: 
     return good
 
 
+def _simulate_all(replica: ReplicaFigures, users: UserModel, share: int, seed: int) -> tuple[int, Outcome, float]:
+    """Return the replicas for `share` users each, what all users see with them, and how long simulating them took."""
+    replicas = math.ceil(users.users / min(share, users.users))
+    began = time.perf_counter()
+    outcome = simulate(replica, users, replicas, seed)
+    return replicas, outcome, time.perf_counter() - began
+
+
 def plan(replica: ReplicaFigures, users: UserModel, promise: Promise, seed: int = 0) -> Plan:
-    """Return how many replicas are needed, after a simulation of all users on them.
+    """Return how many replicas are needed so that a simulation of all users on them keeps the promise.
 
     Args:
         replica: what one was measured to do.
@@ -177,10 +185,10 @@ def plan(replica: ReplicaFigures, users: UserModel, promise: Promise, seed: int 
             f"replica: found that one user alone has more to wait, expected a first byte in {promise.first_byte} s and "
             f"{promise.bytes_per_second} bytes a second"
         )
-    replicas = math.ceil(users.users / min(share, users.users))
-    began = time.perf_counter()
-    outcome = simulate(replica, users, replicas, seed)
-    seconds = time.perf_counter() - began
+    replicas, outcome, seconds = _simulate_all(replica, users, share, seed)
+    while share > 1 and not promise.kept_by(outcome):  # a trial is small: what it found may be a little too many
+        share = min(share, users.users) - max(1, share // 40)
+        replicas, outcome, seconds = _simulate_all(replica, users, max(1, share), seed)
     price = replicas * replica.price_per_hour
     million = price / (outcome.bytes_per_second * 3600) * 1e6
     return Plan(
