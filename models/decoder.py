@@ -31,6 +31,23 @@ class BlockRows:
         return (self.starts.unsqueeze(-1) + offset).flatten(1)
 
 
+@dataclass(frozen=True)
+class CleanRows:
+    """Holds what the clean rows of a batch have left for rows of blocks and drafts."""
+
+    latent_kv: Tensor
+    """[batch, patches, layers, 2, cross_attn_k, dim], see `Decoder.latent_kv`."""
+    keys_values: list[tuple[Tensor, Tensor]]
+    """Keys and values of each layer, [batch, length, heads, head_dim] each, rotated."""
+    visible_from: Tensor | None
+    """int64 [batch, length]: first position that each row may see; None: 0."""
+
+    @property
+    def length(self) -> int:
+        """Return the number of rows of each sequence."""
+        return self.keys_values[0][0].shape[1]
+
+
 class Decoder(nn.Module):
     """Applies cross-attention to one latent and a windowed block per layer, then norm and output matrix."""
 
@@ -92,18 +109,44 @@ class Decoder(nn.Module):
             Logits of the clean rows [batch, length, vocab], and of the block rows
             [batch, blocks * block_size, vocab] or None.
         """
+        logits, read = self.run_clean(clean, self.latent_kv(latents), latent_index, visible_from)
+        return logits, None if blocks is None else self.run_blocks(blocks, read)
+
+    def run_clean(
+        self, clean: Tensor, latent_kv: Tensor, latent_index: Tensor, visible_from: Tensor | None = None
+    ) -> tuple[Tensor, CleanRows]:
+        """Run the clean rows of whole sequences; return their logits, and what rows of blocks read.
+
+        Args:
+            clean: see `forward`.
+            latent_kv: see `latent_kv`.
+            latent_index: see `forward`.
+            visible_from: see `forward`.
+        """
         length = clean.shape[1]
-        positions = torch.arange(length, device=clean.device).expand(clean.shape[0], -1)
-        x, index = clean, latent_index
-        if blocks is not None:
-            assert self.tok_embeddings is not None, "only a decoder with its own embedding has a [MASK] row"
-            x = torch.cat([clean, self.tok_embeddings(blocks.ids).flatten(1, 2)], dim=1)
-            positions = torch.cat([positions, blocks.positions], dim=1)
-            index = torch.cat([index, blocks.latent_index.repeat_interleave(blocks.ids.shape[2], 1)], dim=1)
-        rope = rope_table(positions, self.config.head_dim, self.config.rope_theta)
-        attend = _sequence_attend(length, self.config.window, blocks, clean.device, visible_from)
-        logits = self.run(x, self.latent_kv(latents), index, rope, [attend] * len(self.layers))
-        return logits[:, :length], logits[:, length:] if blocks is not None else None
+        rope = rope_table(torch.arange(length, device=clean.device), self.config.head_dim, self.config.rope_theta)
+        attend = causal_attend(length, self.config.window, clean.device, visible_from)
+        keys_values: list[tuple[Tensor, Tensor]] = []
+
+        def attend_and_keep(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            keys_values.append((k, v))
+            return attend(q, k, v)
+
+        logits = self.run(clean, latent_kv, latent_index, rope, [attend_and_keep] * len(self.layers))
+        return logits, CleanRows(latent_kv, keys_values, visible_from)
+
+    def run_blocks(self, blocks: BlockRows, clean: CleanRows) -> Tensor:
+        """Return the logits [batch, blocks * block_size, vocab] of corrupted blocks beside clean rows."""
+        assert self.tok_embeddings is not None, "only a decoder with its own embedding has a [MASK] row"
+        x = self.tok_embeddings(blocks.ids).flatten(1, 2)
+        index = blocks.latent_index.repeat_interleave(blocks.ids.shape[2], 1)
+        rope = rope_table(blocks.positions, self.config.head_dim, self.config.rope_theta)
+        mask = _block_mask(clean.length, self.config.window, blocks, clean.visible_from)
+
+        def attend_to(keys: Tensor, values: Tensor) -> Attend:
+            return lambda q, k, v: attention(q, torch.cat([keys, k], dim=1), torch.cat([values, v], dim=1), mask)
+
+        return self.run(x, clean.latent_kv, index, rope, [attend_to(*each) for each in clean.keys_values])
 
     def step(
         self,
@@ -144,22 +187,6 @@ class Decoder(nn.Module):
             x = cross(x.reshape(batch * rows, 1, dim), k, v, None).view(batch, rows, dim)
             x = block(x, rope, attends[index])
         return self.output(self.norm(x))
-
-
-def _sequence_attend(
-    length: int, window: int | None, blocks: BlockRows | None, device: torch.device, visible_from: Tensor | None
-) -> Attend:
-    """Return an ``attend``: clean rows see clean rows causally; block rows see clean bytes before and their block."""
-    clean_attend = causal_attend(length, window, device, visible_from)
-    block_mask = None if blocks is None else _block_mask(length, window, blocks, visible_from)
-
-    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        clean = clean_attend(q[:, :length], k[:, :length], v[:, :length])
-        if block_mask is None:
-            return clean
-        return torch.cat([clean, attention(q[:, length:], k, v, block_mask)], dim=1)
-
-    return attend
 
 
 def _block_mask(length: int, window: int | None, blocks: BlockRows, visible_from: Tensor | None) -> Tensor:

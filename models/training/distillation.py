@@ -15,16 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastblt.models.decoder import Decoder
-from fastblt.models.layers import Attend, attention, causal_attend, rope_table
+from fastblt.models.decoder import CleanRows, Decoder
+from fastblt.models.layers import Attend, attention, rope_table
 from fastblt.models.training.batches import IGNORE, BlockSites
 
 
 def distill(
     decoder: Decoder,
     ids: Tensor,
-    latents: Tensor,
-    latent_index: Tensor,
+    clean: CleanRows,
     sites: BlockSites,
     part: float,
     rng: np.random.Generator,
@@ -34,36 +33,31 @@ def distill(
     Args:
         decoder: with an embedding of its own (BLT-D).
         ids: int64 [batch, length], clean text.
-        latents: [batch, patches, global dim]; no gradient flows back through them.
-        latent_index: int64 [batch, length], the latent that each clean row reads.
+        clean: what the decoder's clean rows of this text have left; no gradient flows back through it.
         sites: blocks of the text; those that begin past the end of a document are left unchanged.
         part: share of the blocks, in [0, 1].
         rng: source of randomness.
     """
-    own = own_drafts(decoder, ids, latents, latent_index.to(ids.device), sites).to(sites.content.device)
+    own = own_drafts(decoder, ids, clean, sites).to(sites.content.device)
     chosen = torch.from_numpy(rng.random(sites.starts.shape) < part) & (sites.content[..., 0] != IGNORE)
     return dataclasses.replace(sites, content=torch.where(chosen.unsqueeze(-1), own, sites.content))
 
 
 @torch.no_grad()
-def own_drafts(decoder: Decoder, ids: Tensor, latents: Tensor, latent_index: Tensor, sites: BlockSites) -> Tensor:
+def own_drafts(decoder: Decoder, ids: Tensor, clean: CleanRows, sites: BlockSites) -> Tensor:
     """Return the greedy bytes from the first position of every block on, int64 [batch, blocks, size]."""
-    length, window = ids.shape[1], decoder.config.window
     starts = sites.starts.to(ids.device)
     index = sites.latent_index.to(ids.device)
-    latent_kv = decoder.latent_kv(latents)
-    layers = [_Rollout(causal_attend(length, window, ids.device)) for _ in decoder.layers]
-    clean_rope = rope_table(torch.arange(length, device=ids.device), decoder.config.head_dim, decoder.config.rope_theta)
-    decoder.run(decoder.rows(ids, None), latent_kv, latent_index, clean_rope, [layer.clean for layer in layers])
+    layers = [_Rollout(keys, values) for keys, values in clean.keys_values]
     # The row before a block runs again as the first row of its rollout: rollouts see the clean bytes before it.
     token = ids.gather(1, starts - 1)
     drafted = []
     for step in range(sites.content.shape[2]):
         positions = starts - 1 + step
-        mask = _rollout_mask(starts - 1, positions, length, window, step + 1)
+        mask = _rollout_mask(starts - 1, positions, clean.length, decoder.config.window, step + 1)
         rope = rope_table(positions, decoder.config.head_dim, decoder.config.rope_theta)
         attends: list[Attend] = [layer.step(mask) for layer in layers]
-        token = decoder.run(decoder.rows(token, None), latent_kv, index, rope, attends).argmax(-1)
+        token = decoder.run(decoder.rows(token, None), clean.latent_kv, index, rope, attends).argmax(-1)
         drafted.append(token)
     return torch.stack(drafted, dim=-1)
 
@@ -71,14 +65,8 @@ def own_drafts(decoder: Decoder, ids: Tensor, latents: Tensor, latent_index: Ten
 class _Rollout:
     """Holds keys and values of one layer: those of the clean rows, then one row of every block per step."""
 
-    def __init__(self, clean: Attend) -> None:
-        self._clean = clean
-        self._keys: list[Tensor] = []
-        self._values: list[Tensor] = []
-
-    def clean(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        self._keys, self._values = [k], [v]
-        return self._clean(q, k, v)
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        self._keys, self._values = [keys], [values]
 
     def step(self, mask: Tensor) -> Attend:
         def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -219,16 +219,17 @@ class Trainer:
         ids, targets = self._windows(done, rng)
         patches = move(model.segment(ids, pad_to=16), "cpu")
         index = stale_latent_index(patches, config, rng).to(self.device)
-        blocks = wanted = weights = None
+        masked = wanted = weights = None
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             states, latents = model.encode(ids, move(patches, self.device))
+            decoder = model.decoder
+            clean, read = decoder.run_clean(decoder.rows(ids, states), decoder.latent_kv(latents), index)
             if model.config.block_size:
                 sites = place_blocks(targets.cpu(), patches, model.config.block_size, config, rng)
                 if config.distilled:
-                    sites = distill(model.decoder, ids, latents, patches.latent_index, sites, config.distilled, rng)
+                    sites = distill(decoder, ids, read, sites, config.distilled, rng)
                 rows, wanted, weights = corrupt_blocks(sites, config, rng)
-                blocks = move(rows, self.device)
-            clean, masked = model.decoder(model.decoder.rows(ids, states), latents, index, blocks)
+                masked = decoder.run_blocks(move(rows, self.device), read)
         loss = clean_loss(clean, targets)
         report = {"clean_nats": float(loss.detach())}
         if masked is not None and wanted is not None and weights is not None:

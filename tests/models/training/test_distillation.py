@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fastblt.models.blt import Blt
+from fastblt.models.decoder import CleanRows
 from fastblt.models.tokens import BOS_ID
 from fastblt.models.training.batches import IGNORE, BlockSites, place_blocks
 from fastblt.models.training.distillation import distill, own_drafts
@@ -32,10 +33,14 @@ def sites_of(model: Blt, ids: Tensor) -> BlockSites:
     return place_blocks(targets, model.segment(ids), SIZE, RECIPE, np.random.default_rng(3))
 
 
-@torch.no_grad()
+def clean_rows(model: Blt, ids: Tensor) -> CleanRows:
+    decoder, patches = model.decoder, model.segment(ids)
+    states, latents = model.encode(ids, patches)
+    return decoder.run_clean(decoder.rows(ids, states), decoder.latent_kv(latents), patches.latent_index)[1]
+
+
 def drafts(model: Blt, ids: Tensor, sites: BlockSites) -> Tensor:
-    patches = model.segment(ids)
-    return own_drafts(model.decoder, ids, model.encode(ids, patches)[1], patches.latent_index, sites)
+    return own_drafts(model.decoder, ids, clean_rows(model, ids), sites)
 
 
 @torch.no_grad()
@@ -89,31 +94,28 @@ def test_drafts_know_the_text_before_the_block(tiny_model: Blt) -> None:
 
 
 @pytest.fixture
-def setting(tiny_model: Blt) -> tuple[Tensor, Tensor, Tensor, BlockSites]:
-    """Clean text, latents, which one each row reads, and blocks: the first of each row begins past the end of its
-    document, the second runs past it."""
+def setting(tiny_model: Blt) -> tuple[Tensor, CleanRows, BlockSites]:
+    """Clean text, its rows, and blocks: the first of each row begins past the end of its document, the second runs
+    past it."""
     ids = windows()
-    patches = tiny_model.segment(ids)
     sites = sites_of(tiny_model, ids)
     content = sites.content.clone()
     content[:, 0] = IGNORE
     content[:, 1, 2:] = IGNORE
-    with torch.no_grad():
-        latents = tiny_model.encode(ids, patches)[1]
-    return ids, latents, patches.latent_index, dataclasses.replace(sites, content=content)
+    return ids, clean_rows(tiny_model, ids), dataclasses.replace(sites, content=content)
 
 
 def test_no_block_is_distilled_when_the_part_is_zero(
-    tiny_model: Blt, setting: tuple[Tensor, Tensor, Tensor, BlockSites]
+    tiny_model: Blt, setting: tuple[Tensor, CleanRows, BlockSites]
 ) -> None:
     found = distill(tiny_model.decoder, *setting, 0.0, np.random.default_rng(0))
-    assert torch.equal(found.content, setting[3].content)
+    assert torch.equal(found.content, setting[2].content)
 
 
 def test_every_block_within_a_document_is_distilled_when_the_part_is_one(
-    tiny_model: Blt, setting: tuple[Tensor, Tensor, Tensor, BlockSites]
+    tiny_model: Blt, setting: tuple[Tensor, CleanRows, BlockSites]
 ) -> None:
-    sites = setting[3]
+    sites = setting[2]
     found = distill(tiny_model.decoder, *setting, 1.0, np.random.default_rng(0))
     own = own_drafts(tiny_model.decoder, *setting)
     assert (found.content[:, 0] == IGNORE).all()
@@ -123,9 +125,9 @@ def test_every_block_within_a_document_is_distilled_when_the_part_is_one(
 
 
 def test_blocks_are_distilled_whole_in_the_given_proportion(
-    tiny_model: Blt, setting: tuple[Tensor, Tensor, Tensor, BlockSites]
+    tiny_model: Blt, setting: tuple[Tensor, CleanRows, BlockSites]
 ) -> None:
-    sites = setting[3]
+    sites = setting[2]
     own = own_drafts(tiny_model.decoder, *setting)
     random, taken = np.random.default_rng(0), []
     for _ in range(30):
@@ -137,7 +139,8 @@ def test_blocks_are_distilled_whole_in_the_given_proportion(
     assert min(taken) < max(taken)
 
 
-def test_no_gradient_flows_through_drafts(tiny_model: Blt, setting: tuple[Tensor, Tensor, Tensor, BlockSites]) -> None:
-    ids, latents, index, sites = setting
-    found = own_drafts(tiny_model.decoder, ids, latents.clone().requires_grad_(), index, sites)
-    assert not found.requires_grad
+def test_no_gradient_flows_through_drafts(tiny_model: Blt, setting: tuple[Tensor, CleanRows, BlockSites]) -> None:
+    ids, clean, sites = setting
+    learning = [(keys.clone().requires_grad_(), values.clone().requires_grad_()) for keys, values in clean.keys_values]
+    clean = CleanRows(clean.latent_kv.clone().requires_grad_(), learning, None)
+    assert not own_drafts(tiny_model.decoder, ids, clean, sites).requires_grad
