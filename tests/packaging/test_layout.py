@@ -188,6 +188,6 @@ def test_source_distribution_builds_same_wheel(tree: Path, wheel: Path, tmp_path
     made = run_python("setup.py", "--quiet", "sdist", "--dist-dir", str(tmp_path / "sdist"), cwd=tree)
     assert made.returncode == 0, made.stdout + made.stderr
     (archive,) = (tmp_path / "sdist").iterdir()
-    shutil.unpack_archive(archive, tmp_path / "unpacked", filter="data")
+    shutil.unpack_archive(archive, tmp_path / "unpacked")  # Python 3.11.2, which Debian has, knows no filter
     (unpacked,) = (tmp_path / "unpacked").iterdir()
     assert names_in(build_wheel(unpacked, tmp_path / "wheels-of-sdist")) == names_in(wheel)

@@ -70,7 +70,7 @@ def test_name_that_could_not_be_unpacked_is_refused(bundle: Path, tmp_path: Path
 def test_sums_are_checked_by_common_tools_too(bundle: Path, tmp_path: Path) -> None:
     pack(bundle, tmp_path / "box.tar")
     with tarfile.open(tmp_path / "box.tar") as tar:
-        tar.extractall(tmp_path / "out", filter="data")
+        tar.extractall(tmp_path / "out")  # what pack wrote; Python 3.11.2, which Debian has, knows no filter
     subprocess.run(["sha256sum", "--check", "--strict", SUMS_FILE], cwd=tmp_path / "out", check=True)
 
 
