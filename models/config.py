@@ -18,7 +18,7 @@ from fastblt.models.reading import read_json
 from fastblt.models.shown import shown
 from fastblt.models.tokens import VOCAB_SIZE
 
-DecoderInput = Literal["encoder", "embedding"]
+DecoderInput = Literal["encoder", "embedding", "mixed"]
 PatchingMode = Literal["entropy", "space", "static"]
 
 #: Multipliers of the rolling n-gram hash, one per hash function (blt-1b uses the first only).
@@ -175,9 +175,10 @@ class HashConfig:
 class BltConfig:
     """Holds everything that determines the shapes and the control flow of one model.
 
-    ``decoder_input`` separates the two families: "encoder" is BLT (the decoder starts from the encoder's byte
-    states), "embedding" is BLT-D (the decoder has an embedding table of its own, with a [MASK] row, and can
-    denoise blocks of up to ``block_size`` bytes).
+    ``decoder_input`` separates the families: "encoder" is BLT (the decoder starts from the encoder's byte states),
+    "embedding" is BLT-D (the decoder has an embedding table of its own, with a [MASK] row, and can denoise blocks of up
+    to ``block_size`` bytes). "mixed" is a BLT with a second decoder for blocks, the draft decoder, which has such a
+    table; all else computes what it computes in the BLT.
     """
 
     name: str
@@ -193,6 +194,8 @@ class BltConfig:
     decoder_input: DecoderInput = "encoder"
     block_size: int = 0
     """Longest block that the model was trained to denoise; 0: no block diffusion."""
+    draft_rank: int | None = None
+    """mixed: rank of the matrices that are added to the decoder's to make the draft decoder's; None: it has its own."""
     document_masks: bool = False
     """Whether self-attention stays inside a document: no row sees anything before the last EOS that precedes it."""
     vocab_size: int = VOCAB_SIZE
@@ -225,15 +228,53 @@ class BltConfig:
             self.decoder.dim,
             f"the encoder's width {self.encoder.dim} (they share the byte states)",
         )
-        expect_integer("block_size", self.block_size, limits.BLOCK_SIZE, 0)
-        expect(
-            self.block_size == 0 or self.decoder_input == "embedding",
-            "block_size",
-            self.block_size,
-            "0, or a positive integer with decoder_input 'embedding' (only it has a [MASK] row)",
-        )
+        self._check_blocks()
         total = count_parameters(self).total
         expect(total <= limits.PARAMETERS, "sizes of all parts", total, f"at most {limits.PARAMETERS} parameters")
+
+    def _check_blocks(self) -> None:
+        expect_integer("block_size", self.block_size, limits.BLOCK_SIZE, 0)
+        expect(
+            self.block_size == 0 or self.decoder_input != "encoder",
+            "block_size",
+            self.block_size,
+            "0, or a positive integer with decoder_input 'embedding' or 'mixed' (only they have a [MASK] row)",
+        )
+        expect(
+            self.block_size > 0 or not self.has_draft,
+            "block_size",
+            self.block_size,
+            "a positive integer (decoder_input is 'mixed')",
+        )
+        expect_integer("draft_rank", self.draft_rank, limits.DRAFT_RANK, optional=True)
+        expect(
+            self.draft_rank is None or self.has_draft,
+            "draft_rank",
+            self.draft_rank,
+            f"null (decoder_input is {self.decoder_input!r}, only 'mixed' has a draft decoder)",
+        )
+
+    @property
+    def has_draft(self) -> bool:
+        """Decide whether blocks are denoised by a decoder of their own."""
+        return self.decoder_input == "mixed"
+
+    @property
+    def decoder_reads_states(self) -> bool:
+        """Decide whether the decoder starts from the encoder's byte states; otherwise it has an embedding table."""
+        return self.decoder_input != "embedding"
+
+    @property
+    def without_draft(self) -> BltConfig:
+        """Return the configuration of the same model without a draft decoder; a model that has none is unchanged."""
+        if not self.has_draft:
+            return self
+        return dataclasses.replace(self, decoder_input="encoder", block_size=0, draft_rank=None)
+
+    @property
+    def graph_stacks(self) -> dict[str, StackConfig]:
+        """Return the transformer stack of each graph of a bundle, by part: `stacks`, and draft if there is one."""
+        return {**self.stacks, "draft": self.decoder} if self.has_draft else self.stacks
 
     @property
     def stacks(self) -> dict[str, StackConfig]:
@@ -257,8 +298,10 @@ class BltConfig:
         return 2 * self.decoder.layers * self.cross_attn_k * self.decoder.dim
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON types, nested like the dataclasses."""
+        """Return plain JSON types, nested like the dataclasses; fields of a draft decoder only if there is one."""
         plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        if not self.has_draft:
+            del plain["draft_rank"]
         return plain
 
     @classmethod

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fastblt.models.cache import StackCache
-from fastblt.models.config import BltConfig
+from fastblt.models.config import BltConfig, StackConfig
 from fastblt.models.layers import Attend, Block, CrossAttention, RMSNorm, attention, causal_attend, rope_table
 from fastblt.models.tokens import VOCAB_SIZE
 
@@ -40,7 +40,7 @@ class CleanRows:
     keys_values: list[tuple[Tensor, Tensor]]
     """Keys and values of each layer, [batch, length, heads, head_dim] each, rotated."""
     visible_from: Tensor | None
-    """int64 [batch, length]: first position that each row may see; None: 0."""
+    """int64 [batch, length], or more where blocks begin past the text: first position that a row may see; None: 0."""
 
     @property
     def length(self) -> int:
@@ -48,8 +48,58 @@ class CleanRows:
         return self.keys_values[0][0].shape[1]
 
 
-class Decoder(nn.Module):
-    """Applies cross-attention to one latent and a windowed block per layer, then norm and output matrix."""
+class DecoderLayers(nn.Module):
+    """Runs rows through cross-attention to one latent and a windowed block per layer, then norm and output matrix."""
+
+    config: StackConfig
+    cross_layers: nn.ModuleList
+    layers: nn.ModuleList
+    norm: RMSNorm
+    output: nn.Linear
+
+    def step(
+        self,
+        rows: Tensor,
+        latent_kv: Tensor,
+        latent_index: Tensor,
+        cache: StackCache,
+        position: int,
+        *,
+        block: int = 0,
+        visible_from: Tensor | None = None,
+    ) -> Tensor:
+        """Run new rows with a cache.
+
+        Args:
+            rows: [1, rows, dim], the first is at ``position``.
+            latent_kv: [1, latents, layers, 2, cross_attn_k, dim], see `Decoder.latent_kv`.
+            latent_index: int64 [1, rows], into the second axis of ``latent_kv``.
+            cache: the decoder's cache.
+            position: byte position and cache slot of the first row.
+            block: the last ``block`` rows are denoised together and see each other; the others are causal.
+            visible_from: see `run_cached`.
+
+        Returns:
+            Logits [1, rows, vocab].
+        """
+        live = cache.rows(position, rows.shape[1], block, visible_from)
+        attends = [live.attend(i) for i in range(len(self.layers))]
+        return self.run(rows, latent_kv, latent_index, live.rope, attends)
+
+    def run(self, x: Tensor, latent_kv: Tensor, latent_index: Tensor, rope: Tensor, attends: list[Attend]) -> Tensor:
+        """Run all layers on rows [batch, rows, dim], with one of ``attends`` per layer; return logits."""
+        batch, rows, dim = x.shape
+        patches = latent_kv.shape[1]
+        flat = (latent_index + torch.arange(batch, device=x.device).unsqueeze(1) * patches).flatten()
+        for index, (cross, block) in enumerate(zip(self.cross_layers, self.layers, strict=True)):
+            k, v = latent_kv[:, :, index].flatten(0, 1).index_select(0, flat).unbind(1)
+            x = cross(x.reshape(batch * rows, 1, dim), k, v, None).view(batch, rows, dim)
+            x = block(x, rope, attends[index])
+        return self.output(self.norm(x))
+
+
+class Decoder(DecoderLayers):
+    """Holds the decoder of clean rows, and of block rows too unless a draft decoder has these."""
 
     def __init__(self, config: BltConfig) -> None:
         super().__init__()
@@ -121,11 +171,12 @@ class Decoder(nn.Module):
             clean: see `forward`.
             latent_kv: see `latent_kv`.
             latent_index: see `forward`.
-            visible_from: see `forward`.
+            visible_from: see `forward`; it may have more positions, where blocks begin.
         """
         length = clean.shape[1]
         rope = rope_table(torch.arange(length, device=clean.device), self.config.head_dim, self.config.rope_theta)
-        attend = causal_attend(length, self.config.window, clean.device, visible_from)
+        seen = None if visible_from is None else visible_from[:, :length]
+        attend = causal_attend(length, self.config.window, clean.device, seen)
         keys_values: list[tuple[Tensor, Tensor]] = []
 
         def attend_and_keep(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -147,46 +198,6 @@ class Decoder(nn.Module):
             return lambda q, k, v: attention(q, torch.cat([keys, k], dim=1), torch.cat([values, v], dim=1), mask)
 
         return self.run(x, clean.latent_kv, index, rope, [attend_to(*each) for each in clean.keys_values])
-
-    def step(
-        self,
-        rows: Tensor,
-        latent_kv: Tensor,
-        latent_index: Tensor,
-        cache: StackCache,
-        position: int,
-        *,
-        block: int = 0,
-        visible_from: Tensor | None = None,
-    ) -> Tensor:
-        """Run new rows with a cache.
-
-        Args:
-            rows: [1, rows, dim], see `rows`; the first is at ``position``.
-            latent_kv: [1, latents, layers, 2, cross_attn_k, dim], see `latent_kv`.
-            latent_index: int64 [1, rows], into the second axis of ``latent_kv``.
-            cache: the decoder's cache.
-            position: byte position and cache slot of the first row.
-            block: the last ``block`` rows are denoised together and see each other; the others are causal.
-            visible_from: see `run_cached`.
-
-        Returns:
-            Logits [1, rows, vocab].
-        """
-        live = cache.rows(position, rows.shape[1], block, visible_from)
-        attends = [live.attend(i) for i in range(len(self.layers))]
-        return self.run(rows, latent_kv, latent_index, live.rope, attends)
-
-    def run(self, x: Tensor, latent_kv: Tensor, latent_index: Tensor, rope: Tensor, attends: list[Attend]) -> Tensor:
-        """Run all layers on rows [batch, rows, dim], with one of ``attends`` per layer; return logits."""
-        batch, rows, dim = x.shape
-        patches = latent_kv.shape[1]
-        flat = (latent_index + torch.arange(batch, device=x.device).unsqueeze(1) * patches).flatten()
-        for index, (cross, block) in enumerate(zip(self.cross_layers, self.layers, strict=True)):
-            k, v = latent_kv[:, :, index].flatten(0, 1).index_select(0, flat).unbind(1)
-            x = cross(x.reshape(batch * rows, 1, dim), k, v, None).view(batch, rows, dim)
-            x = block(x, rope, attends[index])
-        return self.output(self.norm(x))
 
 
 def _block_mask(length: int, window: int | None, blocks: BlockRows, visible_from: Tensor | None) -> Tensor:

@@ -175,15 +175,23 @@ class CrossAttention(nn.Module):
     """Computes cross-attention without RoPE and with a double residual: ``2 x + wo attn(norm_q(x), norm_kv(tokens))``.
 
     The doubling is part of the published model: the module adds its input and its caller adds it again.
+
+    Args:
+        dim: width.
+        heads: attention heads.
+        eps: of the norms.
+        own_keys: whether it can compute keys and values; False: it reads those of another module.
     """
 
-    def __init__(self, dim: int, heads: int, eps: float) -> None:
+    def __init__(self, dim: int, heads: int, eps: float, *, own_keys: bool = True) -> None:
         super().__init__()
         self.heads = heads
         self.norm_q = RMSNorm(dim, eps)
-        self.norm_kv = RMSNorm(dim, eps)
+        if own_keys:
+            self.norm_kv = RMSNorm(dim, eps)
         self.wq = nn.Linear(dim, dim, bias=False)
-        self.wkv = nn.Linear(dim, 2 * dim, bias=False)
+        if own_keys:
+            self.wkv = nn.Linear(dim, 2 * dim, bias=False)
         self.wo = nn.Linear(dim, dim, bias=False)
 
     def keys_values(self, tokens: Tensor) -> tuple[Tensor, Tensor]:

@@ -68,6 +68,8 @@ NGRAM = 64
 CROSS_ATTN_K = 64
 BLOCK_SIZE = 64
 """Bytes of a block: what every call, and the end of every buffer, has room for."""
+DRAFT_RANK = 4_096
+"""Rank of the low-rank matrices of a draft decoder; more than the width of most decoders."""
 PARAMETERS = 10**13
 """Parameters of a whole model; blt-7b has 11e9."""
 

@@ -24,9 +24,11 @@ class ParameterCounts:
     decoder: int
     """Decoder blocks, cross-attention, patch projection, norm and output matrix."""
     byte_embeddings: int
-    """Embedding tables of patcher, encoder and decoder."""
+    """Embedding tables of patcher, encoder, decoder and draft decoder."""
     hash_embeddings: int
     """Hash n-gram tables."""
+    draft: int = 0
+    """Draft decoder without its embedding: matrices of its own or what is added to the decoder's, and norms."""
 
     @property
     def total(self) -> int:
@@ -38,6 +40,7 @@ class ParameterCounts:
             + self.decoder
             + self.byte_embeddings
             + self.hash_embeddings
+            + self.draft
         )
 
 
@@ -49,12 +52,24 @@ def _cross_attention(dim: int) -> int:
     return 4 * dim**2 + 2 * dim
 
 
+def _draft(config: BltConfig) -> int:
+    """Return the parameters of the draft decoder: that of the decoder without what computes keys of latents."""
+    stack = config.decoder
+    matrices = [(stack.dim, stack.dim), (stack.dim, stack.dim)]
+    matrices += [(3 * stack.dim, stack.dim), (stack.dim, stack.dim)]
+    matrices += [(2 * stack.ffn_dim, stack.dim), (stack.dim, stack.ffn_dim)]
+    sizes = stack.layers * matrices + [(config.vocab_size, stack.dim)]
+    rank = config.draft_rank
+    weights = sum(rows * width if rank is None else rank * (rows + width) for rows, width in sizes)
+    return weights + (3 * stack.layers + 1) * stack.dim
+
+
 def count_parameters(config: BltConfig) -> ParameterCounts:
     """Return the number of parameters of every part of ``config``."""
     patcher, encoder, decoder = config.patcher, config.encoder, config.decoder
     latent_dim = config.global_transformer.dim
     head = decoder.dim + config.vocab_size * decoder.dim
-    own_rows = MASK_ID + 1 if config.decoder_input == "embedding" else 0
+    own_rows = 0 if config.decoder_input == "encoder" else MASK_ID + 1
     return ParameterCounts(
         patcher=0 if patcher is None else _blocks(patcher) + patcher.dim + config.vocab_size * patcher.dim,
         encoder=_blocks(encoder) + encoder.dim * config.patch_dim + _cross_attention(encoder.dim),
@@ -66,4 +81,5 @@ def count_parameters(config: BltConfig) -> ParameterCounts:
         + head,
         byte_embeddings=config.vocab_size * ((patcher.dim if patcher else 0) + encoder.dim) + own_rows * decoder.dim,
         hash_embeddings=config.hash.tables * config.hash.rows * encoder.dim,
+        draft=_draft(config) if config.has_draft else 0,
     )

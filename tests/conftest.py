@@ -110,6 +110,14 @@ def tiny_encoder_config(tiny_config: BltConfig) -> BltConfig:
 
 
 @pytest.fixture(scope="session")
+def tiny_mixed_config(tiny_encoder_config: BltConfig) -> BltConfig:
+    """The same BLT with a draft decoder: matrices of low rank, blocks of 4 bytes."""
+    return dataclasses.replace(
+        tiny_encoder_config, name="tiny-mixed", decoder_input="mixed", block_size=4, draft_rank=3
+    )
+
+
+@pytest.fixture(scope="session")
 def make_model() -> Callable[..., Blt]:
     """``make_model(config, seed=0)``: random weights."""
     return random_model
@@ -125,6 +133,14 @@ def tiny_model(tiny_config: BltConfig) -> Blt:
 def tiny_encoder_model(tiny_encoder_config: BltConfig) -> Blt:
     """BLT: the decoder reads the encoder's byte states."""
     return random_model(tiny_encoder_config)
+
+
+@pytest.fixture(scope="session")
+def tiny_mixed_model(tiny_mixed_config: BltConfig, tiny_encoder_model: Blt) -> Blt:
+    """`tiny_encoder_model` with a random draft decoder."""
+    model = random_model(tiny_mixed_config, seed=1)
+    model.load_state_dict(tiny_encoder_model.state_dict(), strict=False)
+    return model
 
 
 @pytest.fixture(scope="session", params=["embedding", "encoder"])
@@ -151,6 +167,12 @@ def tiny_checkpoint(tiny_model: Blt, shared_files: SharedFiles) -> Path:
 def tiny_encoder_checkpoint(tiny_encoder_model: Blt, shared_files: SharedFiles) -> Path:
     """Folder of `tiny_encoder_model`, fp32."""
     return shared_files.make("tiny-encoder", lambda folder: save_checkpoint(folder, tiny_encoder_model))
+
+
+@pytest.fixture(scope="session")
+def tiny_mixed_checkpoint(tiny_mixed_model: Blt, shared_files: SharedFiles) -> Path:
+    """Folder of `tiny_mixed_model`, fp32."""
+    return shared_files.make("tiny-mixed", lambda folder: save_checkpoint(folder, tiny_mixed_model))
 
 
 @pytest.fixture(scope="session")
@@ -190,6 +212,12 @@ def tiny_bundle(tiny_checkpoint: Path, exported: Callable[..., Path]) -> Path:
 def tiny_encoder_bundle(tiny_encoder_checkpoint: Path, exported: Callable[..., Path]) -> Path:
     """`tiny_encoder_checkpoint`, exported to fp32 ONNX and verified."""
     return exported(tiny_encoder_checkpoint, verify=True)
+
+
+@pytest.fixture(scope="session")
+def tiny_mixed_bundle(tiny_mixed_checkpoint: Path, exported: Callable[..., Path]) -> Path:
+    """`tiny_mixed_checkpoint`, exported to fp32 ONNX and verified."""
+    return exported(tiny_mixed_checkpoint, verify=True)
 
 
 @pytest.fixture(scope="session")

@@ -63,7 +63,7 @@ def draft_acceptance(model: Blt, prefix: Tensor, k: int) -> dict[str, float]:
     ids = prefix
     for _ in range(k):
         index = torch.cat([known.latent_index, last.expand(-1, ids.shape[1] - length + 1)], dim=1)
-        states = None if model.config.decoder_input == "embedding" else model.encoder(ids, model.segment(ids))[0]
+        states = model.encoder(ids, model.segment(ids))[0] if model.config.decoder_reads_states else None
         logits, _ = model.decoder(model.decoder.rows(ids, states), latents, index)
         ids = torch.cat([ids, logits[:, -1:].argmax(-1)], dim=1)
     accepted = count_accepted(model, ids, length)

@@ -180,7 +180,7 @@ def test_counted_parts_are_those_of_the_modules(name: str) -> None:
     with torch.device("meta"):
         model = Blt(config)
     found = dict.fromkeys(
-        ("patcher", "encoder", "global_transformer", "decoder", "byte_embeddings", "hash_embeddings"), 0
+        ("patcher", "encoder", "global_transformer", "decoder", "byte_embeddings", "hash_embeddings", "draft"), 0
     )
     for key, p in model.named_parameters():
         part = key.split(".")[0]
