@@ -32,8 +32,8 @@ from fastblt.runtime.bundle.target import check_bundle_target
 from fastblt.runtime.measure.audit.comparison import audit
 from fastblt.runtime.progress import OnProgress, no_progress
 
-#: Parts that are quantized; the patcher only on request, because patches would end elsewhere.
-PARTS = ("encoder", "global", "decoder")
+#: Parts that are quantized, where a model has them; the patcher only on request, because patches would end elsewhere.
+PARTS = ("encoder", "global", "decoder", "draft")
 #: Prompts and bytes after each, for the audit of drafts against autoregressive decoding.
 AUDIT_PROMPTS, AUDIT_BYTES = 8, 64
 #: Gap of logits that is a tie if graphs are lowered: they add up a cache's old and new rows in another order for
@@ -232,9 +232,13 @@ class _Calibration:
         for index, (part, name, groups) in enumerate(self.sets, 1):
             self.steps.begin(f"measuring sensitivity {index} of {len(self.sets)}")
             given = assignment([(group, self.scheme.precision) for group in groups])
-            bits = self._outcomes(given, full=False).bits_per_byte
+            outcomes = self._outcomes(given, full=part == "draft")
+            loss = outcomes.bits_per_byte / self.exact.bits_per_byte - 1.0
+            if part == "draft" and outcomes.masked is not None and self.exact.masked is not None:
+                # The text is written by other graphs: all that changes are the bytes that are guessed.
+                loss = self.exact.masked - outcomes.masked
             saved = sum(group.bytes - group.smaller for group in groups)
-            found.append(Sensitivity(part, name, saved, bits, bits / self.exact.bits_per_byte - 1.0))
+            found.append(Sensitivity(part, name, saved, outcomes.bits_per_byte, loss))
         return found
 
     def _search(self, sensitivities: Sequence[Sensitivity], uniform: Quality) -> tuple[list[Precision | None], Quality]:

@@ -132,7 +132,13 @@ def _markdown(result: CalibrationResult) -> Iterator[str]:
         yield from _table(("ranges of inputs", "bits per byte"), rows)
     if result.sensitivities:
         alone = [(s.part, s.group, f"{s.saved_bytes / 1e6:.3f}", f"{s.loss:+.4%}") for s in result.sensitivities]
-        yield from _table(("graph", "quantized alone", "MB saved", "bits per byte"), alone)
+        yield from _table(("graph", "quantized alone", "MB saved", _loss_of_groups(result)), alone)
+
+
+def _loss_of_groups(result: CalibrationResult) -> str:
+    """Return what the losses of groups alone are measured in."""
+    drafts = any(row.part == "draft" for row in result.sensitivities)
+    return "bits per byte" + drafts * " (of the draft graph: masked accuracy)"
 
 
 def _table(header: Sequence[str], rows: Iterator[tuple[str, ...]] | Sequence[tuple[str, ...]]) -> Iterator[str]:
@@ -158,7 +164,8 @@ def _picture(path: Path, result: CalibrationResult) -> None:
             axis.scatter([row.saved_bytes / 1e6 for row in rows], [100 * row.loss for row in rows], label=part)
         for row in groups:
             axis.annotate(row.group.split(".", 1)[-1], (row.saved_bytes / 1e6, 100 * row.loss), fontsize=6)
-        axis.set(title=f"{title}: each group alone", xlabel="MB saved", ylabel="bits per byte lost, %", xscale="log")
+        axis.set(title=f"{title}: each group alone", xlabel="MB saved", xscale="log")
+        axis.set_ylabel(f"{_loss_of_groups(result)} lost, %")
     else:
         names = list(result.after.acceptance)
         places = range(len(names))

@@ -69,7 +69,7 @@ class _Watcher:
         self._store, self._backend, self._prompt = store, backend, prompt
         self._random = np.random.default_rng([setting.seed, unit])
         self._samples = setting.samples
-        self._masked = bool(backend.config.block_size)
+        self._strata = {part: _strata(part, backend) for part in backend.graphs}
         self._in_prompt = True
 
     def __enter__(self) -> None:
@@ -84,8 +84,7 @@ class _Watcher:
         small = binding.inputs({"positions", "ids"})
         positions = small["positions"]
         stratum = self._stratum(part, positions, small.get("ids"))
-        strata = len(STRATA) + (len(MASKED_STRATA) if part == "decoder" and self._masked else 0)
-        capacity = -(-self._samples // strata)
+        capacity = -(-self._samples // self._strata[part])
         self._store.offer(
             part,
             stratum,
@@ -108,7 +107,7 @@ class _Watcher:
         return arrays
 
     def _stratum(self, part: str, positions: np.ndarray, ids: np.ndarray | None) -> str:
-        if part == "decoder" and ids is not None and (ids == MASK_ID).any():
+        if part in ("decoder", "draft") and ids is not None and (ids == MASK_ID).any():
             quarters = int(np.ceil(4 * float((ids == MASK_ID).mean())))
             return MASKED_STRATA[quarters - 1]
         if part != "global":  # its positions are patches: it belongs to the encoder's call before it
@@ -116,3 +115,11 @@ class _Watcher:
         if self._in_prompt and positions.shape[1] > 1:
             return "prefill"
         return "byte" if positions.shape[1] == 1 else "chunk"
+
+
+def _strata(part: str, backend: OnnxRuntimeBackend) -> int:
+    """Return how many kinds of calls a graph gets."""
+    if part == "draft":
+        return len(MASKED_STRATA)
+    denoises = part == "decoder" and backend.config.block_size and "draft" not in backend.graphs
+    return len(STRATA) + (len(MASKED_STRATA) if denoises else 0)

@@ -183,7 +183,7 @@ class _Compiler:
         """Return the slots of a part's caches and of its pool (0 where it has none), for the largest capacity."""
         most = max(self.request.capacities)
         pool = pool_slots(self.config, most, self.request.max_patch_bytes) if part == "encoder" else 0
-        return {"slots": cache_slots(self.config.stacks[part], most), "pool_slots": pool}
+        return {"slots": cache_slots(self.config.graph_stacks[part], most), "pool_slots": pool}
 
     def _build(self, part: str, on_phase: Callable[[str], None], cancelled: Event | None = None) -> EngineSpec:
         spec, sizes = self.manifest.graphs[part], self._sizes(part)
@@ -192,7 +192,7 @@ class _Compiler:
         on_phase(f"{name}: parsing {spec.file}")
         began = time.perf_counter()
         check_graph(self.bundle / spec.file, load_graph(self.bundle / spec.file), spec)
-        lowered, grows = self.manifest.operators == "lowered", self.config.stacks[part].window is None
+        lowered, grows = self.manifest.operators == "lowered", self.config.graph_stacks[part].window is None
         # The pool is updated in place, and an engine does that to all of its caches or to none.
         appends = grows and not lowered and not pool
         least = SLOT_STEP if appends or (grows and lowered) else slots

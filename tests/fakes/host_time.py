@@ -80,7 +80,7 @@ def idle_backend(bundle: Path) -> DeviceBackend:
     executors = {}
     for part, spec in opened.manifest.graphs.items():
         pool = pool_slots(config, MAX_BYTES) if part == "encoder" else 0
-        executors[part] = IdleExecutor(spec, cache_slots(config.stacks[part], MAX_BYTES), pool, stream)
+        executors[part] = IdleExecutor(spec, cache_slots(config.graph_stacks[part], MAX_BYTES), pool, stream)
     return DeviceBackend(opened, executors, stream, MAX_BYTES, "idle")
 
 

@@ -78,6 +78,9 @@ class DeviceGraph:
         slides: whether the caches hold fewer than all positions.
         whole: memory of inputs that is bound in every class, instead of memory for the rows of a call.
         row_floor: fewest rows of a class, a power of two.
+        most_rows: of a call; `shape_classes` lists no larger ones.
+        caches: those of a graph with the same stack, whose keys and values this one reads and overwrites; None: it has
+            caches of its own.
     """
 
     def __init__(
@@ -90,16 +93,19 @@ class DeviceGraph:
         slides: bool,
         whole: Mapping[str, Bound] = MappingProxyType({}),
         row_floor: int = 1,
+        most_rows: int = CALL_ROWS,
+        caches: SlidingBuffer | None = None,
     ) -> None:
         self.spec = executor.spec
         self.window = stack.window
         self._executor, self._stream, self._history = executor, stream, history
-        caches = [t for t in self.spec.inputs if t.role == "cache"]
-        self.cache_names = [t.name for t in caches]
-        self.row_bytes = stack.dim * numpy_dtype(caches[0].dtype).itemsize
-        self.caches = SlidingBuffer(stream, len(caches), executor.slots, self.row_bytes, REWIND, slides=slides)
+        lanes = [t for t in self.spec.inputs if t.role == "cache"]
+        self.cache_names = [t.name for t in lanes]
+        self.row_bytes = stack.dim * numpy_dtype(lanes[0].dtype).itemsize
+        self.owns_caches = caches is None
+        self.caches = caches or SlidingBuffer(stream, len(lanes), executor.slots, self.row_bytes, REWIND, slides=slides)
         self.pool = self._make_pool()
-        self.whole, self._row_floor = whole, row_floor
+        self.whole, self._row_floor, self._most_rows = whole, row_floor, most_rows
         self._largest = largest = self._sizes(CALL_ROWS, executor.slots, executor.pool_slots)
         upload, download = (self._block(binding, largest) for binding in (Binding.UPLOAD, Binding.DOWNLOAD))
         self._upload, self._download = (DeviceMemory(stream.cuda, b.bytes) for b in (upload, download))
@@ -164,7 +170,8 @@ class DeviceGraph:
         """Return rows and slots of every class that calls can have, except those of patches longer than usual."""
         powers = [1 << shift for shift in range(self.caches.slots.bit_length())]
         slots = sorted({self._visible_slots(live) for live in (*powers, self.caches.slots)})
-        return [(rows, live) for rows in powers if self._row_floor <= rows <= CALL_ROWS for live in slots]
+        most = self.padded(self._most_rows)
+        return [(rows, live) for rows in powers if self._row_floor <= rows <= most for live in slots]
 
     def run_nothing(self, rows: int, slots: int) -> None:
         """Queue a class once, on zeros; its rows see the first slot."""
@@ -177,7 +184,8 @@ class DeviceGraph:
 
     def clear(self) -> None:
         """Empty the caches, and what padding rows may read, once everything that is queued is done."""
-        self.caches.clear()
+        if self.owns_caches:
+            self.caches.clear()
         if self.pool is not None:
             self.pool.clear()
         for memory in self.links.values():

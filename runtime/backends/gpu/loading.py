@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,7 @@ def load_tensorrt(
             raise BundleError(f"{folder.path}: found no engine of the {part}, expected one of every graph")
         check_engine_entry(folder, engines[part], spec)
         _check_slots(folder, engines[part], config, max_bytes)
+    _check_shared_caches(folder, engines)
     fixed = fixed_slots(engines.values())
     called = call_buffers(config, {part: compiled_spec(graphs[part], appends=engines[part].appends) for part in graphs})
 
@@ -79,7 +80,7 @@ def load_tensorrt(
     for part, spec in graphs.items():
         path = check_engine(folder, engines[part])
         executors[part] = TensorRtExecutor(
-            library, path, engines[part], spec, stream, cache_slots(config.stacks[part], max_bytes)
+            library, path, engines[part], spec, stream, cache_slots(config.graph_stacks[part], max_bytes)
         )
     # One graph runs at a time, so all of them share the memory for activations.
     memory = DeviceMemory(cuda, max(executor.memory_bytes for executor in executors.values()))
@@ -114,7 +115,7 @@ def _check_slots(folder: EngineFolder, engine: EngineSpec, config: BltConfig, ma
     """Raise `BundleError` unless an engine's caches hold a text of ``max_bytes`` bytes, as its capacity promises."""
     pool = pool_slots(config, max_bytes, 1) if engine.part == "encoder" else 0
     for name, found, least in (
-        ("slots", engine.slots, cache_slots(config.stacks[engine.part], max_bytes)),
+        ("slots", engine.slots, cache_slots(config.graph_stacks[engine.part], max_bytes)),
         ("pool_slots", engine.pool_slots, pool),
     ):
         if found < least:
@@ -132,6 +133,20 @@ def _session_options(ort: Any) -> Any:
     # Weights get memory of their own instead of the arena, which would round it up.
     options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
     return options
+
+
+def _check_shared_caches(folder: EngineFolder, engines: Mapping[str, EngineSpec]) -> None:
+    """Raise `BundleError` unless the engine of drafts takes the caches of the decoder's, which it shares."""
+    if "draft" not in engines:
+        return
+    (least, most), (decoder_least, decoder_most) = (
+        (engines[part].least_slots, engines[part].slots) for part in ("draft", "decoder")
+    )
+    if (least, most) != (decoder_least, decoder_most):
+        raise BundleError(
+            f"{folder.path / ENGINES_FILE}: engine {engines['draft'].file}: found caches of {least} to {most} slots, "
+            f"expected {decoder_least} to {decoder_most}: it shares the decoder's"
+        )
 
 
 def load_onnxruntime(
@@ -175,7 +190,7 @@ def load_onnxruntime(
     stream = Stream(cuda)
     executors = {}
     for part, spec in opened.manifest.graphs.items():
-        slots = cache_slots(config.stacks[part], max_bytes)
+        slots = cache_slots(config.graph_stacks[part], max_bytes)
         # Sessions have no fixed sizes: as on the CPU, a patch may be as long as the text.
         pool = pool_slots(config, max_bytes, max_bytes) if part == "encoder" else 0
         usual_pool = min(pool, pool_slots(config, max_bytes))

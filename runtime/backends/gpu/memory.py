@@ -62,20 +62,20 @@ def call_buffers(config: BltConfig, graphs: Mapping[str, GraphSpec]) -> dict[str
         config: the model's.
         graphs: inputs and outputs by part; of engines, see `compiled_spec`.
     """
-    # The decoder reads latents where all of them are kept. Engines of earlier versions, which do not, have a copy of
-    # those of a call: some KiB that are not counted.
     history = config.hash.context - 1
-    return {part: _call_bytes(spec, history, whole=part == "decoder") for part, spec in graphs.items()}
+    return {part: _call_bytes(spec, history) for part, spec in graphs.items()}
 
 
-def _call_bytes(graph: GraphSpec, history: int, *, whole: bool) -> int:
+def _call_bytes(graph: GraphSpec, history: int) -> int:
     sizes = dict.fromkeys(("rows", "patches", "latents"), CALL_ROWS) | {"context_rows": CALL_ROWS + history}
     found = 0
     # Even a graph that uploads or returns nothing has memory for that.
     blocks = {Binding.UPLOAD: 0, Binding.DOWNLOAD: 0}
     for spec in (*graph.inputs, *graph.outputs):
         binding = binding_of(spec, graph)
-        if binding is Binding.CACHE or (whole and spec.role == "latent_kv"):
+        # Latents are read where all of them are kept. Engines of earlier versions, which do not, have a copy of those
+        # of a call: some KiB that are not counted.
+        if binding is Binding.CACHE or (spec.role == "latent_kv" and spec in graph.inputs):
             continue
         size = math.prod(shape_of(spec, sizes)) * numpy_dtype(spec.dtype).itemsize
         if binding in blocks:

@@ -78,13 +78,24 @@ class DeviceSequence:
         with self._lock:
             self.slot.latents.run(first_patch, count, visible_from)
 
-    @reporting("decoder", GraphError, CudaError, MemoryError)
     def run_decoder(
         self, position: int, ids: Ids, latents: Ids, block: int = 0, visible_from: Ids | None = None
     ) -> DecoderRows:
         """Implement `BackendSequence.run_decoder`."""
+        run = self._run_draft if block and self.config.has_draft else self._run_decoder
+        return run(position, ids, latents, block, visible_from)
+
+    @reporting("decoder", GraphError, CudaError, MemoryError)
+    def _run_decoder(self, position: int, ids: Ids, latents: Ids, block: int, visible_from: Ids | None) -> DecoderRows:
         with self._lock:
             return self.slot.decoder.run(position, ids, latents, block, visible_from)
+
+    @reporting("draft", GraphError, CudaError, MemoryError)
+    def _run_draft(self, position: int, ids: Ids, latents: Ids, block: int, visible_from: Ids | None) -> DecoderRows:
+        with self._lock:
+            draft_decoder = self.slot.draft_decoder
+            assert draft_decoder is not None, "the model has no draft decoder"
+            return draft_decoder.run(position, ids, latents, block, visible_from)
 
     @reporting("decoder", GraphError, CudaError, MemoryError)
     def draft(

@@ -20,7 +20,7 @@ from fastblt.runtime.backends.gpu.executor import Executor
 from fastblt.runtime.backends.gpu.global_calls import GlobalCalls
 from fastblt.runtime.backends.gpu.graph import DeviceGraph
 from fastblt.runtime.backends.gpu.patcher_calls import LookAhead, PatcherCalls
-from fastblt.runtime.backends.gpu.sliding import position_count
+from fastblt.runtime.backends.gpu.sliding import CALL_ROWS, position_count
 from fastblt.runtime.backends.gpu.tensor_table import Binding, tensors_bound_as
 from fastblt.runtime.backends.gpu.warm_up import Step, warm_up_steps
 from fastblt.runtime.backends.live_rows import first_visible
@@ -44,6 +44,7 @@ class Slot:
         encoder: runs the encoder.
         latents: runs the global transformer.
         decoder: runs the decoder.
+        draft_decoder: runs the draft decoder; None where the decoder itself denoises blocks.
     """
 
     def __init__(self, backend: DeviceBackend) -> None:
@@ -53,35 +54,45 @@ class Slot:
         self.whole_patches = encodes_whole_patches(config)
         self.rows = _make_rows(executors, stream, positions)
         embeddings, latents = self.rows["patch_embeddings"], self.rows["latent_kv"]
-        self.graphs = {
-            part: DeviceGraph(
-                executor,
-                config.stacks[part],
-                stream,
-                history,
-                slides=executor.slots < positions,
-                whole={"latent_kv": latents.whole}
-                if part == "decoder" and executor.accepts("latents", positions)
-                else {},
-                row_floor=backend.row_floor,
-            )
-            for part, executor in executors.items()
-        }
+        self.graphs = self._make_graphs(backend, positions)
         self.resumable_from = 0
         """First position that a text can be continued from; more than 0 where it was restored from copies of rows."""
-        states = self.rows["states"] if config.decoder_input == "encoder" else None
+        states = self.rows.get("states")
         patcher = self.graphs.get("patcher")
         self.patcher = None if patcher is None else PatcherCalls(patcher, stream)
         self.look_ahead = LookAhead(patcher, backend.max_bytes)
         self.encoder = EncoderCalls(self.graphs["encoder"], history, backend.tables, embeddings, states)
         self.latents = GlobalCalls(self.graphs["global"], embeddings, latents)
         self.decoder = DecoderCalls(self.graphs["decoder"], stream, latents, states, self.look_ahead)
+        draft = self.graphs.get("draft")
+        self.draft_decoder = None if draft is None else DecoderCalls(draft, stream, latents, None, self.look_ahead)
         self.step_drafter = StepDrafter(self.encoder, self.decoder, stream)
         self.device_drafter: DeviceDrafter | None = None
         """Drafts without the host, where nothing has to be looked up there."""
         if states is None or backend.tables is None:
             encoder = None if states is None else self.encoder
             self.device_drafter = DeviceDrafter(encoder, self.decoder, self.look_ahead, stream, history)
+
+    def _make_graphs(self, backend: DeviceBackend, positions: int) -> dict[str, DeviceGraph]:
+        """Allocate the memory of every graph; that of drafts reads and overwrites the decoder's keys and values."""
+        found: dict[str, DeviceGraph] = {}
+        latents, history = self.rows["latent_kv"], self.config.hash.context - 1
+        # After the decoder, whose caches it shares.
+        for part, executor in sorted(backend.executors.items(), key=lambda item: item[0] == "draft"):
+            whole = executor.spec.input("latent_kv") is not None and executor.accepts("latents", positions)
+            found[part] = DeviceGraph(
+                executor,
+                self.config.graph_stacks[part],
+                backend.stream,
+                history,
+                slides=executor.slots < positions,
+                whole={"latent_kv": latents.whole} if whole else {},
+                row_floor=backend.row_floor,
+                # A block, and the byte before it.
+                most_rows=self.config.block_size + 1 if part == "draft" else CALL_ROWS,
+                caches=found["decoder"].caches if part == "draft" else None,
+            )
+        return found
 
     def draft(
         self, position: int, ids: Ids, latent: int, count: int, pick: Pick | None, visible_from: int | None

@@ -52,6 +52,8 @@ def _stores(slot: Slot, at: Progress) -> Iterator[_Store]:
     """
     ends = {"global": at.patches, "encoder": at.open_patch if slot.whole_patches else at.tokens}
     for part, graph in slot.graphs.items():
+        if not graph.owns_caches:
+            continue
         end, specs = ends.get(part, at.tokens), {spec.name: spec for spec in graph.spec.inputs}
         names = [f"{part}.{name}" for name in graph.cache_names]
         yield _Store(graph.caches, names, specs[graph.cache_names[0]], first_visible(end, graph.window), end)

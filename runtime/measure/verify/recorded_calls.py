@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 #: Drafts and verifies: the decoder sees calls of one row and of eight, past a prompt.
 RECORDED_METHOD = "s:7"
+#: Method for the graph of blocks, where a model has one, by the size of a block: calls of that many rows.
+BLOCK_METHOD = "d:{}@one"
 
 Tensors = dict[str, NDArray[Any]]
 
@@ -63,6 +65,11 @@ def _is_padded(rows: int) -> bool:
     return rows & (rows - 1) == 0
 
 
+def _padded_below(rows: int) -> int:
+    """Return the largest power of two that is not greater."""
+    return 1 << (rows.bit_length() - 1)
+
+
 def record_calls(backend: OnnxRuntimeBackend, prompt: bytes, new_bytes: int) -> list[RecordedCall]:
     """Generate, and return one or two calls of each graph: one of few rows, one of more.
 
@@ -76,9 +83,14 @@ def record_calls(backend: OnnxRuntimeBackend, prompt: bytes, new_bytes: int) -> 
     last = {part: _LastCalls() for part in backend.graphs}
     before = {part: graph.on_run for part, graph in backend.graphs.items()}
     try:
+        runtime = BltRuntime(backend, reuse_prompts=False)
         for part, graph in backend.graphs.items():
             graph.on_run = last[part].note
-        BltRuntime(backend, reuse_prompts=False).generate(prompt, new_bytes, method=RECORDED_METHOD)
+        runtime.generate(prompt, new_bytes, method=RECORDED_METHOD)
+        if "draft" in backend.graphs:
+            for part in backend.graphs.keys() - {"draft"}:
+                backend.graphs[part].on_run = before[part]
+            runtime.generate(prompt, new_bytes, method=BLOCK_METHOD.format(_padded_below(backend.config.block_size)))
     finally:
         for part, graph in backend.graphs.items():
             graph.on_run = before[part]

@@ -95,7 +95,7 @@ def geometry_table(config: BltConfig) -> Table:
     """Return a table with one row for each stack of layers."""
     headings = ("layers", "dim", "heads", "ffn", "window", "rope theta")
     table = make_table(left("stack"), *(right(heading) for heading in headings))
-    for name, stack in config.stacks.items():
+    for name, stack in config.graph_stacks.items():
         window = "all" if stack.window is None else str(stack.window)
         figures = (stack.layers, stack.dim, stack.heads, stack.ffn_dim)
         add_row(table, name, *map(str, figures), window, f"{stack.rope_theta:g}")
@@ -116,6 +116,10 @@ def facts_table(config: BltConfig) -> Table:
     add_row(table, "hash tables", tables if n.tables else "none")
     add_row(table, "cross-attention", f"{config.cross_attn_k} queries per patch")
     add_row(table, "decoder input", config.decoder_input + blocks)
+    if config.has_draft:
+        rank = config.draft_rank
+        own = "matrices of its own" if rank is None else f"the decoder's matrices and products of rank {rank}"
+        add_row(table, "draft decoder", own)
     return table
 
 
@@ -151,8 +155,10 @@ def memory_table(facts: ModelFacts) -> Table:
     """Return a table of the megabytes on device and host, by part; for a checkpoint, of every type of bundle."""
     columns = [right(f"{m.dtype}\n{kind}") for m in facts.memory for kind in ("weights", "buffers")]
     table = make_table(left("memory, MB"), *columns)
-    for part in facts.config.stacks:
-        add_row(table, part, *(megabytes(size) for m in facts.memory for size in (m.weights[part], m.buffers[part])))
+    for part in facts.config.graph_stacks:
+        # The draft decoder reads and writes the decoder's keys and values.
+        sizes = (size for m in facts.memory for size in (m.weights[part], m.buffers.get(part, 0)))
+        add_row(table, part, *map(megabytes, sizes))
     add_row(table, "device", *(megabytes(size) for m in facts.memory for size in _device(m)), bold=True)
     add_row(table, "host", *(text for m in facts.memory for text in (megabytes(m.tables), "")), bold=True)
     for device, name in (("cpu", "a sequence on a CPU"), ("cuda", "a sequence on a GPU")):

@@ -24,7 +24,7 @@ from fastblt.runtime.bundle.manifest import (
     is_bundle,
 )
 from fastblt.runtime.doctor.engine_memory import EngineMemory, engine_memory
-from fastblt.runtime.doctor.memory import graph_of, weight_bytes
+from fastblt.runtime.doctor.memory import exported_shapes, graph_of, weight_bytes
 from fastblt.runtime.measure.replay.paper import estimates
 
 #: A part's name in tables, and its field in `ParameterCounts`.
@@ -33,6 +33,7 @@ PARTS = {
     "encoder": "encoder",
     "global": "global_transformer",
     "decoder": "decoder",
+    "draft": "draft",
     "byte embeddings": "byte_embeddings",
     "hash embeddings": "hash_embeddings",
 }
@@ -189,13 +190,13 @@ def _checkpoint_memory(
 ) -> Memory:
     """Return the memory that a bundle of this checkpoint would need."""
     weights: Counter[str] = Counter()
-    for name, shape in shapes.items():
+    for name, shape in exported_shapes(shapes).items():
         size = weight_bytes(name, shape, dtype)
         if part_of(name) == "hash embeddings" and kinds[name] != "F32":
             size = 2 * math.prod(shape)  # tables stored in 16 bits stay so
         weights[graph_of(name)] += size
     tables = weights.pop("tables", 0)
-    ordered = {part: weights[part] for part in config.stacks}
+    ordered = {part: weights[part] for part in config.graph_stacks}
     return _memory(config, dtype, max_bytes, ordered, tables)
 
 

@@ -12,7 +12,7 @@ WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize
 #: Calls that queue one piece of work each; so does every kernel.
 COPIES = ("cudaMemcpyAsync", "cudaMemcpy2DAsync", "cudaMemsetAsync")
 #: The graph files of a bundle and the parts that they are.
-PARTS = {"entropy": "patcher", "encoder": "encoder", "global": "global", "decoder": "decoder"}
+PARTS = {"entropy": "patcher", "encoder": "encoder", "global": "global", "decoder": "decoder", "draft": "draft"}
 
 
 @dataclass(frozen=True)

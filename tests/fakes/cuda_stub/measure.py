@@ -26,10 +26,11 @@ ROOT = Path(__file__).resolve().parents[3]
 RESULTS = ROOT / "docs" / "results" / "launches.json"
 NEW_BYTES = 160
 BLT, BLT_D = ("ar", "s:8"), ("ar", "s:8", "dv:8@one", "d:8@0.7")
-#: What `--shapes` measures: preset, element type, where the hash tables are, methods.
+#: What `--shapes` measures: model (see `fakes.cuda_stub.shapes.shape`), type, place of the hash tables, methods.
 SHAPES = (
     ("blt-1b", "fp16", "host", BLT),
     ("blt-1b", "fp16", "graph", BLT),
+    ("blt-1b+draft", "fp16", "host", BLT_D),
     ("blt-d-1b", "fp16", "host", BLT_D),
     ("blt-d-8m", "fp16", "host", BLT_D),
     ("tiny", "fp32", "host", ("ar", "s:8", "dv:4@one", "d:4@0.7")),

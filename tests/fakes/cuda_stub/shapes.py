@@ -35,15 +35,22 @@ def narrow(config: BltConfig) -> BltConfig:
     )
 
 
+def shape(name: str) -> BltConfig:
+    """Return the narrow model of a preset's shape; with ``+draft`` behind the preset, a draft decoder is added."""
+    base, _, draft = name.partition("+")
+    config = narrow(preset(base))
+    return dataclasses.replace(config, decoder_input="mixed", block_size=8) if draft else config
+
+
 def write(folder: Path, name: str, dtype: str, hash_tables: str = "host") -> Path:
-    """Export a narrow model of a preset's shape, with random weights, below ``folder``; return the bundle."""
+    """Export a narrow model (see `shape`) with random weights below ``folder``; return the bundle."""
     bundle = folder / f"{name}-{dtype}-{hash_tables}"
     if bundle.exists():
         return bundle
     checkpoint = folder / name
     if not checkpoint.exists():
         torch.manual_seed(0)
-        model = Blt(narrow(preset(name)))
+        model = Blt(shape(name))
         initialize(model)
         save_checkpoint(checkpoint, model)
     export_bundle(checkpoint, bundle, dtype=dtype, hash_tables=hash_tables, verify=False)
