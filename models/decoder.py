@@ -87,10 +87,13 @@ class DecoderLayers(nn.Module):
         return self.run(rows, latent_kv, latent_index, live.rope, attends)
 
     def run(self, x: Tensor, latent_kv: Tensor, latent_index: Tensor, rope: Tensor, attends: list[Attend]) -> Tensor:
-        """Run all layers on rows [batch, rows, dim], with one of ``attends`` per layer; return logits."""
+        """Run all layers on rows [batch, rows, dim], with one of ``attends`` per layer; return logits.
+
+        Latents of batch 1 are one store for all sequences, into which ``latent_index`` then points.
+        """
         batch, rows, dim = x.shape
-        patches = latent_kv.shape[1]
-        flat = (latent_index + torch.arange(batch, device=x.device).unsqueeze(1) * patches).flatten()
+        stride = latent_kv.shape[1] if latent_kv.shape[0] == batch else 0
+        flat = (latent_index + torch.arange(batch, device=x.device).unsqueeze(1) * stride).flatten()
         for index, (cross, block) in enumerate(zip(self.cross_layers, self.layers, strict=True)):
             k, v = latent_kv[:, :, index].flatten(0, 1).index_select(0, flat).unbind(1)
             x = cross(x.reshape(batch * rows, 1, dim), k, v, None).view(batch, rows, dim)

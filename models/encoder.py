@@ -82,8 +82,12 @@ class Encoder(nn.Module):
 
         ``visible_from``, int64 [batch, length]: first position that each row may see; None: 0.
         """
-        states = run_sequence(self.layers, self.embed(ids), self.config, visible_from)
+        states = self.states(ids, visible_from)
         return states, self.pool(states, *patches.members)
+
+    def states(self, ids: Tensor, visible_from: Tensor | None = None) -> Tensor:
+        """Return byte states [batch, length, dim] of whole sequences, see `forward`."""
+        return run_sequence(self.layers, self.embed(ids), self.config, visible_from)
 
     def step(self, embedded: Tensor, cache: StackCache, position: int, visible_from: Tensor | None = None) -> Tensor:
         """Return byte states [1, rows, dim] of new rows ``embedded`` [1, rows, dim], the first at ``position``.

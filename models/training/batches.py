@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fastblt.models.decoder import BlockRows
@@ -18,33 +19,54 @@ IGNORE = -100
 """Target of positions that have none."""
 
 
+Array = NDArray[np.int64]
+
+
 def sample_windows(text: Split, count: int, length: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """Sample windows that begin at random bytes of random documents, chosen in proportion to their length.
+    """Read windows at random places, see `place_windows` and `read_windows`."""
+    return read_windows(text, *place_windows(text, count, length, rng), length)
+
+
+def place_windows(text: Split, count: int, length: int, rng: np.random.Generator) -> tuple[Array, Array]:
+    """Choose windows that begin at random bytes of random documents, chosen in proportion to their length.
 
     Args:
         text: documents.
         count: windows.
-        length: tokens of a window: BOS, then bytes; EOS where the document ends.
+        length: tokens of a window.
         rng: source of randomness.
+
+    Returns:
+        Index of each window's first byte, int64 [count], and its bytes, at most ``length``, int64 [count].
+    """
+    ends = np.cumsum(text.lengths)
+    at = rng.integers(0, ends[-1], size=count)
+    document = np.searchsorted(ends, at, side="right")
+    lengths = text.lengths[document]
+    # A window that would run past the end starts earlier, if the document is long enough.
+    within = np.maximum(0, np.minimum(at - (ends[document] - lengths), lengths + 1 - length))
+    return text.offsets[document] + within, np.minimum(length, lengths - within)
+
+
+def read_windows(text: Split, starts: Array, sizes: Array, length: int) -> tuple[Tensor, Tensor]:
+    """Read windows: BOS, then bytes; EOS where the document ends.
+
+    Args:
+        text: documents.
+        starts: from `place_windows`.
+        sizes: from `place_windows`.
+        length: tokens of a window.
 
     Returns:
         ids int64 [count, length] and targets int64 [count, length], the token after each position or IGNORE.
     """
-    ends = np.cumsum(text.lengths)
-    ids = np.full((count, length + 1), BOE_ID, dtype=np.int64)
+    ids = np.full((len(starts), length + 1), BOE_ID, dtype=np.int64)
     ids[:, 0] = BOS_ID
-    filled = np.zeros(count, dtype=np.int64)
-    for row, at in enumerate(rng.integers(0, ends[-1], size=count)):
-        document = int(np.searchsorted(ends, at, side="right"))
-        within = int(at - (ends[document] - text.lengths[document]))
-        # A window that would run past the end starts earlier, if the document is long enough.
-        within = max(0, min(within, int(text.lengths[document]) + 1 - length))
-        start = int(text.offsets[document]) + within
-        piece = text.text[start : start + min(length, int(text.lengths[document]) - within)]
-        ids[row, 1 : 1 + len(piece)] = piece.astype(np.int64) + BYTE_OFFSET
-        filled[row] = 1 + len(piece)
-        if filled[row] <= length:
-            ids[row, filled[row]] = EOS_ID
+    filled = 1 + sizes
+    for row, (start, size) in enumerate(zip(starts.tolist(), sizes.tolist(), strict=True)):
+        ids[row, 1 : 1 + size] = text.text[start : start + size].astype(np.int64) + BYTE_OFFSET
+        if size < length:
+            ids[row, 1 + size] = EOS_ID
             filled[row] += 1
     targets = np.where(np.arange(1, length + 1) < filled[:, None], ids[:, 1:], IGNORE)
     return torch.from_numpy(ids[:, :length].copy()), torch.from_numpy(targets)

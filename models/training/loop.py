@@ -8,7 +8,6 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -18,18 +17,17 @@ from fastblt.models.atomic_file import write_file
 from fastblt.models.blt import Blt
 from fastblt.models.checkpoint import load_checkpoint, save_checkpoint
 from fastblt.models.config import ConfigError, expect
-from fastblt.models.decoder import BlockRows
 from fastblt.models.initialization import initial_std
 from fastblt.models.patcher import Patcher, entropy
-from fastblt.models.patching import Patches, closes_patch
-from fastblt.models.training.batches import corrupt_blocks, place_blocks, sample_windows, stale_latent_index
+from fastblt.models.patching import closes_patch
+from fastblt.models.training.batches import sample_windows
 from fastblt.models.training.corpus import Split
-from fastblt.models.training.distillation import distill
 from fastblt.models.training.evaluation import evaluate
-from fastblt.models.training.objective import clean_loss, masked_loss
+from fastblt.models.training.losses import Losses
 from fastblt.models.training.optimizer import build_optimizers, schedule
+from fastblt.models.training.patch_ends import PatchEnds
 from fastblt.models.training.recipe import TrainConfig
-from fastblt.models.training.run_files import CHECKPOINT_FOLDER, LOG_FILE, RECIPE_FILE, STATE_FILE
+from fastblt.models.training.run_files import CHECKPOINT_FOLDER, LOG_FILE, PATCH_ENDS_FILE, RECIPE_FILE, STATE_FILE
 from fastblt.models.training.state import (
     Progress,
     load_state,
@@ -56,12 +54,12 @@ class Trainer:
         torch.manual_seed(config.seed)
         model_config = config.model_config
         expect(model_config.patcher is not None, "patcher", None, "an entropy model: training begins with it")
-        expect(not model_config.document_masks, "document_masks", True, "false: training does not mask documents")
         self.model = Blt(model_config)
         assert self.model.patcher is not None
         self.patcher: Patcher = self.model.patcher
         initialize(self.model)
         self.model.to(self.device)
+        self.losses = Losses(config, self.model, train, self.device)
         self.progress = Progress()
         self._saved_optimizers: dict[str, Tensor] = {}
 
@@ -121,17 +119,32 @@ class Trainer:
             self._write_recipe()
         deadline = time.monotonic() + max_seconds
         if self.progress.phase == "patcher":
-            if not self._phase(self.patcher, self._patcher_loss, deadline, on_step):
+            if not self._phase(self.patcher, self.losses.patcher, deadline, on_step):
                 return False
             self._set_threshold(self._find_threshold())
             self._start_phase("model")
         if self.progress.phase == "model":
             self.patcher.requires_grad_(False)
-            if not self._phase(self.model, self._model_loss, deadline, on_step):
+            if self.config.patch_once and not self._find_patch_ends(deadline):
+                return False
+            if not self._phase(self.model, self.losses.rest, deadline, on_step):
                 return False
             self._start_phase("done")
         save_checkpoint(self.out / CHECKPOINT_FOLDER, self.model, torch.float16)
         return True
+
+    def _find_patch_ends(self, deadline: float) -> bool:
+        """Find the patches of the whole text, or what is missing of them; return False if the deadline passes first."""
+        began, before = self._clock(), self.progress.total_seconds
+        ends = PatchEnds(self.patcher, self.model.config.patching, self.train_text, self.out / PATCH_ENDS_FILE)
+
+        def on_document(done: float) -> bool:
+            self.progress.total_seconds = before + self._clock() - began
+            logger.info("patches of %.1f %% of the text found", 100 * done)
+            return time.monotonic() < deadline
+
+        self.losses.patch_ends = ends
+        return ends.find(on_document)
 
     def _write_recipe(self) -> None:
         write_file(self.out / RECIPE_FILE, json.dumps(dataclasses.asdict(self.config), indent=1) + "\n")
@@ -209,42 +222,6 @@ class Trainer:
             begin = self._clock()
             yield lambda begin=begin: self._clock() - begin  # type: ignore[misc]
 
-    def _patcher_loss(self, done: float, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
-        ids, targets = self._windows(done, rng)
-        loss = clean_loss(self.patcher(ids), targets)
-        return loss, {"patcher_nats": float(loss.detach())}
-
-    def _model_loss(self, done: float, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
-        config, model = self.config, self.model
-        ids, targets = self._windows(done, rng)
-        patches = move(model.segment(ids, pad_to=16), "cpu")
-        index = stale_latent_index(patches, config, rng).to(self.device)
-        masked = wanted = weights = None
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            states, latents = model.encode(ids, move(patches, self.device))
-            decoder = model.decoder
-            clean, read = decoder.run_clean(decoder.rows(ids, states), decoder.latent_kv(latents), index)
-            if model.config.block_size:
-                sites = place_blocks(targets.cpu(), patches, model.config.block_size, config, rng)
-                if config.distilled:
-                    sites = distill(decoder, ids, read, sites, config.distilled, rng)
-                rows, wanted, weights = corrupt_blocks(sites, config, rng)
-                masked = decoder.run_blocks(move(rows, self.device), read)
-        loss = clean_loss(clean, targets)
-        report = {"clean_nats": float(loss.detach())}
-        if masked is not None and wanted is not None and weights is not None:
-            extra = masked_loss(masked, wanted.to(self.device), weights.to(self.device))
-            report["masked_nats"] = float(extra.detach())
-            loss = loss + config.mask_weight_at(done) * extra
-        return loss, report
-
-    def _windows(self, done: float, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        config = self.config
-        length = config.long_window if done >= 1.0 - config.long_fraction else config.window
-        count = max(1, config.batch * config.window // length)
-        ids, targets = sample_windows(self.train_text, count, length, rng)
-        return ids.to(self.device), targets.to(self.device)
-
     @torch.no_grad()
     def _find_threshold(self) -> float:
         """Bisect the threshold to the wanted bytes per patch on training text."""
@@ -291,11 +268,3 @@ def set_rates(optimizers: list[torch.optim.Optimizer], factor: float) -> None:
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = group["peak_lr"] * factor
-
-
-_Tensors = TypeVar("_Tensors", Patches, BlockRows)
-
-
-def move(value: _Tensors, device: torch.device | str) -> _Tensors:
-    """Return a copy of a dataclass of tensors on another device."""
-    return dataclasses.replace(value, **{f.name: getattr(value, f.name).to(device) for f in dataclasses.fields(value)})

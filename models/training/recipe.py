@@ -30,6 +30,9 @@ class TrainConfig:
     skips it."""
     bytes_per_patch: float = 4.0
     """The patcher's threshold is bisected to this average on training text."""
+    patch_once: bool = False
+    """Whether the patches of all training text are found once, before the model learns, instead of those of every
+    window when it is read; the patcher then also reads the text before a window. Saves time after about one epoch."""
     seed: int = 1
     window: int = 256
     """Tokens of a training window, BOS included."""
