@@ -57,7 +57,7 @@ class Slot:
         self.graphs = self._make_graphs(backend, positions)
         self.resumable_from = 0
         """First position that a text can be continued from; more than 0 where it was restored from copies of rows."""
-        states = self.rows.get("states")
+        states = self.rows["states"] if config.decoder_reads_states else None
         patcher = self.graphs.get("patcher")
         self.patcher = None if patcher is None else PatcherCalls(patcher, stream)
         self.look_ahead = LookAhead(patcher, backend.max_bytes)

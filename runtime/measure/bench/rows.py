@@ -71,8 +71,6 @@ class BenchRow:
     nfe_encoder: int
     nfe_global: int
     nfe_decoder: int
-    nfe_draft: int
-    """Calls of the draft decoder, where blocks have one of their own."""
     rounds: int
     drafted: int
     accepted: int
@@ -107,7 +105,6 @@ class BenchRow:
     """Encoder calls per 512 new bytes."""
     nfe_global_per_512: float
     nfe_decoder_per_512: float
-    nfe_draft_per_512: float
     estimated_gb_per_512: float
     estimated_saving: float | None
     """Part of ``ar``'s estimated traffic that is saved."""
@@ -177,7 +174,6 @@ class Measurement:
             nfe_encoder=sum(stats.nfe["encoder"] for stats in all_stats),
             nfe_global=sum(stats.nfe["global"] for stats in all_stats),
             nfe_decoder=sum(stats.nfe["decoder"] for stats in all_stats),
-            nfe_draft=sum(stats.nfe["draft"] for stats in all_stats),
             rounds=sum(stats.rounds for stats in all_stats),
             drafted=drafted,
             accepted=accepted,
@@ -214,9 +210,7 @@ class Measurement:
         all_stats = [run.stats for run in runs]
         estimated, new_bytes = self._estimated(runs), sum(stats.new_bytes for stats in all_stats)
         scale = 512 * (_ratio(1.0, new_bytes) or 0.0)
-        calls = {
-            part: sum(stats.nfe[part] for stats in all_stats) for part in ("encoder", "global", "decoder", "draft")
-        }
+        calls = {part: sum(stats.nfe[part] for stats in all_stats) for part in ("encoder", "global", "decoder")}
         return {
             **{f"nfe_{part}_per_512": scale * count for part, count in calls.items()},
             "estimated_gb": estimated,

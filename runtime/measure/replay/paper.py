@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from fastblt.models.config import BltConfig
 from fastblt.runtime.methods.registry import runnable
@@ -82,7 +82,7 @@ class Estimate:
 
     point: OperatingPoint
     calls: Counter[str]
-    """Calls of ``encoder``, ``global``, ``decoder`` and, where blocks have a decoder of their own, ``draft``."""
+    """Calls of ``encoder``, ``global`` and ``decoder``."""
     gb: float
     """Weight traffic in GB by the paper's formula: 16-bit weights, no patcher, no caches."""
 
@@ -101,15 +101,14 @@ def estimates(config: BltConfig, methods: Sequence[str] = SHORT_LIST) -> list[Es
     Raises:
         ValueError: the paper has no figures of a method.
     """
-    # Matrices of low rank are part of full ones in a bundle.
-    exported, found = replace(config, draft_rank=None), []
+    found = []
     for name in runnable(methods, config).names:
         point = operating_point(name)
         if point is None:
             expected = ", ".join(each.method for each in POINTS)
             raise ValueError(f"estimate: found method {name!r}, expected one of {expected}")
         calls = _calls(point, config)
-        found.append(Estimate(point, calls, RunStats(nfe=calls).estimated_gb(exported)))
+        found.append(Estimate(point, calls, RunStats(nfe=calls).estimated_gb(config)))
     return found
 
 
@@ -125,11 +124,7 @@ def _calls(point: OperatingPoint, config: BltConfig) -> Counter[str]:
     """Count the calls of each part for `POINT_BYTES` bytes, rounded up."""
     rounds = POINT_BYTES / point.round_bytes
     patches = math.ceil(min(rounds, POINT_BYTES / bytes_per_patch(config)))
-    if config.has_draft and point.steps is not None:
-        # The encoder and the decoder read each round's bytes once, to verify them or before the next block.
-        calls = {"decoder": math.ceil(rounds), "encoder": math.ceil(rounds), "draft": math.ceil(rounds * point.steps)}
-        return Counter({**calls, "global": patches})
     decoder = math.ceil(rounds * point.round_decoder_calls)
     # Where the decoder reads byte states, the encoder runs on every byte, drafted ones included.
-    encoder = decoder if config.decoder_reads_states else patches
+    encoder = decoder if config.decoder_input == "encoder" else patches
     return Counter({"decoder": decoder, "encoder": encoder, "global": patches})
