@@ -22,6 +22,7 @@ from fastblt.models.atomic_folder import replacing_folder
 from fastblt.models.config import BltConfig
 from fastblt.models.formats.checkpoint import HASH_TABLE, Checkpoint
 from fastblt.models.formats.errors import CheckpointError
+from fastblt.models.formats.merged_draft import merged_draft
 from fastblt.models.formats.open import open_checkpoint
 from fastblt.models.formats.safetensors_writer import Table, write_tables
 from fastblt.models.formats.stores import DTYPE_NAMES
@@ -31,7 +32,7 @@ from fastblt.runtime.bundle.graph_model import describe
 from fastblt.runtime.bundle.manifest import (
     CONFIG_FILE,
     EMBEDDINGS_FILE,
-    GRAPH_FILES,
+    KNOWN_GRAPHS,
     GraphSpec,
     Manifest,
     write_manifest,
@@ -86,9 +87,9 @@ def export_bundle(
         raise ExportError(f"hash_tables: found {hash_tables!r}, expected host or graph")
     check_bundle_target(bundle, force=force)
     source = checkpoint if isinstance(checkpoint, Checkpoint) else open_checkpoint(checkpoint)
-    weights = CheckpointWeights(source)
+    weights = CheckpointWeights(merged_draft(source))
     operators = "lowered" if lowered else "standard"
-    files = len(weights.config.stacks) + (hash_tables == "host")
+    files = len(weights.config.graph_stacks) + (hash_tables == "host")
     steps = files + (count_checks(weights.config) if verify else 0)
     with replacing_folder(bundle) as new:
         writing = part_of(on_progress, 0, steps, "writing")
@@ -109,10 +110,10 @@ def _write_files(
     weights.config.save(folder / CONFIG_FILE)
     kind = GRAPH_KINDS[operators]
     graphs: dict[str, GraphSpec] = {}
-    total = len(weights.config.stacks) + (hash_tables == "host")
+    total = len(weights.config.graph_stacks) + (hash_tables == "host")
     for part, graph in _build_graphs(weights, dtype, kind, hash_tables == "graph"):
-        on_progress(len(graphs), total, GRAPH_FILES[part])
-        graphs[part] = _write_graph(graph, folder / GRAPH_FILES[part])
+        on_progress(len(graphs), total, KNOWN_GRAPHS[part])
+        graphs[part] = _write_graph(graph, folder / KNOWN_GRAPHS[part])
     if hash_tables == "host":
         on_progress(len(graphs), total, EMBEDDINGS_FILE)
         _write_embeddings(weights, folder / EMBEDDINGS_FILE, dtype)
@@ -129,6 +130,8 @@ def _build_graphs(
     yield "encoder", build_encoder_graph(config, weights, precision, kind, tables_inside=tables_inside)
     yield "global", build_global_graph(config, weights, precision, kind)
     yield "decoder", build_decoder_graph(config, weights, precision, kind)
+    if config.has_draft:
+        yield "draft", build_decoder_graph(config, weights, precision, kind, "draft")
 
 
 def _write_graph(graph: BltGraph, path: Path) -> GraphSpec:

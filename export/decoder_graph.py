@@ -1,7 +1,9 @@
-"""Builds ``decoder.onnx``: rows of bytes to distributions of bytes; one graph for every kind of row.
+"""Builds ``decoder.onnx``, and ``draft.onnx`` of models with a draft decoder: rows to distributions of bytes.
+
+Either graph takes every kind of row. Both are bound to the decoder's caches.
 
 ======  ================  =======  ======================  ================================================
-in      ids               int64    [1, n]                  tokens, [MASK] included (BLT-D), or
+in      ids               int64    [1, n]                  tokens, [MASK] included (BLT-D, draft), or
 in      states            dtype    [1, n, d]               byte states from the encoder (BLT)
 in      latent_kv         dtype    [m, layers, 2, k * d]   consecutive latents, from ``global.onnx``
 in      latent_index      int64    [1, n]                  which of them each row reads
@@ -22,24 +24,26 @@ from fastblt.export.graph_builder import FLOAT, INT64, BltGraph, Weights
 from fastblt.models.config import BltConfig
 
 
-def build_decoder_graph(config: BltConfig, weights: Weights, dtype: ir.DataType, kind: type[BltGraph]) -> BltGraph:
-    """Build the decoder's graph."""
+def build_decoder_graph(
+    config: BltConfig, weights: Weights, dtype: ir.DataType, kind: type[BltGraph], part: str = "decoder"
+) -> BltGraph:
+    """Build the graph of a part, ``decoder`` or ``draft``; the prefix of its weights is its name."""
     stack_config = config.decoder
     dim, layers, k = stack_config.dim, stack_config.layers, config.cross_attn_k
-    graph = kind("decoder", weights, dtype)
-    if config.decoder_input == "embedding":
-        x = graph.embedding(graph.input("ids", INT64, [1, "rows"], "ids"), "decoder.tok_embeddings")
-    else:
+    graph = kind(part, weights, dtype)
+    if part == "decoder" and config.decoder_reads_states:
         x = graph.input("states", dtype, [1, "rows", dim], "states")
+    else:
+        x = graph.embedding(graph.input("ids", INT64, [1, "rows"], "ids"), f"{part}.tok_embeddings")
     latent_kv = graph.input("latent_kv", dtype, ["latents", layers, 2, k * dim], "latent_kv")
     latent_index = graph.input("latent_index", INT64, [1, "rows"], "latent_index")
-    stack = graph.stack(stack_config, "decoder")
+    stack = graph.stack(stack_config, part)
     keys_values = _by_layer(graph, latent_kv, latent_index, config)
     for layer in range(layers):
         keys, values = keys_values[2 * layer], keys_values[2 * layer + 1]
-        x = _cross_attention(graph, config, layer, x, keys, values)
+        x = _cross_attention(graph, config, f"{part}.cross_layers.{layer}", x, keys, values)
         x = stack.block(x, layer)
-    logits = graph.to_float(graph.linear(graph.rms_norm(x, "decoder.norm", stack_config.norm_eps), "decoder.output"))
+    logits = graph.to_float(graph.linear(graph.rms_norm(x, f"{part}.norm", stack_config.norm_eps), f"{part}.output"))
     _declare_choice(graph, logits, config.vocab_size)
     stack.declare_outputs()
     return graph
@@ -56,7 +60,7 @@ def _by_layer(graph: BltGraph, latent_kv: ir.Value, latent_index: ir.Value, conf
 def _cross_attention(
     graph: BltGraph,
     config: BltConfig,
-    layer: int,
+    name: str,
     x: ir.Value,
     keys: ir.Value,
     values: ir.Value,
@@ -66,7 +70,7 @@ def _cross_attention(
     Every row is a batch of its own with its own tokens [k, d]: its result does not depend on which other rows and
     latents are in the call, not even in the last bit.
     """
-    op, name = graph.op, f"decoder.cross_layers.{layer}"
+    op = graph.op
     q = graph.linear(graph.rms_norm(x, f"{name}.norm_q", config.decoder.norm_eps), f"{name}.wq")
     rows = op.Reshape(q, [-1, 1, config.decoder.dim])
     attended = graph.attention(rows, keys, values, None, config.decoder)

@@ -54,7 +54,7 @@ def build_encoder_graph(
     known = graph.add_to_pool(pool, pool_shape, op.Concat(states, keys_values, axis=-1), pool_index)
     pooled = _pool(graph, config, known, starts, ends)
     graph.output("patch_embeddings", pooled, dtype, [1, "patches", patch_dim], "patch_embeddings")
-    if config.decoder_input == "encoder":
+    if config.decoder_reads_states:
         graph.output("states", op.Identity(states), dtype, [1, "rows", dim], "states")
     graph.declare(known.update)
     stack.declare_outputs()

@@ -24,7 +24,7 @@ from fastblt.models.cache import StackCache
 from fastblt.models.config import BltConfig, StackConfig
 from fastblt.models.formats.checkpoint import HASH_TABLE
 from fastblt.models.hashing import hash_rows
-from fastblt.models.tokens import BOS_ID
+from fastblt.models.tokens import BOS_ID, MASK_ID
 from fastblt.runtime.backends.host_embeddings import HostEmbeddings
 from fastblt.runtime.bundle.dtypes import BUNDLE_TYPES
 
@@ -94,8 +94,8 @@ Check = Callable[[EagerParts, GraphRunner], Iterator[tuple[Call, Outputs]]]
 
 
 def calls_of(part: str, stack: StackConfig) -> list[Call]:
-    """Return the calls that a part's graph is compared in; only the decoder has blocks."""
-    return [call for call in plan_calls(stack.window) if part == "decoder" or not call.block]
+    """Return the calls that a part's graph is compared in; only the decoders have blocks."""
+    return [call for call in plan_calls(stack.window) if part in ("decoder", "draft") or not call.block]
 
 
 def _ids(rng: np.random.Generator, call: Call) -> NDArray[np.int64]:
@@ -179,12 +179,34 @@ def _check_global(eager: EagerParts, runner: GraphRunner) -> Iterator[tuple[Call
 
 
 def _check_decoder(eager: EagerParts, runner: GraphRunner) -> Iterator[tuple[Call, Outputs]]:
-    config, stack = eager.config, eager.config.decoder
-    decoder, rng = eager.load("decoder"), np.random.default_rng(_SEED)
+    decoder = eager.load("decoder")
+    return _check_rows(eager, runner, decoder, decoder, decoder.rows)
+
+
+def _check_draft(eager: EagerParts, runner: GraphRunner) -> Iterator[tuple[Call, Outputs]]:
+    draft = eager.load("draft")
+    return _check_rows(eager, runner, draft, eager.load("decoder"), lambda ids, states: draft.tok_embeddings(ids))
+
+
+def _check_rows(
+    eager: EagerParts, runner: GraphRunner, module: Any, decoder: Any, rows_of: Callable[[Tensor, Tensor], Tensor]
+) -> Iterator[tuple[Call, Outputs]]:
+    """Compare a decoder's graph, either one's.
+
+    Args:
+        eager: for the caches.
+        runner: of the graph.
+        module: what it should compute.
+        decoder: makes the keys and values of latents.
+        rows_of: returns input rows, of tokens and byte states.
+    """
+    config, stack, rng = eager.config, eager.config.decoder, np.random.default_rng(_SEED)
     calls = calls_of("decoder", stack)
     cache, slots = eager.cache(stack, _slots(calls)), _slots(calls)
     for call in calls:
         ids = _ids(rng, call)
+        if call.block and module is not decoder:
+            ids[:, ::2] = MASK_ID
         states = rng.standard_normal((1, call.rows, stack.dim)).astype(np.float32)
         latents = torch.from_numpy(
             rng.standard_normal((1, 1 + call.rows // _PATCH, config.global_transformer.dim)).astype(np.float32)
@@ -195,9 +217,9 @@ def _check_decoder(eager: EagerParts, runner: GraphRunner) -> Iterator[tuple[Cal
             call, stack.window, slots,
             ids=ids, states=states, latent_kv=kv[0].flatten(3).numpy(), latent_index=index,
         )  # fmt: skip
-        rows: Tensor = decoder.rows(torch.from_numpy(ids), torch.from_numpy(states))
+        rows = rows_of(torch.from_numpy(ids), torch.from_numpy(states))
         block = call.rows if call.block else 0
-        expected = decoder.step(rows, kv, torch.from_numpy(index), cache, call.position, block=block)
+        expected = module.step(rows, kv, torch.from_numpy(index), cache, call.position, block=block)
         logp = expected.log_softmax(-1)
         yield (
             call,
@@ -220,4 +242,5 @@ CHECKS: dict[str, Check] = {
     "encoder": _check_encoder,
     "global": _check_global,
     "decoder": _check_decoder,
+    "draft": _check_draft,
 }

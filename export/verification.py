@@ -30,7 +30,7 @@ class VerificationError(ValueError):
 
 def count_checks(config: BltConfig) -> int:
     """Return how many calls `verify_bundle` compares for a model."""
-    return sum(len(calls_of(part, stack)) for part, stack in config.stacks.items())
+    return sum(len(calls_of(part, stack)) for part, stack in config.graph_stacks.items())
 
 
 def verify_bundle(

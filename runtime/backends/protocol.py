@@ -44,7 +44,17 @@ def encodes_whole_patches(config: BltConfig) -> bool:
     It is where the decoder does not read byte states and patches are limited to `WHOLE_PATCH_LIMIT` bytes.
     """
     longest = config.patching.max_patch_length
-    return config.decoder_input == "embedding" and longest is not None and longest <= WHOLE_PATCH_LIMIT
+    return not config.decoder_reads_states and longest is not None and longest <= WHOLE_PATCH_LIMIT
+
+
+def parts_in(calls: Mapping[str, float]) -> tuple[str, ...]:
+    """Return the parts to report: `PARTS`, and the draft decoder if it has been called."""
+    return (*PARTS, "draft") if calls.get("draft") else PARTS
+
+
+def decoder_of(config: BltConfig, block: int) -> str:
+    """Return the part that decodes a call: ``draft`` for calls with a block where there is a draft decoder."""
+    return "draft" if block and config.has_draft else "decoder"
 
 
 class DecoderRows(NamedTuple):
@@ -184,7 +194,8 @@ class BackendSequence(Protocol):
             ids: int64 [n].
             latents: int64 [n], index of the patch whose latent each row reads; not decreasing.
             block: the last ``block`` rows are denoised together and see each other; every other row sees positions
-                up to its own.
+                up to its own. Where there is a draft decoder, it decodes all rows of a call with a block. They see the
+                decoder's rows before them in its caches, and are overwritten there like any others.
             visible_from: see the class.
         """
         ...

@@ -108,7 +108,7 @@ class Bundle:
             check_values(self.embeddings, table_shapes(self.config.hash, self.config.encoder.dim))
 
     def graph(self, part: str) -> Path:
-        """Return the path of a part's graph: ``patcher``, ``encoder``, ``global`` or ``decoder``."""
+        """Return the path of a part's graph: ``patcher``, ``encoder``, ``global``, ``decoder`` or ``draft``."""
         return self.path / self.manifest.graphs[part].file
 
     @property

@@ -18,7 +18,7 @@ from fastblt.runtime.bundle.dtypes import BUNDLE_TYPES
 from fastblt.runtime.bundle.manifest import (
     CONFIG_FILE,
     EMBEDDINGS_FILE,
-    GRAPH_FILES,
+    KNOWN_GRAPHS,
     BundleError,
     GraphSpec,
     Manifest,
@@ -62,7 +62,9 @@ def interfaces(config: BltConfig, activations: str, *, lowered: bool, tables_ins
     graphs = {} if config.patcher is None else {"patcher": _patcher(config.patcher, lowered)}
     graphs["encoder"] = _encoder(config, activations, lowered, tables_inside)
     graphs["global"] = _global(config, activations, lowered)
-    graphs["decoder"] = _decoder(config, activations, lowered)
+    graphs["decoder"] = _decoder(config, activations, lowered, reads_states=config.decoder_reads_states)
+    if config.has_draft:
+        graphs["draft"] = _decoder(config, activations, lowered, reads_states=False)
     return graphs
 
 
@@ -86,7 +88,7 @@ def _encoder(config: BltConfig, kind: str, lowered: bool, tables_inside: bool) -
         *stack.inputs(),
     )
     outputs = [TensorSpec("patch_embeddings", kind, (1, "patches", config.patch_dim), "patch_embeddings")]
-    if config.decoder_input == "encoder":
+    if config.decoder_reads_states:
         outputs.append(TensorSpec("states", kind, (1, "rows", dim), "states"))
     if lowered:
         outputs.append(TensorSpec("pool_rows", kind, (1, 1, "rows", 3 * dim), "pool_rows"))
@@ -102,12 +104,12 @@ def _global(config: BltConfig, kind: str, lowered: bool) -> Interface:
     return Interface((embeddings, *stack.inputs()), (latents, _latent_kv(config, kind, "patches"), *stack.updates()))
 
 
-def _decoder(config: BltConfig, kind: str, lowered: bool) -> Interface:
+def _decoder(config: BltConfig, kind: str, lowered: bool, *, reads_states: bool) -> Interface:
     stack = _Stack(config.decoder, kind, "rows", lowered)
     inputs = (
-        TensorSpec("ids", _INT64, (1, "rows"), "ids")
-        if config.decoder_input == "embedding"
-        else TensorSpec("states", kind, (1, "rows", config.decoder.dim), "states"),
+        TensorSpec("states", kind, (1, "rows", config.decoder.dim), "states")
+        if reads_states
+        else TensorSpec("ids", _INT64, (1, "rows"), "ids"),
         _latent_kv(config, kind, "latents"),
         TensorSpec("latent_index", _INT64, (1, "rows"), "latent_index"),
         *stack.inputs(),
@@ -166,6 +168,9 @@ def check_manifest(path: Path, manifest: Manifest, config: BltConfig) -> None:
     Raises:
         BundleError: a graph, a tensor or a file is missing, unknown or another; the message names the first one.
     """
+    if config.draft_rank is not None:
+        where, file = path.parent / CONFIG_FILE, KNOWN_GRAPHS["draft"]
+        raise BundleError(f"{where}: found draft_rank {config.draft_rank}, expected null: {file} has full matrices")
     expected = interfaces(
         config,
         activation_type(manifest),
@@ -214,7 +219,7 @@ def _described(spec: TensorSpec | None) -> str:
 def _check_files(path: Path, manifest: Manifest) -> None:
     """Require the files that every bundle of this kind has; others, a report for example, may be there."""
     on_host = manifest.hash_tables == "host"
-    required = [CONFIG_FILE, *(GRAPH_FILES[part] for part in manifest.graphs), *[EMBEDDINGS_FILE] * on_host]
+    required = [CONFIG_FILE, *(KNOWN_GRAPHS[part] for part in manifest.graphs), *[EMBEDDINGS_FILE] * on_host]
     for name in required:
         if name not in manifest.files:
             raise BundleError(f"{path}: found no file {name}, expected it to be listed")

@@ -15,7 +15,7 @@ from fastblt.models.shown import shown
 from fastblt.runtime.bundle.dtypes import DTYPES
 from fastblt.runtime.bundle.json_entries import JsonEntries, is_file_name, is_integer
 from fastblt.runtime.bundle.manifest import (
-    GRAPH_FILES,
+    KNOWN_GRAPHS,
     MANIFEST_FILE,
     OPERATORS,
     BundleError,
@@ -176,7 +176,7 @@ def _read_capacities(data: JsonEntries, engines: Sequence[EngineSpec]) -> dict[i
     for size in data.data:
         known = size.isascii() and size.isdecimal() and len(size) <= len(str(limits.TEXT_BYTES))
         data.expect(known and 1 <= int(size) <= limits.TEXT_BYTES, size, f"1 to {limits.TEXT_BYTES} bytes", size)
-        parts = data.object(size, len(GRAPH_FILES))
+        parts = data.object(size, len(KNOWN_GRAPHS))
         found[int(size)] = {part: parts.integer(part, 0, len(engines) - 1) for part in parts.data}
         for part, index in found[int(size)].items():
             parts.expect(engines[index].part == part, part, f"an engine of the {part}")
@@ -190,7 +190,7 @@ def _read_engine(data: JsonEntries) -> EngineSpec:
     aliases = data.object("aliases", limits.TENSORS)
     slots, known = data.integer("slots", 1, limits.SIZE), data.data
     return EngineSpec(
-        part=data.one_of("part", tuple(GRAPH_FILES)),
+        part=data.one_of("part", tuple(KNOWN_GRAPHS)),
         file=name,
         bytes=entry["bytes"],
         sha256=entry["sha256"],

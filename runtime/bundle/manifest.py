@@ -7,6 +7,7 @@ entropy.onnx          patcher (unless patches need none)
 encoder.onnx          byte states and patch embeddings
 global.onnx           latents and their decoder keys and values
 decoder.onnx          distributions of bytes
+draft.onnx            the same for rows of blocks (models with a draft decoder)
 *.onnx.data           weights of large graphs
 embeddings.safetensors  byte and hash n-gram embeddings, gathered on the host (unless inside the encoder)
 ====================  ================================================================================
@@ -39,15 +40,17 @@ EMBEDDINGS_FILE = "embeddings.safetensors"
 #: Places of a bundle's hash tables, and the sets of operators that its graphs are made of.
 HASH_TABLES = ("host", "graph")
 OPERATORS = ("standard", "lowered")
-#: Graph of each part.
+#: Graph of each part of every model.
 GRAPH_FILES = {
     "patcher": "entropy.onnx",
     "encoder": "encoder.onnx",
     "global": "global.onnx",
     "decoder": "decoder.onnx",
 }
-#: Graphs that only some models have: those whose patches are closed by entropy.
-OPTIONAL_GRAPHS = ("patcher",)
+#: The same, and that of the draft decoder.
+KNOWN_GRAPHS = {**GRAPH_FILES, "draft": "draft.onnx"}
+#: Graphs that only some models have: those whose patches are closed by entropy, those with a draft decoder.
+OPTIONAL_GRAPHS = ("patcher", "draft")
 
 
 #: Bytes of a file that are read at a time.
@@ -99,7 +102,7 @@ class Manifest:
     hash_tables: str
     """``host`` (embeddings.safetensors) or ``graph``."""
     graphs: dict[str, GraphSpec]
-    """By part: patcher (unless patches need none), encoder, global, decoder."""
+    """By part: patcher (unless patches need none), encoder, global, decoder, draft (if there is such a decoder)."""
     files: dict[str, dict[str, Any]]
     """Size in bytes and sha256 of every other file."""
     verification: list[dict[str, Any]]
@@ -263,9 +266,9 @@ def _read_manifest(data: JsonEntries) -> Manifest:
     for name in listed.data:
         listed.expect(is_file_name(name), name, "a plain file name", name)
     files = {name: read_file_entry(listed.object(name)) for name in listed.data}
-    graphs = data.object("graphs", len(GRAPH_FILES))
+    graphs = data.object("graphs", len(KNOWN_GRAPHS))
     for part in graphs.data:
-        graphs.expect(part in GRAPH_FILES, part, f"one of {', '.join(GRAPH_FILES)}", part)
+        graphs.expect(part in KNOWN_GRAPHS, part, f"one of {', '.join(KNOWN_GRAPHS)}", part)
     return Manifest(
         data.text("model"),
         data.one_of("dtype", DTYPES),
@@ -273,7 +276,7 @@ def _read_manifest(data: JsonEntries) -> Manifest:
         data.one_of("hash_tables", HASH_TABLES),
         {
             part: _read_graph(graphs.object(part), part, files)
-            for part in GRAPH_FILES
+            for part in KNOWN_GRAPHS
             if part in graphs.data or part not in OPTIONAL_GRAPHS
         },
         files,
@@ -305,7 +308,7 @@ def _read_quantization(data: JsonEntries, parts: Collection[str]) -> dict[str, A
 
 
 def _read_graph(data: JsonEntries, part: str, files: Collection[str]) -> GraphSpec:
-    file = data.one_of("file", [GRAPH_FILES[part]])
+    file = data.one_of("file", [KNOWN_GRAPHS[part]])
     data.expect(file in files, "file", "one of the manifest's files")
     inputs, outputs = (data.objects(side, limits.TENSORS) for side in ("inputs", "outputs"))
     weights = data.integer("weight_bytes", 0, limits.FILE_BYTES)

@@ -82,7 +82,7 @@ class BlockArgument:
 
     def check(self, config: BltConfig) -> None:
         """Raise `MethodError` where a model cannot denoise such blocks."""
-        if config.decoder_input != "embedding" or not config.block_size:
+        if not config.block_size:
             raise MethodError(
                 f"method {self.name!r}: {config.name} has no [MASK] row, expected a BLT-D model (ar and s:K run on any)"
             )

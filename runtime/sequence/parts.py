@@ -1,4 +1,4 @@
-"""Runs the four parts of a model through a backend's sequence and books what each call costs."""
+"""Runs the parts of a model through a backend's sequence and books what each call costs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 from fastblt.models.config import BltConfig
 from fastblt.models.tokens import VOCAB_SIZE
 from fastblt.runtime.backends.graph_error import graph_error
-from fastblt.runtime.backends.protocol import BackendSequence, DecoderRows, Drafted, Floats, Ids, Pick
+from fastblt.runtime.backends.protocol import BackendSequence, DecoderRows, Drafted, Floats, Ids, Pick, decoder_of
 from fastblt.runtime.sequence.stats import RunStats
 
 P = ParamSpec("P")
@@ -38,7 +38,7 @@ class CountedParts:
         """Whether no other call may be made: one has failed, or what the sequence holds is not to be relied on."""
         self.damaged = False
         """Whether a call has failed, and may have left anything in the caches, even NaN."""
-        self._drafts_encode = config.decoder_input == "encoder"
+        self._config = config
 
     def run_patcher(self, position: int, ids: Ids, visible_from: Ids | None) -> Floats:
         """Call `BackendSequence.run_patcher`."""
@@ -54,7 +54,8 @@ class CountedParts:
 
     def run_decoder(self, position: int, ids: Ids, latents: Ids, block: int, visible_from: Ids | None) -> DecoderRows:
         """Call `BackendSequence.run_decoder`."""
-        return self._run("decoder", len(ids), self._decode, position, ids, latents, block, visible_from)
+        part = decoder_of(self._config, block)
+        return self._run(part, len(ids), self._decode, position, ids, latents, block, visible_from)
 
     def _decode(self, position: int, ids: Ids, latents: Ids, block: int, visible_from: Ids | None) -> DecoderRows:
         rows = self.sequence.run_decoder(position, ids, latents, block, visible_from)
@@ -67,7 +68,7 @@ class CountedParts:
         # One call of the decoder is booked, with all seconds.
         calls = len(drafted.tokens)
         self._book("decoder", position, 1, -drafted.encoder_seconds, calls - 1)
-        if self._drafts_encode:
+        if self._config.decoder_reads_states:
             self._book("encoder", position, 1, drafted.encoder_seconds, calls)
         return drafted
 

@@ -1,6 +1,6 @@
 """Holds one sequence in flight: its tokens, and how far each part of the model has read them.
 
-Positions count tokens from BOS = 0. A token is *scored* when all four parts have run on it in order, which yields the
+Positions count tokens from BOS = 0. A token is *scored* when all parts have run on it in order, which yields the
 distribution of the token after it. Which latent a row reads depends on scored tokens only (see `PatchTable`); nothing
 depends on where the buffer happens to end.
 """
@@ -276,7 +276,7 @@ class Session:
         yield self._decode(end, _NO_BLOCK)
 
     def score_with_block(self, block: Ids, latent: Latent) -> tuple[DecoderRows, DecoderRows]:
-        """Score, and denoise a block after the last token in the same decoder call.
+        """Score, and denoise a block after the last token, in the same decoder call unless a draft decoder does it.
 
         Args:
             block: int64 [size], MASK_ID where a byte is not decided. Nothing of it is committed.
@@ -287,12 +287,14 @@ class Session:
             the block's own byte i. Both are overwritten by the next call.
         """
         self._check_block(block)
-        return _split(self._score(block, latent), len(block))
+        rows = self._score(block, latent)
+        return rows.part(0, -len(block)), rows.part(-len(block))
 
     def draft_with_block(self, block: Ids) -> tuple[DecoderRows, DecoderRows]:
-        """Denoise a block by the decoder alone: it also reads the last token, which stays unscored.
+        """Denoise a block by one decoder alone: it also reads the last token, which stays unscored.
 
-        All rows read the newest closed latent, so no other part has to run.
+        Where there is a draft decoder, it decodes the last token's row, too, which verification then overwrites. All
+        rows read the newest closed latent, so no other part has to run.
 
         Returns:
             The row of the last token (about the block's first byte), and the block's.
@@ -301,7 +303,7 @@ class Session:
         self._check_block(block)
         self._block_latent = self._latents.newest
         rows = self._run_block(position, np.concatenate([self.tokens[-1:], block]), len(block))
-        return _split(rows, len(block))
+        return rows.part(0, 1), rows.part(1)
 
     def denoise(self, block: Ids) -> DecoderRows:
         """Run a block again, after `score_with_block` or `draft_with_block`, with some of its bytes decided."""
@@ -378,6 +380,10 @@ class Session:
         """Run the decoder on the tokens from the first that is not scored to ``end``, and on a block after them."""
         first = self.scored
         ids, latents = self._tokens.between(first, end), self._patches.latent_of[first:end]
+        if len(block) and self.config.has_draft:
+            clean = self._run_decoder(first, ids, latents, 0).copy()
+            self.scored = end
+            return clean.followed_by(self._run_block(end, block, len(block)))
         if len(block):
             ids = np.concatenate([ids, block])
             latents = np.concatenate([latents, np.full(len(block), self._block_latent)])
@@ -392,8 +398,3 @@ class Session:
     def _run_decoder(self, position: int, ids: Ids, latents: Ids, block: int) -> DecoderRows:
         seen = self._tokens.visible_from(position, position + len(ids) - block, block)
         return self._parts.run_decoder(position, ids, latents, block, seen)
-
-
-def _split(rows: DecoderRows, block: int) -> tuple[DecoderRows, DecoderRows]:
-    """Divide rows into those of tokens and the last ``block`` rows."""
-    return rows.part(0, -block), rows.part(-block)

@@ -14,7 +14,7 @@ class RunStats:
     """Holds the counters of one generation; NFE = network function evaluations (forward passes)."""
 
     nfe: Counter[str] = field(default_factory=Counter)
-    """Calls of each part: patcher, encoder, global, decoder."""
+    """Calls of each part: patcher, encoder, global, decoder, and draft if there is a draft decoder."""
     part_seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     """Seconds inside the backend for each part; the rest of the total is the control flow."""
     moved_bytes: int = 0
@@ -44,6 +44,11 @@ class RunStats:
         return self.accepted / self.drafted if self.drafted else None
 
     @property
+    def decoder_calls(self) -> int:
+        """Return the calls of the decoder, and of the draft decoder if there is one."""
+        return self.nfe["decoder"] + self.nfe["draft"]
+
+    @property
     def bytes_per_second(self) -> float:
         """Return the new bytes per second of the whole generation, prompt included."""
         return self.new_bytes / self.total_seconds if self.total_seconds else 0.0
@@ -53,4 +58,5 @@ class RunStats:
         parts = count_parameters(config)
         decoder = self.nfe["decoder"] * parts.decoder
         encoder = self.nfe["encoder"] * parts.encoder + self.nfe["global"] * parts.global_transformer
-        return 2 * (decoder + encoder) / 1e9
+        draft = self.nfe["draft"] * parts.draft
+        return 2 * (decoder + encoder + draft) / 1e9

@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from fastblt.runtime.backends.protocol import PARTS
+from fastblt.runtime.backends.protocol import parts_in
 from fastblt.runtime.generation import Prompt
 from fastblt.runtime.request import GenerationRequest
 from fastblt.runtime.serving.api_error import ApiError, internal, to_json
@@ -273,7 +273,7 @@ def costs(texts: Texts) -> dict[str, Any]:
 
 def calls_of(counter: Counter[str]) -> dict[str, int]:
     """Return the calls of every part, those without any too."""
-    return {part: counter[part] for part in PARTS}
+    return {part: counter[part] for part in parts_in(counter)}
 
 
 def facts(texts: Texts) -> dict[str, Any]:

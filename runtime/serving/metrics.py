@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from fastblt.runtime.backends.protocol import PARTS
+from fastblt.runtime.backends.protocol import PARTS, parts_in
 from fastblt.runtime.generation import Chunk
 from fastblt.runtime.serving.text_job import TextJob
 
@@ -61,7 +61,7 @@ class Metrics:
         self._drafted.inc(stats.drafted)
         self._accepted.inc(stats.accepted)
         self._rounds.inc(stats.rounds)
-        for part in PARTS:
+        for part in parts_in(stats.nfe):
             self._calls.labels(part).inc(stats.nfe[part])
         self._texts.labels("error" if job.error else "cancelled" if job.cancelled else job.finish).inc()
         if job.first_byte_seconds is not None:

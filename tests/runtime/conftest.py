@@ -48,7 +48,11 @@ def own_methods(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def open_backend(request: pytest.FixtureRequest, shared_files: SharedFiles) -> OpenBackend:
     """``open_backend(kind, decoder_input, max_bytes)``: a new backend over one of the tiny models."""
-    models = {"embedding": ("tiny_model", "tiny_bundle"), "encoder": ("tiny_encoder_model", "tiny_encoder_bundle")}
+    models = {
+        "embedding": ("tiny_model", "tiny_bundle"),
+        "encoder": ("tiny_encoder_model", "tiny_encoder_bundle"),
+        "mixed": ("tiny_mixed_model", "tiny_mixed_bundle"),
+    }
 
     def make(kind: str, decoder_input: str, max_bytes: int) -> Backend:
         model, bundle = models[decoder_input]

@@ -1,4 +1,4 @@
-"""Loads the four graphs of a bundle into ONNX Runtime on the CPU."""
+"""Loads the graphs of a bundle into ONNX Runtime on the CPU."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class OnnxRuntimeBackend:
         self.sequences = sequences_that_fit(
             self.manifest.weight_bytes, needed, max_bytes, sequences, host_memory(), "this machine"
         )
-        stacks = self.config.stacks
+        stacks = self.config.graph_stacks
         self.graphs = {
             part: LoadedGraph.load(bundle.graph(part), spec, stacks[part], options)
             for part, spec in self.manifest.graphs.items()

@@ -72,16 +72,19 @@ class BoundGraph:
     Args:
         graph: its session.
         capacity: slots of its caches.
+        caches: those of another graph, which this one reads and writes, too; None: its own.
     """
 
-    def __init__(self, graph: LoadedGraph, capacity: int) -> None:
+    def __init__(self, graph: LoadedGraph, capacity: int, caches: KvBuffers | None = None) -> None:
         self.graph = graph
         self.spec = spec = graph.spec
         stack = graph.stack
         self.window = stack.window
-        caches = [t for t in spec.inputs if t.role == "cache"]
-        names = [t.name for t in caches]
-        self.caches = KvBuffers(names, capacity, stack.dim, numpy_dtype(caches[0].dtype), stack.window)
+        if caches is None:
+            tensors = [t for t in spec.inputs if t.role == "cache"]
+            names, kind = [t.name for t in tensors], numpy_dtype(tensors[0].dtype)
+            caches = KvBuffers(names, capacity, stack.dim, kind, stack.window)
+        self.caches = caches
         self.positions, self.visible_start, self.visible_end = ControlInput(), ControlInput(), ControlInput()
         self.write_index = ControlInput()
         inputs = (self.positions, self.visible_start, self.visible_end, self.write_index)

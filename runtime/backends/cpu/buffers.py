@@ -119,7 +119,7 @@ class CallBuffers:
         self.patch_embeddings = Buffer(ROW_CAPACITY, (config.patch_dim,), kind)
         self.latents = Buffer(ROW_CAPACITY, (config.global_transformer.dim,), kind)
         # These hold every position or patch of the sequence.
-        self.states = Buffer(capacity if config.decoder_input == "encoder" else 1, (dim,), kind)
+        self.states = Buffer(capacity if config.decoder_reads_states else 1, (dim,), kind)
         self.pool = Buffer(capacity + POOL_STEP, (3 * dim,), kind)
         self.latent_kv = Buffer(capacity, (config.decoder.layers, 2, config.cross_attn_k * dim), kind)
 
@@ -143,10 +143,11 @@ def buffer_bytes(config: BltConfig, item: int, max_bytes: int) -> int:
         2 * stack.layers * stack.dim * slots * (4 if part == "patcher" else item)
         for part, stack in config.stacks.items()
     )
-    states = dim * (capacity if config.decoder_input == "encoder" else 1)
+    states = dim * (capacity if config.decoder_reads_states else 1)
     sequence = states + 3 * dim * (capacity + POOL_STEP) + config.latent_kv_dim * capacity
     call = ROW_CAPACITY * (dim + config.patch_dim + config.global_transformer.dim)
     results = ROW_CAPACITY * (3 + config.vocab_size) * 4
-    controls = (6 + 4 * len(config.stacks)) * ROW_CAPACITY + ROW_CAPACITY + config.hash.context
-    bindings = len(config.stacks) * BINDINGS_KEPT * BINDING_BYTES
+    graphs = len(config.graph_stacks)
+    controls = (6 + 4 * graphs) * ROW_CAPACITY + ROW_CAPACITY + config.hash.context
+    bindings = graphs * BINDINGS_KEPT * BINDING_BYTES
     return caches + item * (sequence + call) + results + 8 * controls + bindings

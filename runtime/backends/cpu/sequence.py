@@ -1,4 +1,4 @@
-"""Runs a text through the four graphs of a bundle on the CPU, over buffers of its own that are allocated once."""
+"""Runs a text through the graphs of a bundle on the CPU, over buffers of its own that are allocated once."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fastblt.models.config import BltConfig
 from fastblt.runtime.backends.cpu.bound_graph import Binding, BoundGraph
 from fastblt.runtime.backends.cpu.buffers import POOL_STEP, Buffer, CallBuffers, capacity_of
 from fastblt.runtime.backends.live_rows import cache_ranges, check_state, latent_range, open_patch_range
-from fastblt.runtime.backends.protocol import DecoderRows, Drafted, Floats, Ids, Pick, Progress, State
+from fastblt.runtime.backends.protocol import DecoderRows, Drafted, Floats, Ids, Pick, Progress, State, decoder_of
 
 if TYPE_CHECKING:
     from fastblt.runtime.backends.cpu.backend import OnnxRuntimeBackend
@@ -35,11 +35,13 @@ class OnnxRuntimeSequence:
         self.config: BltConfig = backend.config
         self.manifest = backend.manifest
         capacity, quantized = capacity_of(backend.max_bytes), backend.manifest.quantized_parts
-        self.graphs = {part: BoundGraph(graph, capacity) for part, graph in backend.graphs.items()}
+        self.graphs = {part: BoundGraph(graph, capacity) for part, graph in backend.graphs.items() if part != "draft"}
+        if self.config.has_draft:
+            self.graphs["draft"] = BoundGraph(backend.graphs["draft"], capacity, self.graphs["decoder"].caches)
         self._least_rows = {part: QUANTIZED_ROWS if part in quantized else 1 for part in self.graphs}
         self._encoder, self._global, self._decoder = (self.graphs[part] for part in ("encoder", "global", "decoder"))
         self._tables = backend.tables
-        self._reads_states = self.config.decoder_input == "encoder"
+        self._reads_states = self.config.decoder_reads_states
         self._buffers = CallBuffers(self.config, backend.activations, capacity)
         self._restored = Progress()
         """Of the text that was restored: what came before the rows that it can read is not here."""
@@ -137,11 +139,13 @@ class OnnxRuntimeSequence:
         self, position: int, ids: Ids, latents: Ids, block: int = 0, visible_from: Ids | None = None
     ) -> DecoderRows:
         """Implement `BackendSequence.run_decoder`; the result is views that the next call overwrites."""
-        rows, first = max(len(ids), self._least_rows["decoder"]), int(latents[0])
-        binding = self._decoder_binding(position, rows, first, int(latents[-1]) + 1 - first, block, visible_from)
+        part = decoder_of(self.config, block)
+        rows, first = max(len(ids), self._least_rows[part]), int(latents[0])
+        graph = self.graphs[part]
+        binding = self._decoder_binding(graph, position, rows, first, int(latents[-1]) + 1 - first, block, visible_from)
         self._buffers.ids.values[:rows] = ids
         np.subtract(latents, first, out=self._buffers.latent_index.values[:rows])
-        self._decoder.run(binding)
+        graph.run(binding)
         return self._rows(len(ids))
 
     def _rows(self, count: int) -> DecoderRows:
@@ -154,6 +158,7 @@ class OnnxRuntimeSequence:
 
     def _decoder_binding(
         self,
+        graph: BoundGraph,
         position: int,
         rows: int,
         first_latent: int,
@@ -161,9 +166,10 @@ class OnnxRuntimeSequence:
         block: int = 0,
         visible_from: int | Ids | None = None,
     ) -> Binding:
-        binding = self._decoder.prepare(position, rows, (latents,), block, visible_from)
+        binding = graph.prepare(position, rows, (latents,), block, visible_from)
+        reads_states = self._reads_states and graph is self._decoder
         if binding.fresh:
-            if not self._reads_states:
+            if not reads_states:
                 binding.point("ids", (1, rows), self._buffers.ids.buffer)
             binding.point("latent_index", (1, rows), self._buffers.latent_index.buffer)
             binding.point("best", (1, rows), self._buffers.best.buffer)
@@ -171,7 +177,7 @@ class OnnxRuntimeSequence:
             binding.point("entropy", (1, rows), self._buffers.entropy)
             binding.point("logits", (1, rows, self.config.vocab_size), self._buffers.logits)
             binding.fresh = False
-        if self._reads_states:
+        if reads_states:
             binding.point("states", (1, rows, self.config.decoder.dim), self._buffers.states, position)
         binding.point("latent_kv", (latents, *self._buffers.latent_kv.row_shape), self._buffers.latent_kv, first_latent)
         return binding
@@ -199,7 +205,7 @@ class OnnxRuntimeSequence:
                 self.run_encoder(position + step, context, at, at + 1, seen)
                 context[:-1] = context[1:]
                 encoder_seconds += perf_counter() - began
-            binding = self._decoder_binding(position + step, rows, latent, 1, visible_from=seen)
+            binding = self._decoder_binding(self._decoder, position + step, rows, latent, 1, visible_from=seen)
             current[:rows] = token
             self._decoder.run(binding)
             token = int(best[0])

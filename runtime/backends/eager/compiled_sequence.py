@@ -19,7 +19,14 @@ from fastblt.runtime.backends.controls import Controls, write_controls
 from fastblt.runtime.backends.eager.compilation import Compiler, Program
 from fastblt.runtime.backends.eager.readback import from_numpy, read_rows, to_numpy
 from fastblt.runtime.backends.eager.static_cache import SPARE, StaticCache
-from fastblt.runtime.backends.eager.static_parts import Links, StaticDecoder, StaticEncoder, StaticGlobal, StaticPatcher
+from fastblt.runtime.backends.eager.static_parts import (
+    Links,
+    StaticDecoder,
+    StaticDraft,
+    StaticEncoder,
+    StaticGlobal,
+    StaticPatcher,
+)
 from fastblt.runtime.backends.graph_error import reporting
 from fastblt.runtime.backends.live_rows import cache_ranges, check_state, latent_range, open_patch_range
 from fastblt.runtime.backends.protocol import (
@@ -32,6 +39,7 @@ from fastblt.runtime.backends.protocol import (
     Pick,
     Progress,
     State,
+    decoder_of,
     encodes_whole_patches,
 )
 
@@ -75,6 +83,8 @@ class CompiledSequence:
             )
             for part, stack in self.config.stacks.items()
         }
+        if model.draft is not None:
+            self._caches["draft"] = self._caches["decoder"]
         self._views = {part: cache.views() for part, cache in self._caches.items()}
         parts: dict[str, nn.Module] = {
             "encoder": StaticEncoder(model, self._caches["encoder"], self.links),
@@ -83,11 +93,15 @@ class CompiledSequence:
         }
         if model.patcher is not None:
             parts["patcher"] = StaticPatcher(model.patcher, self._caches["patcher"])
+        if model.draft is not None:
+            parts["draft"] = StaticDraft(model.draft, self._caches["draft"], self.links)
         self._plain = parts
         longest = self.config.patching.max_patch_length or PATCH
         self._patch = min(PATCH, longest)
         # Numbers of rows that are compiled, by part.
         self._classes = dict.fromkeys(parts, ROWS) | {"global": ROWS[:1]}
+        if model.draft is not None:
+            self._classes["draft"] = ROWS[1:]
         if self._whole:
             self._classes["encoder"] = (self._patch,)
         self._programs: dict[tuple[str, int], Program] = {}
@@ -113,6 +127,7 @@ class CompiledSequence:
             "encoder": [np.zeros(history + rows, np.int64), np.array([[0], [1]]), self._members[: self._patch]],
             "global": [],
             "decoder": [np.zeros(rows, np.int64), np.zeros(rows, np.int64)],
+            "draft": [np.zeros(rows, np.int64), np.zeros(rows, np.int64)],
         }
         return [self._on_device(control), slots, *map(self._on_device, rest[part])]
 
@@ -254,20 +269,20 @@ class CompiledSequence:
         self, position: int, ids: Ids, latents: Ids, block: int = 0, visible_from: Ids | None = None
     ) -> DecoderRows:
         """Implement `BackendSequence.run_decoder`."""
-        found = []
+        found, part = [], decoder_of(self.config, block)
         for first, last in _pieces(len(ids), self._piece):
-            seen = None if visible_from is None else visible_from[first:last]
-            last_piece = last == len(ids)
-            found.append(self._decode(position + first, ids[first:last], latents[first:last], block * last_piece, seen))
-        rows = found[0]
+            seen, rows = None if visible_from is None else visible_from[first:last], slice(first, last)
+            own = block if last == len(ids) else 0
+            found.append(self._decode(part, position + first, ids[rows], latents[rows], own, seen))
+        joined = found[0]
         for more in found[1:]:
-            rows = rows.followed_by(more)
-        return rows
+            joined = joined.followed_by(more)
+        return joined
 
-    def _decode(self, position: int, ids: Ids, latents: Ids, block: int, visible_from: Ids | None) -> DecoderRows:
-        logits, *summary = self._call(
-            "decoder", position, len(ids), ids, latents, block=block, visible_from=visible_from
-        )
+    def _decode(
+        self, part: str, position: int, ids: Ids, latents: Ids, block: int, visible_from: Ids | None
+    ) -> DecoderRows:
+        logits, *summary = self._call(part, position, len(ids), ids, latents, block=block, visible_from=visible_from)
         best, probability, entropy = (each[: len(ids)] for each in summary)
         return read_rows(logits[: len(ids)], (best, probability, entropy))
 
@@ -281,7 +296,7 @@ class CompiledSequence:
         best, tokens, probabilities = context[-1:], [], []
         encoder_seconds = 0.0
         for step in range(count):
-            if self.config.decoder_input == "encoder":
+            if self.config.decoder_reads_states:
                 began = perf_counter()
                 self._encode_drafted(position + step, context, seen)
                 context = context.roll(-1)

@@ -32,5 +32,5 @@ def load_eager(folder: Path, provider: str, *, exact: bool = False) -> Blt:
     if device == "cuda" and not torch.cuda.is_available():
         raise ProviderError("provider: found 'cuda', but PyTorch sees no GPU on this machine")
     if any((folder / name).is_file() for name in WEIGHT_FILES):
-        return load_checkpoint(folder, device=device)
+        return load_checkpoint(folder, device=device).merged()
     return load_eager_model(folder, device, exact=exact)

@@ -120,6 +120,11 @@ class EagerSequence:
         block: int = 0,
     ) -> Tensor:
         states, cache = self._states[:, position : position + ids.shape[1]], self._caches["decoder"]
+        if block and self.model.draft is not None:
+            rows = self.model.draft.tok_embeddings(ids)
+            return self.model.draft.step(
+                rows, latent_kv, index, cache, position, block=block, visible_from=visible_from
+            )
         rows = self.model.decoder.rows(ids, states)
         return self.model.decoder.step(rows, latent_kv, index, cache, position, block=block, visible_from=visible_from)
 
@@ -135,7 +140,7 @@ class EagerSequence:
         seen = torch.tensor([visible_from], device=self._device) if visible_from else None
         encoder_seconds = 0.0
         for step in range(count):
-            if self.config.decoder_input == "encoder":
+            if self.config.decoder_reads_states:
                 began = perf_counter()
                 self._encode(position + step, context, seen)
                 context = context.roll(-1, dims=1)

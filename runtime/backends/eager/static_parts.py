@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastblt.models.blt import Blt
+from fastblt.models.draft_decoder import DraftDecoder
 from fastblt.models.patcher import Patcher, entropy
 from fastblt.runtime.backends.eager.readback import summarize
 from fastblt.runtime.backends.eager.static_cache import StaticCache
@@ -106,6 +107,22 @@ class StaticGlobal(nn.Module):
         x = self.transformer.input_projection(self.links.embeddings[:, : control.shape[1]])
         latents = self.cache.rows(control, slots).run(self.transformer.layers, x)
         self.links.latent_kv.index_copy_(1, control[0], self.decoder.latent_kv(latents))
+
+
+class StaticDraft(nn.Module):
+    """Computes distributions of the bytes of blocks, over the decoder's cache."""
+
+    def __init__(self, draft: DraftDecoder, cache: StaticCache, links: Links) -> None:
+        super().__init__()
+        self.draft, self.cache, self.links = draft, cache, links
+
+    def forward(self, control: Tensor, slots: Tensor, ids: Tensor, latents: Tensor) -> tuple[Tensor, ...]:
+        """Decode rows; arguments and results are those of `StaticDecoder.forward`."""
+        live = self.cache.rows(control, slots)
+        attends = [live.attend(index) for index in range(len(self.draft.layers))]
+        x = self.draft.tok_embeddings(ids.unsqueeze(0))
+        logits = self.draft.run(x, self.links.latent_kv, latents.unsqueeze(0), live.rope, attends)[0].float()
+        return logits, *summarize(logits)
 
 
 class StaticDecoder(nn.Module):

@@ -51,6 +51,8 @@ class TorchBackend:
         }
         if model.patcher is not None:
             self._weight_bytes["patcher"] = _weight_bytes(model.patcher)
+        if model.draft is not None:
+            self._weight_bytes["draft"] = _weight_bytes(model.draft)
         # The same rule as every backend's; PyTorch has one setting for the whole process.
         torch.set_num_threads(threads or default_threads(sum(self._weight_bytes.values())))
 
@@ -81,7 +83,7 @@ class TorchBackend:
 
     def moved_bytes(self, part: str, position: int, rows: int) -> int:
         """Implement `BackendSequence.moved_bytes`."""
-        stack = self.config.stacks[part]
+        stack = self.config.graph_stacks[part]
         live = position + rows if stack.window is None else min(position + rows, stack.window + rows - 1)
         per_slot = 2 * stack.layers * stack.dim * self.part_dtype(part).itemsize
         return self._weight_bytes[part] + live * per_slot

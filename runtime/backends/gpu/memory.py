@@ -49,7 +49,7 @@ def device_buffers(
     found = {part: caches(part, stack) for part, stack in config.stacks.items()}
     rows = pool_slots(config, max_bytes, max_patch_bytes) + pool_slots(config, max_bytes)
     pool = 3 * config.encoder.dim * (2 * fixed["pool"] if "pool" in fixed else rows)
-    states = positions * config.decoder.dim if config.decoder_input == "encoder" else 0
+    states = positions * config.decoder.dim if config.decoder_reads_states else 0
     found["encoder"] += item * (pool + states + positions * config.patch_dim)
     found["global"] += item * positions * config.latent_kv_dim
     return found

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from fastblt.models.config import BltConfig
-from fastblt.runtime.backends.protocol import PARTS
+from fastblt.runtime.backends.protocol import parts_in
 from fastblt.runtime.measure.agreement import common_prefix
 from fastblt.runtime.measure.bench.plan import AR, EAGER, PYTORCH, BenchPlan, Contender
 from fastblt.runtime.measure.replay.backend import ReplayCounts
@@ -71,6 +71,7 @@ class BenchRow:
     nfe_encoder: int
     nfe_global: int
     nfe_decoder: int
+    """Calls of the decoder, and of the draft decoder if there is one."""
     rounds: int
     drafted: int
     accepted: int
@@ -119,6 +120,8 @@ class BenchRow:
     replay: dict[str, float | None] | None
     """For a replay, wanted and realized ``acceptance``, bytes per ``patch`` and ``steps`` per block (null: does not
     apply); null where the model's own output was measured."""
+    nfe_draft: int = 0
+    """Calls of the draft decoder."""
 
 
 @dataclass(frozen=True)
@@ -173,7 +176,8 @@ class Measurement:
             nfe_patcher=sum(stats.nfe["patcher"] for stats in all_stats),
             nfe_encoder=sum(stats.nfe["encoder"] for stats in all_stats),
             nfe_global=sum(stats.nfe["global"] for stats in all_stats),
-            nfe_decoder=sum(stats.nfe["decoder"] for stats in all_stats),
+            nfe_decoder=sum(stats.decoder_calls for stats in all_stats),
+            nfe_draft=sum(stats.nfe["draft"] for stats in all_stats),
             rounds=sum(stats.rounds for stats in all_stats),
             drafted=drafted,
             accepted=accepted,
@@ -210,7 +214,8 @@ class Measurement:
         all_stats = [run.stats for run in runs]
         estimated, new_bytes = self._estimated(runs), sum(stats.new_bytes for stats in all_stats)
         scale = 512 * (_ratio(1.0, new_bytes) or 0.0)
-        calls = {part: sum(stats.nfe[part] for stats in all_stats) for part in ("encoder", "global", "decoder")}
+        calls = {part: sum(stats.nfe[part] for stats in all_stats) for part in ("encoder", "global")}
+        calls["decoder"] = sum(stats.decoder_calls for stats in all_stats)
         return {
             **{f"nfe_{part}_per_512": scale * count for part, count in calls.items()},
             "estimated_gb": estimated,
@@ -298,6 +303,7 @@ def _ratio(numerator: float, denominator: float) -> float | None:
 def breakdown(all_stats: Sequence[RunStats]) -> dict[str, float]:
     """Return the microseconds per new byte of each part and of everything outside the backend (``host``)."""
     count = max(1, sum(stats.new_bytes for stats in all_stats))
-    parts = {part: sum(stats.part_seconds[part] for stats in all_stats) for part in PARTS}
+    counted = parts_in({"draft": sum(stats.nfe["draft"] for stats in all_stats)})
+    parts = {part: sum(stats.part_seconds[part] for stats in all_stats) for part in counted}
     parts["host"] = sum(stats.total_seconds for stats in all_stats) - sum(parts.values())
     return {part: 1e6 * seconds / count for part, seconds in parts.items()}

@@ -82,7 +82,7 @@ class Estimate:
 
     point: OperatingPoint
     calls: Counter[str]
-    """Calls of ``encoder``, ``global`` and ``decoder``."""
+    """Calls of ``encoder``, ``global`` and ``decoder``, and of ``draft`` if there is a draft decoder."""
     gb: float
     """Weight traffic in GB by the paper's formula: 16-bit weights, no patcher, no caches."""
 
@@ -125,6 +125,10 @@ def _calls(point: OperatingPoint, config: BltConfig) -> Counter[str]:
     rounds = POINT_BYTES / point.round_bytes
     patches = math.ceil(min(rounds, POINT_BYTES / bytes_per_patch(config)))
     decoder = math.ceil(rounds * point.round_decoder_calls)
+    if config.has_draft and point.steps is not None:
+        # The draft decoder takes the steps; a call of each other part scores what a round has written.
+        whole = math.ceil(rounds)
+        return Counter(decoder=whole, encoder=whole, draft=math.ceil(rounds * point.steps), **{"global": patches})
     # Where the decoder reads byte states, the encoder runs on every byte, drafted ones included.
-    encoder = decoder if config.decoder_input == "encoder" else patches
+    encoder = decoder if config.decoder_reads_states else patches
     return Counter({"decoder": decoder, "encoder": encoder, "global": patches})

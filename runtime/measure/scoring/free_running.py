@@ -55,7 +55,7 @@ def generate_all(
             prompt, new_bytes, method=method, temperature=temperature, top_p=nucleus, seed=seed + index
         )
         texts.append(found.data)
-        calls += found.stats.nfe["decoder"]
+        calls += found.stats.decoder_calls
     return Generated(method, tuple(texts), calls, top_p, gamma)
 
 

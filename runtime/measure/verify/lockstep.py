@@ -22,6 +22,7 @@ from fastblt.runtime.backends.protocol import (
     Pick,
     Progress,
     State,
+    decoder_of,
 )
 from fastblt.runtime.measure.agreement import common_prefix
 from fastblt.runtime.measure.verify.comparison import Comparison
@@ -123,7 +124,7 @@ class LockstepBackend:
             backend.run_encoder(position, ids, starts, ends, visible_from)
         self._pass_on("encoder", "patch_embeddings", 0, len(starts))
         rows = len(ids) - (self.config.hash.context - 1)
-        if self.config.decoder_input == "encoder":
+        if self.config.decoder_reads_states:
             self._pass_on("encoder", "states", position, rows)
         self._ends["encoder"] = position + rows
 
@@ -140,16 +141,16 @@ class LockstepBackend:
         """Run both decoders, compare, and return the reference's rows."""
         expected = self.reference.run_decoder(position, ids, latents, block, visible_from).copy()
         found = self.candidate.run_decoder(position, ids, latents, block, visible_from)
-        self._compare_rows(found, expected)
+        self._compare_rows(found, expected, decoder_of(self.config, block))
         self._ends["decoder"] = position + len(ids)
         return expected
 
-    def _compare_rows(self, found: DecoderRows, expected: DecoderRows) -> None:
+    def _compare_rows(self, found: DecoderRows, expected: DecoderRows, part: str = "decoder") -> None:
         for output in ("logits", "probability", "entropy"):
-            self._compare("decoder", output, getattr(found, output), getattr(expected, output))
+            self._compare(part, output, getattr(found, output), getattr(expected, output))
         # The token itself may be another one at a tie: the logit of the candidate's is compared with the highest.
         chosen = np.take_along_axis(expected.logits, found.best[:, None], -1)
-        self._compare("decoder", "best", chosen, expected.logits.max(-1))
+        self._compare(part, "best", chosen, expected.logits.max(-1))
 
     def draft(
         self, position: int, ids: Ids, latent: int, count: int, pick: Pick | None = None, visible_from: int = 0

@@ -49,5 +49,5 @@ def compare_rounds(
                 both.compare_caches()
             done += 1
             on_progress(done, total, method.name)
-    order = list(reference.config.stacks)
+    order = list(reference.config.graph_stacks)
     return sorted(both.comparisons.values(), key=lambda found: (order.index(found.graph), found.output))

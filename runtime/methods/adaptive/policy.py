@@ -29,7 +29,7 @@ class Policy:
 
     def __init__(self, config: BltConfig) -> None:
         self._drafters: list[Drafter] = [ByteDrafter(config)]
-        if config.block_size and config.decoder_input == "embedding":
+        if config.block_size:
             self._drafters.append(BlockDrafter(config))
         self._idle = [0] * len(self._drafters)
         self._choosing = Lock()

@@ -30,6 +30,7 @@ from fastblt.commands.prompts import default_prompt
 from fastblt.commands.show import Show, escaped
 from fastblt.models.config import BltConfig
 from fastblt.models.limits import TEXT_BYTES
+from fastblt.runtime.backends.protocol import parts_in
 from fastblt.runtime.backends.registry import DEFAULT_BACKEND, default_capacity
 from fastblt.runtime.blt_runtime import BltRuntime
 from fastblt.runtime.generation import Chunk, Generation
@@ -291,7 +292,7 @@ def statistics(generation: Generation, config: BltConfig, method: str) -> Table:
     if stats.acceptance is not None:
         accepted = f"{stats.accepted} of {stats.drafted} bytes ({100 * stats.acceptance:.1f} %)"
     prompt = f"{stats.prompt_bytes} ({stats.reused_bytes} read earlier)" if stats.reused_bytes else stats.prompt_bytes
-    calls = ", ".join(f"{part} {stats.nfe[part]}" for part in ("patcher", "encoder", "global", "decoder"))
+    calls = ", ".join(f"{part} {stats.nfe[part]}" for part in parts_in(stats.nfe))
     rows = {
         "method": method,
         "prompt, new bytes": f"{prompt}, {stats.new_bytes} (ended by {generation.finish})",

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from fakes.uncompiled import Uncompiled
+from torch import Tensor
 
 from fastblt.models.blt import Blt
 from fastblt.runtime.backends.eager.backend import EagerBackend
-from fastblt.runtime.backends.eager.compilation import Compiler, CompilerError, Program
+from fastblt.runtime.backends.eager.compilation import Compiler, CompilerError
 from fastblt.runtime.backends.eager.compiled_backend import CompiledBackend
 from fastblt.runtime.backends.eager.readback import _LazyRows, _Logits, decoder_rows
 from fastblt.runtime.backends.entry import LoadRequest
@@ -24,26 +25,6 @@ from fastblt.runtime.blt_runtime import BltRuntime
 from fastblt.runtime.sequence.session import Session
 
 PROMPT = b"The quick brown fox jumps over the lazy dog. " * 3
-
-
-class Uncompiled(Compiler):
-    """Runs the modules as they are, but only with the shapes that they would have been compiled for."""
-
-    def __init__(self) -> None:
-        super().__init__("cpu", {})
-        self.calls = 0
-
-    def compile(self, name: str, module: nn.Module, calls: Sequence[Sequence[Tensor]], dynamic: int | None) -> Program:
-        shapes = {tuple(each.shape for each in call) for call in calls}
-        for call in calls:
-            module(*call)
-
-        def program(*arguments: Tensor) -> Any:
-            assert tuple(each.shape for each in arguments) in shapes
-            self.calls += 1
-            return module(*arguments)
-
-        return program
 
 
 @pytest.mark.parametrize("dtype", ["fp16", "bf16"])
