@@ -20,6 +20,7 @@ from fastblt.models.tokens import VOCAB_SIZE
 
 DecoderInput = Literal["encoder", "embedding", "mixed"]
 PatchingMode = Literal["entropy", "space", "static"]
+BlockLatent = Literal["closed", "partial"]
 
 #: Multipliers of the rolling n-gram hash, one per hash function (blt-1b uses the first only).
 HASH_PRIMES: tuple[int, ...] = (
@@ -196,6 +197,9 @@ class BltConfig:
     """Longest block that the model was trained to denoise; 0: no block diffusion."""
     draft_rank: int | None = None
     """mixed: rank of the matrices that are added to the decoder's to make the draft decoder's; None: it has its own."""
+    block_latent: BlockLatent = "closed"
+    """Which latent its blocks were trained on, and methods let them read unless told otherwise: ``closed``, the newest
+    of a closed patch; or ``partial``, that of the open patch so far (o_M of arXiv 2605.08044)."""
     document_masks: bool = False
     """Whether self-attention stays inside a document: no row sees anything before the last EOS that precedes it."""
     vocab_size: int = VOCAB_SIZE
@@ -246,6 +250,8 @@ class BltConfig:
             self.block_size,
             "a positive integer (decoder_input is 'mixed')",
         )
+        latents = get_args(BlockLatent)
+        expect(self.block_latent in latents, "block_latent", self.block_latent, f"one of {', '.join(latents)}")
         expect_integer("draft_rank", self.draft_rank, limits.DRAFT_RANK, optional=True)
         expect(
             self.draft_rank is None or self.has_draft,
@@ -379,6 +385,7 @@ def _value(hint: Any, value: object, name: str) -> Any:
         int | None: ((int, type(None)), "an integer or null"),
         DecoderInput: ((str,), "a string"),
         PatchingMode: ((str,), "a string"),
+        BlockLatent: ((str,), "a string"),
     }
     types, expected = kinds[hint]
     expect(isinstance(value, types) and (hint is bool or not isinstance(value, bool)), name, value, expected)

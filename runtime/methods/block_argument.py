@@ -30,20 +30,19 @@ class BlockArgument:
     size: int
     """Bytes of a block."""
     rule: Rule
-    latent: Latent
-    """Which latent the block reads."""
+    latent: Latent | None
+    """Which latent the block reads; None: the one that the model's blocks were trained on."""
     clean_first: bool
     """Whether the row of the byte before the block decides the block's first byte."""
 
     @classmethod
-    def parse(cls, method: str, text: str, *, rule: str, latent: Latent) -> BlockArgument:
+    def parse(cls, method: str, text: str, *, rule: str) -> BlockArgument:
         """Parse ``B``, ``B@RULE`` or ``B@RULE+OPTION...``; options: ``closed`` or ``partial``, and ``block``.
 
         Args:
             method: name of the method.
             text: its argument.
             rule: the default rule, see `parse_rule`.
-            latent: the default latent.
 
         Raises:
             MethodError: it is malformed; the message quotes it.
@@ -60,7 +59,11 @@ class BlockArgument:
             parsed = parse_rule(rule_text or rule)
         except MethodError as error:
             raise MethodError(f"method {name!r}: {error}") from None
-        return cls(name, int(size), parsed, latents[0] if latents else latent, _BLOCK_ONLY not in options)
+        return cls(name, int(size), parsed, latents[0] if latents else None, _BLOCK_ONLY not in options)
+
+    def latent_for(self, config: BltConfig) -> Latent:
+        """Return which latent the block of a model reads."""
+        return self.latent or config.block_latent
 
     def denoise(self, session: Session, sampler: Sampler, first_pass: FirstPass) -> Draft:
         """Decide one block by `fastblt.runtime.methods.denoising.denoise`."""

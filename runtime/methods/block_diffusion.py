@@ -28,7 +28,7 @@ class BlockDiffusion(BlockMethod):
     @classmethod
     def parse(cls, argument: str) -> BlockDiffusion:
         """Parse the argument of ``d:B@RULE`` and its options, see `BlockArgument`."""
-        return cls(BlockArgument.parse("d", argument, rule="0.7", latent="closed"))
+        return cls(BlockArgument.parse("d", argument, rule="0.7"))
 
     def replay_profile(self, rates: Rates, config: BltConfig) -> ReplayProfile:
         """Implement `Replayable.replay_profile`: every byte is kept, blocks take the wanted steps."""
@@ -36,11 +36,11 @@ class BlockDiffusion(BlockMethod):
 
     def rounds(self, session: Session, sampler: Sampler) -> Iterator[Round]:
         """Generate without end; the first round scores the prompt."""
-        argument = self.argument
+        argument, latent = self.argument, self.argument.latent_for(session.config)
         origin: Origin = "denoised"
 
         def first_pass(block: Ids) -> tuple[DecoderRows, DecoderRows]:
-            return session.score_with_block(block, argument.latent)
+            return session.score_with_block(block, latent)
 
         while True:
             block = argument.denoise(session, sampler, first_pass)

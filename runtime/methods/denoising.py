@@ -60,6 +60,24 @@ class EntropyBounded:
 
 
 @dataclass(frozen=True)
+class MaximumBounded:
+    """Chooses the most bytes of lowest entropy whose entropies, without the highest, add up to at most ``gamma`` nats.
+
+    This is the bound of the EB-Sampler (Ben-Hamu et al., 2025, arXiv 2505.24857): the sum minus the highest entropy
+    bounds what is lost where bytes are drawn independently. A single byte loses nothing and always fits.
+    """
+
+    gamma: float
+
+    def __call__(self, probability: Floats, entropy: Floats) -> Indices:
+        """Implement `Rule`."""
+        order = np.argsort(entropy, kind="stable")
+        # In this order the highest is the last: what remains of the sum is that of the bytes before it.
+        within = int((np.cumsum(entropy[order[:-1]]) <= self.gamma).sum())
+        return order[: 1 + within]
+
+
+@dataclass(frozen=True)
 class OneStep:
     """Chooses all bytes at once."""
 
@@ -68,26 +86,31 @@ class OneStep:
         return np.arange(len(probability))
 
 
+#: Rules over entropies, by what precedes gamma; a longer prefix comes before one that it begins with.
+_BOUNDED: dict[str, Callable[[float], Rule]] = {"ebmax": MaximumBounded, "eb": EntropyBounded}
+
+
 def parse_rule(text: str) -> Rule:
-    """Return the rule that ``one``, ``0.7`` (alpha) or ``eb1.0`` (gamma) stands for.
+    """Return the rule that ``one``, ``0.7`` (alpha), ``eb1.0`` or ``ebmax1.0`` (gamma) stands for.
 
     Raises:
         MethodError: none of them, or out of range.
     """
     if text == "one":
         return OneStep()
-    bounded = text.startswith("eb")
+    prefix = next((prefix for prefix in _BOUNDED if text.startswith(prefix)), "")
     try:
-        value = float(text.removeprefix("eb"))
+        value = float(text.removeprefix(prefix))
     except ValueError:
         value = -1.0
-    if bounded and 0.0 <= value < float("inf"):
-        return EntropyBounded(value)
-    if not bounded and 0.0 <= value < 1.0:
+    if prefix and 0.0 <= value < float("inf"):
+        return _BOUNDED[prefix](value)
+    if not prefix and 0.0 <= value < 1.0:
         return Confidence(value)
     raise MethodError(
         f"unmasking rule {text!r}: expected one (all at once), a confidence in [0, 1) such as 0.7, "
-        "or eb and an entropy bound in nats such as eb1.0"
+        "or an entropy bound in nats: eb and that of the sum such as eb1.0, ebmax and that of the sum without the "
+        "highest such as ebmax1.0"
     )
 
 

@@ -30,7 +30,7 @@ class DiffusionVerification(BlockMethod):
     @classmethod
     def parse(cls, argument: str) -> DiffusionVerification:
         """Parse the argument of ``dv:B@RULE`` and its options, see `BlockArgument`."""
-        return cls(BlockArgument.parse("dv", argument, rule="one", latent="closed"))
+        return cls(BlockArgument.parse("dv", argument, rule="one"))
 
     def replay_profile(self, rates: Rates, config: BltConfig) -> ReplayProfile:
         """Implement `Replayable.replay_profile`.
@@ -39,7 +39,7 @@ class DiffusionVerification(BlockMethod):
         """
         argument = self.argument
         acceptance = rates.needed(self.name, ACCEPTANCE)
-        clean_drafts = argument.latent == "closed"
+        clean_drafts = argument.latent_for(config) == "closed"
         sure = argument.clean_first and not clean_drafts
         if sure and acceptance * argument.size < 1:
             raise ReplayError(
@@ -59,7 +59,7 @@ class DiffusionVerification(BlockMethod):
     def rounds(self, session: Session, sampler: Sampler) -> Iterator[Round]:
         """Generate without end; the first round scores the prompt, which yields the first byte."""
         yield sample_next(session, sampler)
-        rounds = self._reuse if self.argument.latent == "closed" else self._recompute
+        rounds = self._reuse if self.argument.latent_for(session.config) == "closed" else self._recompute
         while True:
             yield rounds(session, sampler)
 

@@ -1,4 +1,9 @@
-"""BLT-S: the decoder drafts past patch boundaries, one pass of the whole model verifies (arXiv 2605.08044)."""
+"""BLT-S: the decoder drafts past patch boundaries, one pass of the whole model verifies (arXiv 2605.08044).
+
+A draft reads the newest latent of a closed patch, which verification has left behind. With ``partial`` it reads that of
+the open patch so far, o_M, for which encoder and global transformer run once more in each round: these are the paper's
+two calls.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +18,7 @@ from fastblt.runtime.methods.method import MethodError, Round
 from fastblt.runtime.methods.replay_profile import ACCEPTANCE, Rates, ReplayProfile, rate_for
 from fastblt.runtime.methods.verification import verify
 from fastblt.runtime.sequence.sampling import Distribution, Draft, Sampler
-from fastblt.runtime.sequence.session import Session
+from fastblt.runtime.sequence.session import Latent, Session
 
 
 @dataclass(frozen=True)
@@ -21,19 +26,24 @@ class SelfSpeculation:
     """Decodes by BLT-S with drafts of ``k`` bytes; lossless."""
 
     k: int
+    latent: Latent = "closed"
+    """Which latent a draft reads."""
     lossless: bool = True
 
     @classmethod
     def parse(cls, argument: str) -> SelfSpeculation:
-        """Parse the argument of ``s:K``."""
-        if not argument.isascii() or not argument.isdigit() or not 1 <= int(argument) < DRAFT_SLACK:
-            raise MethodError(f"method 's:{argument}': found draft length {argument!r}, expected 1..{DRAFT_SLACK - 1}")
-        return cls(int(argument))
+        """Parse the argument of ``s:K`` or ``s:K+partial``."""
+        length, *options = argument.split("+")
+        if not length.isascii() or not length.isdigit() or not 1 <= int(length) < DRAFT_SLACK:
+            raise MethodError(f"method 's:{argument}': found draft length {length!r}, expected 1..{DRAFT_SLACK - 1}")
+        if options not in ([], ["partial"]):
+            raise MethodError(f"method 's:{argument}': found options {options}, expected none or partial")
+        return cls(int(length), "partial" if options else "closed")
 
     @property
     def name(self) -> str:
         """Return the complete name."""
-        return f"s:{self.k}"
+        return f"s:{self.k}" + "+partial" * (self.latent == "partial")
 
     def check(self, config: BltConfig) -> None:
         """Accept every model."""
@@ -48,13 +58,13 @@ class SelfSpeculation:
         """Generate without end; the first round scores the prompt, which yields the first byte."""
         yield sample_next(session, sampler)
         while True:
-            yield verify(session, sampler, draft_bytes(session, sampler, self.k), in_parts=False)
+            yield verify(session, sampler, draft_bytes(session, sampler, self.k, self.latent), in_parts=False)
 
 
-def draft_bytes(session: Session, sampler: Sampler, count: int) -> Draft:
-    """Draft bytes by the decoder alone, each from the row of the byte before it."""
+def draft_bytes(session: Session, sampler: Sampler, count: int, latent: Latent) -> Draft:
+    """Draft bytes by the decoder, each from the row of the byte before it; all rows read one latent."""
     if sampler.takes_best:
-        return Draft(session.draft(count)[0].tolist())
+        return Draft(session.draft(count, latent=latent)[0].tolist())
     proposals: list[Distribution | None] = []
 
     def pick(row: DecoderRows) -> tuple[int, bool]:
@@ -62,7 +72,7 @@ def draft_bytes(session: Session, sampler: Sampler, count: int) -> Draft:
         proposals.append(q)
         return token, True
 
-    return Draft(session.draft(count, pick)[0].tolist(), proposals)
+    return Draft(session.draft(count, pick, latent)[0].tolist(), proposals)
 
 
 ENTRY = MethodEntry(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fastblt.models.config import BltConfig
+from fastblt.models.config import BlockLatent, BltConfig
 from fastblt.runtime.backends.protocol import encodes_whole_patches
 from fastblt.runtime.sequence.parts import CountedParts
 from fastblt.runtime.sequence.patches import PatchTable
@@ -49,6 +49,19 @@ class Latents:
             for patch in range(known, len(patches.ends)):
                 tokens.documents.close_patch(patch, patches.start_of(patch), patches.ends[patch])
 
+    def update(self, first: int, end: int, latent: BlockLatent) -> int:
+        """Read the tokens before ``end``, make the latents that are missing, and return the index of the newest.
+
+        Args:
+            first: position of the first token that is not scored.
+            end: position after the last token to read.
+            latent: ``partial``: make that of the open patch as well, if there is anything in it; it is the newest then.
+        """
+        self.read_patches(end)
+        partial = latent == "partial" and end > self.patches.open_start
+        self.make(first, end, partial=partial)
+        return len(self.patches.ends) - (0 if partial else 1)
+
     def make(self, first: int, end: int, *, partial: bool) -> None:
         """Make the latents of the patches that have none yet.
 
@@ -73,6 +86,8 @@ class Latents:
             bounds.append(end)
         if self.encodes_whole_patches:
             first, end = bounds[0], bounds[-1]
+        # What is in a patch with a latent has been encoded, scored or not.
+        first = max(first, bounds[0])
         starts, ends = np.array(bounds[:-1], dtype=np.int64), np.array(bounds[1:], dtype=np.int64)
         ids, seen = self._tokens.with_history(first, end), self._tokens.visible_from(first, end)
         self._parts.run_encoder(first, end - first, ids, starts, ends, seen)

@@ -8,11 +8,11 @@ depends on where the buffer happens to end.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Literal
 from weakref import finalize
 
 import numpy as np
 
+from fastblt.models.config import BlockLatent
 from fastblt.models.tokens import BOS_ID
 from fastblt.runtime.backends.protocol import (
     MAX_ROWS,
@@ -31,9 +31,8 @@ from fastblt.runtime.sequence.saved_session import SavedSession
 from fastblt.runtime.sequence.stats import RunStats
 from fastblt.runtime.sequence.token_buffer import TokenBuffer
 
-#: Which latent the rows of a block read: ``closed``, the newest of a closed patch; or ``partial``, that of the open
-#: patch so far (o_M of arXiv 2605.08044).
-Latent = Literal["closed", "partial"]
+#: Which latent the rows of a block read, see `BltConfig.block_latent`.
+Latent = BlockLatent
 
 _NO_BLOCK: Ids = np.empty(0, dtype=np.int64)
 
@@ -309,14 +308,16 @@ class Session:
         """Run a block again, after `score_with_block` or `draft_with_block`, with some of its bytes decided."""
         return self._run_block(self.length, block, len(block))
 
-    def draft(self, count: int, pick: Pick | None = None) -> tuple[Ids, Floats]:
-        """Continue by the decoder alone: all rows read the newest latent, patches are ignored.
+    def draft(self, count: int, pick: Pick | None = None, latent: Latent = "closed") -> tuple[Ids, Floats]:
+        """Continue by the decoder: all rows read the newest latent, patches are ignored.
 
         The last token must be the only one that is not scored. Nothing is committed.
 
         Args:
             count: most bytes.
             pick: chooses each byte and whether another one follows; None: greedy, ``count`` bytes.
+            latent: ``closed``: the newest that exists; ``partial``: that of the open patch up to the last token, which
+                encoder and global transformer make first.
 
         Returns:
             Tokens int64 [n] and the probabilities float32 [n] of the rows' most likely tokens.
@@ -324,7 +325,9 @@ class Session:
         position = self._check_draft(count)
         context, documents = self._tokens.with_history(position, position + 1), self._tokens.documents
         seen = 0 if documents is None else int(documents.first_byte[position])
-        drafted = self._parts.draft(position, context, self._latents.newest, count, pick, seen)
+        partial = latent == "partial"
+        read = self._latents.update(position, self.length, latent) if partial else self._latents.newest
+        drafted = self._parts.draft(position, context, read, count, pick, seen)
         return drafted.tokens, drafted.probabilities
 
     def _check_draft(self, count: int) -> int:
@@ -370,10 +373,7 @@ class Session:
 
     def _score_piece(self, end: int, block: Ids, latent: Latent) -> DecoderRows:
         """Run all parts on the unscored tokens before ``end``, and the decoder on a block after them."""
-        self._latents.read_patches(end)
-        partial = latent == "partial" and end > self.open_start
-        self._latents.make(self.scored, end, partial=partial)
-        self._block_latent = len(self.patch_ends) - (0 if partial else 1)
+        self._block_latent = self._latents.update(self.scored, end, latent)
         return self._decode(end, block)
 
     def _decode(self, end: int, block: Ids) -> DecoderRows:

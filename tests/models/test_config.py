@@ -36,6 +36,7 @@ def test_config_is_the_same_when_saved_and_loaded(name: str, tmp_path: Path) -> 
     k=st.integers(1, 5),
     mode=st.sampled_from(["entropy", "space", "static"]),
     masks=st.booleans(),
+    latent=st.sampled_from(["closed", "partial"]),
 )
 def test_config_survives_json_text_when_valid(
     heads: int,
@@ -48,6 +49,7 @@ def test_config_survives_json_text_when_valid(
     k: int,
     mode: Literal["entropy", "space", "static"],
     masks: bool,
+    latent: Literal["closed", "partial"],
 ) -> None:
     assume(mode != "static" or longest is not None)
     stack = StackConfig(dim=heads * 2 * pairs, layers=1, heads=heads, ffn_dim=8, window=window)
@@ -59,10 +61,17 @@ def test_config_survives_json_text_when_valid(
         hash=HashConfig(tuple(sizes), 11, functions),
         cross_attn_k=k,
         document_masks=masks,
+        block_latent=latent,
     )
     again = BltConfig.from_dict(json.loads(json.dumps(config.to_dict())))
     assert again == config
     assert isinstance(again.hash.sizes, tuple)
+
+
+def test_config_of_a_file_without_a_block_latent_is_that_of_closed_patches() -> None:
+    data = preset("blt-d-8m").to_dict()
+    assert data.pop("block_latent") == "closed"
+    assert BltConfig.from_dict(data) == preset("blt-d-8m")
 
 
 def put(*path: str, value: object) -> Edit:
@@ -85,6 +94,8 @@ BAD_FIELDS: list[tuple[Edit, str]] = [
     (put("patching", "mode", value="bpe"), "patching.mode"),
     (put("patching", value={"mode": "static"}), "patching.max_patch_length"),
     (put("document_masks", value=1), "document_masks"),
+    (put("block_latent", value="open"), "block_latent"),
+    (put("block_latent", value=None), "block_latent"),
     (lambda d: d.pop("patcher"), "patcher"),
     (lambda d: d["global_transformer"].pop("ffn_dim"), "global_transformer.ffn_dim"),
     (put("name", value=""), "name"),

@@ -8,7 +8,7 @@ from fastblt.runtime.backends.protocol import DecoderRows, Floats
 from fastblt.runtime.blt_runtime import BltRuntime
 from fastblt.runtime.generation import Prompt, prompt_ids
 from fastblt.runtime.methods import Method
-from fastblt.runtime.methods.denoising import Confidence, EntropyBounded, Indices, Rule, Unmasking
+from fastblt.runtime.methods.denoising import Confidence, EntropyBounded, Indices, MaximumBounded, Rule, Unmasking
 from fastblt.runtime.sequence.sampling import Sampler
 
 
@@ -84,10 +84,12 @@ def unmasking_gap(rule: Rule, probability: Floats, entropy: Floats) -> float:
         gaps += np.abs(probability - rule.alpha).tolist()
         if not (probability > rule.alpha).any():
             gaps += (-np.diff(np.sort(probability)[::-1][:2])).tolist()
-    if isinstance(rule, EntropyBounded):
+    if isinstance(rule, EntropyBounded | MaximumBounded):
         ordered = np.sort(entropy)
         chosen = len(rule(probability, entropy))
-        # The first byte is decided whatever the bound: only sums of two and more are compared with it.
-        gaps += np.abs(np.cumsum(ordered)[1:] - rule.gamma).tolist()
+        # The first byte is decided whatever the bound: only what sets of two and more add up to is compared with it.
+        sums = np.cumsum(ordered)
+        compared = sums[1:] if isinstance(rule, EntropyBounded) else sums[:-1]
+        gaps += np.abs(compared - rule.gamma).tolist()
         gaps += np.diff(ordered[chosen - 1 : chosen + 1]).tolist()
     return min(gaps)

@@ -16,7 +16,20 @@ from campaign.recipes import MakesRecipes
 from fastblt.runtime.blt_runtime import BltRuntime
 
 _MAX_BYTES = 256
-_METHODS = ("ar", "s:1", "s:4", "s:8", "d:4@0.7", "d:4@one", "dv:4@one", "dv:2@0.5", "auto", "")
+_METHODS = (
+    "ar",
+    "s:1",
+    "s:4",
+    "s:8",
+    "s:4+partial",
+    "d:4@0.7",
+    "d:4@ebmax1.0",
+    "d:4@one",
+    "dv:4@one",
+    "dv:2@0.5",
+    "auto",
+    "",
+)
 _LOSSLESS = ("ar", "s:", "dv:", "auto")
 _PIECES = ("s:", "d:", "dv:", "ar", "auto", ":", "@", "one", "0.5", "-1", "8", "99999999999", "1e9", "nan", "\x00", " ")
 _USUAL: dict[str, tuple[Any, ...]] = {

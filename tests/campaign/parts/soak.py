@@ -21,7 +21,7 @@ _NEW_BYTES = 64
 _LENGTHS = (0, 1, 15, 64, 250, 900)
 #: What stays loaded, and what is loaded and dropped again in every lap.
 _KEPT, _RELOADED = ("blt-d", "blt"), ("blt-d", "documents", "space", "quantized")
-_METHODS = ("ar", "s:1", "s:4", "s:16", "dv:4@0.3", "dv:2@one", "d:4@0.7", "auto")
+_METHODS = ("ar", "s:1", "s:4", "s:16", "s:8+partial", "dv:4@0.3", "dv:2@one", "d:4@0.7", "auto")
 #: Share of the laps that are warm-up, and the least number of laps after which memory can be judged.
 _WARM_UP, _LEAST_LAPS = 0.25, 8
 #: Largest growth of resident memory between the first and the last third of the laps after warm-up.

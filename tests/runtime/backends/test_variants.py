@@ -116,7 +116,7 @@ def test_any_split_equals_the_whole_sequence_when_there_are_eos_inside(
 
 def test_verified_methods_write_the_bytes_of_ar_after_an_eos(variant: Variant) -> None:
     prompt = text_with_eos(70)
-    methods = ["s:4", "s:8", "auto"]
+    methods = ["s:4", "s:8", "s:8+partial", "auto"]
     if variant.model.config.block_size:
         methods += ["dv:4@one", "dv:4@0.7"]
     texts = []

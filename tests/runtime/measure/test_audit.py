@@ -199,6 +199,9 @@ def test_watched_choices_are_those_of_the_block_with_the_byte(runtimes: tuple[Bl
         ("eb1.0", [0, 0, 0], [0.375, 0.25, 0.5], 0.125),  # 1.125; and 0.5 is next to 0.375
         ("eb0", [0, 0], [4.0, 4.0625], 0.0625),  # another first byte
         ("eb1.0", [0], [0.99], float("inf")),
+        ("ebmax1.0", [0, 0, 0], [0.5, 0.25, 1.5], 0.25),  # 0.75 without the highest
+        ("ebmax0.5", [0, 0, 0], [0.375, 0.25, 0.5], 0.125),  # 0.625; and 0.5 is next to 0.375
+        ("ebmax1.0", [0], [0.99], float("inf")),
     ],
 )
 def test_unmasking_gap_is_what_would_have_changed_the_step(

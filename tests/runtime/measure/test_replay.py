@@ -94,8 +94,8 @@ def expected_text(length: int) -> bytes:
 @pytest.mark.parametrize("acceptance", [0.35, 0.8034, 0.9677])
 @pytest.mark.parametrize(
     "method",
-    ["s:2", "s:4", "s:16", "dv:4@one", "dv:8@one", "dv:8@one+partial", "dv:8@one+block", "dv:16@0.3+partial+block",
-     "dv:8@eb1.5", "dv:8@0"],
+    ["s:2", "s:4", "s:16", "s:8+partial", "dv:4@one", "dv:8@one", "dv:8@one+partial", "dv:8@one+block",
+     "dv:16@0.3+partial+block", "dv:8@eb1.5", "dv:8@0"],
 )  # fmt: skip
 def test_acceptance_is_the_wanted_one(config: BltConfig, method: str, acceptance: float) -> None:
     found, _ = replayed(config, method, f"acceptance={acceptance},steps=2.5")
@@ -148,7 +148,7 @@ def test_patches_differ_in_length_up_to_the_longest(config: BltConfig) -> None:
     assert set(lengths) == set(range(1, 9))
 
 
-@pytest.mark.parametrize("method", ["ar", "s:4", "d:8@0.7", "dv:8@one", "dv:8@0.3+partial", "auto"])
+@pytest.mark.parametrize("method", ["ar", "s:4", "s:4+partial", "d:8@0.7", "dv:8@one", "dv:8@0.3+partial", "auto"])
 def test_every_call_reaches_the_real_backend(config: BltConfig, method: str) -> None:
     found, backend = replayed(config, method, "acceptance=0.8,steps=2.92", 200)
     assert isinstance(backend.real, CountingBackend)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from functools import cache
 
@@ -34,10 +35,12 @@ def unmask(rows: Logits, block: list[int], rule: str) -> list[int]:
     if rule == "one":
         return masked
     if rule.startswith("eb"):
+        without_highest = rule.startswith("ebmax")
+        gamma = float(rule.removeprefix("eb").removeprefix("max"))
         uncertain = entropy(logits).tolist()
         chosen: list[int] = []
         for i in sorted(masked, key=lambda i: uncertain[i]):
-            if chosen and sum(uncertain[j] for j in [*chosen, i]) > float(rule[2:]):
+            if chosen and sum(uncertain[j] for j in (chosen if without_highest else [*chosen, i])) > gamma:
                 break
             chosen.append(i)
         return chosen
@@ -61,7 +64,7 @@ def naive_blocks(model: Blt, tokens: list[int], count: int, rule: str, latent: s
     return tokens[:end]
 
 
-BLOCKS = ("one", "0.03", "0.04", "eb10", "eb0")
+BLOCKS = ("one", "0.03", "0.04", "eb10", "eb0", "ebmax5")
 PROMPT = b"The quick"
 
 
@@ -111,6 +114,22 @@ def test_drafts_of_verification_are_those_of_algorithm_1(
         tokens = session.tokens.tolist()
         if index == 8:
             break
+
+
+@pytest.mark.parametrize("method", ["d:4@0.04", "dv:4@0.04", "dv:4@one+block"])
+@pytest.mark.parametrize("latent", ["closed", "partial"])
+def test_block_reads_the_latent_that_the_model_was_trained_on(
+    blt_d: Backend, monkeypatch: pytest.MonkeyPatch, method: str, latent: str
+) -> None:
+    def outcome(name: str) -> tuple[bytes, int, int]:
+        found = BltRuntime(blt_d).generate(PROMPT, 30, method=name, stop_at_eos=False)
+        return found.data, found.stats.nfe["global"], found.stats.drafted
+
+    expected = {each: outcome(f"{method}+{each}") for each in ("closed", "partial")}
+    assert expected["closed"] != expected["partial"]
+    monkeypatch.setattr(blt_d, "config", dataclasses.replace(blt_d.config, block_latent=latent))
+    assert outcome(method) == expected[latent]
+    assert outcome(f"{method}+closed") == expected["closed"], "an option wins"
 
 
 VERIFYING = tuple(f"dv:4@{rule}{latent}" for rule in ("one", "0.02", "eb0") for latent in ("", "+partial"))

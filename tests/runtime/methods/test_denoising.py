@@ -14,7 +14,15 @@ from fastblt.models.tokens import MASK_ID
 from fastblt.runtime.backends.protocol import DecoderRows, Floats, Ids
 from fastblt.runtime.methods import MethodError, parse_method
 from fastblt.runtime.methods.block_argument import BlockArgument
-from fastblt.runtime.methods.denoising import Confidence, EntropyBounded, OneStep, Rule, denoise, parse_rule
+from fastblt.runtime.methods.denoising import (
+    Confidence,
+    EntropyBounded,
+    MaximumBounded,
+    OneStep,
+    Rule,
+    denoise,
+    parse_rule,
+)
 from fastblt.runtime.sequence.sampling import Draft, Sampler
 
 VALUES = st.lists(st.floats(0, 1, width=32), min_size=1, max_size=16)
@@ -65,12 +73,47 @@ def test_entropy_bound_is_of_the_sum_from_the_lowest_on(
     assert found.tolist() == expected
 
 
+@pytest.mark.parametrize(
+    ("entropy", "gamma", "expected"),
+    [
+        ([0.5, 0.25, 1.0, 0.125], 0.8, [3, 1, 0]),  # 0.125 + 0.25, and 0.5 does not count
+        ([0.5, 0.25, 1.0, 0.125], 0.875, [3, 1, 0, 2]),  # the bound itself is allowed
+        ([0.5, 0.25, 1.0, 0.125], 0.125, [3, 1]),
+        ([0.5, 0.25, 1.0, 0.125], 0.1, [3]),
+        ([2.0, 3.0], 0.0, [0]),
+        ([2.0, 0.0], 0.0, [1, 0]),  # one byte after what is certain loses nothing, however uncertain
+        ([0.5, 0.25, 0.25], 0.25, [1, 2]),  # of equals the first
+        ([9.0], 0.0, [0]),
+    ],
+)
+def test_bound_of_the_cited_sampler_leaves_out_the_highest(
+    entropy: list[float], gamma: float, expected: list[int]
+) -> None:
+    found = MaximumBounded(gamma)(floats(*[0.1] * len(entropy)), floats(*entropy))
+    assert found.tolist() == expected
+
+
+#: Multiples of 1/16, of which sums are exact.
+EXACT = st.integers(0, 80).map(lambda n: n / 16)
+
+
+@given(entropy=st.lists(EXACT, min_size=1, max_size=9), gamma=EXACT)
+def test_bound_of_the_cited_sampler_is_that_of_the_largest_set_that_fits(entropy: list[float], gamma: float) -> None:
+    """The reference tries every number of most certain bytes."""
+    surest = sorted(range(len(entropy)), key=lambda i: (entropy[i], i))
+    sets = [surest[:count] for count in range(1, len(entropy) + 1)]
+    fitting = [s for s in sets if sum(entropy[i] for i in s) - max(entropy[i] for i in s) <= gamma]
+    found = MaximumBounded(gamma)(floats(*entropy), floats(*entropy)).tolist()
+    assert found == max(fitting, key=len)
+    assert set(EntropyBounded(gamma)(floats(*entropy), floats(*entropy)).tolist()) <= set(found)
+
+
 @given(probability=VALUES)
 def test_one_step_decides_everything(probability: list[float]) -> None:
     assert OneStep()(floats(*probability), floats(*probability)).tolist() == list(range(len(probability)))
 
 
-@given(values=VALUES, bound=st.floats(0, 0.99), kind=st.sampled_from([Confidence, EntropyBounded]))
+@given(values=VALUES, bound=st.floats(0, 0.99), kind=st.sampled_from([Confidence, EntropyBounded, MaximumBounded]))
 def test_every_rule_decides_at_least_one_byte_and_none_twice(
     values: list[float], bound: float, kind: Callable[[float], Rule]
 ) -> None:
@@ -100,13 +143,35 @@ def test_entropy_bound_is_the_longest_run_that_fits(entropy: list[float], gamma:
         ("eb1.0", EntropyBounded(1.0)),
         ("eb0", EntropyBounded(0.0)),
         ("eb20", EntropyBounded(20.0)),
+        ("ebmax1.0", MaximumBounded(1.0)),
+        ("ebmax0", MaximumBounded(0.0)),
     ],
 )
 def test_rule_is_parsed(text: str, rule: Rule) -> None:
     assert parse_rule(text) == rule
 
 
-@pytest.mark.parametrize("text", ["", "two", "1", "1.0", "-0.1", "eb", "eb-1", "ebinf", "nan", "ebnan", "inf", "0,7"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "two",
+        "1",
+        "1.0",
+        "-0.1",
+        "eb",
+        "eb-1",
+        "ebinf",
+        "nan",
+        "ebnan",
+        "inf",
+        "0,7",
+        "ebmax",
+        "ebmax-1",
+        "ebmaxinf",
+        "max1.0",
+    ],
+)
 def test_bad_rule_is_named_with_the_choices(text: str) -> None:
     with pytest.raises(MethodError, match=r"expected one \(all at once\), a confidence in \[0, 1\)") as caught:
         parse_rule(text)
@@ -116,18 +181,21 @@ def test_bad_rule_is_named_with_the_choices(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "size", "rule", "latent", "clean_first"),
     [
-        ("d:8", 8, Confidence(0.7), "closed", True),
-        ("d:4@eb1.0", 4, EntropyBounded(1.0), "closed", True),
+        ("d:8", 8, Confidence(0.7), None, True),
+        ("d:4@eb1.0", 4, EntropyBounded(1.0), None, True),
+        ("d:4@ebmax1.0", 4, MaximumBounded(1.0), None, True),
         ("d:4@eb1.0+closed", 4, EntropyBounded(1.0), "closed", True),
-        ("d:16@0.5+block", 16, Confidence(0.5), "closed", False),
+        ("d:16@0.5+block", 16, Confidence(0.5), None, False),
         ("d:16+block+closed", 16, Confidence(0.7), "closed", False),
-        ("dv:8", 8, OneStep(), "closed", True),
-        ("dv:8@one", 8, OneStep(), "closed", True),
+        ("dv:8", 8, OneStep(), None, True),
+        ("dv:8@one", 8, OneStep(), None, True),
         ("dv:1@0.3+partial", 1, Confidence(0.3), "partial", True),
         ("dv:8@eb1.5+partial+block", 8, EntropyBounded(1.5), "partial", False),
     ],
 )
-def test_argument_is_size_rule_and_options(text: str, size: int, rule: Rule, latent: str, clean_first: bool) -> None:
+def test_argument_is_size_rule_and_options(
+    text: str, size: int, rule: Rule, latent: str | None, clean_first: bool
+) -> None:
     method = parse_method(text)
     assert method.name == text
     assert method.lossless == text.startswith("dv")

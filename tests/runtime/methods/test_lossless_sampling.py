@@ -74,11 +74,13 @@ def sample_table(table: TableBackend, method: str, seed: int = 1) -> Sampling:
 VERIFYING = (
     "s:2",
     "s:4",
+    "s:3+partial",
     "dv:4@one",
     "dv:4@one+block",
     "dv:4@0.4",
     "dv:3@0.9",
     "dv:4@eb1.0",
+    "dv:4@ebmax0.5",
     "dv:3@eb0.2+block",
     "dv:4@one+partial",
     "dv:4@0.4+partial",

@@ -1,5 +1,7 @@
+import re
 from collections.abc import Callable
 from functools import cache
+from itertools import product
 
 import numpy as np
 import pytest
@@ -39,8 +41,8 @@ def test_self_speculation_equals_autoregression_when_greedy(
     generate: Callable[..., Generation], k: int, stop_at_eos: bool
 ) -> None:
     drafted = accepted = 0
-    for prompt in PROMPTS:
-        expected, found = generate(prompt, "ar", stop_at_eos), generate(prompt, f"s:{k}", stop_at_eos)
+    for prompt, option in product(PROMPTS, ("", "+partial") if k == 4 else ("",)):
+        expected, found = generate(prompt, "ar", stop_at_eos), generate(prompt, f"s:{k}{option}", stop_at_eos)
         assert found.data == expected.data
         assert found.finish == expected.finish
         drafted += found.stats.drafted
@@ -75,7 +77,7 @@ def test_drafts_never_show_in_the_text(
     if eos_at is not None and eos_at < 4 + count:
         # A token without a byte counts as one of the fifty.
         expected, finish = (TEXT[4:eos_at], "eos") if stop_at_eos else (TEXT[4 : 3 + count], "length")
-    for method in ("ar", f"s:{k}"):
+    for method in ("ar", f"s:{k}", f"s:{k}+partial"):
         runtime = BltRuntime(scripted(tokens, surprising=surprising, misdrafted=misdrafted))
         found = runtime.generate(prompt, count, method=method, stop_at_eos=stop_at_eos)
         assert found.data == expected
@@ -141,6 +143,27 @@ def test_round_makes_at_most_one_encoder_and_global_call(backend: Backend, metho
     assert session.stats.nfe["global"] >= 4
 
 
+def test_round_from_the_open_patch_makes_the_two_calls_of_the_paper(backend: Backend) -> None:
+    session = Session(backend)
+    session.append(encode(b"The quick brown fox", bos=False))
+    states = 4 if backend.config.decoder_input == "encoder" else 0
+    before: dict[str, int] = {}
+    most = []
+    for index, found in enumerate(parse_method("s:4+partial").rounds(session, Sampler())):
+        made = {part: n - before.get(part, 0) for part, n in session.stats.nfe.items()}
+        before = dict(session.stats.nfe)
+        if index:
+            assert made["decoder"] == 1 + 4
+            # Verification reads all patches in one call; there is none to make where the draft has closed none.
+            assert 1 <= made["global"] <= 2
+            assert made["global"] <= made["encoder"] - states <= 2
+            most.append(made["global"])
+            assert found.drafted == 4
+        if index == 12:
+            break
+    assert max(most) == 2
+
+
 def test_autoregression_calls_global_once_per_patch(backend: Backend) -> None:
     runtime = BltRuntime(backend)
     prompt = b"The quick brown fox"
@@ -179,7 +202,7 @@ def test_draft_may_run_past_the_capacity(small_and_expected: tuple[BltRuntime, b
     assert small.generate(b"some words", 30, method=f"s:{k}", stop_at_eos=False).data == expected
 
 
-@pytest.mark.parametrize("text", ["ar", "s:1", "s:8", f"s:{DRAFT_SLACK - 1}"])
+@pytest.mark.parametrize("text", ["ar", "s:1", "s:8", "s:8+partial", f"s:{DRAFT_SLACK - 1}"])
 def test_method_keeps_its_name_when_parsed(text: str) -> None:
     assert parse_method(text).name == text
 
@@ -197,6 +220,12 @@ def test_unknown_method_is_named_with_the_choices(text: str) -> None:
 def test_bad_draft_length_is_named_with_the_range(text: str) -> None:
     with pytest.raises(MethodError, match=rf"found draft length .*, expected 1\.\.{DRAFT_SLACK - 1}"):
         parse_method(text)
+
+
+@pytest.mark.parametrize("options", ["+closed", "+", "+partial+partial", "+block"])
+def test_option_of_self_speculation_is_partial(options: str) -> None:
+    with pytest.raises(MethodError, match=rf"'s:8{re.escape(options)}': found options .*, expected none or partial"):
+        parse_method(f"s:8{options}")
 
 
 def test_argument_of_autoregression_is_refused() -> None:

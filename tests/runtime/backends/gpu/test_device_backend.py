@@ -39,7 +39,18 @@ from fastblt.runtime.measure.audit.ties import TIE_BOUND
 from fastblt.runtime.sequence.session import Session
 
 TEXT = b"In the beginning God created the heaven and the earth. " * 12
-METHODS = ["ar", "s:4", "s:8", "dv:8@one", "dv:8@0.3", "dv:4@one+partial", "d:8@0.7", "d:8@eb1.0", "auto"]
+METHODS = [
+    "ar",
+    "s:4",
+    "s:8",
+    "s:8+partial",
+    "dv:8@one",
+    "dv:8@0.3",
+    "dv:4@one+partial",
+    "d:8@0.7",
+    "d:8@eb1.0",
+    "auto",
+]
 #: One of each kind.
 FEW_METHODS = ["ar", "s:8", "dv:8@one", "d:8@0.7"]
 BYTES = 40
