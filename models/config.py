@@ -275,7 +275,7 @@ class BltConfig:
         """Return the configuration of the same model without a draft decoder; a model that has none is unchanged."""
         if not self.has_draft:
             return self
-        return dataclasses.replace(self, decoder_input="encoder", block_size=0, draft_rank=None)
+        return dataclasses.replace(self, decoder_input="encoder", block_size=0, draft_rank=None, block_latent="closed")
 
     @property
     def graph_stacks(self) -> dict[str, StackConfig]:
