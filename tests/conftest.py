@@ -236,17 +236,34 @@ def bf16_twin(shipped_checkpoint: Path, exported: Callable[..., Path], shared_fi
 
 
 @pytest.fixture(scope="session")
-def tiny_engines(tiny_bundle: Path, shared_files: SharedFiles) -> Path:
-    """`tiny_bundle` with engines that TensorRT-RTX compiled for SM 86 and 89, for 256 and 512 bytes."""
-    pytest.importorskip("tensorrt_rtx")
-    from fastblt.export.engine_compiler import CompileRequest, compile_bundle
-    from fastblt.runtime.bundle.tensorrt_library import load_library
+def compiled_by_command(tiny_bundle: Path, shared_files: SharedFiles) -> Path:
+    """A folder with what ``fastblt compile`` made and printed: `tiny_bundle` with engines for SM 86 and 89, ``stdout``.
+
+    They are for 256 and 512 bytes, and have replaced ``old.engine``.
+    """
+    trt = pytest.importorskip("tensorrt_rtx")
+    from typer.testing import CliRunner
+
+    from fastblt.cli import app
+    from fastblt.runtime.bundle.engines import folder_name
 
     def write(folder: Path) -> None:
-        shutil.copytree(tiny_bundle, folder)
-        compile_bundle(folder, load_library("tensorrt-rtx"), CompileRequest((86, 89), (256, 512)))
+        shutil.copytree(tiny_bundle, folder / "bundle")
+        old = folder / "bundle" / "engines" / folder_name("tensorrt-rtx", trt.__version__, (86, 89))
+        old.mkdir(parents=True)
+        (old / "old.engine").touch()
+        arguments = ["compile", str(folder / "bundle"), "--sm", "86,89", "--max-bytes", "256,512"]
+        result = CliRunner().invoke(app, arguments)
+        assert result.exit_code == 0, result.output
+        (folder / "stdout").write_text(result.stdout, encoding="utf-8")
 
     return shared_files.make("tiny-engines", write)
+
+
+@pytest.fixture(scope="session")
+def tiny_engines(compiled_by_command: Path) -> Path:
+    """`tiny_bundle` with engines that TensorRT-RTX compiled for SM 86 and 89, for 256 and 512 bytes."""
+    return compiled_by_command / "bundle"
 
 
 @pytest.fixture(scope="session")

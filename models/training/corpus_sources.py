@@ -259,7 +259,8 @@ def _bible_documents(path: Path) -> list[Document]:
     documents = []
     with scratch_folder() as folder:
         with _deb_contents(path) as archive:
-            archive.extractall(folder, filter="data")
+            archive.extraction_filter = getattr(tarfile, "data_filter", None)  # since Python 3.11.4
+            archive.extractall(folder)
         modules = SwordModules(f"{folder}/usr/share/sword")
         (module,) = modules.parse_modules()
         bible = modules.get_bible_from_module(module)

@@ -48,23 +48,18 @@ def bundle(tiny_bundle: Path, tmp_path: Path) -> Path:
     return tmp_path / "bundle"
 
 
-def test_compile_prints_every_engine_and_its_size_and_replaces_earlier_ones(tiny_engines: Path, tmp_path: Path) -> None:
+def test_compile_prints_every_engine_and_its_size_and_replaces_earlier_ones(compiled_by_command: Path) -> None:
     trt = pytest.importorskip("tensorrt_rtx")
-    bundle = tmp_path / "bundle"
-    shutil.copytree(tiny_engines, bundle)
-    (folder,) = (bundle / "engines").iterdir()
-    (before,) = folder.glob("global-*.engine")
-    result = run("compile", bundle, "--sm", "86,89", "--max-bytes", "256")
-    assert result.exit_code == 0, result.output
-    assert list((bundle / "engines").iterdir()) == [folder]
+    (folder,) = (compiled_by_command / "bundle" / "engines").iterdir()
     assert folder.name == f"tensorrt-rtx-{trt.__version__}-sm86_89"
     found = load_engine_folder(folder)
     assert found.path == folder
-    assert {path.name for path in folder.iterdir()} == {ENGINES_FILE, *(engine.file for engine in found.engines)}
-    assert not before.exists(), "the engine for 512 bytes is gone"
+    names = {path.name for path in folder.iterdir()}
+    assert names == {ENGINES_FILE, *(engine.file for engine in found.engines)}, "old.engine is gone"
+    stdout = (compiled_by_command / "stdout").read_text(encoding="utf-8")
     for engine in found.engines:
-        assert engine.file in result.stdout
-    assert "SM 86, 89, fp32" in result.stdout
+        assert engine.file in stdout
+    assert "SM 86, 89, fp32" in stdout
 
 
 @pytest.mark.parametrize(

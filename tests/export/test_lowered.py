@@ -82,6 +82,7 @@ def test_old_slots_do_not_matter_when_they_will_be_overwritten(lowered: Path) ->
     np.testing.assert_array_equal(session.score().logits, expected)
 
 
+@pytest.mark.usefixtures("patchers_once")
 @pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16"])
 def test_lowered_graphs_compile_with_tensorrt_rtx_in_every_type(
     small_stacks: Path,

@@ -14,7 +14,7 @@ from properties import THOROUGH
 trt = pytest.importorskip("tensorrt_rtx")
 
 from fastblt.export.bundle_writer import export_bundle  # noqa: E402
-from fastblt.export.engine_compiler import CompileRequest, _Compiler, compile_bundle  # noqa: E402
+from fastblt.export.engine_compiler import CompileRequest, compile_bundle  # noqa: E402
 from fastblt.export.tensorrt_build import TensorRtGraph  # noqa: E402
 from fastblt.models.blt import Blt  # noqa: E402
 from fastblt.models.checkpoint import save_checkpoint  # noqa: E402
@@ -31,6 +31,7 @@ CAPACITY = {"slots": 1024, "pool_slots": 512}
 SMS = (86, 89, 120)
 PARTS = list(GRAPH_FILES)
 LIBRARY = load_library("tensorrt-rtx")
+pytestmark = pytest.mark.usefixtures("patchers_once")
 
 
 @pytest.fixture(scope="module", params=["fp16", "bf16"])
@@ -95,8 +96,8 @@ def test_every_graph_compiles_for_all_targets_without_a_gpu(
     }
 
 
-def two_layers(stack: StackConfig) -> StackConfig:
-    return dataclasses.replace(stack, layers=min(stack.layers, 2))
+def few_layers(stack: StackConfig) -> StackConfig:
+    return dataclasses.replace(stack, layers=min(stack.layers, 2 if THOROUGH else 1))
 
 
 @pytest.mark.slow
@@ -108,10 +109,10 @@ def test_a_cut_of_blt_1b_compiles_for_all_targets_without_a_gpu(
     assert whole.patcher is not None
     config = dataclasses.replace(
         whole,
-        patcher=two_layers(whole.patcher),
-        encoder=two_layers(whole.encoder),
-        global_transformer=two_layers(whole.global_transformer),
-        decoder=two_layers(whole.decoder),
+        patcher=few_layers(whole.patcher),
+        encoder=few_layers(whole.encoder),
+        global_transformer=few_layers(whole.global_transformer),
+        decoder=few_layers(whole.decoder),
         # The tables stay on the host.
         hash=dataclasses.replace(whole.hash, rows=64),
     )
@@ -119,12 +120,15 @@ def test_a_cut_of_blt_1b_compiles_for_all_targets_without_a_gpu(
     bundle = tmp_path / "bundle"
     export_bundle(tmp_path / "checkpoint", bundle, dtype=dtype, verify=False)
     folder = compile_bundle(bundle, LIBRARY, CompileRequest(SMS, (2048,)))
-    report_engines("two layers of blt-1b", folder)
+    report_engines("a cut of blt-1b", folder)
     check_folder(bundle, folder, (2048,))
 
 
 def test_engine_builds_when_hash_tables_are_in_the_graph(
-    shipped_checkpoint: Path, exported: Callable[..., Path], tmp_path: Path
+    shipped_checkpoint: Path,
+    exported: Callable[..., Path],
+    compile_part: Callable[..., EngineFolder],
+    tmp_path: Path,
 ) -> None:
     """The other graphs are those of a bundle with tables on the host, whose engines are built above."""
     host = load_manifest(exported(shipped_checkpoint, dtype="fp16"))
@@ -132,9 +136,8 @@ def test_engine_builds_when_hash_tables_are_in_the_graph(
     manifest = load_manifest(bundle)
     same = [part for part, file in GRAPH_FILES.items() if manifest.files[file] == host.files[file]]
     assert same == ["patcher", "global", "decoder"]
-    request = CompileRequest(SMS, (512,))
-    compiler = _Compiler(bundle, Bundle.open(bundle).config, manifest, LIBRARY, request, tmp_path, print)
-    engine = compiler._build("encoder", print)
+    folder = compile_part(bundle, "encoder", CompileRequest(SMS, (512,)), tmp_path)
+    (engine,) = folder.engines
     assert (engine.slots, engine.pool_slots) == (448, 192)
     check_engine(bundle, tmp_path / engine.file, engine)
 
@@ -164,10 +167,10 @@ def test_nothing_is_left_when_a_request_cannot_be_met(bundle: Path, request_: Co
 
 
 def test_nothing_is_left_when_a_later_graph_cannot_be_compiled(
-    shipped_checkpoint: Path, exported: Callable[..., Path], tmp_path: Path
+    small_stacks: Path, exported: Callable[..., Path], tmp_path: Path
 ) -> None:
     bundle = tmp_path / "bundle"
-    shutil.copytree(exported(shipped_checkpoint, dtype="fp16"), bundle)
+    shutil.copytree(exported(small_stacks, dtype="fp16"), bundle)
     file = bundle / GRAPH_FILES["encoder"]  # the second
     break_operator(file, file)
     manifest = json.loads((bundle / "manifest.json").read_text())

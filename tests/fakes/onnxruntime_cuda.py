@@ -118,4 +118,4 @@ class InferenceSession:
         size = math.prod(shape) * dtype.itemsize
         self.cuda.check(address, size, "device")
         raw = (ctypes.c_uint8 * size).from_address(address)
-        return np.ctypeslib.as_array(raw).view(dtype).reshape(shape)
+        return np.frombuffer(raw, dtype=dtype).reshape(shape)

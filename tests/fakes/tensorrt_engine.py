@@ -48,6 +48,10 @@ class ICudaEngine:
         self._inputs = {value.name: value for value in model.graph.input}
         self._outputs = {value.name: value for value in model.graph.output}
         self.tensors = self._inputs | self._outputs
+        self.sizes = {name: _sizes(value) for name, value in self.tensors.items()}
+        """The sizes of every tensor; those that calls choose are symbols."""
+        self.dtypes = {name: TYPES[value.type.tensor_type.elem_type] for name, value in self.tensors.items()}
+        self.numpy_dtypes = {name: _numpy(kind) for name, kind in self.dtypes.items()}
         options = ort.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = 1
@@ -67,12 +71,11 @@ class ICudaEngine:
         return list(self.tensors)[index]
 
     def get_tensor_dtype(self, name: str) -> DataType:
-        return TYPES[self.tensors[name].type.tensor_type.elem_type]
+        return self.dtypes[name]
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         """Return the shape of a tensor: -1 where calls choose a size, or where it cannot be derived."""
-        dims = self.tensors[name].type.tensor_type.shape.dim
-        return tuple(dim.dim_value if dim.HasField("dim_value") else -1 for dim in dims)
+        return tuple(size if isinstance(size, int) else -1 for size in self.sizes[name])
 
     def get_tensor_mode(self, name: str) -> TensorIOMode:
         inputs = {*self._inputs, *self.header.get("inputs", [])}
@@ -100,13 +103,14 @@ class IExecutionContext:
         self._config = config
         self._addresses: dict[str, int] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
+        self._all_shapes: dict[str, tuple[int, ...]] | None = None
         self._profile: dict[str, list[list[int]]] | None = None
         self._memory = 0
         self._warm = self._captured = False
 
     def _change(self) -> None:
         assert not self._captured, "a context that has been captured must not change"
-        self._warm = False
+        self._warm, self._all_shapes = False, None
 
     def set_device_memory(self, memory: int, size: int) -> None:
         self._change()
@@ -124,9 +128,10 @@ class IExecutionContext:
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         self._change()
         assert self._profile is not None, "no profile has been chosen"
-        dims = self.engine.tensors[name].type.tensor_type.shape.dim
-        fixed = [dim.dim_value if dim.HasField("dim_value") else None for dim in dims]
-        inside = len(fixed) == len(shape) and all(a is None or a == b for a, b in zip(fixed, shape, strict=True))
+        sizes = self.engine.sizes[name]
+        inside = len(sizes) == len(shape) and all(
+            isinstance(known, str) or known == size for known, size in zip(sizes, shape, strict=True)
+        )
         if name in self._profile:
             least, _, most = self._profile[name]
             inside &= all(low <= size <= high for low, size, high in zip(least, shape, most, strict=True))
@@ -150,12 +155,10 @@ class IExecutionContext:
         return self._shapes[name] if name in self._shapes else self._resolved(name)
 
     def _resolved(self, name: str) -> tuple[int, ...]:
-        symbols = {}
+        sizes, symbols = self.engine.sizes, dict[int | str, int]()
         for known, shape in self._shapes.items():
-            dims = self.engine.tensors[known].type.tensor_type.shape.dim
-            symbols |= {dim.dim_param: size for dim, size in zip(dims, shape, strict=True)}
-        dims = self.engine.tensors[name].type.tensor_type.shape.dim
-        return tuple(dim.dim_value if dim.HasField("dim_value") else symbols[dim.dim_param] for dim in dims)
+            symbols.update(zip(sizes[known], shape, strict=True))
+        return tuple(size if isinstance(size, int) else symbols[size] for size in sizes[name])
 
     def is_stream_capturable(self, stream: int) -> bool:
         eager = DynamicShapesKernelSpecializationStrategy.EAGER
@@ -191,7 +194,9 @@ class IExecutionContext:
             self._config.cache.kernels += b"+"
         self._warm = True
         addresses = dict(self._addresses)
-        shapes = {name: self.get_tensor_shape(name) for name in engine.tensors}
+        if self._all_shapes is None:
+            self._all_shapes = {name: self.get_tensor_shape(name) for name in engine.tensors}
+        shapes = self._all_shapes
         cuda.enqueue(stream_handle, lambda: _execute(engine, addresses, shapes))
         return True
 
@@ -199,7 +204,7 @@ class IExecutionContext:
 def _execute(engine: ICudaEngine, addresses: dict[str, int], shapes: dict[str, tuple[int, ...]]) -> None:
     views = {}
     for name, address in addresses.items():
-        dtype = _numpy(engine.get_tensor_dtype(name))
+        dtype = engine.numpy_dtypes[name]
         size = math.prod(shapes[name]) * dtype.itemsize
         engine.cuda.check(address, size, "device")
         raw = (ctypes.c_uint8 * size).from_address(address)
@@ -209,6 +214,11 @@ def _execute(engine: ICudaEngine, addresses: dict[str, int], shapes: dict[str, t
     for name, value in zip(outputs, engine.session.run(outputs, feed), strict=True):
         assert value.shape == shapes[name]
         views[name][...] = value
+
+
+def _sizes(value: onnx.ValueInfoProto) -> tuple[int | str, ...]:
+    dims = value.type.tensor_type.shape.dim
+    return tuple(dim.dim_value if dim.HasField("dim_value") else dim.dim_param for dim in dims)
 
 
 def _without_bf16(model: onnx.ModelProto) -> onnx.ModelProto:

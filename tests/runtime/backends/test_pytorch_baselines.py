@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.utils.cpp_extension  # now: it needs setuptools, which cannot be imported after a search for pip
 from fakes.uncompiled import Uncompiled
 from torch import Tensor
 
