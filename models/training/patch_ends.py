@@ -88,10 +88,12 @@ class PatchEnds:
         found = [np.zeros(0, dtype=np.bool_)]
         for start in range(0, len(data), PIECE):
             begin = max(0, start - before)
-            # BOS of a later piece is out of the window of every byte whose entropy is kept.
-            ids = torch.full((1, 1 + min(len(data), start + PIECE) - begin), BOS_ID)
-            ids[0, 1:] = torch.from_numpy(data[begin : start + PIECE].astype(np.int64) + BYTE_OFFSET)
-            entropies = entropy(self._patcher(ids.to(device)))[0, 1 + start - begin :]
+            rows = 1 + min(len(data), start + PIECE) - begin
+            # BOS of a later piece is out of the window of every byte whose entropy is kept. Windows that fill the
+            # sequence are attended to one by one, others with a mask of all pairs of rows.
+            ids = torch.full((1, rows + -rows % (window or 1)), BOS_ID)
+            ids[0, 1:rows] = torch.from_numpy(data[begin : start + PIECE].astype(np.int64) + BYTE_OFFSET)
+            entropies = entropy(self._patcher(ids.to(device)))[0, 1 + start - begin : rows]
             found.append(ends_by_entropy(entropies, self._rule).cpu().numpy())
         return np.concatenate(found)
 
