@@ -47,6 +47,8 @@ FORMAT = "fastblt-sequence"
 VERSION = "1"
 _TOKENS, _ENDS = "text.tokens", "text.patch_ends"
 _FIELDS = {"format", "version", "model", "backend", "dtype", "max_bytes", "read", "sha256"}
+#: Bytes that a file begins with: how long its header is.
+_LENGTH_BYTES = 8
 #: Bytes of a file beside the state: the header, and what a token and a patch end take.
 _HEADER_BYTES = 2**20
 _TOKEN_BYTES = 16
@@ -147,8 +149,11 @@ def _opened(path: Path) -> Iterator[tuple[BinaryIO, Any]]:
     """
     try:
         with open_regular(path) as file:
-            size = int.from_bytes(file.read(8), "little")
-            most = min(SAFETENSORS_HEADER_BYTES, os.fstat(file.fileno()).st_size - 8)
+            whole = os.fstat(file.fileno()).st_size
+            if whole < _LENGTH_BYTES:
+                raise ValueError(f"found {whole} bytes, expected at least {_LENGTH_BYTES}, the length of the header")
+            size = int.from_bytes(file.read(_LENGTH_BYTES), "little")
+            most = min(SAFETENSORS_HEADER_BYTES, whole - _LENGTH_BYTES)
             if size > most:
                 raise ValueError(f"found a header of {size} bytes, expected at most {most}")
             yield file, json.loads(file.read(size))

@@ -72,13 +72,16 @@ def read_keys(path: Path) -> ApiKeys:
     """Return the keys in a file, one a line.
 
     Raises:
-        ApiKeysError: see `make_keys`, or it is not text.
+        ApiKeysError: see `make_keys`, or it is too large or not text.
         OSError: it cannot be read.
     """
     try:
-        return make_keys(read_text(path, KEYS_BYTES).splitlines(), str(path))
+        text = read_text(path, KEYS_BYTES)
     except UnicodeDecodeError:
         raise ApiKeysError(f"{path}: found bytes that are no UTF-8, expected a key a line") from None
+    except ValueError as error:
+        raise ApiKeysError(f"{path}: {error}") from None
+    return make_keys(text.splitlines(), str(path))
 
 
 def environment_keys() -> ApiKeys:

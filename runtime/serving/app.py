@@ -9,6 +9,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import PlainTextResponse, Response
@@ -28,7 +29,7 @@ from fastblt.runtime.serving.plan import check_model, plan_texts, unknown_model
 from fastblt.runtime.serving.requests import ChatRequest, CompletionRequest
 from fastblt.runtime.serving.schema import ERRORS, describe, stream_of
 from fastblt.runtime.serving.settings import ServingSettings
-from fastblt.runtime.serving.validation import first_error
+from fastblt.runtime.serving.validation import first_error, unreadable
 
 #: Type of Prometheus's text.
 _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -53,6 +54,9 @@ def create_app(source: BltRuntime | Loader, settings: ServingSettings | None = N
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        # The first use of a thread imports AnyIO's event loop, which takes up to half a second in which nothing else is
+        # answered: not during the first stream.
+        await run_in_threadpool(int)
         host.start()
         try:
             yield
@@ -180,6 +184,8 @@ def _add_gates(app: FastAPI, host: ModelHost) -> None:
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:
+        if error.status_code == 400 and error.__cause__ is not None:  # FastAPI could not read the body
+            return await api_error(request, unreadable(error.__cause__))
         code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "invalid_request")
         headers = dict(error.headers or {})
         message = f"{request.method} {request.url.path[:200]}: {error.detail}"

@@ -9,7 +9,7 @@ from fastblt.models.tokens import utf8
 from fastblt.runtime.generation import Prompt
 from fastblt.runtime.serving.answers import Writer, merged_pieces
 from fastblt.runtime.serving.api_error import wrong
-from fastblt.runtime.serving.chat_template import ChatTemplate, ChatTemplateError
+from fastblt.runtime.serving.chat_template import ChatTemplate, ChatTemplateError, LongChatError
 from fastblt.runtime.serving.pieces import ByteLogprob, Piece, in_base64
 from fastblt.runtime.serving.requests import ChatRequest
 
@@ -23,11 +23,13 @@ def prompt_of(body: ChatRequest, template: ChatTemplate, longest: int) -> Prompt
         longest: most bytes that the model has room for.
 
     Raises:
-        ApiError: the template refuses the messages, or they are no UTF-8.
+        ApiError: the template refuses the messages, or they are too long or no UTF-8.
     """
     try:
         prompt = template.render([message.plain() for message in body.messages], longest)
         return utf8(prompt, "messages") if isinstance(prompt, str) else prompt
+    except LongChatError as error:
+        raise wrong("messages", str(error), "context_length_exceeded") from None
     except ChatTemplateError as error:
         raise wrong("messages", str(error), "invalid_messages") from None
     except ValueError as error:

@@ -32,6 +32,10 @@ class ChatTemplateError(ValueError):
     """Reports a template that cannot be used, or that refuses the messages."""
 
 
+class LongChatError(ChatTemplateError):
+    """Reports messages that make a longer prompt than there is room for."""
+
+
 class ChatTemplate:
     """Renders messages.
 
@@ -64,7 +68,8 @@ class ChatTemplate:
             longest: most bytes of the prompt.
 
         Raises:
-            ChatTemplateError: the template fails, refuses the messages, or writes more.
+            LongChatError: the template writes more.
+            ChatTemplateError: it fails, or refuses the messages.
         """
         eos = f"<eos-{secrets.token_hex(16)}>"  # no message can contain it
         parts: list[str] = []
@@ -80,7 +85,9 @@ class ChatTemplate:
                 parts.append(part)
                 length += len(part) - part.count(eos) * len(eos)
                 if length > longest:
-                    raise ChatTemplateError(f"{self.name}: found more than {longest} bytes of prompt, expected fewer")
+                    raise LongChatError(
+                        f"messages: found more than {longest} bytes of prompt, expected at most as many"
+                    )
         except ChatTemplateError:
             raise
         except Exception as error:  # whatever the code of a template raises

@@ -64,14 +64,24 @@ def test_replicas_and_prices_are_printed_and_written(tmp_path: Path, capsys: pyt
 @pytest.mark.parametrize(
     ("rows", "changes", "message"),
     [
-        ([], {}, "found no row of None, expected one of some method"),
+        ([], {}, r"rows: found \[\], expected the rows of a report of"),
         ([row(2, 10.0)], {}, "begin with 1"),
         ([row(1, 10.0, errors={"HTTP 500": 1})], {}, "found errors among the requests"),
         ([row(1, 0.0)], {}, "greater than 0"),
         ([row(1, 10.0, first_byte_ms_p50=None)], {}, "expected a report of"),
         ([row(1, 10.0)], {"prompts": 0}, "greater than 0"),
         ([{"clients": 1}], {}, "expected a report of"),
-        ([row(1, 10.0)], {"rows": 7}, "expected a report of"),
+        ([row(1, 10.0)], {"rows": 7}, "rows: found 7, expected the rows of a report of"),
+        ([row(1, 10.0)], {"rows": [5]}, "endpoint: found 5 without it, expected a report of"),
+        ([row(1, 10.0)], {"device": None}, "cpu: found None without it, expected a report of"),
+        ([row(1, -5.0)], {}, "bytes_per_s: found -5.0, expected a report of .* greater than 0"),
+        ([row(1, 1e300)], {}, "bytes_per_s: found 1e[+]300, expected .* at most 1e[+]12"),
+        ([row(1, 10.0, bytes_per_s="fast")], {}, "bytes_per_s: found 'fast', expected a report of .* with a number"),
+        (
+            [row(10**300, 10.0, first_byte_ms_p50=1.0)],
+            {},
+            "clients: found 'an integer of 997 bits', expected",
+        ),
     ],
 )
 def test_other_files_are_refused_by_name(

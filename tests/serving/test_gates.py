@@ -20,6 +20,7 @@ import httpx
 import pytest
 from fakes.served import error_of, serve, wait_until
 
+from fastblt.models.limits import KEYS_BYTES
 from fastblt.runtime.blt_runtime import BltRuntime
 from fastblt.runtime.serving.api_keys import ApiKeysError, environment_keys, exposure, make_keys, read_keys
 from fastblt.runtime.serving.json_log import JsonFormatter
@@ -104,6 +105,9 @@ def test_files_of_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             read_keys(file)
         assert str(file) in str(found.value)
         assert not content or content not in str(found.value)
+    file.write_text("x" * (KEYS_BYTES + 1))
+    with pytest.raises(ApiKeysError, match=f"^{file}: found {KEYS_BYTES + 1} bytes, expected at most {KEYS_BYTES}$"):
+        read_keys(file)
     monkeypatch.setenv("FASTBLT_API_KEYS", f"{KEY},another-key-0123456789")
     assert len(environment_keys().digests) == 2
     monkeypatch.delenv("FASTBLT_API_KEYS")

@@ -73,6 +73,31 @@ def test_completions_that_cannot_be(served: Any, fields: dict[str, Any], param: 
 
 
 @pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"stop": ["a"] * 5}, "stop: found ['a', 'a', 'a', 'a', 'a'], list should have at most 4 items"),
+        ({"stop": ["a", ""]}, "stop[1]: found '', string should have at least 1 character"),
+        ({"prompt": [1, 256]}, "prompt[1]: found 256, expected less than or equal to 255"),
+        ({"prompt": [[1], [-1]]}, "prompt[1][0]: found -1, expected greater than or equal to 0"),
+        ({"prompt": []}, "prompt: found [], list should have at least 1 item"),
+        ({"prompt": ["a", 1]}, "prompt[1]: found 1, expected a valid string"),
+        ({"prompt": 5}, "prompt: found 5, expected a valid string"),
+        ({"logit_bias": {"300": 1}}, "logit_bias.300.[key]: found '300', expected a byte value from 0 to 255"),
+    ],
+)
+def test_messages_are_about_the_type_that_fits_best(served: Any, fields: dict[str, Any], message: str) -> None:
+    error = error_of(served.http.post("/v1/completions", json={"prompt": "a", "max_tokens": 2, **fields}))
+    assert error["message"].startswith(message)
+
+
+def test_a_chat_that_is_too_long(served: Any) -> None:
+    chat = {"messages": [{"role": "user", "content": "a" * 5000}]}
+    error = error_of(served.http.post("/v1/chat/completions", json=chat))
+    assert (error["param"], error["code"]) == ("messages", "context_length_exceeded")
+    assert error["message"].startswith("messages: found more than")
+
+
+@pytest.mark.parametrize(
     ("fields", "param", "code"),
     [
         ({"messages": []}, "messages", "invalid_value"),
@@ -140,7 +165,9 @@ def test_values_that_ask_for_nothing_are_accepted(served: Any) -> None:
 def test_bodies_that_are_no_request(served: Any, body: bytes) -> None:
     for path in ("/v1/completions", "/v1/chat/completions"):
         response = served.http.post(path, content=body, headers={"Content-Type": "application/json"})
-        error_of(response)
+        error = error_of(response)
+        assert "found" in error["message"] or "not JSON (" in error["message"]
+        assert "expected" in error["message"]
 
 
 def test_a_form_is_no_request(served: Any) -> None:

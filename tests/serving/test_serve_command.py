@@ -105,6 +105,27 @@ def test_a_model_that_writes_something_else_is_not_ready(tiny_bundle: Path, monk
         model_host.known_text(runtime, "auto")
 
 
+def test_a_server_that_listens_has_imported_what_streams_need() -> None:
+    program = """
+import asyncio, sys, threading
+from fastblt.runtime.serving.app import create_app
+
+async def main():
+    asked = threading.Event()
+    def load():
+        asked.wait()
+        raise ValueError("none")
+    app = create_app(load)
+    async with app.router.lifespan_context(app):
+        print("anyio._backends._asyncio" in sys.modules, flush=True)
+        asked.set()
+
+asyncio.run(main())
+"""
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert found.stdout == "True\n", found.stderr
+
+
 def test_the_known_text_can_be_asked_for_again(runtime: BltRuntime) -> None:
     with serve(runtime) as served:
         asyncio.run(served.host.reproduce())

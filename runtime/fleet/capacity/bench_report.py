@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
 from fastblt.models.reading import read_json
-from fastblt.runtime.fleet.capacity.figures import FiguresError, ReplicaFigures
+from fastblt.models.shown import shown
+from fastblt.runtime.fleet.capacity.figures import LARGEST, FiguresError, ReplicaFigures
+
+#: What is read.
+_REPORT = "report of `fastblt bench --url --json`"
 
 
 def read_report(path: Path, places: int, price_per_hour: float, method: str | None = None) -> ReplicaFigures:
@@ -25,35 +28,50 @@ def read_report(path: Path, places: int, price_per_hour: float, method: str | No
     Raises:
         FiguresError: it is no such report, or describes no replica.
     """
-    data = read_json(path, FiguresError, "a report of `fastblt bench --url --json`")
+    data = read_json(path, FiguresError, f"a {_REPORT}")
     try:
-        found = [row for row in data["rows"] if row["endpoint"] == data["rows"][0]["endpoint"]]
-        names = [row["method"] for row in found]
-        wanted = names[0] if method is None and names else method
-        rows = sorted((row for row in found if row["method"] == wanted), key=lambda row: int(row["clients"]))
-        if not rows:
-            known = ", ".join(str(name) for name in dict.fromkeys(names))
-            raise FiguresError(f"{path}: found no row of {wanted}, expected one of {known or 'some method'}")
-        if any(row["errors"] for row in rows):
-            raise FiguresError(f"{path}: found errors among the requests, expected a report without any")
-        prompt = _positive(data["prompt_bytes"]) / _positive(data["prompts"])
-        reading = prompt / _positive(rows[0]["first_byte_ms_p50"]) * 1e3
+        rows = _rows(data, method)
+        wanted = rows[0].get("method") or "default method"
+        prompt = _figure(data, "prompt_bytes") / _figure(data, "prompts")
         return ReplicaFigures(
-            tuple(int(row["clients"]) for row in rows),
-            tuple(_positive(row["bytes_per_s"]) for row in rows),
-            reading,
+            tuple(int(_figure(row, "clients")) for row in rows),
+            tuple(_figure(row, "bytes_per_s") for row in rows),
+            prompt / _figure(rows[0], "first_byte_ms_p50") * 1e3,
             places,
             price_per_hour,
-            f"{path.name}, {wanted or 'default method'}, asked from {data['device']['cpu']}",
+            f"{path.name}, {wanted}, asked from {_field(_field(data, 'device'), 'cpu')}",
         )
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        if isinstance(error, FiguresError):
-            raise FiguresError(f"{path}: {error}" if str(path) not in str(error) else str(error)) from None
-        raise FiguresError(f"{path}: found {error!r}, expected a report of `fastblt bench --url --json`") from None
+    except FiguresError as error:
+        raise FiguresError(f"{path}: {error}") from None
 
 
-def _positive(value: Any) -> float:
-    found = float(value)
-    if not 0 < found < math.inf:
-        raise FiguresError(f"found {value}, expected a figure greater than 0")
-    return found
+def _rows(data: Any, method: str | None) -> list[Any]:
+    """Return the rows of the first server and of one method, by the number of clients."""
+    rows = _field(data, "rows")
+    if not isinstance(rows, list) or not rows:
+        raise FiguresError(f"rows: found {shown(rows)}, expected the rows of a {_REPORT}")
+    found = [row for row in rows if _field(row, "endpoint") == _field(rows[0], "endpoint")]
+    names = [_field(row, "method") for row in found]
+    wanted = names[0] if method is None else method
+    taken = [row for row in found if row["method"] == wanted]
+    if not taken:
+        known = ", ".join(dict.fromkeys(str(name) for name in names))
+        raise FiguresError(f"method: found no row of {wanted}, expected one of {known}")
+    if any(_field(row, "errors") for row in taken):
+        raise FiguresError("found errors among the requests, expected a report without any")
+    return sorted(taken, key=lambda row: _figure(row, "clients"))
+
+
+def _field(found: Any, name: str) -> Any:
+    if not isinstance(found, dict) or name not in found:
+        raise FiguresError(f"{name}: found {shown(found)} without it, expected a {_REPORT}")
+    return found[name]
+
+
+def _figure(found: Any, name: str) -> float:
+    value = _field(found, name)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= LARGEST:
+        raise FiguresError(
+            f"{name}: found {shown(value)}, expected a {_REPORT} with a number greater than 0 and at most {LARGEST:g}"
+        )
+    return float(value)

@@ -44,7 +44,7 @@ class ReplicaFigures:
         same = len(self.streams) == len(self.bytes_per_second)
         _expect(same, "bytes_per_second", self.bytes_per_second, f"as many figures as streams: {len(self.streams)}")
         for rate in (*self.bytes_per_second, self.prompt_bytes_per_second):
-            _expect(0 < rate <= LARGEST, "bytes a second", rate, "more than 0")
+            _expect(0 < rate <= LARGEST, "bytes a second", rate, f"more than 0 and at most {LARGEST:g}")
         _expect(1 <= self.places <= LARGEST, "places", self.places, "at least 1")
         _expect(0 <= self.price_per_hour <= LARGEST, "price_per_hour", self.price_per_hour, "at least 0")
 

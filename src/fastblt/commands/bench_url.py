@@ -47,21 +47,27 @@ def read_prompts(path: Path) -> list[str]:
     """Return the prompts in a file: a list of strings in a ``.json`` file, else every line that is not empty.
 
     Raises:
-        ValueError: there are none, or it is not UTF-8.
+        ValueError: there are none, or it is too large or not UTF-8.
         OSError: it cannot be read.
     """
-    try:
-        if path.suffix == ".json":
-            found = read_json(path, ValueError, "a list of prompts")
-        else:
-            found = [line for line in read_text(path, JSON_BYTES).splitlines() if line.strip()]
-    except UnicodeDecodeError:
-        raise ValueError(f"{path}: found bytes that are no UTF-8, expected text") from None
+    if path.suffix == ".json":
+        found = read_json(path, ValueError, "a list of prompts")
+    else:
+        found = _lines(path)
     if not isinstance(found, list) or not found or not all(isinstance(each, str) and each for each in found):
         raise ValueError(f"{path}: found no list of prompts, expected at least one text")
     if any("\ud800" <= character <= "\udfff" for each in found for character in each):
         raise ValueError(f"{path}: found half of a character, which no request can have, expected text")
     return found
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return [line for line in read_text(path, JSON_BYTES).splitlines() if line.strip()]
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: found bytes that are no UTF-8, expected text") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def as_texts(prompts: Sequence[bytes]) -> list[str]:

@@ -206,7 +206,8 @@ def test_damaged_file_is_refused_or_the_same(
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        (b"", "found a header of 0 bytes, expected at most -8"),
+        (b"", "found 0 bytes, expected at least 8"),
+        (b"1234567", "found 7 bytes, expected at least 8"),
         (b"\xff" * 8 + b"{}", "found a header of 18446744073709551615 bytes, expected at most 2"),
         (b"\x02" + bytes(7) + b"{}", "found metadata None, expected strings by name"),
         (b"\x02" + bytes(7) + b"[[", "Expecting"),
