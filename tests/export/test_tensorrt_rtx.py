@@ -10,9 +10,13 @@ import onnx
 import pytest
 from onnx import numpy_helper
 from properties import THOROUGH
+from shared_files import SharedFiles
 
 trt = pytest.importorskip("tensorrt_rtx")
 
+from fastblt.calibration.bundle_quantizer import Quantizer, Recipe, layers_of  # noqa: E402
+from fastblt.calibration.precision import parse_scheme  # noqa: E402
+from fastblt.calibration.sensitivity import assignment, groups_of  # noqa: E402
 from fastblt.export.bundle_writer import export_bundle  # noqa: E402
 from fastblt.export.engine_compiler import CompileRequest, compile_bundle  # noqa: E402
 from fastblt.export.tensorrt_build import TensorRtGraph  # noqa: E402
@@ -298,3 +302,34 @@ def test_error_names_node_and_operator_when_a_graph_is_not_for_tensorrt(bundle: 
 def test_error_is_the_compilers_when_caches_have_no_fixed_size(bundle: Path) -> None:
     with pytest.raises(TensorRtError, match="static sequence length"):
         TensorRtGraph(LIBRARY, bundle / GRAPH_FILES["decoder"], {})
+
+
+@pytest.fixture(scope="module")
+def draft_bundle(make_model: Callable[..., Blt], shared_files: SharedFiles, exported: Callable[..., Path]) -> Path:
+    """The shipped sizes with one layer a stack, and a draft decoder."""
+    config = preset("blt-d-8m")
+    stacks = {name: getattr(config, name) for name in ("patcher", "encoder", "global_transformer", "decoder")}
+    cut = {name: dataclasses.replace(stack, layers=1) for name, stack in stacks.items()}
+    model = make_model(dataclasses.replace(config, **cut, decoder_input="mixed", draft_rank=4))
+    checkpoint = shared_files.make("mixed-small-stacks", lambda folder: save_checkpoint(folder, model))
+    return exported(checkpoint, dtype="fp16")
+
+
+@pytest.mark.parametrize("scheme", ["", "w4"])
+def test_draft_decoder_compiles_for_all_targets_with_the_decoders_caches_in_place(
+    draft_bundle: Path, scheme: str, tmp_path: Path
+) -> None:
+    bundle = draft_bundle
+    if scheme:
+        bundle = tmp_path / "quantized"
+        bundle.mkdir()
+        chosen = parse_scheme(scheme)
+        groups = groups_of(list(layers_of(draft_bundle, ["draft"])), chosen)
+        quantizer = Quantizer(draft_bundle, draft_bundle, None, Recipe())
+        quantizer.write(bundle, assignment([(group, chosen.precision) for group in groups]))
+    opened = Bundle.open(bundle)
+    compiler = _Compiler(bundle, opened.config, opened.manifest, LIBRARY, CompileRequest(SMS, (512,)), tmp_path, print)
+    engine = compiler._build("draft", print)
+    assert {"slots": engine.slots, "pool_slots": 0} == compiler._sizes("decoder")
+    assert len(engine.aliases) == 2 * opened.config.decoder.layers
+    check_engine(bundle, tmp_path / engine.file, engine)

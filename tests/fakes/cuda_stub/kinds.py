@@ -11,7 +11,7 @@ class Kind:
     """Describes one kind of bundle.
 
     Attributes:
-        base: model that is exported: ``embedding`` (BLT-D) or ``encoder`` (BLT).
+        base: model that is exported: ``embedding`` (BLT-D), ``encoder`` (BLT) or ``mixed`` (BLT with a draft decoder).
         options: of `export_bundle`.
         scheme: of quantization; empty: none.
         documents: whether the model has document masks.
@@ -25,8 +25,13 @@ class Kind:
     @property
     def methods(self) -> list[str]:
         """Return what the model can be decoded with."""
-        blocks = ["dv:4@one", "d:4@0.7"] if self.base == "embedding" else []
+        blocks = ["dv:4@one", "d:4@0.7"] if self.base != "encoder" else []
         return ["ar", "s:8", *blocks, "auto"]
+
+    @property
+    def parts(self) -> set[str]:
+        """Return the parts that have a graph."""
+        return {"patcher", "encoder", "global", "decoder", *(["draft"] if self.base == "mixed" else [])}
 
     @property
     def tables_on_host(self) -> bool:
@@ -53,4 +58,7 @@ KINDS = {
     "blt-fp16-w4": Kind("encoder", {"dtype": "fp16"}, "w4"),
     "blt-fp16-tables-inside": Kind("encoder", {"dtype": "fp16", **_INSIDE}),
     "blt-fp16-documents": Kind("encoder", {"dtype": "fp16"}, documents=True),
+    "mixed-fp16": Kind("mixed", {"dtype": "fp16"}),
+    "mixed-fp16-w4": Kind("mixed", {"dtype": "fp16"}, "w4"),
+    "mixed-fp16-lowered-inside": Kind("mixed", {"dtype": "fp16", **_LOWERED, **_INSIDE}),
 }

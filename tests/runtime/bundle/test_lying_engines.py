@@ -133,6 +133,23 @@ def test_engines_of_another_bundle_are_one_error(bundle: Path, lie: str) -> None
     assert error_of(load, bundle).startswith(str(folder))
 
 
+def test_engine_of_drafts_that_cannot_share_the_decoders_caches_is_refused(
+    compiled: Callable[..., Path], tiny_mixed_checkpoint: Path, tmp_path: Path
+) -> None:
+    bundle = linked(compiled(tiny_mixed_checkpoint), tmp_path / "mixed")
+    (folder,) = engine_folders(bundle)
+    found = {engine.part: engine.slots for engine in load_engine_folder(folder).engines}
+    assert found["draft"] == found["decoder"]
+    wider = found["draft"] + 64
+
+    def widen(data: Data) -> None:
+        next(engine for engine in data["engines"] if engine["part"] == "draft").update(slots=wider, least_slots=wider)
+
+    change(folder / ENGINES_FILE, widen)
+    shared = f"{found['decoder']} to {found['decoder']}: it shares the decoder's"
+    assert f"found caches of {wider} to {wider} slots, expected {shared}" in error_of(load, bundle)
+
+
 @pytest.mark.parametrize("name", [ENGINES_FILE, "decoder"])
 @pytest.mark.parametrize("what", ["pipe", "device", "link"])
 def test_what_is_no_file_of_the_folder_is_refused(bundle: Path, name: str, what: str) -> None:

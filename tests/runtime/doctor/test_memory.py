@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -23,15 +24,15 @@ from fastblt.runtime.bundle.bundle import Bundle
 from fastblt.runtime.bundle.engines import engine_folders, load_engine_folder
 from fastblt.runtime.bundle.manifest import load_manifest
 from fastblt.runtime.doctor.engine_memory import engine_memory
-from fastblt.runtime.doctor.memory import graph_of, weight_bytes
+from fastblt.runtime.doctor.memory import exported_shapes, graph_of, weight_bytes
 
 
 @pytest.mark.parametrize("max_bytes", [1, 200, 4096])
-@pytest.mark.parametrize("decoder_input", ["embedding", "encoder"])
+@pytest.mark.parametrize("name", ["tiny_bundle", "tiny_encoder_bundle", "tiny_mixed_bundle"])
 def test_buffers_are_those_that_the_backend_allocates_on_the_device(
-    request: pytest.FixtureRequest, decoder_input: str, max_bytes: int, monkeypatch: pytest.MonkeyPatch
+    request: pytest.FixtureRequest, name: str, max_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bundle: Path = request.getfixturevalue("tiny_bundle" if decoder_input == "embedding" else "tiny_encoder_bundle")
+    bundle: Path = request.getfixturevalue(name)
     cuda = FakeCuda()
     monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", cuda)
     backend = loading.load_onnxruntime(bundle, "cuda", max_bytes, ort=FakeOnnxRuntime(cuda))
@@ -44,8 +45,11 @@ def test_buffers_are_those_that_the_backend_allocates_on_the_device(
     assert sum(small.values()) <= sum(device_buffers(backend.config, "fp32", max_bytes).values())
 
 
-def test_memory_of_engines_is_what_the_backend_allocates(compiled: Callable[..., Path], tiny_checkpoint: Path) -> None:
-    bundle = compiled(tiny_checkpoint)
+@pytest.mark.parametrize("name", ["tiny_checkpoint", "tiny_mixed_checkpoint"])
+def test_memory_of_engines_is_what_the_backend_allocates(
+    request: pytest.FixtureRequest, compiled: Callable[..., Path], name: str
+) -> None:
+    bundle = compiled(request.getfixturevalue(name))
     (path,) = engine_folders(bundle)
     folder, opened = load_engine_folder(path), Bundle.open(bundle)
     found = engine_memory(folder, opened.config, opened.manifest)
@@ -75,11 +79,19 @@ def test_caches_of_16_bits_take_half_and_the_patchers_stay(tiny_config: BltConfi
     assert all(2 * narrow[part] == wide[part] for part in ("encoder", "global", "decoder"))
 
 
-def test_weights_are_the_initializers_of_each_graph(tiny_bundle: Path, tiny_config: BltConfig) -> None:
-    shapes = expected_shapes(tiny_config)
-    for part, spec in load_manifest(tiny_bundle).graphs.items():
-        names = {name.removesuffix(".T") for name in ir.load(tiny_bundle / spec.file).graph.initializers}
-        assert names & set(shapes) == {name for name in shapes if graph_of(name) == part}
+@pytest.mark.parametrize(
+    ("config", "bundle"), [("tiny_config", "tiny_bundle"), ("tiny_mixed_config", "tiny_mixed_bundle")]
+)
+def test_weights_are_the_initializers_of_each_graph(request: pytest.FixtureRequest, config: str, bundle: str) -> None:
+    shapes = exported_shapes(expected_shapes(request.getfixturevalue(config)))
+    folder: Path = request.getfixturevalue(bundle)
+    for part, spec in load_manifest(folder).graphs.items():
+        found = {
+            name.removesuffix(".T"): value.shape
+            for name, value in ir.load(folder / spec.file).graph.initializers.items()
+        }
+        assert found.keys() & shapes.keys() == {name for name in shapes if graph_of(name) == part}
+        assert all(math.prod(found[name]) == math.prod(shapes[name]) for name in found.keys() & shapes.keys())
 
 
 def test_a_box_needs_a_third_of_the_published_checkpoint() -> None:

@@ -22,17 +22,19 @@ from fastblt.runtime.sequence.session import Session
 TEXT = np.random.default_rng(7).bytes(990)
 
 
-@pytest.fixture(params=["BLT-D engines", "BLT engines", "BLT sessions"])
+@pytest.fixture(params=["BLT-D engines", "BLT engines", "BLT sessions", "mixed engines"])
 def backend(
     request: pytest.FixtureRequest,
     compiled: Callable[..., Path],
     tiny_checkpoint: Path,
     tiny_encoder_checkpoint: Path,
+    tiny_mixed_checkpoint: Path,
     gpu: FakeCuda,
 ) -> DeviceBackend:
     """Two slots for texts that are longer than the windows."""
     model, kind = request.param.split()
-    bundle = compiled(tiny_checkpoint) if model == "BLT-D" else compiled(tiny_encoder_checkpoint, hash_tables="graph")
+    checkpoint = {"BLT-D": tiny_checkpoint, "BLT": tiny_encoder_checkpoint, "mixed": tiny_mixed_checkpoint}[model]
+    bundle = compiled(checkpoint) if model == "BLT-D" else compiled(checkpoint, hash_tables="graph")
     if kind == "engines":
         return loading.load_tensorrt(bundle, "tensorrt-rtx", 1000, sequences=2)
     return loading.load_onnxruntime(bundle, "cuda", 1000, ort=FakeOnnxRuntime(gpu), sequences=2)
