@@ -96,6 +96,25 @@ def test_memory_is_told_for_every_type_and_for_max_bytes(tiny_checkpoint: Path, 
     assert facts.memory[0].tables == pytest.approx(bundle.tables, abs=1000)
 
 
+def test_draft_decoder_is_described(tiny_mixed_checkpoint: Path, tiny_mixed_bundle: Path) -> None:
+    """A checkpoint has matrices of low rank, of which its bundle has the full ones."""
+    text = inspect(tiny_mixed_checkpoint)
+    assert "mixed, blocks of up to 4 bytes" in text
+    assert "the decoder's matrices and products of rank 3" in text
+    assert "matrices of its own" in inspect(tiny_mixed_bundle)
+    checkpoint, bundle = (read_facts(str(path), 1000) for path in (tiny_mixed_checkpoint, tiny_mixed_bundle))
+    before, after = checkpoint.memory[0], bundle.memory[0]
+    assert list(before.weights) == list(after.weights) == ["patcher", "encoder", "global", "decoder", "draft"]
+    for part, size in before.weights.items():
+        assert size < after.weights[part] < size + 200_000
+    assert before.buffers == after.buffers
+    assert checkpoint.traffic_gb == bundle.traffic_gb
+    assert list(bundle.traffic_gb) == ["ar", "s:8"]  # the paper's blocks have 8 bytes
+    counts = count_parameters(checkpoint.config)
+    assert row(text, "draft ").startswith("draft 2 32 ")
+    assert checkpoint.stored["draft"].bytes == 4 * counts.draft
+
+
 def test_bytes_of_a_sequence_are_those_that_it_takes(tiny_checkpoint: Path, tiny_bundle: Path) -> None:
     for max_bytes in (300, 1000):
         facts = read_facts(str(tiny_bundle), max_bytes)

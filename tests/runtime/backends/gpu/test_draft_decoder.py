@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fakes.cuda import FakeCuda
+from fakes.cuda import FakeCuda, Status
 from fakes.onnxruntime_cuda import FakeOnnxRuntime
 
 from fastblt.models.tokens import MASK_ID, encode
@@ -16,6 +16,7 @@ from fastblt.runtime.backends.cpu.backend import OnnxRuntimeBackend
 from fastblt.runtime.backends.gpu import loading
 from fastblt.runtime.backends.gpu.backend import DeviceBackend
 from fastblt.runtime.backends.gpu.warm_up import Step
+from fastblt.runtime.backends.graph_error import GraphError
 from fastblt.runtime.backends.protocol import Progress
 from fastblt.runtime.blt_runtime import BltRuntime
 from fastblt.runtime.sequence.session import Session
@@ -105,6 +106,16 @@ def test_block_is_one_launch_and_one_wait_without_an_encoder(
     assert session.stats.nfe - calls == {"draft": 10}
     assert gpu.launches - launches == (10 if engines else 0)
     assert gpu.allocations.keys() == allocations.keys()
+
+
+def test_block_that_fails_names_its_graph(
+    load_mixed: LoadMixed, gpu: FakeCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    masked = np.full(4, MASK_ID, dtype=np.int64)
+    with session_after(load_mixed(), TEXT[:50]) as session:
+        monkeypatch.setattr(gpu, "cudaStreamSynchronize", lambda *arguments: (Status.cudaErrorInvalidValue,))
+        with pytest.raises(GraphError, match=r"^draft\.onnx: failed while it ran \(cudaStreamSynchronize"):
+            session.draft_with_block(masked)
 
 
 def test_rows_of_text_are_the_same_whatever_a_block_has_left(load_mixed: LoadMixed) -> None:
