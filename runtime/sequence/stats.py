@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from fastblt.models.config import BltConfig
 from fastblt.models.parameters import count_parameters
@@ -55,7 +55,8 @@ class RunStats:
 
     def estimated_gb(self, config: BltConfig) -> float:
         """Return the weight traffic in GB by the formula of arXiv 2605.08044: 16-bit weights, no patcher, no caches."""
-        parts = count_parameters(config)
+        # Matrices of low rank are part of full ones where they are run.
+        parts = count_parameters(replace(config, draft_rank=None))
         decoder = self.nfe["decoder"] * parts.decoder
         encoder = self.nfe["encoder"] * parts.encoder + self.nfe["global"] * parts.global_transformer
         draft = self.nfe["draft"] * parts.draft

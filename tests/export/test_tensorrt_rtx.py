@@ -24,6 +24,7 @@ from fastblt.models.blt import Blt  # noqa: E402
 from fastblt.models.checkpoint import save_checkpoint  # noqa: E402
 from fastblt.models.config import StackConfig  # noqa: E402
 from fastblt.models.presets import preset  # noqa: E402
+from fastblt.runtime.backends.gpu.sliding import cache_slots  # noqa: E402
 from fastblt.runtime.bundle.bundle import Bundle  # noqa: E402
 from fastblt.runtime.bundle.engines import EngineFolder, EngineSpec, ShapeProfile, load_engine_folder  # noqa: E402
 from fastblt.runtime.bundle.manifest import GRAPH_FILES, GraphSpec, load_manifest, sha256_of  # noqa: E402
@@ -317,7 +318,7 @@ def draft_bundle(make_model: Callable[..., Blt], shared_files: SharedFiles, expo
 
 @pytest.mark.parametrize("scheme", ["", "w4"])
 def test_draft_decoder_compiles_for_all_targets_with_the_decoders_caches_in_place(
-    draft_bundle: Path, scheme: str, tmp_path: Path
+    draft_bundle: Path, scheme: str, compile_part: Callable[..., EngineFolder], tmp_path: Path
 ) -> None:
     bundle = draft_bundle
     if scheme:
@@ -327,9 +328,8 @@ def test_draft_decoder_compiles_for_all_targets_with_the_decoders_caches_in_plac
         groups = groups_of(list(layers_of(draft_bundle, ["draft"])), chosen)
         quantizer = Quantizer(draft_bundle, draft_bundle, None, Recipe())
         quantizer.write(bundle, assignment([(group, chosen.precision) for group in groups]))
-    opened = Bundle.open(bundle)
-    compiler = _Compiler(bundle, opened.config, opened.manifest, LIBRARY, CompileRequest(SMS, (512,)), tmp_path, print)
-    engine = compiler._build("draft", print)
-    assert {"slots": engine.slots, "pool_slots": 0} == compiler._sizes("decoder")
-    assert len(engine.aliases) == 2 * opened.config.decoder.layers
+    (engine,) = compile_part(bundle, "draft", CompileRequest(SMS, (512,)), tmp_path).engines
+    decoder = Bundle.open(bundle).config.decoder
+    assert (engine.part, engine.slots) == ("draft", cache_slots(decoder, 512))
+    assert len(engine.aliases) == 2 * decoder.layers
     check_engine(bundle, tmp_path / engine.file, engine)

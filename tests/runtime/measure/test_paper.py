@@ -72,6 +72,16 @@ def test_estimates_leave_out_what_a_model_cannot_run_and_encode_every_byte_where
         estimates(plain, ["s:5"])
 
 
+def test_estimates_count_the_steps_of_a_draft_decoder_at_its_full_size(config: BltConfig) -> None:
+    drafting = dataclasses.replace(config, decoder_input="mixed", block_size=16, draft_rank=8)
+    found = {each.point.method: each for each in estimates(drafting)}
+    assert tuple(found) == SHORT_LIST
+    assert found["d:8@0.7"].calls == {"decoder": 64, "encoder": 64, "draft": 187, "global": 64}
+    assert found["dv:8@one"].calls == {"decoder": 69, "encoder": 69, "draft": 69, "global": 69}
+    full = {each.point.method: each.gb for each in estimates(dataclasses.replace(drafting, draft_rank=None))}
+    assert {method: each.gb for method, each in found.items()} == full
+
+
 def test_estimates_use_the_patches_that_a_model_can_have(config: BltConfig) -> None:
     bytewise = dataclasses.replace(config, patcher=None, patching=PatchingConfig(mode="static", max_patch_length=1))
     assert estimates(bytewise, ["ar"])[0].calls["global"] == 512
