@@ -22,6 +22,8 @@ class Score:
     """The continuation, n bytes."""
     logprobs: NDArray[np.float64]
     """float64 [n]: natural logarithm of the probability of each byte given everything before it."""
+    greedy: NDArray[np.bool_]
+    """bool [n]: whether no token is more likely there; where all are True, greedy text begins with the continuation."""
 
     @property
     def total(self) -> float:

@@ -9,7 +9,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fastblt.models.tokens import BOS_ID, decode, encode
 from fastblt.runtime.backends.protocol import CapacityError, Ids
@@ -144,7 +143,7 @@ class TextMaker(ABC):
         return self._whole(lambda: self._start(wanted, stream=False), read)
 
     def score(self, prompt: Prompt, continuation: bytes | str) -> Score:
-        """Return the log-probability of each byte of a continuation, given the prompt and the bytes before it.
+        """Return how likely each byte of a continuation is, given the prompt and the bytes before it.
 
         The model reads the given text; nothing is drafted, so the figures are the model's own. A runtime reads it from
         its beginning: the last bits of a row depend on how many are computed together, and the figures should not
@@ -164,7 +163,7 @@ class TextMaker(ABC):
         if not isinstance(continuation, str | bytes):
             raise ValueError(f"continuation: found {type(continuation).__name__}, expected bytes or text")
         before, after = prompt_ids(prompt), encode(continuation, bos=False)
-        return Score(decode(after), self._call(lambda: self._score(before, after)))
+        return self._call(lambda: self._score(before, after))
 
     def _check(
         self,
@@ -190,17 +189,20 @@ class TextMaker(ABC):
             lease.held = False  # the traceback refers to it
             raise
 
-    def _score(self, before: Ids, after: Ids) -> NDArray[np.float64]:
-        """Return the log-probabilities of the tokens ``after``, float64 [n]."""
+    def _score(self, before: Ids, after: Ids) -> Score:
+        """Return how likely the tokens ``after`` are."""
         text = self._with_prompt(before, len(after), "a continuation of ")
         read = text[: max(1, len(text) - 1)]  # the row of the last one is the first that is wanted
         owner = self._owner()
 
-        def scored(session: Session) -> NDArray[np.float64]:
+        def scored(session: Session) -> Score:
             if owner is None:
                 session.spoil()
             session.begin(read, RunStats())
-            return score_tokens(session, np.concatenate([text, after]), len(text))
+            best: list[Ids] = [np.empty(0, dtype=np.int64)]
+            ids = np.concatenate([text, after])
+            logprobs = score_tokens(session, ids, len(text), lambda rows: best.append(rows.best.copy()))
+            return Score(decode(after), logprobs, np.concatenate(best) == after)
 
         return self._pool.lease(text[:1] if owner is None else read, owner).use(scored)
 

@@ -26,6 +26,7 @@ COMMANDS = {
     "bench": "Measure the speed of decoding methods, or of a server.",
     "audit": "Check that every method writes the bytes it has to write.",
     "eval": "Measure how well a bundle predicts text, and what it generates.",
+    "lm-eval": "Run lm-evaluation-harness over a bundle.",
     "inspect": "Describe a checkpoint or a bundle.",
     "quantize": "Make a bundle smaller, and measure what that costs.",
     "convert": "Write a checkpoint in another layout.",
@@ -53,7 +54,7 @@ def _complete(module: Any, name: str, summary: str) -> Any:
     made = typer.Typer(name=name, help=summary, **_PLAIN)
     below = getattr(module, "COMMANDS", None)
     for each, function in (below or {name: module.command}).items():
-        made.command(each)(function)
+        made.command(each, context_settings=getattr(module, "CONTEXT_SETTINGS", None))(function)
     if below is None:
         found: Any = typer.main.get_command(made)
         commands = [found]

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from fastblt.cli import app
 from fastblt.runtime.measure.scoring.comparison import BOUNDS, Bounds
+from fastblt.runtime.measure.scoring.plan import FIGURE8
 
 PNG = b"\x89PNG\r\n\x1a\n"
 FILES = ["acceptance.png", "diversity.png", "eval.json", "masked_accuracy.png"]
@@ -26,7 +27,10 @@ CONTRACT = {
     "masked": {"data", "t", "latent", "hidden", "right", "accuracy"},
     "blocks": {"data", "method", "anchors", "bytes", "equal", "agreement", "common_prefix"},
     "generation": {"method", "texts", "bytes", "equal", "agreement", "common_prefix", "decoder_nfe_per_byte"},
-    "diversity": {"method", "top_p", "gamma", "texts", "bytes", "type_token_ratio", "decoder_nfe_per_byte"},
+    "diversity": {
+        *("method", "top_p", "gamma", "texts", "bytes", "type_token_ratio", "words", "decoder_nfe_per_byte"),
+        "bits_per_byte",
+    },
 }
 
 
@@ -91,6 +95,28 @@ def test_files_of_the_user_are_scored_by_name(tiny_bundle: Path, text: Path, tmp
     assert report["setting"]["prompts"] == 248 // 16 + 256 // 16, "as many as there is room for"
     assert {row["texts"] for row in figures["diversity"]} == {248 // 16 + 256 // 16}
     assert shown.splitlines()[-1] == "verdict: only onnxruntime was scored, nothing to compare with"
+
+
+def test_protocol_of_figure_8(tiny_bundle: Path, tmp_path: Path) -> None:
+    options = ["--windows", "1", "--window-bytes", "64", "--threads", "1", "--out", str(tmp_path), "--top-p", "0.9"]
+    cheap = ["--prompts", "2", "--max-new-bytes", "16", "--gamma", "0.5,1.2"]
+    result = CliRunner().invoke(app, ["eval", str(tiny_bundle), "--figure8", *options, *cheap])
+    assert result.exit_code == 0, result.stderr or result.exception
+    report = json.loads((tmp_path / "eval.json").read_text(encoding="utf-8"))
+    assert list(report["backends"]) == ["onnxruntime"], "no second backend unless it is asked for"
+    assert report["setting"]["prompt_bytes"] == 0
+    figures = report["backends"]["onnxruntime"]["figures"]
+    assert [kind for kind, rows in figures.items() if rows] == ["text", "diversity"]
+    rows = figures["diversity"]
+    assert [row["method"].partition("@")[2] for row in rows] == ["", "eb0.5", "eb1.2"]
+    assert all(row["texts"] == 2 and row["bytes"] <= 32 and row["bits_per_byte"] > 0 for row in rows)
+    assert (tmp_path / "diversity.png").read_bytes().startswith(PNG)
+
+
+def test_figure_8_has_the_papers_lengths_and_bounds() -> None:
+    assert FIGURE8.new_bytes == 1000
+    assert [float(gamma) for gamma in FIGURE8.gamma] == pytest.approx([i / 10 for i in range(5, 13)])
+    assert not any((FIGURE8.k, FIGURE8.draft_rules, FIGURE8.rules, FIGURE8.mask_rates))
 
 
 def test_model_without_blocks_says_what_is_left_out(tiny_encoder_bundle: Path, text: Path, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ NOT_RUN = {"coloredlogs", "cuda-bindings", "humanfriendly", "mpmath", "onnx", "o
 #: Needs PyTorch, packages of training, compiling and serving, or ONNX Runtime itself.
 ELSEWHERE = re.compile(
     r"fastblt\.(runtime\.(backends\.(cpu|eager)\.|huggingface|causal_lm|serving|fleet\.(?!capacity)|bundle\.graph_model|"
-    r"measure\.peers)|commands\.eval_plots)"
+    r"measure\.(peers|harness))|commands\.eval_plots)"
 )
 
 IMPORT_ALL = """

@@ -41,6 +41,8 @@ def test_score_is_that_of_the_whole_sequence(backend: Backend, model_of: ModelOf
     assert found.data == after
     assert found.logprobs.dtype == np.float64
     assert found.logprobs.shape == (size,)
+    assert found.greedy.dtype == np.bool_
+    assert found.greedy.shape == (size,)
     expected = eager_logprobs(model_of(backend), before, after)
     np.testing.assert_allclose(found.logprobs, expected, atol=2e-4, rtol=0)
     assert found.total == pytest.approx(sum(expected), rel=1e-5)
@@ -51,7 +53,11 @@ def test_score_is_that_of_the_whole_sequence(backend: Backend, model_of: ModelOf
 def test_score_of_generated_bytes_is_their_logprobs(backend: Backend, method: str) -> None:
     runtime = BltRuntime(backend)
     found = runtime.generate(b"some words", 40, method=method, logprobs=True)
-    np.testing.assert_allclose(runtime.score(b"some words", found.data).logprobs, found.logprobs, atol=2e-4, rtol=0)
+    score = runtime.score(b"some words", found.data)
+    np.testing.assert_allclose(score.logprobs, found.logprobs, atol=2e-4, rtol=0)
+    assert score.greedy.all()
+    other = runtime.score(b"some words", bytes([found.data[0] ^ 1]) + found.data[1:])
+    assert not other.greedy[0]
 
 
 def test_text_and_ids_are_scored_as_their_bytes(open_backend: OpenBackend) -> None:

@@ -104,8 +104,12 @@ class DiversityRow:
     bytes: int
     type_token_ratio: float | None
     """Different words / words of a text, mean over the texts that have any; words are separated by white space."""
+    words: float
+    """Of a text, mean over the texts. A text that ends in endless white space has few, and all of them differ."""
     decoder_nfe_per_byte: float | None
     """Decoder calls divided by bytes."""
+    bits_per_byte: float | None
+    """Code length of the texts as the model itself predicts them, byte by byte: high where they are incoherent."""
 
 
 @dataclass(frozen=True)
@@ -195,7 +199,11 @@ def _diversity_row(found: Generated) -> DiversityRow:
     ratios = [value for text in found.texts if (value := type_token_ratio(text)) is not None]
     mean = ratio(sum(ratios), len(ratios))
     per_byte = ratio(found.decoder_calls, found.bytes)
-    return DiversityRow(found.method, found.top_p, found.gamma, len(found.texts), found.bytes, mean, per_byte)
+    bits = None if found.nats is None else ratio(found.nats / math.log(2), found.bytes)
+    words = sum(len(text.split()) for text in found.texts) / len(found.texts)
+    return DiversityRow(
+        found.method, found.top_p, found.gamma, len(found.texts), found.bytes, mean, words, per_byte, bits
+    )
 
 
 def ratio(numerator: float, denominator: float) -> float | None:

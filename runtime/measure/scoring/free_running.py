@@ -20,6 +20,8 @@ class Generated:
     """None: greedy."""
     gamma: float | None = None
     """Entropy bound of a block method, nats."""
+    nats: float | None = None
+    """Code length of all texts as the model itself predicts them, byte by byte; None: not measured."""
 
     @property
     def bytes(self) -> int:
@@ -37,7 +39,7 @@ def generate_all(
     gamma: float | None = None,
     seed: int = 0,
 ) -> Generated:
-    """Generate after every prompt; a document that ends earlier ends there.
+    """Generate after every prompt; a document that ends earlier ends there. Sampled text is scored, too.
 
     Args:
         runtime: loaded.
@@ -49,14 +51,16 @@ def generate_all(
         seed: the first text's; the next one's is one greater.
     """
     temperature, nucleus = (0.0, 1.0) if top_p is None else (1.0, top_p)
-    texts, calls = [], 0
+    texts, calls, nats = [], 0, 0.0
     for index, prompt in enumerate(prompts):
         found = runtime.generate(
             prompt, new_bytes, method=method, temperature=temperature, top_p=nucleus, seed=seed + index
         )
         texts.append(found.data)
         calls += found.stats.decoder_calls
-    return Generated(method, tuple(texts), calls, top_p, gamma)
+        if top_p is not None:
+            nats -= runtime.score(prompt, found.data).total
+    return Generated(method, tuple(texts), calls, top_p, gamma, None if top_p is None else nats)
 
 
 def equal_bytes(a: bytes, b: bytes) -> int:

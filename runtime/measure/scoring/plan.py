@@ -84,6 +84,17 @@ class ScoringRequest:
                 raise ValueError(f"mask rate: found {rate}, expected a number in (0, 1]")
 
 
+#: Diversity against cost alone, with the entropy bounds and the length of the paper's Figure 8 (texts begin with BOS).
+FIGURE8 = ScoringRequest(
+    k=(),
+    draft_rules=(),
+    rules=(),
+    mask_rates=(),
+    gamma=("0.5", "0.6", "0.7", "0.8", "0.9", "1.0", "1.1", "1.2"),
+    new_bytes=1000,
+)
+
+
 def make_scoring_plan(request: ScoringRequest, config: BltConfig) -> ScoringPlan:
     """Fit a request to a model.
 

@@ -32,6 +32,7 @@ _EXTRA_OF = {
     "huggingface_hub": "export",
     "pysword": "train",
     "matplotlib": "train",
+    "lm_eval": "eval",
     "httpx": "serve",
     "ray": "fleet",
     "yaml": "fleet",

@@ -106,12 +106,12 @@ def _blocks(figures: Figures) -> Table:
 
 
 def _diversity(figures: Figures) -> Table:
-    headings = ("top-p", "gamma,\nnats", "texts", "bytes", "type-token\nratio", "decoder calls\nper byte")
-    title = "sampled text at temperature 1: diversity (different words / words) against cost"
+    headings = ("top-p", "gamma,\nnats", "bytes", "words\na text", "type-token\nratio", "calls\na byte", "bits\na byte")
+    title = "sampled text at temperature 1: diversity (different words / words) against cost (decoder calls)"
     table = make_table(left("method"), *(right(heading) for heading in headings), title=title)
     for row in figures.diversity:
         gamma = "-" if row.gamma is None else f"{row.gamma:g}"
-        counts = (str(row.texts), f"{row.bytes:,}")
-        values = (number(row.type_token_ratio), number(row.decoder_nfe_per_byte))
+        counts = (f"{row.bytes:,}", f"{row.words:.0f}")
+        values = (number(row.type_token_ratio), number(row.decoder_nfe_per_byte), number(row.bits_per_byte))
         add_row(table, row.method, f"{row.top_p:g}", gamma, *counts, *values)
     return table

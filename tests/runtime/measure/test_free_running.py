@@ -30,6 +30,8 @@ def test_generated_texts_are_those_of_the_runtime(tiny_model: Blt) -> None:
     ]
     assert found.texts == tuple(generation.data for generation in single)
     assert found.decoder_calls == sum(generation.stats.nfe["decoder"] for generation in single)
+    scores = [runtime.score(prompt, generation.data) for prompt, generation in zip(prompts, single, strict=True)]
+    assert found.nats == pytest.approx(-sum(score.total for score in scores))
     greedy = generate_all(runtime, prompts, 30, "ar")
     assert greedy.texts == tuple(runtime.generate(prompt, 30, method="ar").data for prompt in prompts)
     assert found.texts != greedy.texts

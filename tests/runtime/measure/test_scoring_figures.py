@@ -41,7 +41,7 @@ def scores(**changes: object) -> Scores:
     }
     found.sampled = [
         Generated("ar", (b"a a b", b" "), 12, 0.5),
-        Generated("d:8@eb1.0", (b"a b c", b"d d"), 4, 0.5, 1.0),
+        Generated("d:8@eb1.0", (b"a b c", b"d d"), 4, 0.5, 1.0, nats=16 * math.log(2)),
     ]
     return dataclasses.replace(found, **changes)  # type: ignore[arg-type]
 
@@ -73,6 +73,9 @@ def test_generation_is_compared_with_autoregression() -> None:
     assert block.type_token_ratio == pytest.approx((1 + 0.5) / 2)
     assert block.decoder_nfe_per_byte == pytest.approx(4 / 8)
     assert block.gamma == 1.0
+    assert (ar.words, block.words) == (3 / 2, 5 / 2)
+    assert ar.bits_per_byte is None
+    assert block.bits_per_byte == pytest.approx(16 / 8)
 
 
 def test_one_text_is_not_given_twice() -> None:
