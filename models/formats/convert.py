@@ -44,11 +44,11 @@ def convert(
     layout = writable_layout(target)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise CheckpointError(f"{folder}: found something there, expected a new name or an empty folder")
-    kinds = {name: dtype or DTYPES[source.dtype(name)] for name in source.pieces}
+    pieces_of = layout.pieces(source.config)
+    kinds = {name: dtype or DTYPES[source.dtype(name)] for name in pieces_of}
     main = max(set(kinds.values()), key=list(kinds.values()).count)
     text = layout.config_text(source.config, str(main).removeprefix("torch."))
     tables: dict[str, Table] = {}
-    pieces_of = layout.pieces(source.config)
     total = sum(map(len, pieces_of.values()))
     for name, pieces in pieces_of.items():
         rows, *width = source.shape(name)

@@ -100,16 +100,18 @@ class TransformersLayout:
         return patcher_of(self.open(path, None))
 
     def pieces(self, config: BltConfig) -> Pieces:
-        """Implement `Layout.pieces`."""
-        return translate(config, NAMES)
+        """Implement `Layout.pieces`; the tensors of a draft decoder are left out."""
+        return translate(config.without_draft, NAMES)
 
     def config_text(self, config: BltConfig, dtype: str) -> str:
         """Implement `WritableLayout.config_text`."""
-        return write_config(config, dtype)
+        return write_config(config.without_draft, dtype)
 
     def differences(self, config: BltConfig) -> list[str]:
         """Implement `WritableLayout.differences`."""
         found = []
+        if config.has_draft:
+            found.append("transformers has no draft decoder: its weights were left out, all others are unchanged")
         if config.document_masks:
             found.append("transformers masks no documents: it differs after an EOS inside the text")
         rule = config.patching
