@@ -107,7 +107,7 @@ def _blocks(figures: Figures) -> Table:
 
 def _diversity(figures: Figures) -> Table:
     headings = ("top-p", "gamma,\nnats", "bytes", "words\na text", "type-token\nratio", "calls\na byte", "bits\na byte")
-    title = "sampled text at temperature 1: diversity (different words / words) against cost (decoder calls)"
+    title = "sampled text at temperature 1: different words / words, against decoder calls"
     table = make_table(left("method"), *(right(heading) for heading in headings), title=title)
     for row in figures.diversity:
         gamma = "-" if row.gamma is None else f"{row.gamma:g}"
