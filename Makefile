@@ -7,7 +7,8 @@ BUNDLE      ?= build/demo-bundle
 METHODS     ?= ar,s:4,s:8,dv:8@one,d:8@0.7,auto
 BENCH_JSON  ?= build/demo-bench.json
 WHEEL_VENV  ?= build/wheel-venv
-TEST_JOBS   ?= auto
+# One more than there are cores: some tests wait for other processes.
+TEST_JOBS   ?= $(shell expr $$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN) + 1)
 PYTEST_ARGS ?=
 # Which build of PyTorch: empty takes the CPU build where an index has it, otherwise PyPI's.
 TORCH_LOCK  ?=

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from shared_files import SharedFiles
 
+from fastblt.calibration import calibrate
 from fastblt.calibration.heldout import load_prompts, load_text
 from fastblt.calibration.request import CalibrationRequest, RecordingSetting
 from fastblt.calibration.trace_recorder import record
@@ -19,6 +20,14 @@ PROMPTS = tuple(prompt.data[:40] for prompt in load_prompts("web")[:4])
 WINDOWS = tuple(cut_windows(Text("web", load_text("web")), 2, 96))
 #: Changes for a request whose numbers do not matter.
 LEAST = {"prompts": PROMPTS[:1], "windows": WINDOWS[:1], "samples": 16, "new_bytes": 16, "anchors": 1}
+
+
+@pytest.fixture(autouse=True, scope="package")
+def _short_audits() -> Iterator[None]:
+    """Audit fewer bytes than the command does; `test_verified_drafts_write_the_same_bytes` generates more of them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(calibrate, "AUDIT_BYTES", 16)
+        yield
 
 
 @pytest.fixture(scope="session")

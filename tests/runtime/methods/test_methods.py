@@ -35,18 +35,18 @@ def generate(backend: Backend) -> Callable[..., Generation]:
     return run
 
 
-@pytest.mark.parametrize("stop_at_eos", [False, True])
 @pytest.mark.parametrize("k", [1, 2, 4, 8, 16])
-def test_self_speculation_equals_autoregression_when_greedy(
-    generate: Callable[..., Generation], k: int, stop_at_eos: bool
-) -> None:
+def test_self_speculation_equals_autoregression_when_greedy(generate: Callable[..., Generation], k: int) -> None:
+    """A text without an EOS is the same whether it would stop there or not: it is generated once."""
     drafted = accepted = 0
     for prompt, option in product(PROMPTS, ("", "+partial") if k == 4 else ("",)):
-        expected, found = generate(prompt, "ar", stop_at_eos), generate(prompt, f"s:{k}{option}", stop_at_eos)
-        assert found.data == expected.data
-        assert found.finish == expected.finish
-        drafted += found.stats.drafted
-        accepted += found.stats.accepted
+        ends = generate(prompt, "ar", True).finish == "eos"
+        for stop_at_eos in (False, True) if ends else (True,):
+            expected, found = generate(prompt, "ar", stop_at_eos), generate(prompt, f"s:{k}{option}", stop_at_eos)
+            assert found.data == expected.data
+            assert found.finish == expected.finish
+            drafted += found.stats.drafted
+            accepted += found.stats.accepted
     assert 0.1 * drafted < accepted < drafted, "neither nothing nor everything, or the test proves little"
 
 
