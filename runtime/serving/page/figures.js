@@ -64,9 +64,14 @@ export class Figures {
       first: this.firstSeconds === null ? "–" : duration(this.firstSeconds) + reused,
       acceptance: drafted ? `${percent(accepted / drafted)} of ${number(drafted)}` : "–",
       bytes: number(this.bytes),
-      calls: this.calls && this.bytes ? PARTS.map((part) => `${this.perByte(part)} ${part}`) : ["–"],
+      calls: this.calls && this.bytes ? this.parts.map((part) => `${this.perByte(part)} ${part}`) : ["–"],
       origins: this.originWords(),
     };
+  }
+
+  /** Parts whose calls are shown: a draft decoder only where it has been called. */
+  get parts() {
+    return this.calls.draft ? [...PARTS, "draft"] : PARTS;
   }
 
   perByte(part) {

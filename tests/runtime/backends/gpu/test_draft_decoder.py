@@ -35,12 +35,14 @@ LoadMixed = Callable[..., DeviceBackend]
 
 @pytest.fixture
 def load_mixed(compiled: Callable[..., Path], tiny_mixed_checkpoint: Path, gpu: FakeCuda) -> LoadMixed:
-    """``load_mixed(form="standard", engines=True, max_bytes=1000)``: a backend on a stand-in GPU."""
+    """``load_mixed(form="standard", engines=True, max_bytes=1000, row_floor=1)``: a backend on a stand-in GPU."""
 
-    def load(form: str = "standard", *, engines: bool = True, max_bytes: int = 1000) -> DeviceBackend:
+    def load(
+        form: str = "standard", *, engines: bool = True, max_bytes: int = 1000, row_floor: int = 1
+    ) -> DeviceBackend:
         bundle = compiled(tiny_mixed_checkpoint, **FORMS[form])
         if engines:
-            return loading.load_tensorrt(bundle, "tensorrt-rtx", max_bytes)
+            return loading.load_tensorrt(bundle, "tensorrt-rtx", max_bytes, row_floor)
         return loading.load_onnxruntime(bundle, "cuda", max_bytes, ort=FakeOnnxRuntime(gpu))
 
     return load
@@ -143,11 +145,14 @@ def test_state_has_no_caches_of_the_draft_decoder(load_mixed: LoadMixed) -> None
     }
 
 
-def test_warm_up_binds_the_calls_of_blocks(load_mixed: LoadMixed, gpu: FakeCuda, texts: dict[str, bytes]) -> None:
-    backend = load_mixed(max_bytes=400)
+@pytest.mark.parametrize(("row_floor", "classes"), [(1, [1, 2, 4, 8]), (16, [16])])
+def test_warm_up_binds_the_calls_of_blocks(
+    load_mixed: LoadMixed, gpu: FakeCuda, texts: dict[str, bytes], row_floor: int, classes: list[int]
+) -> None:
+    backend = load_mixed(max_bytes=200, row_floor=row_floor)
     steps: list[Step] = backend.slots[0].warm_up_steps()
     rows = [step.name for step in steps if step.part == "draft"]
-    assert rows == ["draft, 1 rows", "draft, 2 rows", "draft, 4 rows", "draft, 8 rows"]  # a block of 4 and a byte
+    assert rows == [f"draft, {size} rows" for size in classes]  # a block of 4 and a byte
     backend.warm_up()
     recorded = set(gpu.executables)
     assert BltRuntime(backend).generate(TEXT[:90], 24, method="dv:4@one").data == texts["dv:4@one"]
