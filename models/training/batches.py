@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,14 +61,25 @@ def read_windows(text: Split, starts: Array, sizes: Array, length: int) -> tuple
     Returns:
         ids int64 [count, length] and targets int64 [count, length], the token after each position or IGNORE.
     """
-    ids = np.full((len(starts), length + 1), BOE_ID, dtype=np.int64)
+    pieces = [text.text[start : start + size] for start, size in zip(starts.tolist(), sizes.tolist(), strict=True)]
+    return as_windows(pieces, [len(piece) < length for piece in pieces], length)
+
+
+def as_windows(pieces: Sequence[NDArray[np.uint8]], ends: Sequence[bool], length: int) -> tuple[Tensor, Tensor]:
+    """Return pieces of documents as windows, see `read_windows`.
+
+    Args:
+        pieces: bytes, uint8 [n] each, n <= length.
+        ends: whether the document ends with each; only shorter ones may.
+        length: tokens of a window.
+    """
+    ids = np.full((len(pieces), length + 1), BOE_ID, dtype=np.int64)
     ids[:, 0] = BOS_ID
-    filled = 1 + sizes
-    for row, (start, size) in enumerate(zip(starts.tolist(), sizes.tolist(), strict=True)):
-        ids[row, 1 : 1 + size] = text.text[start : start + size].astype(np.int64) + BYTE_OFFSET
-        if size < length:
-            ids[row, 1 + size] = EOS_ID
-            filled[row] += 1
+    filled = np.array([1 + len(piece) for piece in pieces]) + ends
+    for row, piece in enumerate(pieces):
+        ids[row, 1 : 1 + len(piece)] = piece.astype(np.int64) + BYTE_OFFSET
+        if ends[row]:
+            ids[row, 1 + len(piece)] = EOS_ID
     targets = np.where(np.arange(1, length + 1) < filled[:, None], ids[:, 1:], IGNORE)
     return torch.from_numpy(ids[:, :length].copy()), torch.from_numpy(targets)
 

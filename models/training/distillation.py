@@ -48,13 +48,13 @@ def own_drafts(decoder: Decoder, ids: Tensor, clean: CleanRows, sites: BlockSite
     """Return the greedy bytes from the first position of every block on, int64 [batch, blocks, size]."""
     starts = sites.starts.to(ids.device)
     index = sites.latent_index.to(ids.device)
-    layers = [_Rollout(keys, values) for keys, values in clean.keys_values]
+    layers = [Rollout(keys, values) for keys, values in clean.keys_values]
     # The row before a block runs again as the first row of its rollout: rollouts see the clean bytes before it.
     token = ids.gather(1, starts - 1)
     drafted = []
     for step in range(sites.content.shape[2]):
         positions = starts - 1 + step
-        mask = _rollout_mask(starts - 1, positions, clean.length, decoder.config.window, step + 1)
+        mask = rollout_mask(starts - 1, positions, clean.length, decoder.config.window, step + 1)
         rope = rope_table(positions, decoder.config.head_dim, decoder.config.rope_theta)
         attends: list[Attend] = [layer.step(mask) for layer in layers]
         token = decoder.run(decoder.rows(token, None), clean.latent_kv, index, rope, attends).argmax(-1)
@@ -62,13 +62,20 @@ def own_drafts(decoder: Decoder, ids: Tensor, clean: CleanRows, sites: BlockSite
     return torch.stack(drafted, dim=-1)
 
 
-class _Rollout:
-    """Holds keys and values of one layer: those of the clean rows, then one row of every block per step."""
+class Rollout:
+    """Holds keys and values of one layer: those of the clean rows, then one row of every block per step.
+
+    Args:
+        keys: of the clean rows, [batch, length, heads, head_dim], rotated.
+        values: like ``keys``.
+    """
 
     def __init__(self, keys: Tensor, values: Tensor) -> None:
         self._keys, self._values = [keys], [values]
 
     def step(self, mask: Tensor) -> Attend:
+        """Return an ``attend`` for one more row of every block; ``mask`` as `rollout_mask` returns it."""
+
         def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             self._keys.append(k)
             self._values.append(v)
@@ -77,12 +84,28 @@ class _Rollout:
         return attend
 
 
-def _rollout_mask(first: Tensor, positions: Tensor, length: int, window: int | None, steps: int) -> Tensor:
-    """Return bool [batch, 1, blocks, length + blocks * steps]: clean keys before ``first`` and the block's rows."""
+def rollout_mask(
+    first: Tensor, positions: Tensor, length: int, window: int | None, steps: int, visible_from: Tensor | None = None
+) -> Tensor:
+    """Return what the rows of one step see: clean rows before ``first``, and the rows of their own block so far.
+
+    Args:
+        first: int64 [batch, blocks], position of the first row of each rollout.
+        positions: int64 [batch, blocks], of this step's rows.
+        length: clean rows.
+        window: of the stack; None: no limit.
+        steps: rows of each rollout, this step's included.
+        visible_from: int64 [batch, blocks], first clean row of each block's document; None: 0.
+
+    Returns:
+        bool [batch, 1, blocks, length + blocks * steps].
+    """
     batch, blocks = first.shape
     key = torch.arange(length, device=first.device)
     seen = key < first.unsqueeze(-1)
     if window is not None:
         seen = seen & (key > positions.unsqueeze(-1) - window)
+    if visible_from is not None:
+        seen = seen & (key >= visible_from.unsqueeze(-1))
     own = torch.eye(blocks, dtype=torch.bool, device=first.device).repeat(1, steps).expand(batch, -1, -1)
     return torch.cat([seen, own], dim=-1).unsqueeze(1)

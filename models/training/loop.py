@@ -1,4 +1,4 @@
-"""Trains the patcher first, then the model; the same on a CPU and on one GPU."""
+"""Trains the patcher first, then the model; the same on a CPU, on one GPU, and on several that share its weights."""
 
 from __future__ import annotations
 
@@ -23,11 +23,14 @@ from fastblt.models.patching import closes_patch
 from fastblt.models.training.batches import sample_windows
 from fastblt.models.training.corpus import Split
 from fastblt.models.training.evaluation import evaluate
+from fastblt.models.training.log_file import append_record, drop_broken_record
 from fastblt.models.training.losses import Losses
 from fastblt.models.training.optimizer import build_optimizers, schedule
 from fastblt.models.training.patch_ends import PatchEnds
+from fastblt.models.training.processes import Processes
 from fastblt.models.training.recipe import TrainConfig
 from fastblt.models.training.run_files import CHECKPOINT_FOLDER, LOG_FILE, PATCH_ENDS_FILE, RECIPE_FILE, STATE_FILE
+from fastblt.models.training.shared_tensors import whole
 from fastblt.models.training.state import (
     Progress,
     load_state,
@@ -41,16 +44,30 @@ logger = logging.getLogger(__name__)
 #: Called after each step with the progress of the phase in [0, 1] and the step's losses.
 OnStep = Callable[[Progress, float, dict[str, float]], None]
 
+_ALONE = Processes()
+
 
 class Trainer:
     """Runs a recipe in a folder: recipe, ``state.safetensors``, ``log.jsonl`` and, at the end, ``checkpoint/``."""
 
-    def __init__(self, config: TrainConfig, train: Split, heldout: Split, out: Path, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        train: Split,
+        heldout: Split,
+        out: Path,
+        device: str | torch.device = "cpu",
+        processes: Processes = _ALONE,
+    ) -> None:
         self.config = config
         self.train_text = train
         self.heldout_text = heldout
         self.out = out
         self.device = torch.device(device)
+        self.processes = processes
+        for length in (config.window, config.long_window):
+            windows = max(1, config.batch * config.window // length)
+            expect(windows % processes.count == 0, "batch", config.batch, f"a multiple of {processes.count} processes")
         torch.manual_seed(config.seed)
         model_config = config.model_config
         expect(model_config.patcher is not None, "patcher", None, "an entropy model: training begins with it")
@@ -59,7 +76,7 @@ class Trainer:
         self.patcher: Patcher = self.model.patcher
         initialize(self.model)
         self.model.to(self.device)
-        self.losses = Losses(config, self.model, train, self.device)
+        self.losses = Losses(config, self.model, train, self.device, processes=processes)
         self.progress = Progress()
         self._saved_optimizers: dict[str, Tensor] = {}
 
@@ -77,7 +94,8 @@ class Trainer:
         self.progress, self._saved_optimizers = load_state(path, self.model)
         if self.progress.threshold:
             self._set_threshold(self.progress.threshold)
-        self._drop_broken_record()
+        if self.processes.first:
+            drop_broken_record(self.out / LOG_FILE)
         return True
 
     def start_from(self, checkpoint: Path) -> None:
@@ -99,15 +117,6 @@ class Trainer:
         self.progress = Progress("model")
         self._set_threshold(threshold)
 
-    def _drop_broken_record(self) -> None:
-        """Cut the log after its last whole line: a killed run may have left half a record."""
-        path = self.out / LOG_FILE
-        if path.exists():
-            text = path.read_bytes()
-            whole = text[: text.rfind(b"\n") + 1]
-            if whole != text:
-                write_file(path, whole)
-
     def run(self, max_seconds: float, on_step: OnStep | None = None) -> bool:
         """Train until the recipe is done or ``max_seconds`` of wall time have passed.
 
@@ -115,7 +124,7 @@ class Trainer:
             Whether the recipe is done; its checkpoint is then in the folder.
         """
         self.out.mkdir(parents=True, exist_ok=True)
-        if self.progress.total_seconds == 0:
+        if self.progress.total_seconds == 0 and self.processes.first:
             self._write_recipe()
         deadline = time.monotonic() + max_seconds
         if self.progress.phase == "patcher":
@@ -125,12 +134,15 @@ class Trainer:
             self._start_phase("model")
         if self.progress.phase == "model":
             self.patcher.requires_grad_(False)
-            if self.config.patch_once and not self._find_patch_ends(deadline):
+            # Processes do not share a file that grows: each lets the patcher read its windows.
+            if self.config.patch_once and self.processes.count == 1 and not self._find_patch_ends(deadline):
                 return False
             if not self._phase(self.model, self.losses.rest, deadline, on_step):
                 return False
             self._start_phase("done")
-        save_checkpoint(self.out / CHECKPOINT_FOLDER, self.model, torch.float16)
+        if self.processes.first:
+            save_checkpoint(self.out / CHECKPOINT_FOLDER, self.model, torch.float16)
+        self.processes.wait()
         return True
 
     def _find_patch_ends(self, deadline: float) -> bool:
@@ -164,7 +176,10 @@ class Trainer:
         p = self.progress
         self.progress = Progress(name, 0, 0.0, p.total_seconds, 0, p.threshold)
         self._saved_optimizers = {}
-        save_state(self.out / STATE_FILE, self.model, [], self.progress)
+        self._save([])
+
+    def _save(self, optimizers: list[torch.optim.Optimizer]) -> None:
+        save_state(self.out / STATE_FILE, self.model, optimizers, self.progress, write=self.processes.first)
 
     def _clock(self) -> float:
         # Processor time ignores pauses and other processes; a GPU run waits for the device, so wall time is right.
@@ -180,6 +195,10 @@ class Trainer:
         """Optimize ``module`` until its budget is spent (True) or the deadline passes (False)."""
         config, progress = self.config, self.progress
         budget = config.patcher_seconds if progress.phase == "patcher" else config.budget_seconds
+        if self.processes.count > 1:
+            from fastblt.models.training.sharding import shard  # takes a second to import
+
+            loss_of = shard(module, loss_of, self.processes, self.device)
         optimizers = build_optimizers(module, config.matrix_lr, config.embedding_lr, config.weight_decay)
         restore_optimizers(optimizers, self.model, self._saved_optimizers)
         parameters = [p for p in module.parameters() if p.requires_grad]
@@ -199,26 +218,34 @@ class Trainer:
                 optimizer.step()
             progress.step += 1
             progress.tokens += config.batch * config.window
-            spent = seconds()
+            spent = self.processes.same(seconds(), self.device)
             progress.seconds += spent
             progress.total_seconds += spent
             if on_step:
                 on_step(progress, min(1.0, progress.seconds / budget), report)
             if progress.seconds - saved >= config.save_every:
-                save_state(self.out / STATE_FILE, self.model, optimizers, progress)
+                self._save(optimizers)
                 saved = progress.seconds
             if progress.phase == "model" and progress.seconds - evaluated >= config.eval_every:
                 self._evaluate(report)
                 evaluated = progress.seconds
-        save_state(self.out / STATE_FILE, self.model, optimizers, progress)
+        self._save(optimizers)
         self._saved_optimizers = optimizer_tensors(optimizers, self.model)  # for the next call of `run`
+        self._put_together()
         if progress.seconds >= budget:
             self._evaluate(report)
         return progress.seconds >= budget
 
+    def _put_together(self) -> None:
+        """Give every process the whole model again."""
+        if self.processes.count > 1:
+            self.model = self.losses.model = _copy(self.model, self.device).train()
+            assert self.model.patcher is not None
+            self.patcher = self.model.patcher
+
     def _ticks(self, budget: float, deadline: float) -> Iterator[Callable[[], float]]:
         """Yield one function per step; it returns the training seconds since the step began."""
-        while self.progress.seconds < budget and time.monotonic() < deadline:
+        while self.progress.seconds < budget and self.processes.agree(time.monotonic() < deadline, self.device):
             begin = self._clock()
             yield lambda begin=begin: self._clock() - begin  # type: ignore[misc]
 
@@ -242,18 +269,21 @@ class Trainer:
 
     def _evaluate(self, report: dict[str, float]) -> None:
         record = {**dataclasses.asdict(self.progress), **report}
+        alone = self.device.type == "cpu" and self.processes.count == 1
+        reference = self.model if alone or self.progress.phase != "model" else _copy(self.model, torch.device("cpu"))
+        if not self.processes.first:
+            return
         if self.progress.phase == "model":
-            reference = self.model if self.device.type == "cpu" else _on_cpu(self.model)
             record |= evaluate(reference, self.heldout_text)
-        with (self.out / LOG_FILE).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        append_record(self.out / LOG_FILE, record)
         logger.info("%s", record)
 
 
-def _on_cpu(model: Blt) -> Blt:
+def _copy(model: Blt, device: torch.device) -> Blt:
+    """Return a copy whose parameters no processes share, in evaluation mode."""
     copy = Blt(model.config)
-    copy.load_state_dict(model.state_dict())
-    return copy.eval()
+    copy.load_state_dict({name: whole(tensor) for name, tensor in model.state_dict().items()})
+    return copy.to(device).eval()
 
 
 def initialize(model: nn.Module) -> None:

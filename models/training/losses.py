@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
@@ -15,6 +15,7 @@ from fastblt.models.decoder import BlockRows
 from fastblt.models.documents import first_bytes, first_patches
 from fastblt.models.patching import Patches, closes_patch, find_patches
 from fastblt.models.training.batches import (
+    IGNORE,
     corrupt_blocks,
     place_blocks,
     place_windows,
@@ -27,6 +28,7 @@ from fastblt.models.training.distillation import distill
 from fastblt.models.training.objective import clean_loss, masked_loss
 from fastblt.models.training.packed import PackedPatches, encode_packed
 from fastblt.models.training.patch_ends import PatchEnds
+from fastblt.models.training.processes import Processes
 from fastblt.models.training.recipe import TrainConfig
 
 #: A loss to minimize, and the figures of a report, in nats.
@@ -42,7 +44,8 @@ class Losses:
         model: is trained.
         text: training text.
         device: of the model.
-        patch_ends: where the patches of the text end; None: the patcher reads every window.
+            patch_ends: where the patches of the text end; None: the patcher reads every window.
+        processes: this process and those that share its steps; its ``rng`` draws its part of each.
     """
 
     config: TrainConfig
@@ -50,13 +53,14 @@ class Losses:
     text: Split
     device: torch.device
     patch_ends: PatchEnds | None = None
+    processes: Processes = field(default_factory=Processes)
 
     def patcher(self, done: float, rng: np.random.Generator) -> Loss:
         """Return the patcher's next-byte loss."""
         assert self.model.patcher is not None
         count, length = self._shape(done)
         ids, targets = sample_windows(self.text, count, length, rng)
-        loss = clean_loss(self.model.patcher(ids.to(self.device)), targets.to(self.device))
+        loss = self._clean_loss(self.model.patcher(ids.to(self.device)), targets.to(self.device))
         return loss, {"patcher_nats": float(loss.detach())}
 
     def rest(self, done: float, rng: np.random.Generator) -> Loss:
@@ -82,7 +86,7 @@ class Losses:
                     sites = distill(decoder, on_device, read, sites, config.distilled, rng)
                 rows, wanted, weights = corrupt_blocks(sites, config, rng)
                 masked = decoder.run_blocks(move(rows, device), read)
-        loss = clean_loss(clean, targets.to(device))
+        loss = self._clean_loss(clean, targets.to(device))
         report = {"clean_nats": float(loss.detach())}
         if masked is not None and wanted is not None and weights is not None:
             extra = masked_loss(masked, wanted.to(device), weights.to(device))
@@ -94,7 +98,15 @@ class Losses:
         """Return the number of windows, and the tokens of each."""
         config = self.config
         length = config.long_window if done >= 1.0 - config.long_fraction else config.window
-        return max(1, config.batch * config.window // length), length
+        return max(1, config.batch * config.window // length) // self.processes.count, length
+
+    def _clean_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return the mean over targets of all processes, of which this one's part is weighted to add up to it."""
+        loss = clean_loss(logits, targets)
+        if self.processes.count == 1:
+            return loss
+        count = (targets != IGNORE).sum().float()
+        return loss * (count / self.processes.mean(count))
 
     def _patches(self, ids: Tensor, starts: np.ndarray, sizes: np.ndarray) -> Patches:
         if self.patch_ends is None:

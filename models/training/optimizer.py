@@ -13,6 +13,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from fastblt.models.training.shared_tensors import is_shared, like, whole
+
 #: Quintic Newton-Schulz coefficients of the Muon reference.
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _STEPS = 5
@@ -46,18 +48,26 @@ class Muon(torch.optim.Optimizer):
         """Update every matrix that has a gradient."""
         for group in self.param_groups:
             by_shape: dict[torch.Size, list[tuple[Tensor, Tensor]]] = defaultdict(list)
+            shared: list[tuple[Tensor, Tensor]] = []
             for p in group["params"]:
                 if p.grad is None:
                     continue
                 state = self.state[p]
                 momentum = state.setdefault("momentum", torch.zeros_like(p))
                 momentum.lerp_(p.grad, 1 - group["momentum"])
-                update = p.grad.lerp(momentum, group["momentum"])
+                # Of a matrix that processes share, each computes the whole direction and applies its part.
+                update = whole(p.grad.lerp(momentum, group["momentum"]))
                 p.mul_(1 - group["lr"] * group["weight_decay"])
-                for target, part in zip(p.chunk(self.parts[p]), update.chunk(self.parts[p]), strict=True):
+                change = p
+                if is_shared(p):
+                    change = torch.zeros_like(update)
+                    shared.append((p, change))
+                for target, part in zip(change.chunk(self.parts[p]), update.chunk(self.parts[p]), strict=True):
                     by_shape[part.shape].append((target, part))
             for shape, pairs in by_shape.items():
                 self._apply(shape, pairs, group["lr"])
+            for p, change in shared:
+                p.add_(like(change, p))
 
     @staticmethod
     def _apply(shape: torch.Size, pairs: list[tuple[Tensor, Tensor]], lr: float) -> None:

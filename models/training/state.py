@@ -17,6 +17,7 @@ from fastblt.models.config import build_dataclass, expect, expect_integer, expec
 from fastblt.models.formats.errors import CheckpointError
 from fastblt.models.formats.stores import open_file
 from fastblt.models.shown import shown
+from fastblt.models.training.shared_tensors import like, whole
 
 PHASES = ("patcher", "model", "done")
 
@@ -37,17 +38,23 @@ class Progress:
     """Patching threshold in nats, once the patcher is trained."""
 
 
-def save_state(path: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer], progress: Progress) -> None:
-    """Write parameters, optimizer state and progress; the previous file stays until the new one is complete."""
-    tensors = {f"model.{name}": p.detach().contiguous() for name, p in model.state_dict().items()}
+def save_state(
+    path: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer], progress: Progress, *, write: bool = True
+) -> None:
+    """Write parameters, optimizer state and progress; the previous file stays until the new one is complete.
+
+    Processes that share tensors all call this, and one of them may ``write``.
+    """
+    tensors = {f"model.{name}": whole(p.detach()).contiguous() for name, p in model.state_dict().items()}
     tensors |= optimizer_tensors(optimizers, model)
-    write_file(path, save(tensors, metadata={"progress": json.dumps(asdict(progress))}))
+    if write:
+        write_file(path, save(tensors, metadata={"progress": json.dumps(asdict(progress))}))
 
 
 def optimizer_tensors(optimizers: list[torch.optim.Optimizer], model: nn.Module) -> dict[str, Tensor]:
     """Return momenta and step counts by parameter name, as `restore_optimizers` takes them."""
     return {
-        f"optimizer.{name}.{key}": value.detach().contiguous()
+        f"optimizer.{name}.{key}": whole(value.detach()).contiguous()
         for name, p in model.named_parameters()
         for optimizer in optimizers
         for key, value in optimizer.state.get(p, {}).items()
@@ -103,4 +110,4 @@ def restore_optimizers(optimizers: list[torch.optim.Optimizer], model: nn.Module
             for key, value in tensors.items():
                 if key.startswith(prefix):
                     where = value.device if key.endswith(".step") else p.device
-                    optimizer.state[p][key.removeprefix(prefix)] = value.to(where)
+                    optimizer.state[p][key.removeprefix(prefix)] = like(value.to(where), p)

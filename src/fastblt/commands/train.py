@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from importlib.resources import as_file, files
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
 from rich.console import Console
@@ -29,6 +29,7 @@ from fastblt.models.training.run_files import CHECKPOINT_FOLDER, LOG_FILE, STATE
 from fastblt.runtime.measure.report import write_json
 
 if TYPE_CHECKING:
+    from fastblt.models.training.loop import OnStep
     from fastblt.models.training.state import Progress as TrainProgress
 
 
@@ -75,32 +76,66 @@ def command(
     import torch
 
     from fastblt.models.training.loop import Trainer
+    from fastblt.models.training.processes import joined
 
     if device == Device.CUDA and not torch.cuda.is_available():
         raise RunError("device: found cuda, expected cpu: PyTorch sees no GPU here")
     if threads is not None:
         torch.set_num_threads(threads)
-    trainer = Trainer(recipe, corpus.train, corpus.heldout, out, device.value)
-    console = stdout()
-    found = trainer.resume() if resume else False
-    if resume:
-        p = trainer.progress
-        where = f"continues at step {p.step} of phase {p.phase}" if found else "holds no run yet, starts one"
-        console.print(f"{out}: {where}", soft_wrap=True)
-    if init is not None and not found:
-        base = locate(init)
-        trainer.start_from(base.folder)
-        if is_hub_id(base.name):
-            console.print(f"{out}: starts from {base.name}", soft_wrap=True)
-    with Display(console, out / LOG_FILE) as display:
+    with joined(device.value) as (processes, here):
+        trainer = Trainer(recipe, corpus.train, corpus.heldout, out, here, processes)
+        console = stdout()
+        console.quiet = not processes.first
+        found = trainer.resume() if resume else False
+        if resume:
+            p = trainer.progress
+            where = f"continues at step {p.step} of phase {p.phase}" if found else "holds no run yet, starts one"
+            console.print(f"{out}: {where}", soft_wrap=True)
+        if init is not None and not found:
+            base = locate(init)
+            trainer.start_from(base.folder)
+            if is_hub_id(base.name):
+                console.print(f"{out}: starts from {base.name}", soft_wrap=True)
+        done = run_shown(trainer, console, out, max_seconds, "bits/byte", first=processes.first)
+        if done and processes.first:
+            _report(out, corpus, console)
+        print_ending(console, out, done=done)
+
+
+class Runnable(Protocol):
+    """Trains until it is done or time is up."""
+
+    def run(self, max_seconds: float, on_step: OnStep | None = None) -> bool:
+        """Return whether it is done."""
+        ...
+
+
+def run_shown(
+    trainer: Runnable, console: Console, out: Path, max_seconds: float | None, unit: str, *, first: bool
+) -> bool:
+    """Run a training with a progress bar, and return whether it is done.
+
+    Args:
+        trainer: to run.
+        console: to print to.
+        out: folder of the run.
+        max_seconds: when to stop; None: when it is done.
+        unit: of the loss.
+        first: whether this process shows what it does; others that share the run do not.
+    """
+    with Display(console, out / LOG_FILE, unit) as display:
         try:
-            done = trainer.run(math.inf if max_seconds is None else max_seconds, display.on_step)
+            done = trainer.run(math.inf if max_seconds is None else max_seconds, display.on_step if first else None)
         except KeyboardInterrupt:
             console.print(f"{out}: interrupted, --resume continues from the last save", soft_wrap=True)
             raise
-        display.print_evaluations()
-    if done:
-        _report(out, corpus, console)
+        if first:
+            display.print_evaluations()
+    return done
+
+
+def print_ending(console: Console, out: Path, *, done: bool) -> None:
+    """Print where the checkpoint is, or that time is up."""
     ending = f"done, see {out / CHECKPOINT_FOLDER}" if done else f"{out}: time is up, --resume continues"
     console.print(ending, soft_wrap=True)
 
@@ -149,6 +184,8 @@ class Display:
 
     console: Console
     log: Path
+    unit: str = "bits/byte"
+    """Of the loss that is shown, the first one of a step's report."""
     _nats: float = 0.0
     _phase: str = ""
     _first_tokens: int = 0
@@ -180,7 +217,7 @@ class Display:
 
     def on_step(self, progress: TrainProgress, done: float, report: dict[str, float]) -> None:
         """Show one step; ``done`` is the finished share of the phase, ``report`` holds the losses in nats."""
-        nats = report.get("clean_nats", report.get("patcher_nats", 0.0))
+        nats = next(iter(report.values()), 0.0)
         if progress.phase != self._phase:
             self._start_phase(progress, nats)
         self._nats += 0.05 * (nats - self._nats)
@@ -189,7 +226,7 @@ class Display:
         self._bar.update(
             self._task,
             completed=100 * done,
-            speed=f"{self._nats / math.log(2):.3f} bits/byte  {speed:,.0f} tokens/s  step {progress.step}",
+            speed=f"{self._nats / math.log(2):.3f} {self.unit}  {speed:,.0f} tokens/s  step {progress.step}",
         )
         self.print_evaluations()
 
