@@ -316,7 +316,7 @@ def draft_bundle(make_model: Callable[..., Blt], shared_files: SharedFiles, expo
     return exported(checkpoint, dtype="fp16")
 
 
-@pytest.mark.parametrize("scheme", ["", "w4"])
+@pytest.mark.parametrize("scheme", ["", "w4"] if THOROUGH else [""])
 def test_draft_decoder_compiles_for_all_targets_with_the_decoders_caches_in_place(
     draft_bundle: Path, scheme: str, compile_part: Callable[..., EngineFolder], tmp_path: Path
 ) -> None:

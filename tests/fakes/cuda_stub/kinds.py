@@ -58,7 +58,6 @@ KINDS = {
     "blt-fp16-w4": Kind("encoder", {"dtype": "fp16"}, "w4"),
     "blt-fp16-tables-inside": Kind("encoder", {"dtype": "fp16", **_INSIDE}),
     "blt-fp16-documents": Kind("encoder", {"dtype": "fp16"}, documents=True),
-    "mixed-fp16": Kind("mixed", {"dtype": "fp16"}),
     "mixed-fp16-w4": Kind("mixed", {"dtype": "fp16"}, "w4"),
-    "mixed-fp16-lowered-inside": Kind("mixed", {"dtype": "fp16", **_LOWERED, **_INSIDE}),
+    "mixed-fp16-lowered": Kind("mixed", {"dtype": "fp16", **_LOWERED}),
 }
