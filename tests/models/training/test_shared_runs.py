@@ -14,6 +14,7 @@ from fastblt.models.checkpoint import load_checkpoint
 from fastblt.models.training.run_files import CHECKPOINT_FOLDER
 
 
+@pytest.mark.slow
 def test_losses_of_two_processes_equal_those_of_one(tiny_encoder_checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "text").write_bytes(TEXT)
     shutil.copytree(tiny_encoder_checkpoint, tmp_path / "base")
