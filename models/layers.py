@@ -164,10 +164,18 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, rope: Tensor, attend: Attend) -> Tensor:
         """Run the block on rows ``x`` [batch, rows, dim] with rotations ``rope`` (see `rope_table`)."""
+        return self.finish(x, attend(*self.project(x, rope)))
+
+    def project(self, x: Tensor, rope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries, keys and values of rows, [batch, rows, heads, head_dim] each."""
         qkv = self.wqkv(self.attention_norm(x)).unflatten(-1, (3 * self.heads, -1))
         qk, v = qkv.split([2 * self.heads, self.heads], dim=-2)
         q, k = rotate(qk, rope).split(self.heads, dim=-2)
-        x = x + self.wo(attend(q, k, v))
+        return q, k, v
+
+    def finish(self, x: Tensor, attended: Tensor) -> Tensor:
+        """Return the block's output for its input and what attention made of it, [batch, rows, dim] both."""
+        x = x + self.wo(attended)
         return x + self.feed_forward(self.ffn_norm(x))
 
 
