@@ -383,13 +383,15 @@ def _value(hint: Any, value: object, name: str) -> Any:
         float: ((int, float), "a number"),
         str: ((str,), "a string"),
         int | None: ((int, type(None)), "an integer or null"),
+        float | None: ((int, float, type(None)), "a number or null"),
+        str | BltConfig: ((str,), "a string or an object"),
         DecoderInput: ((str,), "a string"),
         PatchingMode: ((str,), "a string"),
         BlockLatent: ((str,), "a string"),
     }
     types, expected = kinds[hint]
     expect(isinstance(value, types) and (hint is bool or not isinstance(value, bool)), name, value, expected)
-    if hint is not float:
+    if value is None or hint not in (float, float | None):
         return value
     # Integers of hundreds of digits are beyond every float; NaN is left to the field's bounds.
     expect(not isinstance(value, int) or abs(value) <= sys.float_info.max, name, value, "a finite number")

@@ -129,7 +129,7 @@ def corrupt_blocks(
 
     Returns:
         The rows, their targets int64 [batch, blocks * size] (IGNORE where the byte is not masked), and the
-        weights 1/t, float [batch, blocks * size].
+        weights, float [batch, blocks * size]: 1/t, times the weight of the place (``config.position_decay``).
     """
     batch, count, size = sites.content.shape
     rate = _stratified_rates(batch, count, config.fully_masked, rng)
@@ -137,7 +137,16 @@ def corrupt_blocks(
     hidden = torch.from_numpy(rng.random((batch, count * size))) < rate.repeat_interleave(size, 1)
     shown = torch.where(hidden | (true == IGNORE), MASK_ID, true)
     rows = BlockRows(shown.view(batch, count, size), sites.starts, sites.latent_index)
-    return rows, torch.where(hidden, true, IGNORE), (1.0 / rate).repeat_interleave(size, 1)
+    weights = (1.0 / rate).unsqueeze(-1) * place_weights(size, config.position_decay)
+    return rows, torch.where(hidden, true, IGNORE), weights.flatten(1)
+
+
+def place_weights(size: int, decay: float | None) -> Tensor:
+    """Return the weights of the places in a block, float [size], 1 in the mean; see `TrainConfig.position_decay`."""
+    if decay is None:
+        return torch.ones(size)
+    weights = torch.exp(-torch.arange(size) / decay)
+    return weights / weights.mean()
 
 
 def _stratified_rates(batch: int, count: int, fully_masked: float, rng: np.random.Generator) -> Tensor:

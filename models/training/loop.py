@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from fastblt.models.atomic_file import write_file
 from fastblt.models.blt import Blt
 from fastblt.models.checkpoint import load_checkpoint, save_checkpoint
-from fastblt.models.config import ConfigError, expect
+from fastblt.models.config import ConfigError
 from fastblt.models.initialization import initial_std
 from fastblt.models.patcher import Patcher, entropy
 from fastblt.models.patching import closes_patch
 from fastblt.models.training.batches import sample_windows
+from fastblt.models.training.compilation import compile_layers
 from fastblt.models.training.corpus import Split
 from fastblt.models.training.evaluation import evaluate
 from fastblt.models.training.log_file import append_record, drop_broken_record
@@ -58,6 +59,8 @@ class Trainer:
         out: Path,
         device: str | torch.device = "cpu",
         processes: Processes = _ALONE,
+        *,
+        compiled: bool = False,
     ) -> None:
         self.config = config
         self.train_text = train
@@ -69,15 +72,13 @@ class Trainer:
             windows = max(1, config.batch * config.window // length)
             expect(windows % processes.count == 0, "batch", config.batch, f"a multiple of {processes.count} processes")
         torch.manual_seed(config.seed)
-        model_config = config.model_config
-        expect(model_config.patcher is not None, "patcher", None, "an entropy model: training begins with it")
-        self.model = Blt(model_config)
-        assert self.model.patcher is not None
-        self.patcher: Patcher = self.model.patcher
+        self.model = Blt(config.model_config)
         initialize(self.model)
         self.model.to(self.device)
+        if compiled:
+            compile_layers(self.model)
         self.losses = Losses(config, self.model, train, self.device, processes=processes)
-        self.progress = Progress()
+        self.progress = Progress("model" if self.model.patcher is None else "patcher")
         self._saved_optimizers: dict[str, Tensor] = {}
 
     def resume(self) -> bool:
@@ -110,6 +111,8 @@ class Trainer:
         ours = self.model.config
         wanted = dataclasses.replace(ours, patching=dataclasses.replace(ours.patching, threshold=threshold))
         for field in dataclasses.fields(wanted):
+            if field.name == "name":
+                continue
             has, needs = getattr(found.config, field.name), getattr(wanted, field.name)
             if has != needs:
                 raise ConfigError(f"{checkpoint}: found {field.name} {has}, expected {needs} as in the recipe's model")
@@ -127,16 +130,20 @@ class Trainer:
         if self.progress.total_seconds == 0 and self.processes.first:
             self._write_recipe()
         deadline = time.monotonic() + max_seconds
+        patcher = self.model.patcher
         if self.progress.phase == "patcher":
-            if not self._phase(self.patcher, self.losses.patcher, deadline, on_step):
+            assert patcher is not None
+            if not self._phase(patcher, self.losses.patcher, deadline, on_step):
                 return False
-            self._set_threshold(self._find_threshold())
+            self._set_threshold(self._find_threshold(patcher))
             self._start_phase("model")
         if self.progress.phase == "model":
-            self.patcher.requires_grad_(False)
-            # Processes do not share a file that grows: each lets the patcher read its windows.
-            if self.config.patch_once and self.processes.count == 1 and not self._find_patch_ends(deadline):
-                return False
+            if patcher is not None:
+                patcher.requires_grad_(False)
+                # Processes do not share a file that grows: each lets the patcher read its windows.
+                once = self.config.patch_once and self.processes.count == 1
+                if once and not self._find_patch_ends(patcher, deadline):
+                    return False
             if not self._phase(self.model, self.losses.rest, deadline, on_step):
                 return False
             self._start_phase("done")
@@ -145,10 +152,10 @@ class Trainer:
         self.processes.wait()
         return True
 
-    def _find_patch_ends(self, deadline: float) -> bool:
+    def _find_patch_ends(self, patcher: Patcher, deadline: float) -> bool:
         """Find the patches of the whole text, or what is missing of them; return False if the deadline passes first."""
         began, before = self._clock(), self.progress.total_seconds
-        ends = PatchEnds(self.patcher, self.model.config.patching, self.train_text, self.out / PATCH_ENDS_FILE)
+        ends = PatchEnds(patcher, self.model.config.patching, self.train_text, self.out / PATCH_ENDS_FILE)
 
         def on_document(done: float) -> bool:
             self.progress.total_seconds = before + self._clock() - began
@@ -250,10 +257,10 @@ class Trainer:
             yield lambda begin=begin: self._clock() - begin  # type: ignore[misc]
 
     @torch.no_grad()
-    def _find_threshold(self) -> float:
+    def _find_threshold(self, patcher: Patcher) -> float:
         """Bisect the threshold to the wanted bytes per patch on training text."""
         ids, _ = sample_windows(self.train_text, 64, 512, np.random.default_rng(self.config.seed))
-        entropies = entropy(self.patcher(ids.to(self.device)))
+        entropies = entropy(patcher(ids.to(self.device)))
         low, high = 0.0, float(entropies.max())
         for _ in range(30):
             middle = (low + high) / 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,8 +22,8 @@ class TrainConfig:
     crowded machine does not shorten the run), wall seconds on a GPU.
     """
 
-    model: str
-    """Name of a preset."""
+    model: str | BltConfig
+    """Name of a preset, or a geometry: what a checkpoint's config.json has."""
     budget_seconds: float
     """Training time, without the patcher's."""
     patcher_seconds: float
@@ -50,6 +51,9 @@ class TrainConfig:
     """Part of the blocks with every byte masked."""
     distilled: float = 0.0
     """Part of the blocks that contain the model's own greedy draft instead of the text's bytes (see `distillation`)."""
+    position_decay: float | None = None
+    """The loss of a masked byte weighs exp(-i / position_decay), i being its place in the block, with a mean weight of
+    1: verification keeps nothing behind the first byte that is wrong. None: all places weigh the same."""
     mask_weight: tuple[tuple[float, float], ...] = ((0.0, 0.1), (0.35, 1.0))
     """Weight of the masked loss: (part of the run, weight) points, linear between them, constant after the last."""
     stale_segments: int = 3
@@ -83,6 +87,8 @@ class TrainConfig:
             expect_number(name, getattr(self, name), limits.SECONDS, positive=True)
         for name in ("matrix_lr", "embedding_lr", "clip"):
             expect_number(name, getattr(self, name), limits.FACTOR, positive=True)
+        if self.position_decay is not None:
+            expect_number("position_decay", self.position_decay, limits.FACTOR, positive=True)
         expect_number("weight_decay", self.weight_decay, limits.FACTOR)
         expect_number("bytes_per_patch", self.bytes_per_patch, limits.PATCH_LENGTH, positive=True)
         for name in ("mid_patch", "fully_masked", "distilled", "long_fraction", "warmup", "hold"):
@@ -107,8 +113,22 @@ class TrainConfig:
 
     @property
     def model_config(self) -> BltConfig:
-        """Return the preset's geometry; the threshold is replaced when the patcher has been trained."""
-        return preset(self.model)
+        """Return the geometry; the threshold is replaced when the patcher has been trained.
+
+        Raises:
+            ConfigError: there is no such preset, or such a model is not trained from a recipe.
+        """
+        config = preset(self.model) if isinstance(self.model, str) else self.model
+        latent = config.block_latent
+        expect(config.decoder_input != "mixed", "model.decoder_input", "mixed", "encoder or embedding")
+        expect(latent == "closed", "model.block_latent", latent, "closed: blocks are trained on closed patches")
+        expect(
+            not self.patch_once or config.patcher is not None,
+            "patch_once",
+            self.patch_once,
+            "false: the model has no patcher",
+        )
+        return config
 
     @classmethod
     def load(cls, path: Path) -> TrainConfig:
@@ -119,7 +139,12 @@ class TrainConfig:
         """
         data = read_json(path, ConfigError, "a training recipe", constants=True)
         try:
-            config = build_dataclass(cls, data)
+            geometry = data.get("model") if isinstance(data, dict) else None
+            if isinstance(geometry, dict):
+                model = build_dataclass(BltConfig, geometry, "model.")
+                config = dataclasses.replace(build_dataclass(cls, {**data, "model": model.name}), model=model)
+            else:
+                config = build_dataclass(cls, data)
         except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from None
         assert isinstance(config, cls)

@@ -61,6 +61,9 @@ def command(
     threads: Annotated[
         int | None, typer.Option(min=1, max=limits.THREADS, help="CPU threads  [default: all cores]")
     ] = None,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Compile the layers first, which needs a C++ compiler and a minute.")
+    ] = False,
 ) -> None:
     """Train a model from a recipe."""
     recipe = load_recipe(config)
@@ -82,8 +85,10 @@ def command(
         raise RunError("device: found cuda, expected cpu: PyTorch sees no GPU here")
     if threads is not None:
         torch.set_num_threads(threads)
+    if compiled:
+        check_compiler()
     with joined(device.value) as (processes, here):
-        trainer = Trainer(recipe, corpus.train, corpus.heldout, out, here, processes)
+        trainer = Trainer(recipe, corpus.train, corpus.heldout, out, here, processes, compiled=compiled)
         console = stdout()
         console.quiet = not processes.first
         found = trainer.resume() if resume else False
@@ -138,6 +143,16 @@ def print_ending(console: Console, out: Path, *, done: bool) -> None:
     """Print where the checkpoint is, or that time is up."""
     ending = f"done, see {out / CHECKPOINT_FOLDER}" if done else f"{out}: time is up, --resume continues"
     console.print(ending, soft_wrap=True)
+
+
+def check_compiler() -> None:
+    """Raise `RunError` unless PyTorch finds a C++ compiler: it looks for one only when the first step is under way."""
+    from torch._inductor.cpp_builder import get_cpp_compiler
+
+    try:
+        get_cpp_compiler()
+    except RuntimeError as error:
+        raise RunError(f"--compile: found no C++ compiler, expected g++ or the one that CXX names ({error})") from error
 
 
 def _report(out: Path, corpus: Corpus, console: Console) -> None:
