@@ -66,10 +66,7 @@ class Losses:
     def rest(self, done: float, rng: np.random.Generator) -> Loss:
         """Return the next-byte loss of clean rows plus the weighted loss of masked bytes (see `objective`)."""
         config, model, device = self.config, self.model, self.device
-        count, length = self._shape(done)
-        starts, sizes = place_windows(self.text, count, length, rng)
-        ids, targets = read_windows(self.text, starts, sizes, length)
-        patches = self._patches(ids, starts, sizes)
+        ids, targets, patches = self.windows(done, rng)
         packed = PackedPatches.of(patches)
         index = (stale_latent_index(patches, config, rng) + packed.first).to(device)
         seen, seen_patches = self._documents(ids, patches)
@@ -108,11 +105,15 @@ class Losses:
         count = (targets != IGNORE).sum().float()
         return loss * (count / self.processes.mean(count))
 
-    def _patches(self, ids: Tensor, starts: np.ndarray, sizes: np.ndarray) -> Patches:
+    def windows(self, done: float, rng: np.random.Generator) -> tuple[Tensor, Tensor, Patches]:
+        """Return tokens, targets (see `read_windows`) and patches of a step's windows, on the CPU."""
+        count, length = self._shape(done)
+        starts, sizes = place_windows(self.text, count, length, rng)
+        ids, targets = read_windows(self.text, starts, sizes, length)
         if self.patch_ends is None:
-            return move(self.model.segment(ids.to(self.device)), "cpu")
-        ends = self.patch_ends.of_windows(starts, sizes, ids.shape[1])
-        return find_patches(closes_patch(ends, self.model.config.patching))
+            return ids, targets, move(self.model.segment(ids.to(self.device)), "cpu")
+        ends = self.patch_ends.of_windows(starts, sizes, length)
+        return ids, targets, find_patches(closes_patch(ends, self.model.config.patching))
 
     def _documents(self, ids: Tensor, patches: Patches) -> tuple[Tensor | None, Tensor | None]:
         """Return the first position and the first patch that each may see, where documents are masked."""

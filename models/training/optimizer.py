@@ -21,13 +21,27 @@ _STEPS = 5
 
 
 def orthogonalize(matrices: Tensor) -> Tensor:
-    """Approximate U V^T by Newton-Schulz iteration for each of ``matrices`` [count, rows, columns], rows <= columns."""
+    """Approximate U V^T by Newton-Schulz iteration for each of ``matrices`` [count, rows, columns], rows <= columns.
+
+    With twice as many columns as rows, all steps are taken on the Gram matrices, which are smaller: a step multiplies
+    a matrix X by M, a polynomial of X X^T, and the next Gram matrix is M X X^T M.
+    """
     a, b, c = _COEFFICIENTS
     x = matrices / (matrices.flatten(1).norm(dim=1).view(-1, 1, 1) + 1e-7)
+    if x.shape[2] < 2 * x.shape[1]:
+        for _ in range(_STEPS):
+            gram = x @ x.transpose(1, 2)
+            x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+        return x
+    gram = x @ x.transpose(1, 2)
+    product = None
     for _ in range(_STEPS):
-        gram = x @ x.transpose(1, 2)
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    return x
+        factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        factor.diagonal(dim1=1, dim2=2).add_(a)
+        gram = factor @ gram @ factor
+        product = factor if product is None else factor @ product
+    assert product is not None
+    return product @ x
 
 
 def fused_parts(name: str) -> int:

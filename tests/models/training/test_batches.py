@@ -1,3 +1,4 @@
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -133,6 +134,16 @@ def test_blocks_start_at_patches_or_anywhere_as_the_recipe_says(
     _, patches, (rows, _, _) = make_blocks(make_split, recipe(blocks=128, mid_patch=mid_patch))
     at_patch = patches.closes.gather(1, rows.starts - 1).float().mean()
     assert low <= float(at_patch) <= high
+
+
+def test_weights_decay_along_a_block(make_split: MakeSplit) -> None:
+    _, _, (_, _, even) = make_blocks(make_split, recipe(blocks=64))
+    _, _, (_, _, weights) = make_blocks(make_split, recipe(blocks=64, position_decay=2.0))
+    factors = (weights / even).unflatten(1, (-1, SIZE))
+    assert torch.allclose(factors, factors[:1, :1].expand_as(factors))
+    first = factors[0, 0]
+    assert float(first.mean()) == pytest.approx(1)
+    assert torch.allclose(first[1:] / first[:-1], torch.full((SIZE - 1,), math.exp(-0.5)))
 
 
 def test_blocks_are_masked_wholly_when_the_recipe_says_so(make_split: MakeSplit) -> None:

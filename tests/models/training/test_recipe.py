@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fastblt.models.config import ConfigError
+from fastblt.models.config import ConfigError, PatchingConfig
 from fastblt.models.presets import preset
 from fastblt.models.training import recipe
 from fastblt.models.training.recipe import TrainConfig
@@ -71,6 +71,10 @@ def test_mask_weight_is_linear_between_its_points(tmp_path: Path, done: float, w
         ({"seed": 2**64}, "seed"),
         ({"weight_decay": -0.1}, "weight_decay"),
         ({"clip": 1e300}, "clip"),
+        ({"position_decay": 0}, "position_decay"),
+        ({"position_decay": "1"}, "position_decay"),
+        ({"model": {"name": "x"}}, "model.patcher"),
+        ({"model": {**preset("tiny").to_dict(), "cross_attn_k": 0}}, "cross_attn_k"),
     ],
 )
 def test_error_names_file_and_field_when_field_is_bad(changes: dict[str, Any], field: str, tmp_path: Path) -> None:
@@ -96,3 +100,26 @@ def test_distilled_is_a_part(tmp_path: Path, part: float) -> None:
 def test_distilled_is_refused_when_it_is_no_part(tmp_path: Path, part: float) -> None:
     with pytest.raises(ConfigError, match=rf"recipe\.json: .*distilled.*{part}.*a part, from 0 to 1"):
         TrainConfig.load(write(tmp_path, distilled=part))
+
+
+def test_a_geometry_may_stand_in_place_of_a_name(tmp_path: Path) -> None:
+    geometry = dataclasses.replace(preset("tiny"), name="ours", decoder_input="encoder", block_size=0)
+    config = TrainConfig.load(write(tmp_path, model=geometry.to_dict()))
+    assert config.model == config.model_config == geometry
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"decoder_input": "mixed"}, "model.decoder_input.*mixed.*encoder or embedding"),
+        ({"block_latent": "partial"}, "model.block_latent.*partial.*closed"),
+        (
+            {"patcher": None, "patching": PatchingConfig(mode="static", max_patch_length=4)},
+            "patch_once.*the model has no patcher",
+        ),
+    ],
+)
+def test_models_that_recipes_do_not_train_are_refused(changes: dict[str, Any], message: str) -> None:
+    model = dataclasses.replace(preset("tiny"), **changes)
+    with pytest.raises(ConfigError, match=message):
+        _ = TrainConfig(model, budget_seconds=1, patcher_seconds=1, patch_once=True).model_config

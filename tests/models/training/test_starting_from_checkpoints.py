@@ -63,6 +63,14 @@ def test_run_that_started_from_a_checkpoint_goes_on_where_it_was_killed(
         assert torch.equal(tensor, expected[name]), name
 
 
+def test_checkpoint_may_have_another_name(text: Split, tiny_config: Any, tmp_path: Path) -> None:
+    model = Blt(dataclasses.replace(tiny_config, name="theirs"))
+    checkpoint.save_checkpoint(tmp_path / "theirs", model)
+    run = trainer(text, tmp_path / "run")
+    run.start_from(tmp_path / "theirs")
+    assert torch.equal(run.model.decoder.output.weight, model.decoder.output.weight)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
