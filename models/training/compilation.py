@@ -15,14 +15,18 @@ from torch import Tensor, nn
 from fastblt.models.layers import Block, CrossAttention
 
 
-def compile_layers(model: nn.Module) -> None:
+def compile_layers(model: nn.Module, backend: str = "inductor") -> None:
     """Let every block and cross-attention of a model run compiled code wherever gradients are recorded.
 
     Compilation happens at the first steps, takes about a minute, and needs a C++ compiler.
+
+    Args:
+        model: is changed.
+        backend: of ``torch.compile``; ``aot_eager`` traces and differentiates alike, and generates no code.
     """
-    project = torch.compile(_project, dynamic=True)
-    finish = torch.compile(Block.finish, dynamic=True)
-    cross = torch.compile(CrossAttention.forward, dynamic=True)
+    project = torch.compile(_project, dynamic=True, backend=backend)
+    finish = torch.compile(Block.finish, dynamic=True, backend=backend)
+    cross = torch.compile(CrossAttention.forward, dynamic=True, backend=backend)
     for module in model.modules():
         if isinstance(module, Block):
             # PyTorch generates no code for complex numbers: rotations are passed as real ones.
