@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fastblt.models.atomic_file import write_file
 from fastblt.models.blt import Blt
 from fastblt.models.checkpoint import load_checkpoint, save_checkpoint
-from fastblt.models.config import ConfigError
+from fastblt.models.config import ConfigError, expect
 from fastblt.models.initialization import initial_std
 from fastblt.models.patcher import Patcher, entropy
 from fastblt.models.patching import closes_patch
@@ -71,6 +71,7 @@ class Trainer:
         for length in (config.window, config.long_window):
             windows = max(1, config.batch * config.window // length)
             expect(windows % processes.count == 0, "batch", config.batch, f"a multiple of {processes.count} processes")
+        expect(not compiled or processes.count == 1, "--compile", processes.count, "one process")
         torch.manual_seed(config.seed)
         self.model = Blt(config.model_config)
         initialize(self.model)
@@ -80,6 +81,11 @@ class Trainer:
         self.losses = Losses(config, self.model, train, self.device, processes=processes)
         self.progress = Progress("model" if self.model.patcher is None else "patcher")
         self._saved_optimizers: dict[str, Tensor] = {}
+
+    @property
+    def _patcher(self) -> Patcher:
+        assert self.model.patcher is not None
+        return self.model.patcher
 
     def resume(self) -> bool:
         """Continue the run in the folder, if there is one.
@@ -130,20 +136,17 @@ class Trainer:
         if self.progress.total_seconds == 0 and self.processes.first:
             self._write_recipe()
         deadline = time.monotonic() + max_seconds
-        patcher = self.model.patcher
         if self.progress.phase == "patcher":
-            assert patcher is not None
-            if not self._phase(patcher, self.losses.patcher, deadline, on_step):
+            if not self._phase(self._patcher, self.losses.patcher, deadline, on_step):
                 return False
-            self._set_threshold(self._find_threshold(patcher))
+            self._set_threshold(self._find_threshold())
             self._start_phase("model")
         if self.progress.phase == "model":
-            if patcher is not None:
-                patcher.requires_grad_(False)
-                # Processes do not share a file that grows: each lets the patcher read its windows.
-                once = self.config.patch_once and self.processes.count == 1
-                if once and not self._find_patch_ends(patcher, deadline):
-                    return False
+            if self.model.patcher is not None:
+                self._patcher.requires_grad_(False)
+            # Processes do not share a file that grows: each lets the patcher read its windows.
+            if self.config.patch_once and self.processes.count == 1 and not self._find_patch_ends(deadline):
+                return False
             if not self._phase(self.model, self.losses.rest, deadline, on_step):
                 return False
             self._start_phase("done")
@@ -152,10 +155,10 @@ class Trainer:
         self.processes.wait()
         return True
 
-    def _find_patch_ends(self, patcher: Patcher, deadline: float) -> bool:
+    def _find_patch_ends(self, deadline: float) -> bool:
         """Find the patches of the whole text, or what is missing of them; return False if the deadline passes first."""
         began, before = self._clock(), self.progress.total_seconds
-        ends = PatchEnds(patcher, self.model.config.patching, self.train_text, self.out / PATCH_ENDS_FILE)
+        ends = PatchEnds(self._patcher, self.model.config.patching, self.train_text, self.out / PATCH_ENDS_FILE)
 
         def on_document(done: float) -> bool:
             self.progress.total_seconds = before + self._clock() - began
@@ -247,8 +250,6 @@ class Trainer:
         """Give every process the whole model again."""
         if self.processes.count > 1:
             self.model = self.losses.model = _copy(self.model, self.device).train()
-            assert self.model.patcher is not None
-            self.patcher = self.model.patcher
 
     def _ticks(self, budget: float, deadline: float) -> Iterator[Callable[[], float]]:
         """Yield one function per step; it returns the training seconds since the step began."""
@@ -257,10 +258,10 @@ class Trainer:
             yield lambda begin=begin: self._clock() - begin  # type: ignore[misc]
 
     @torch.no_grad()
-    def _find_threshold(self, patcher: Patcher) -> float:
+    def _find_threshold(self) -> float:
         """Bisect the threshold to the wanted bytes per patch on training text."""
         ids, _ = sample_windows(self.train_text, 64, 512, np.random.default_rng(self.config.seed))
-        entropies = entropy(patcher(ids.to(self.device)))
+        entropies = entropy(self._patcher(ids.to(self.device)))
         low, high = 0.0, float(entropies.max())
         for _ in range(30):
             middle = (low + high) / 2
