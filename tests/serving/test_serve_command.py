@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import signal
 import socket
 import subprocess
@@ -151,6 +152,18 @@ def test_what_is_refused(tiny_bundle: Path, options: list[str], expected: str) -
     result = CliRunner().invoke(app, ["serve", str(tiny_bundle), *options])
     assert result.exit_code != 0
     assert expected in f"{result.output} {result.exception}"
+
+
+def test_a_damaged_bundle_is_refused_before_the_server_listens(tiny_bundle: Path, tmp_path: Path) -> None:
+    bundle = shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    graph = bundle / "decoder.onnx"
+    with graph.open("r+b") as file:
+        file.truncate(graph.stat().st_size - 1)
+    result = CliRunner().invoke(app, ["serve", str(bundle), "--port", "0"])
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    [line] = result.stderr.splitlines()
+    assert line.startswith(f"error: {graph}: found ")
 
 
 def test_an_address_that_is_taken(tiny_bundle: Path) -> None:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
 from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
+from lm_eval.utils import simple_parse_args_string
 from tqdm import tqdm
 
 from fastblt.models.shown import shown
 from fastblt.models.tokens import utf8
 from fastblt.runtime.blt_runtime import BltRuntime
+from fastblt.runtime.machine import usable_cores
 from fastblt.runtime.measure.harness.requests import generation_request
 from fastblt.runtime.measure.harness.texts import fit_context, rolling_windows
 from fastblt.runtime.methods import Method, parse_method
@@ -22,6 +23,9 @@ from fastblt.runtime.sequence.likelihood import Score
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+#: Keys of ``--model_args``; the harness itself adds the other arguments of the constructor.
+KEYS = ("bundle", "method", "backend", "provider", "max_bytes", "threads", "bytes_per_token", "seed")
 
 
 @register_model("fastblt")
@@ -35,7 +39,7 @@ class HarnessModel(LM):  # type: ignore[misc]
         provider: where the backend runs it.
         max_bytes: longest text. A longer context loses its beginning, a longer document is scored in windows.
         threads: threads of one operator.
-        batch_size: texts at once, each on a thread of its own; ``auto``: as many as the processor has cores.
+        batch_size: texts at once, each on a thread of its own; ``auto``: as many as the process may use cores.
         bytes_per_token: bytes that each of the tokens stands for by which a task limits generated text.
         seed: of sampled text: the first request's; the next one's is one greater.
         device: without effect, since the harness passes ``cuda:0`` where it was told nothing; ``provider`` chooses.
@@ -62,9 +66,14 @@ class HarnessModel(LM):  # type: ignore[misc]
     ) -> None:
         super().__init__()
         self._at_once = _texts_at_once(batch_size)
-        for name, value in (("bytes_per_token", bytes_per_token), ("max_bytes", max_bytes)):
-            if not isinstance(value, int) or value < 1 + (name == "max_bytes"):
-                raise ValueError(f"{name}: found {shown(value)}, expected an integer >= {1 + (name == 'max_bytes')}")
+        for name, value, least in (
+            ("bytes_per_token", bytes_per_token, 1),
+            ("max_bytes", max_bytes, 2),
+            ("seed", seed, 0),
+        ):
+            if not isinstance(value, int) or value < least:
+                raise ValueError(f"{name}: found {shown(value)}, expected an integer >= {least}")
+        wanted = None if method is None else parse_method(method)
         self._method = method
         self._bytes_per_token = bytes_per_token
         self._seed = seed
@@ -79,8 +88,37 @@ class HarnessModel(LM):  # type: ignore[misc]
                 threads=threads,
                 sequences=self._at_once,
             )
-        if method is not None:
-            parse_method(method).check(self.runtime.config)
+        if wanted is not None:
+            wanted.check(self.runtime.config)
+
+    @classmethod
+    def create_from_arg_string(cls, arg_string: str, additional_config: dict[str, Any] | None = None) -> HarnessModel:
+        """Return the model that a text such as ``bundle=BUNDLE,method=s:8`` describes, see `create_from_arg_obj`."""
+        return cls.create_from_arg_obj(simple_parse_args_string(arg_string), additional_config)
+
+    @classmethod
+    def create_from_arg_obj(
+        cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None
+    ) -> HarnessModel:
+        """Return the model that ``--model_args`` describes.
+
+        Args:
+            arg_dict: values of `KEYS`.
+            additional_config: what other options of the harness set; None is not passed on.
+
+        Raises:
+            ValueError: a key is unknown, ``bundle`` is missing, or as in the constructor.
+        """
+        for key in arg_dict:
+            if key not in KEYS:
+                raise ValueError(f"model_args: found {shown(key)}, expected {', '.join(KEYS)}")
+        if "bundle" not in arg_dict:
+            raise ValueError("model_args: found no bundle, expected bundle=FOLDER")
+        # The harness turns values that look like numbers into numbers.
+        bundle = arg_dict["bundle"]
+        named = arg_dict | {"bundle": str(bundle) if isinstance(bundle, int | float) else bundle}
+        found: HarnessModel = super().create_from_arg_obj(named, additional_config)
+        return found
 
     @property
     def max_length(self) -> int:
@@ -119,7 +157,7 @@ class HarnessModel(LM):  # type: ignore[misc]
                         self.cache_hook.add_partial("loglikelihood", requests[index].args, answers[index])
                         bar.update()
 
-            self._all(work, shares)
+            list(self._in_order(work, shares))
         return answers
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
@@ -136,7 +174,7 @@ class HarnessModel(LM):  # type: ignore[misc]
             self.cache_hook.add_partial("loglikelihood_rolling", request.args, total)
             return total
 
-        return self._all(work, tqdm(requests, desc="loglikelihood_rolling", disable=disable_tqdm))
+        return self._all(work, requests, "loglikelihood_rolling", disable_tqdm)
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         """Return the text that follows each context, up to a stop string, the end of the document or its length.
@@ -163,7 +201,7 @@ class HarnessModel(LM):  # type: ignore[misc]
             self.cache_hook.add_partial("generate_until", request.args, text)
             return text
 
-        return self._all(work, tqdm(list(enumerate(requests)), desc="generate_until", disable=disable_tqdm))
+        return self._all(work, list(enumerate(requests)), "generate_until", disable_tqdm)
 
     def _pair(self, context: str, continuation: str) -> tuple[bytes, bytes]:
         """Return both as bytes, without the beginning of a context that is too long."""
@@ -176,12 +214,17 @@ class HarnessModel(LM):  # type: ignore[misc]
             )
         return fit_context(utf8(context, "context"), room), after
 
-    def _all(self, work: Callable[[T], R], items: Iterable[T]) -> list[R]:
-        """Return the results in the order of the items; as many at once as ``batch_size`` allows."""
+    def _all(self, work: Callable[[T], R], items: Sequence[T], name: str, hidden: bool) -> list[R]:
+        """Return the results in the order of the items, and show how many there are so far."""
+        return list(tqdm(self._in_order(work, items), name, len(items), disable=hidden))
+
+    def _in_order(self, work: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
+        """Yield the results in the order of the items; as many at once as ``batch_size`` allows."""
         if self._at_once == 1:
-            return [work(item) for item in items]
-        with ThreadPoolExecutor(self._at_once) as threads:
-            return list(threads.map(work, items))
+            yield from map(work, items)
+        else:
+            with ThreadPoolExecutor(self._at_once) as threads:
+                yield from threads.map(work, items)
 
 
 def _answer(score: Score) -> tuple[float, bool]:
@@ -191,7 +234,7 @@ def _answer(score: Score) -> tuple[float, bool]:
 def _texts_at_once(batch_size: int | str) -> int:
     """Return the number of texts at once."""
     if isinstance(batch_size, str) and batch_size.partition(":")[0] == "auto":
-        return os.cpu_count() or 1
+        return usable_cores()
     try:
         count = int(batch_size)
     except ValueError:

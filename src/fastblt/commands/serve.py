@@ -21,6 +21,8 @@ from fastblt.commands.output import note, stderr
 from fastblt.models.limits import CHOICES, SECONDS, SEQUENCES, TEXT_BYTES, THREADS
 from fastblt.runtime.backends.entry import ROOMY
 from fastblt.runtime.blt_runtime import BltRuntime
+from fastblt.runtime.bundle.bundle import Bundle
+from fastblt.runtime.bundle.manifest import is_bundle
 from fastblt.runtime.serving.settings import ServingSettings
 
 _MOST_QUEUE = 2**20
@@ -120,6 +122,8 @@ def command(
 
     check_backend(backend)
     check_bundle(bundle, backend=backend)
+    if is_bundle(bundle):
+        Bundle.open(bundle, check=False).check_sizes()  # nobody is told of an address that will not answer
     with usage_errors():
         settings = ServingSettings(
             model_name=model_name,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +15,7 @@ import torch
 from lm_eval import simple_evaluate
 from lm_eval.api.registry import get_model
 from lm_eval.tasks import TaskManager
+from lm_eval.utils import simple_parse_args_string
 from typer.testing import CliRunner
 
 from fastblt.cli import app
@@ -22,6 +23,7 @@ from fastblt.models.blt import Blt
 from fastblt.models.tokens import encode
 from fastblt.runtime.measure.harness.model import HarnessModel
 from fastblt.runtime.measure.harness.texts import fit_context, rolling_windows
+from fastblt.runtime.request import GenerationRequest
 
 PAIRS = [
     ("Where is it? ", "here"),
@@ -181,9 +183,44 @@ def test_settings_that_cannot_be_honored_are_refused(make: Make, harness: Harnes
         harness.generate_until(asked(("x", {"num_beams": 4})))
     with pytest.raises(ValueError, match="method 'z:8'"):
         make(method="z:8")
-    for name, value in (("batch_size", 0), ("batch_size", "many"), ("bytes_per_token", 0), ("max_bytes", 1)):
+    refused = {"batch_size": (0, "many"), "bytes_per_token": (0,), "max_bytes": (1,), "seed": (-1, "x")}
+    for name, value in ((name, value) for name, values in refused.items() for value in values):
         with pytest.raises(ValueError, match=f"{name}: found .*, expected an integer >="):
             make(**{name: value})
+
+
+def test_model_args_that_do_not_exist_are_refused(tiny_bundle: Path) -> None:
+    for text, message in (
+        ("bundle=x,metod=ar", "model_args: found 'metod', expected bundle, method, backend"),
+        ("bundle=x,batch_size=2", "model_args: found 'batch_size', expected bundle"),
+        ("method=ar", "model_args: found no bundle, expected bundle=FOLDER"),
+        ("bundle=7", "7: not a folder, expected a bundle"),
+        (f"bundle={tiny_bundle},method=z:8", "method 'z:8': unknown"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            HarnessModel.create_from_arg_string(text, {"batch_size": 1})
+        with pytest.raises(ValueError, match=message):
+            HarnessModel.create_from_arg_obj(simple_parse_args_string(text), {"batch_size": 1})
+
+
+def test_progress_counts_what_is_done(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make(batch_size=2, max_bytes=512)
+    done: list[str] = []
+    counted: list[int] = []
+
+    def generate(context: bytes, request: GenerationRequest) -> str:
+        done.append(context.decode())
+        return "text"
+
+    def shown(items: Iterable[str], *_: object, **__: object) -> Iterator[str]:
+        for item in items:
+            counted.append(len(done))
+            yield item
+
+    monkeypatch.setattr(model.runtime, "generate", generate)
+    monkeypatch.setattr("fastblt.runtime.measure.harness.model.tqdm", shown)
+    assert model.generate_until(asked(("a", {}), ("b", {}), ("c", {}))) == ["text"] * 3
+    assert all(found > before for before, found in enumerate(counted))
 
 
 def test_local_tasks_are_scored(harness: HarnessModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
