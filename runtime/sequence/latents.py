@@ -72,20 +72,30 @@ class Latents:
         """
         patches, documents = self.patches, self._tokens.documents
         first_patch, count = patches.latents_ready, patches.without_latent + partial
-        if count or not self.encodes_whole_patches:
-            self.encode(first, end, partial=partial)
-        if count:
-            seen = None if documents is None else documents.patches_seen(first_patch, count)
-            self._parts.run_global(first_patch, count, seen)
-            patches.latents_ready = len(patches.ends)
-
-    def encode(self, first: int, end: int, *, partial: bool) -> None:
-        """Encode the patches that have no latent, and pool them; arguments as for `make`."""
-        bounds = self.patches.bounds_without_latent()
-        if partial or len(bounds) == 1:
-            bounds.append(end)
+        if not count:
+            self.encode_open(first, end)
+            return
+        bounds = patches.bounds_without_latent() + [end] * partial
         if self.encodes_whole_patches:
             first, end = bounds[0], bounds[-1]
+        self._encode(first, end, bounds)
+        seen = None if documents is None else documents.patches_seen(first_patch, count)
+        self._parts.run_global(first_patch, count, seen)
+        patches.latents_ready = len(patches.ends)
+
+    def encode_open(self, first: int, end: int) -> None:
+        """Encode tokens of a patch that closes later; where patches are encoded whole, there is nothing to do yet.
+
+        Args:
+            first: as for `make`.
+            end: position after the last of them; no patch without a latent ends before it.
+        """
+        start = self.patches.next_latent_start
+        if not self.encodes_whole_patches and end > start:
+            self._encode(first, end, [start, end])
+
+    def _encode(self, first: int, end: int, bounds: list[int]) -> None:
+        """Encode the tokens from ``first`` to ``end``, and pool the patches between ``bounds``."""
         # What is in a patch with a latent has been encoded, scored or not.
         first = max(first, bounds[0])
         starts, ends = np.array(bounds[:-1], dtype=np.int64), np.array(bounds[1:], dtype=np.int64)

@@ -268,8 +268,7 @@ class Session:
         self._latents.read_patches(end)
         known = int(np.searchsorted(self._patches.latent_of[first:end], self._patches.latents_ready))
         if 1 < known < end - first:
-            if not self._latents.encodes_whole_patches:
-                self._latents.encode(first, end, partial=False)
+            self._latents.encode_open(first, first + known)
             yield self._decode(first + known, _NO_BLOCK)
         self._latents.make(self.scored, end, partial=False)
         yield self._decode(end, _NO_BLOCK)

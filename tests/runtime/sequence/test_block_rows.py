@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from properties import examples
 from fastblt.models import limits
 from fastblt.models.blt import Blt
 from fastblt.models.tokens import MASK_ID, encode
-from fastblt.runtime.backends.protocol import DRAFT_SLACK, MAX_ROWS, ROW_CAPACITY, Backend, CapacityError
+from fastblt.runtime.backends.protocol import DRAFT_SLACK, MAX_ROWS, ROW_CAPACITY, Backend, CapacityError, Ids
 from fastblt.runtime.sequence.session import Latent, Session
 
 OpenBackend = Callable[[str, str, int], Backend]
@@ -123,6 +124,41 @@ def test_rows_in_parts_are_the_rows_and_need_no_latent_first(
     assume(not is_tie(tiny_model, again))
     session.append([99])
     close(session.score().logits[-1], whole(tiny_model, again, [MASK_ID], "closed")[0][-1])
+
+
+def test_rows_in_parts_are_encoded_once(open_backend: OpenBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the decoder reads byte states, the first part has to be encoded before the patch that it does not reach."""
+    encoded: list[int] = []
+    with Session(open_backend("onnxruntime", "encoder", 200)) as session:
+        run = session.sequence.run_encoder
+
+        def watch(first: int, context: Ids, *rest: Any) -> None:
+            encoded.extend(range(first, first + len(context) - session.config.hash.context + 1))
+            run(first, context, *rest)
+
+        monkeypatch.setattr(session.sequence, "run_encoder", watch)
+        parts = []
+        for start in range(0, 60, 6):
+            session.append([70 + place % 50 for place in range(start, start + 6)])
+            parts.append(len([*session.score_in_parts()]))
+        assert encoded == [*range(session.length)]
+        assert max(parts) == 2
+
+
+@pytest.mark.parametrize("kind", ["eager", "onnxruntime", "tensorrt-rtx"])
+def test_last_byte_is_scored_after_a_draft_has_closed_its_patch(open_backend: OpenBackend, kind: str) -> None:
+    """A draft from the open patch's latent reads the last byte; if that ends the patch, it is encoded already."""
+    expected, found = (Session(open_backend(kind, "encoder", 200)) for _ in range(2))
+    closed = 0
+    with expected, found:
+        for byte in range(40, 80):
+            for session in (expected, found):
+                session.append([byte])
+            if found.length > 2:
+                found.draft(2, latent="partial")
+                closed += found.patch_ends[-1] == found.length
+            np.testing.assert_array_equal(found.score().logits, expected.score().logits)
+    assert closed > 0
 
 
 def test_parts_of_too_many_tokens_are_refused(blt_d: Backend) -> None:
