@@ -76,23 +76,34 @@ class ByteDrafter:
 
 
 class BlockDrafter:
-    """Drafts as BLT-DV in one step does, and cuts a block where verifying another byte would not pay."""
+    """Drafts as BLT-DV in one step does, and cuts a block where verifying another byte would not pay.
+
+    Blocks read the latent that the model's blocks were trained on.
+    """
 
     def __init__(self, config: BltConfig) -> None:
         self.pace = Pace()
+        self._latent = config.block_latent
         self._masked = np.full(config.block_size, MASK_ID, dtype=np.int64)
         self._acceptance = Acceptance(config.patching.threshold)
         self._verification = LinearCost()
 
     def round(self, session: Session, sampler: Sampler) -> Round:
         """Implement `Drafter.round`."""
-        before, rows = session.draft_with_block(self._masked)
+        before, rows, answer = self._read(session)
         draft, kinds = self._cut(sampler, before.followed_by(rows.part(1)))
         began = perf_counter()
-        found = verify(session, sampler, draft, in_parts=True)
+        found = verify(session, sampler, draft, in_parts=True, before=answer)
         self._verification.observe(len(kinds), perf_counter() - began)
         self._acceptance.observe(kinds, found.accepted)
         return found
+
+    def _read(self, session: Session) -> tuple[DecoderRows, DecoderRows, DecoderRows | None]:
+        """Return the last token's row, the block's, and the former again, copied, where it is the model's answer."""
+        if self._latent == "closed":
+            return *session.draft_with_block(self._masked), None
+        before, rows = session.score_with_block(self._masked, self._latent)
+        return before, rows, before.copy()
 
     def _cut(self, sampler: Sampler, rows: DecoderRows) -> tuple[Draft, list[int]]:
         """Return as many bytes as are worth verifying, at least one, and their classes."""

@@ -81,13 +81,15 @@ class Adaptive:
         Draft lengths are this method's own choice, so no acceptance can be promised. A given acceptance is the chance
         of each byte; the paper's are those of drafts of 8 bytes.
         """
+        # With the open patch's latent the first byte of a block is the model's own: it is always kept.
+        sure = config.block_latent == "partial"
         own = rates.own(self.name, ACCEPTANCE)
         bytewise, blockwise = rates.published("s:8", ACCEPTANCE), rates.published("dv:8@one", ACCEPTANCE)
         if own is None and bytewise is not None and blockwise is not None:
-            each = rate_for(8 * bytewise, 8), rate_for(8 * blockwise, 8)
+            each = rate_for(8 * bytewise, 8), rate_for(8 * blockwise - sure, 8 - sure)
         else:
             each = (rates.needed(self.name, ACCEPTANCE),) * 2
-        return ReplayProfile(*each, steps=1.0, clean_drafts=True)
+        return ReplayProfile(*each, steps=1.0, clean_drafts=not sure)
 
     def rounds(self, session: Session, sampler: Sampler) -> Iterator[Round]:
         """Generate without end; the first round scores the prompt, which yields the first byte."""

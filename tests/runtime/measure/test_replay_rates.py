@@ -101,6 +101,8 @@ def test_row_before_a_block_drafts_only_where_the_model_does_not_judge_by_it(con
     setting = ReplayRates.parse("acceptance=0.8,steps=3", MEASURED)
     drafts = {m: setting.profile(m, config).clean_drafts for m in ("dv:8@one", "dv:8@one+partial", "d:8@0.7", "auto")}
     assert drafts == {"dv:8@one": True, "dv:8@one+partial": False, "d:8@0.7": False, "auto": True}
+    partly = dataclasses.replace(config, block_latent="partial")
+    assert {setting.profile(m, partly).clean_drafts for m in ("dv:8@one", "auto")} == {False}
     # 1 + a + ... + a^7 = 6.4 there, a + ... + a^8 = 6.4 elsewhere.
     partial = setting.profile("dv:8@one+partial", config).block_rate
     assert sum(partial**power for power in range(8)) == pytest.approx(6.4)

@@ -1,5 +1,6 @@
 """Adaptive drafting: what it learns, and that nothing of it shows in the text."""
 
+import dataclasses
 from collections.abc import Callable
 
 import numpy as np
@@ -149,6 +150,23 @@ def test_blocks_are_tried_where_the_model_has_a_mask(open_backend: Callable[[str
         drafters = policy_of(runtime)._drafters
         assert [type(drafter) for drafter in drafters] == kinds
         assert all(drafter.pace.known for drafter in drafters)
+
+
+@pytest.mark.parametrize("decoder_input", ["embedding", "mixed"])
+def test_blocks_read_the_latent_that_they_were_trained_on(
+    open_backend: Callable[[str, str, int], Backend], monkeypatch: pytest.MonkeyPatch, decoder_input: str
+) -> None:
+    backend = open_backend("onnxruntime", decoder_input, 300)
+    expected = BltRuntime(backend).generate(b"abc", 100, method="ar", stop_at_eos=False)
+    monkeypatch.setattr(backend, "config", dataclasses.replace(backend.config, block_latent="partial"))
+    read, score = [], Session.score_with_block
+    monkeypatch.setattr(
+        Session, "score_with_block", lambda session, block, latent: read.append(latent) or score(session, block, latent)
+    )
+    runtime = BltRuntime(backend)
+    assert runtime.generate(b"abc", 100, method="auto", stop_at_eos=False).data == expected.data
+    assert len(read) >= 8
+    assert set(read) == {"partial"}
 
 
 def policy_of(runtime: BltRuntime) -> Policy:
