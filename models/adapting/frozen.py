@@ -5,7 +5,9 @@ Nothing here has gradients, and modules compute as they do in evaluation.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +32,15 @@ class Frozen:
     clean: CleanRows
     encoder_keys_values: list[tuple[Tensor, Tensor]]
     """Keys and values of the encoder's rows in each layer, which those of drafted bytes see."""
+
+
+def mixed_precision(model: Blt) -> AbstractContextManager[None]:
+    """Return a context in which the draft decoder's fp32 weights are applied in bf16 if the fixed parts are bf16."""
+    weight = model.decoder.output.weight
+    return cast(
+        "AbstractContextManager[None]",
+        torch.autocast(weight.device.type, torch.bfloat16, enabled=weight.dtype == torch.bfloat16),
+    )
 
 
 @torch.no_grad()

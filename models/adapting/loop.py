@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fastblt.models.adapting.blocks import HiddenBlocks, draft_loss, draw, hide, place
 from fastblt.models.adapting.drafts import own_drafts
-from fastblt.models.adapting.frozen import Frozen, mean_states, run_frozen
+from fastblt.models.adapting.frozen import Frozen, mean_states, mixed_precision, run_frozen
 from fastblt.models.adapting.memory import check_plain, check_room
 from fastblt.models.adapting.optimizers import build_draft_optimizers, checkpoint_activations
 from fastblt.models.adapting.quality import HeldOut
@@ -34,7 +34,7 @@ from fastblt.models.training.loop import OnStep, set_rates
 from fastblt.models.training.optimizer import schedule
 from fastblt.models.training.processes import Processes
 from fastblt.models.training.run_files import CHECKPOINT_FOLDER, LOG_FILE, STATE_FILE
-from fastblt.models.training.state import Progress, load_state, restore_optimizers, save_state
+from fastblt.models.training.state import Progress, load_state, optimizer_tensors, restore_optimizers, save_state
 
 logger = logging.getLogger(__name__)
 
@@ -79,13 +79,15 @@ class Adapter:
         self.digest = weights_digest(self.original)
         self.model = self.original.with_draft(config.block_size, config.rank)
         self.draft = cast(DraftDecoder, self.model.draft).float().requires_grad_(True)
+        if config.checkpoint_activations:
+            checkpoint_activations(self.draft)
         self.progress = Progress("model")
         self._saved_optimizers: dict[str, Tensor] = {}
         self._begun = False
         self._heldout = HeldOut(text.heldout, config.window, config.block_size, self.device)
 
     def resume(self) -> bool:
-        """Continue the run in the folder, if there is one.
+        """Continue the run in the folder, if there is one; the log of a run without a saved state is removed.
 
         Raises:
             ConfigError: the run has another recipe.
@@ -93,6 +95,8 @@ class Adapter:
         """
         path = self.out / STATE_FILE
         if not path.exists():
+            if self.processes.first:
+                (self.out / LOG_FILE).unlink(missing_ok=True)  # of a run that was killed before its first save
             return False
         check_same_run(self.out, self.config, self.digest)
         self.progress, self._saved_optimizers = load_state(path, self.draft)
@@ -140,14 +144,13 @@ class Adapter:
         config, progress = self.config, self.progress
         optimizers = build_draft_optimizers(self.draft, config)
         restore_optimizers(optimizers, self.draft, self._saved_optimizers)
-        if config.checkpoint_activations:
-            checkpoint_activations(self.draft)
         shared = DistributedDataParallel(self.draft) if self.processes.count > 1 else None
         parameters = list(self.draft.parameters())
         saved = progress.seconds
         while progress.step < config.steps:
             if self.processes.agree(time.monotonic() >= deadline, self.device):
                 self._save(optimizers)
+                self._saved_optimizers = optimizer_tensors(optimizers, self.draft)  # for the next call of `run`
                 return False
             begin = self._clock()
             set_rates(optimizers, schedule(progress.step / config.steps, config.warmup, config.hold))
@@ -188,7 +191,7 @@ class Adapter:
             # Gradients are exchanged once, with the last piece.
             quiet = cast("AbstractContextManager[None]", shared.no_sync()) if shared and not last else nullcontext()
             with quiet:
-                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+                with mixed_precision(self.model):
                     logits = (shared or self.draft)(hidden.blocks, frozen.clean, hidden.anchors)
                 loss = draft_loss(logits, hidden.targets, hidden.weights) / pieces
                 loss.backward()

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastblt.models.adapting.frozen import run_frozen
+from fastblt.models.adapting.frozen import mixed_precision, run_frozen
 from fastblt.models.blt import Blt
 from fastblt.models.decoder import BlockRows
 from fastblt.models.draft_decoder import Anchors
@@ -82,4 +82,5 @@ class HeldOut:
         starts = torch.full_like(prefix[:, :1], self._context)
         rows = BlockRows(block.unsqueeze(1), starts, frozen.patches.latent_index[:, -2:-1])
         anchors = Anchors(prefix[:, -1:], torch.ones_like(starts, dtype=torch.bool))
-        return model.draft(rows, frozen.clean, anchors).argmax(-1).squeeze(1)
+        with mixed_precision(model):
+            return model.draft(rows, frozen.clean, anchors).argmax(-1).squeeze(1)

@@ -44,7 +44,7 @@ class Losses:
         model: is trained.
         text: training text.
         device: of the model.
-            patch_ends: where the patches of the text end; None: the patcher reads every window.
+        patch_ends: where the patches of the text end; None: the patcher reads every window.
         processes: this process and those that share its steps; its ``rng`` draws its part of each.
     """
 

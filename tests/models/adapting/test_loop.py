@@ -19,8 +19,9 @@ from fastblt.models.adapting.memory import MemoryTooSmallError
 from fastblt.models.adapting.recipe import AdaptConfig
 from fastblt.models.adapting.text_files import Text
 from fastblt.models.blt import Blt
-from fastblt.models.checkpoint import load_checkpoint, save_checkpoint
+from fastblt.models.checkpoint import load_checkpoint, load_model, save_checkpoint
 from fastblt.models.config import BltConfig, ConfigError
+from fastblt.models.formats.checkpoint import Checkpoint
 from fastblt.models.formats.errors import CheckpointError
 from fastblt.models.formats.open import open_checkpoint
 from fastblt.models.training.run_files import CHECKPOINT_FOLDER, LOG_FILE, RECIPE_FILE, STATE_FILE
@@ -142,6 +143,46 @@ def test_time_that_is_up_is_a_pause(adapt: Adapt) -> None:
     assert last.resume()
     assert last.run(1e9)
     assert (run.out / CHECKPOINT_FOLDER).is_dir()
+
+
+@pytest.mark.usefixtures("deterministic")
+def test_run_that_is_called_again_continues_where_it_was(adapt: Adapt, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = adapt("whole", checkpoint_activations=True)
+    assert expected.run(1e9)
+    run = adapt(checkpoint_activations=True)
+    looks = iter([0.0] * 4 + [1.0])  # the deadline of the first call, three steps, and its end
+    with monkeypatch.context() as patched:
+        patched.setattr("fastblt.models.adapting.loop.time.monotonic", lambda: next(looks))
+        assert not run.run(0.5)
+    assert run.progress.step == 3
+    assert run.run(1e9)
+    assert all(torch.equal(a, b) for a, b in zip(weights(run).values(), weights(expected).values(), strict=True))
+
+
+def test_run_that_was_killed_before_its_first_save_begins_anew(adapt: Adapt) -> None:
+    killed = adapt(steps=2, save_every=1e6)
+    assert len(losses(killed, 1)) == 1
+    with (killed.out / LOG_FILE).open("a") as file:
+        file.write('{"phase": "mo')
+    again = adapt(steps=2)
+    assert not again.resume()
+    assert again.run(1e9)
+    steps = [json.loads(line)["step"] for line in (again.out / LOG_FILE).read_text().splitlines()]
+    assert steps == [0, 2]
+
+
+@pytest.mark.parametrize("rank", [3, None])
+def test_fixed_parts_in_bf16_are_trained_beside_and_evaluated(
+    adapt: Adapt, monkeypatch: pytest.MonkeyPatch, rank: int | None
+) -> None:
+    def in_bf16(base: Checkpoint, device: str, dtype: torch.dtype) -> Blt:
+        return load_model(base, device=device, dtype=torch.bfloat16)  # as on a GPU
+
+    monkeypatch.setattr("fastblt.models.adapting.loop.load_model", in_bf16)
+    run = adapt(steps=2, rank=rank)
+    assert len(losses(run)) == 2
+    assert "acceptance_dv" in json.loads((run.out / LOG_FILE).read_text().splitlines()[-1])
+    assert all(tensor.dtype == torch.float32 for tensor in weights(run).values())
 
 
 def test_document_masks_and_other_patch_rules_are_adapted(
