@@ -1,7 +1,8 @@
 """BLT-DV: a block is denoised with permissive settings, one pass of the whole model verifies it (arXiv 2605.08044).
 
-With the ``closed`` latent a round costs at most one encoder and global call, that of verification. With ``partial``,
-the paper's o_M, it costs one more: the last byte is scored and the open patch encoded before the block is denoised.
+With the ``closed`` latent a round costs at most one encoder and global call, that of verification (of the encoder two,
+over different rows, where the decoder reads byte states). With ``partial``, the paper's o_M, it costs one more: the
+last byte is scored and the open patch encoded before the block is denoised.
 """
 
 from __future__ import annotations

@@ -255,8 +255,9 @@ class Session:
 
         The first part are the rows that read latents which exist already: those before the first patch that closes
         among the new tokens. Only when the caller wants the rest as well are the new patches encoded. Verification
-        that ends in the first part thus costs no encoder and no global call. A single such row is not worth a
-        call of its own: as a rule the byte that it verifies was drafted from that very row.
+        that ends in the first part thus costs no global call, and an encoder call only where the decoder reads byte
+        states. A single such row is not worth a call of its own: unless there is a draft decoder, the byte that it
+        verifies was, as a rule, drafted from that very row.
 
         Yields:
             Rows of the tokens in order, at most `MAX_ROWS` in all; each part is overwritten by the next call.
@@ -324,8 +325,7 @@ class Session:
         position = self._check_draft(count)
         context, documents = self._tokens.with_history(position, position + 1), self._tokens.documents
         seen = 0 if documents is None else int(documents.first_byte[position])
-        partial = latent == "partial"
-        read = self._latents.update(position, self.length, latent) if partial else self._latents.newest
+        read = self._latents.newest if latent == "closed" else self._latents.update(position, self.length, latent)
         drafted = self._parts.draft(position, context, read, count, pick, seen)
         return drafted.tokens, drafted.probabilities
 
