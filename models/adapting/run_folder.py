@@ -30,11 +30,11 @@ _FREE = ("eval_every", "save_every", "accumulate", "checkpoint_activations")
 
 
 def weights_digest(model: Blt) -> str:
-    """Return a digest of a model's configuration and of the weights of its encoder's layers and its decoder."""
+    """Return a digest of a model's configuration and weights, in the types that they have here."""
     digest = hashlib.sha256(model.config.to_json().encode())
     for name, tensor in model.state_dict().items():
-        if name.startswith(("decoder.", "encoder.layers.")):
-            digest.update(tensor.detach().cpu().float().numpy().tobytes())
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -201,13 +201,12 @@ def test_checkpoint_with_blocks_is_refused(adapt: Adapt, tiny_checkpoint: Path, 
             adapt(base=base)
 
 
-def test_state_of_another_run_is_refused(
-    adapt: Adapt, tiny_encoder_config: BltConfig, make_model: Callable[..., Blt], tmp_path: Path
-) -> None:
+def test_state_of_another_run_is_refused(adapt: Adapt, tiny_encoder_checkpoint: Path, tmp_path: Path) -> None:
     run = adapt(steps=2)
     assert not run.run(0)
-    other = tmp_path / "other"
-    save_checkpoint(other, make_model(tiny_encoder_config, seed=9))
+    other, model = tmp_path / "other", load_checkpoint(tiny_encoder_checkpoint)
+    next(model.global_transformer.parameters()).add_(1)
+    save_checkpoint(other, model)
     with pytest.raises(CheckpointError, match=f"{STATE_FILE}: found the state of a run that adapts another checkpoint"):
         adapt(base=other, steps=2).resume()
     with pytest.raises(ConfigError, match="found a run with rank=3, expected None as in the command"):
