@@ -39,7 +39,7 @@ COMMANDS = {
     "fleet": "Configure a fleet of servers, and compute its size.",
     "data": "Build the training corpus.",
     "train": "Train a model from a recipe.",
-    "adapt": "Give any BLT block drafts: train a draft decoder for it.",
+    "adapt": "Give a BLT block drafts: train a draft decoder beside it.",
 }
 #: Earlier names of commands.
 ALIASES = {"calibrate": "quantize"}

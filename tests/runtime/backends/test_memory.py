@@ -172,7 +172,7 @@ def test_number_of_sequences_is_checked(tiny_bundle: Path, wrong: Any) -> None:
 
 def test_nothing_outside_of_a_buffer_is_ever_bound(tiny_bundle: Path) -> None:
     sequence = OnnxRuntimeBackend.load(tiny_bundle, 50, 1).new_sequence()
-    binding = sequence._decoder_binding(10, 1, 3, 1)
+    binding = sequence._decoder_binding(sequence._decoder, 10, 1, 3, 1)
     buffer = sequence._buffers.latent_kv
     rows = len(buffer.array)
     binding.point("latent_kv", (1, *buffer.row_shape), buffer, 5)
