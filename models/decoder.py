@@ -9,7 +9,16 @@ from torch import Tensor, nn
 
 from fastblt.models.cache import StackCache
 from fastblt.models.config import BltConfig, StackConfig
-from fastblt.models.layers import Attend, Block, CrossAttention, RMSNorm, attention, causal_attend, rope_table
+from fastblt.models.layers import (
+    Attend,
+    Block,
+    CrossAttention,
+    RMSNorm,
+    attend_beside,
+    causal_attend,
+    keeping,
+    rope_table,
+)
 from fastblt.models.tokens import VOCAB_SIZE
 
 
@@ -181,12 +190,8 @@ class Decoder(DecoderLayers):
         seen = None if visible_from is None else visible_from[:, :length]
         attend = causal_attend(length, self.config.window, clean.device, seen)
         keys_values: list[tuple[Tensor, Tensor]] = []
-
-        def attend_and_keep(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            keys_values.append((k, v))
-            return attend(q, k, v)
-
-        logits = self.run(clean, latent_kv, latent_index, rope, [attend_and_keep] * len(self.layers))
+        attends = [keeping(attend, keys_values)] * len(self.layers)
+        logits = self.run(clean, latent_kv, latent_index, rope, attends)
         return logits, CleanRows(latent_kv, keys_values, visible_from)
 
     def run_blocks(self, blocks: BlockRows, clean: CleanRows) -> Tensor:
@@ -196,11 +201,8 @@ class Decoder(DecoderLayers):
         index = blocks.latent_index.repeat_interleave(blocks.ids.shape[2], 1)
         rope = rope_table(blocks.positions, self.config.head_dim, self.config.rope_theta)
         mask = _block_mask(clean.length, self.config.window, blocks, clean.visible_from)
-
-        def attend_to(keys: Tensor, values: Tensor) -> Attend:
-            return lambda q, k, v: attention(q, torch.cat([keys, k], dim=1), torch.cat([values, v], dim=1), mask)
-
-        return self.run(x, clean.latent_kv, index, rope, [attend_to(*each) for each in clean.keys_values])
+        attends = [attend_beside(keys, values, mask) for keys, values in clean.keys_values]
+        return self.run(x, clean.latent_kv, index, rope, attends)
 
 
 def _block_mask(length: int, window: int | None, blocks: BlockRows, visible_from: Tensor | None) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fastblt.models.config import BltConfig
 from fastblt.models.decoder import BlockRows, CleanRows, Decoder, DecoderLayers
-from fastblt.models.layers import Attend, Block, CrossAttention, RMSNorm, attention, rope_table
+from fastblt.models.layers import Block, CrossAttention, RMSNorm, attend_beside, rope_table
 from fastblt.models.tokens import MASK_ID
 
 #: Prefix of the draft decoder's tensors in a model.
@@ -139,14 +139,9 @@ class DraftDecoder(DecoderLayers):
         index = blocks.latent_index.repeat_interleave(size, 1)
         rope = rope_table(positions, self.config.head_dim, self.config.rope_theta)
         mask = _mask(positions.view(batch, count, size), blocks.starts, clean, anchors, self.config.window)
-        attends = [_reading(keys, values, mask) for keys, values in clean.keys_values]
+        attends = [attend_beside(keys, values, mask) for keys, values in clean.keys_values]
         logits = self.run(self.tok_embeddings(ids).flatten(1, 2), clean.latent_kv, index, rope, attends)
         return logits.unflatten(1, (count, size))
-
-
-def _reading(keys: Tensor, values: Tensor, mask: Tensor) -> Attend:
-    """Return an ``attend`` whose rows see clean rows, whose keys and values exist, and each other."""
-    return lambda q, k, v: attention(q, torch.cat([keys, k], dim=1), torch.cat([values, v], dim=1), mask)
 
 
 def _mask(positions: Tensor, starts: Tensor, clean: CleanRows, anchors: Anchors | None, window: int | None) -> Tensor:

@@ -85,9 +85,11 @@ class Encoder(nn.Module):
         states = self.states(ids, visible_from)
         return states, self.pool(states, *patches.members)
 
-    def states(self, ids: Tensor, visible_from: Tensor | None = None) -> Tensor:
-        """Return byte states [batch, length, dim] of whole sequences, see `forward`."""
-        return run_sequence(self.layers, self.embed(ids), self.config, visible_from)
+    def states(
+        self, ids: Tensor, visible_from: Tensor | None = None, kept: list[tuple[Tensor, Tensor]] | None = None
+    ) -> Tensor:
+        """Return byte states [batch, length, dim] of whole sequences; ``kept``: see `run_sequence`."""
+        return run_sequence(self.layers, self.embed(ids), self.config, visible_from, kept)
 
     def step(self, embedded: Tensor, cache: StackCache, position: int, visible_from: Tensor | None = None) -> Tensor:
         """Return byte states [1, rows, dim] of new rows ``embedded`` [1, rows, dim], the first at ``position``.

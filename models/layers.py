@@ -111,6 +111,27 @@ def causal_attend(length: int, window: int | None, device: torch.device, visible
     return lambda q, k, v: attention(q, k, v, mask)
 
 
+def keeping(attend: Attend, kept: list[tuple[Tensor, Tensor]]) -> Attend:
+    """Return an ``attend`` that also appends the keys and values of its rows to ``kept``."""
+
+    def attend_and_keep(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        kept.append((k, v))
+        return attend(q, k, v)
+
+    return attend_and_keep
+
+
+def attend_beside(keys: Tensor, values: Tensor, mask: Tensor) -> Attend:
+    """Return an ``attend`` whose rows see other rows, of which keys and values exist, and then each other.
+
+    Args:
+        keys: of the other rows, [batch, length, heads, head_dim].
+        values: like ``keys``.
+        mask: bool, broadcastable to [batch, heads, rows, length + rows].
+    """
+    return lambda q, k, v: attention(q, torch.cat([keys, k], dim=1), torch.cat([values, v], dim=1), mask)
+
+
 def _banded_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
     """Compute windowed causal attention in chunks of ``window`` rows, each of which sees two chunks of keys."""
     chunks = q.shape[1] // window

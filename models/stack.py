@@ -9,16 +9,25 @@ from torch import Tensor, nn
 
 from fastblt.models.cache import StackCache
 from fastblt.models.config import StackConfig
-from fastblt.models.layers import causal_attend, rope_table
+from fastblt.models.layers import causal_attend, keeping, rope_table
 
 
 def run_sequence(
-    layers: Iterable[nn.Module], x: Tensor, config: StackConfig, visible_from: Tensor | None = None
+    layers: Iterable[nn.Module],
+    x: Tensor,
+    config: StackConfig,
+    visible_from: Tensor | None = None,
+    kept: list[tuple[Tensor, Tensor]] | None = None,
 ) -> Tensor:
-    """Run causal (windowed) blocks over ``x`` [batch, length, dim], positions from 0 (see `causal_attend`)."""
+    """Run causal (windowed) blocks over ``x`` [batch, length, dim], positions from 0 (see `causal_attend`).
+
+    The keys and values of each layer are appended to ``kept``, if there is such a list.
+    """
     length = x.shape[1]
     rope = rope_table(torch.arange(length, device=x.device), config.head_dim, config.rope_theta)
     attend = causal_attend(length, config.window, x.device, visible_from)
+    if kept is not None:
+        attend = keeping(attend, kept)
     for layer in layers:
         x = layer(x, rope, attend)
     return x

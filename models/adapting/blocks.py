@@ -19,7 +19,7 @@ from fastblt.models.decoder import BlockRows
 from fastblt.models.draft_decoder import Anchors
 from fastblt.models.patching import Patches
 from fastblt.models.tokens import MASK_ID
-from fastblt.models.training.batches import IGNORE, BlockSites
+from fastblt.models.training.batches import IGNORE, BlockSites, place_weights
 
 FIRST_START = 2
 """First position of a block: an anchor before it, and a token before that, whose latent both read."""
@@ -121,8 +121,8 @@ def hide(draws: Draws, sites: BlockSites, ids: Tensor, position_decay: float) ->
     shown = torch.where(draws.hidden | (true == IGNORE), MASK_ID, true)
     first = torch.where(draws.anchored, true[..., 0], IGNORE).unsqueeze(-1)
     targets = torch.cat([first, torch.where(draws.hidden, true, IGNORE)], -1)
-    decay = torch.exp(-torch.arange(true.shape[-1], device=ids.device) / position_decay)
-    decay = decay / decay.sum()
+    size = true.shape[-1]
+    decay = place_weights(size, position_decay).to(ids.device) / size
     weights = torch.cat([decay[:1].expand_as(first), decay / draws.rate.unsqueeze(-1)], -1)
     anchors = Anchors(ids.gather(1, sites.starts - 1), draws.anchored)
     return HiddenBlocks(BlockRows(shown, sites.starts, sites.latent_index), anchors, targets, weights)

@@ -16,7 +16,6 @@ from torch import Tensor
 from fastblt.models.blt import Blt
 from fastblt.models.decoder import CleanRows
 from fastblt.models.documents import first_bytes, first_patches
-from fastblt.models.layers import causal_attend, rope_table
 from fastblt.models.patching import Patches
 
 
@@ -50,19 +49,9 @@ def run_frozen(model: Blt, ids: Tensor) -> Frozen:
     masked = model.config.document_masks
     visible_from = first_bytes(F.pad(ids, (0, 1))) if masked else None
     seen = None if visible_from is None else visible_from[:, :-1]
-    encoder, length = model.encoder, ids.shape[1]
-    rope = rope_table(torch.arange(length, device=ids.device), encoder.config.head_dim, encoder.config.rope_theta)
-    attend = causal_attend(length, encoder.config.window, ids.device, seen)
     keys_values: list[tuple[Tensor, Tensor]] = []
-
-    def attend_and_keep(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        keys_values.append((k, v))
-        return attend(q, k, v)
-
-    states = encoder.embed(ids)
-    for layer in encoder.layers:
-        states = layer(states, rope, attend_and_keep)
-    pooled = encoder.pool(states, *patches.members)
+    states = model.encoder.states(ids, seen, keys_values)
+    pooled = model.encoder.pool(states, *patches.members)
     latents = model.global_transformer(pooled, first_patches(ids, patches) if masked else None)
     _, clean = model.decoder.run_clean(states, model.decoder.latent_kv(latents), patches.latent_index, visible_from)
     return Frozen(ids, patches, states, clean, keys_values)
