@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from fastblt.models import limits
-from fastblt.models.config import ConfigError, build_dataclass, expect, expect_integer, expect_number
-from fastblt.models.reading import read_json
+from fastblt.models.config import expect, expect_integer, expect_number
 
 
 @dataclass(frozen=True)
@@ -93,18 +91,3 @@ class AdaptConfig:
     def blocks_per_window(self) -> int:
         """Return the number of blocks of a window."""
         return max(1, self.blocks * self.window // 256)
-
-    @classmethod
-    def load(cls, path: Path) -> AdaptConfig:
-        """Read what a run was started with.
-
-        Raises:
-            ConfigError: the file cannot be read or does not describe such a run; the message names it.
-        """
-        data = read_json(path, ConfigError, "how a draft decoder is trained", constants=True)
-        try:
-            config = build_dataclass(cls, data)
-        except ConfigError as error:
-            raise ConfigError(f"{path}: {error}") from None
-        assert isinstance(config, cls)
-        return config
