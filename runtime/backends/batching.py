@@ -1,0 +1,124 @@
+"""Defines calls of a model's parts as data, and what runs those of several sequences together.
+
+A sequence runs alone through `fastblt.runtime.backends.protocol.BackendSequence`. Where a backend can batch, a `Batch`
+takes the calls of many sequences that ask for the same part, runs the graph once for all whose shapes allow it, and
+hands every sequence its own rows: weights are read once instead of once a sequence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
+
+from fastblt.runtime.backends.protocol import BackendSequence, Ids, Pick
+
+
+class PatcherCall(NamedTuple):
+    """Holds the arguments of `BackendSequence.run_patcher`."""
+
+    position: int
+    ids: Ids
+    visible_from: Ids | None
+
+
+class EncoderCall(NamedTuple):
+    """Holds the arguments of `BackendSequence.run_encoder`."""
+
+    position: int
+    ids: Ids
+    starts: Ids
+    ends: Ids
+    visible_from: Ids | None
+
+
+class GlobalCall(NamedTuple):
+    """Holds the arguments of `BackendSequence.run_global`."""
+
+    first_patch: int
+    count: int
+    visible_from: Ids | None
+
+
+class DecoderCall(NamedTuple):
+    """Holds the arguments of `BackendSequence.run_decoder`."""
+
+    position: int
+    ids: Ids
+    latents: Ids
+    block: int
+    visible_from: Ids | None
+
+
+class DraftCall(NamedTuple):
+    """Holds the arguments of `BackendSequence.draft`."""
+
+    position: int
+    ids: Ids
+    latent: int
+    count: int
+    pick: Pick | None
+    visible_from: int
+
+
+PartCall: TypeAlias = PatcherCall | EncoderCall | GlobalCall | DecoderCall | DraftCall
+
+
+class Answer(NamedTuple):
+    """Holds what a call returned to one sequence, and its share of what that cost."""
+
+    result: Any
+    """What the method of `BackendSequence` returns; it may be views that the batch's next call overwrites."""
+    seconds: float
+    """Of the call, divided by the sequences that it served."""
+    moved_bytes: float
+    """Its own caches, and the weights divided by the sequences that the call served."""
+    calls: float
+    """Calls of the graph divided by the sequences that they served; of a draft, one per byte."""
+
+
+class Batch(Protocol):
+    """Runs calls of up to ``size`` sequences of one backend together; one thread at a time may use it.
+
+    A sequence joins with its first call. It runs alone again whenever one of its own methods is called.
+    """
+
+    size: int
+
+    def run(self, calls: Sequence[tuple[BackendSequence, PartCall]]) -> list[Answer]:
+        """Run calls of one kind, each of another sequence, in as few calls of the graph as their shapes allow.
+
+        Every row is what the sequence would have computed alone.
+
+        Args:
+            calls: 1 to ``size``, and all `PatcherCall`, or all `EncoderCall` and so on; decoder calls are all of the
+                same part (`fastblt.runtime.backends.protocol.decoder_of`).
+
+        Returns:
+            One answer per call, in order.
+
+        Raises:
+            CapacityError: there is no memory for another sequence; nothing has run.
+            GraphError: a graph fails; what any of these sequences hold is not to be relied on.
+        """
+        ...
+
+    def leave(self, sequence: BackendSequence) -> None:
+        """Let a sequence go on alone with all that it has computed here; does nothing for one that is not in it."""
+        ...
+
+    def close(self) -> None:
+        """Let every sequence leave, and let go of the memory; closing again does nothing."""
+        ...
+
+
+@runtime_checkable
+class BatchingBackend(Protocol):
+    """Marks a backend that can run sequences together; others run them one after the other."""
+
+    def new_batch(self, size: int) -> Batch:
+        """Return an empty batch for up to ``size`` sequences.
+
+        Raises:
+            CapacityError: there is no memory for it.
+        """
+        ...
