@@ -35,7 +35,7 @@ class GlobalCall(NamedTuple):
     """Holds the arguments of `BackendSequence.run_global`."""
 
     first_patch: int
-    count: int
+    patches: int
     visible_from: Ids | None
 
 
@@ -55,7 +55,7 @@ class DraftCall(NamedTuple):
     position: int
     ids: Ids
     latent: int
-    count: int
+    most: int
     pick: Pick | None
     visible_from: int
 
