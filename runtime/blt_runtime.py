@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from fastblt.models.config import BltConfig
 from fastblt.runtime.backends.entry import LoadRequest
 from fastblt.runtime.backends.protocol import Backend, Ids
 from fastblt.runtime.backends.registry import load_backend
+from fastblt.runtime.batching.round_scheduler import RoundScheduler
+from fastblt.runtime.batching.together import generate_together
 from fastblt.runtime.bundle.bundle import Bundle
-from fastblt.runtime.generation import ByteStream
+from fastblt.runtime.generation import ByteStream, Chunk, Generation, Prompt
 from fastblt.runtime.progress import OnProgress, no_progress
+from fastblt.runtime.request import GenerationOptions, GenerationRequest
 from fastblt.runtime.sequence.learned import Learned
 from fastblt.runtime.sequence.session import Session
 from fastblt.runtime.sequence.stats import RunStats
 from fastblt.runtime.sequences.pool import PoolStats, SequencePool
 from fastblt.runtime.sequences.sequence import Sequence
 from fastblt.runtime.sequences.text_maker import ONLY_BOS, TextMaker
+
+if TYPE_CHECKING:
+    from typing import Unpack  # Python 3.11
 
 T = TypeVar("T")
 
@@ -148,6 +154,48 @@ class BltRuntime(TextMaker):
                 or the text is longer than ``max_bytes``.
         """
         return Sequence.load(self._pool, Path(path))
+
+    def generate_many(
+        self,
+        prompts: Collection[Prompt],
+        max_new_bytes: int | None = None,
+        *,
+        at_once: int | None = None,
+        request: GenerationRequest | None = None,
+        on_chunk: Callable[[int, Chunk], None] | None = None,
+        **options: Unpack[GenerationOptions],
+    ) -> list[Generation]:
+        """Generate after each of several prompts, in rounds that the texts share: weights are read once for all.
+
+        Each text is that of `generate`, except that a seed fixes what is drawn for all texts alike.
+
+        Args:
+            prompts: as for `generate`.
+            max_new_bytes: as for `generate`, of each text.
+            at_once: most texts that grow at the same time; None: `sequences`.
+            request: as for `generate`.
+            on_chunk: called with the index of a prompt and each chunk of its text.
+            options: as for `generate`.
+
+        Returns:
+            The texts, in the order of the prompts.
+
+        Raises:
+            Exception: as `generate`; the first error ends all texts.
+            ValueError: also where ``at_once`` is not in 1..`sequences`.
+        """
+        most = self.sequences if at_once is None else at_once
+        if not 1 <= most <= self.sequences:
+            raise ValueError(f"at_once: found {most}, expected 1..{self.sequences}, the sequences of the runtime")
+
+        def opener(prompt: Prompt) -> Callable[[], ByteStream]:
+            return lambda: self.stream(prompt, max_new_bytes, request=request, **options)
+
+        scheduler = RoundScheduler(self.backend, min(most, len(prompts)))
+        try:
+            return generate_together(scheduler, [opener(prompt) for prompt in prompts], on_chunk)
+        finally:
+            scheduler.close()
 
     @contextmanager
     def session(self) -> Iterator[Session]:

@@ -7,16 +7,17 @@ import time
 from bisect import bisect_left
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
-from types import GeneratorType, TracebackType
-from typing import NamedTuple, cast
+from types import TracebackType
+from typing import NamedTuple
 
 import numpy as np
 
 from fastblt.models.tokens import BOS_ID, BYTE_OFFSET, EOS_ID, VOCAB_SIZE, decode, encode
-from fastblt.runtime.backends.protocol import Ids
+from fastblt.runtime.backends.protocol import MAX_ROWS, Ids
 from fastblt.runtime.methods import Method, MethodError, Origin, Round
 from fastblt.runtime.request import StopRules
 from fastblt.runtime.sequence.lease import Lease
+from fastblt.runtime.sequence.requests import Score, Steps
 from fastblt.runtime.sequence.sampling import Sampler
 from fastblt.runtime.sequence.session import Session
 from fastblt.runtime.sequence.stats import RunStats
@@ -98,8 +99,10 @@ class ByteStream(Iterator[Chunk]):
         self._lease = lease
         # Neither of the two refers to the stream, which is thus gone when nobody refers to it any more.
         self.growing = GrowingText(lease.session, ids, method, sampler, rules, started)
-        self._steps = cast("GeneratorType[Chunk, None, None]", self.growing.steps())
+        self._steps = self.growing.steps()
         self._round = threading.RLock()
+        self._stepping = False
+        """Whether a step has begun and not ended."""
         self._closing = False
         """Whether no other round begins."""
         self._cut = False
@@ -153,13 +156,22 @@ class ByteStream(Iterator[Chunk]):
             GraphError: a graph fails.
             ValueError: the stream was closed before its end.
         """
+        return self._lease.session.run(self.requests())
+
+    def requests(self) -> Steps[Chunk | None]:
+        """Return what `step` asks of the session, for whoever answers it together with the steps of other streams.
+
+        The thread that begins with it must bring it to its end; until then the stream waits for it.
+        """
         with self._round:
-            if self._steps.gi_running:  # in this thread, since the lock is its own
+            if self._stepping:  # in this thread, since the lock is its own
                 raise BusyError("stream: found a call from inside its own round, expected one after the other")
             if self._closing and (self._cut or not self.growing.ended):
                 raise ValueError("stream: closed before its end, expected an open one; call stream() again")
             try:
-                chunk = next(self._steps, None)
+                self._stepping = True
+                steps = next(self._steps, None)
+                chunk = None if steps is None else (yield from steps)
                 if self._closing:
                     self._cut = not self.growing.ended
                 if self.growing.ended or self._cut:
@@ -171,6 +183,8 @@ class ByteStream(Iterator[Chunk]):
                     self._lease.session.spoil()
                 self._lease.release()
                 raise
+            finally:
+                self._stepping = False
             return chunk
 
     def __enter__(self) -> ByteStream:
@@ -189,11 +203,12 @@ class ByteStream(Iterator[Chunk]):
         """
         self._closing = True
         with self._round:
-            if self._steps.gi_running:
+            if self._stepping:
                 return  # from inside a round, by a signal handler: it is the last one
             self._cut = self._cut or not self.growing.ended
             try:
                 self._steps.close()
+                self._lease.leave_batch()
             finally:
                 self._lease.held = False
             self._lease.release()
@@ -240,25 +255,32 @@ class GrowingText:
         self._offsets: list[int] = []
         self._first_position = len(ids)
 
-    def steps(self) -> Generator[Chunk, None, None]:
-        """Read the prompt piece by piece, then run the method until a rule ends the generation."""
+    def steps(self) -> Generator[Steps[Chunk], None, None]:
+        """Yield steps: the prompt is read piece by piece, then the method runs until a rule ends the generation."""
         if self.ended:
             return
         self.stats.reused_bytes = max(0, self.session.begin(self.ids, self.stats) - 1)
-        while self.session.score_piece():
-            yield _NOTHING
-        before = time.perf_counter()
-        for step in self.method.rounds(self.session, self.sampler):
-            now = time.perf_counter()
-            known = len(self._offsets)
-            self.ended = self._take(step)
-            self._count(step, now - before, known)
-            before = now
-            yield self._emit(step)
-            before = time.perf_counter()
+        while self.session.has_piece:
+            yield self._read_piece()
+        for steps in self.method.rounds(self.session, self.sampler):
+            yield self._grow(steps)
             if self.ended:
                 return
         self.ended = True
+
+    def _read_piece(self) -> Steps[Chunk]:
+        yield Score(most=MAX_ROWS)
+        return _NOTHING
+
+    def _grow(self, steps: Steps[Round]) -> Steps[Chunk]:
+        """Run a round, and return its chunk."""
+        before = time.perf_counter()
+        step = yield from steps
+        known = len(self._offsets)
+        seconds = time.perf_counter() - before
+        self.ended = self._take(step)
+        self._count(step, seconds, known)
+        return self._emit(step)
 
     def known(self) -> Ids:
         """Return the tokens of the text as far as its consumer knows it, int64 [n], BOS first.

@@ -9,6 +9,7 @@ from fastblt.models.config import BltConfig
 from fastblt.runtime.methods.entry import MethodEntry
 from fastblt.runtime.methods.method import MethodError, Round
 from fastblt.runtime.methods.replay_profile import Rates, ReplayProfile
+from fastblt.runtime.sequence.requests import Steps, score
 from fastblt.runtime.sequence.sampling import Sampler
 from fastblt.runtime.sequence.session import Session
 
@@ -34,15 +35,15 @@ class Autoregressive:
         """Implement `Replayable.replay_profile`: nothing is drafted, so no rate applies."""
         return ReplayProfile()
 
-    def rounds(self, session: Session, sampler: Sampler) -> Iterator[Round]:
+    def rounds(self, session: Session, sampler: Sampler) -> Iterator[Steps[Round]]:
         """Generate without end; the session's last token is the last byte of the prompt."""
         while True:
             yield sample_next(session, sampler)
 
 
-def sample_next(session: Session, sampler: Sampler) -> Round:
+def sample_next(session: Session, sampler: Sampler) -> Steps[Round]:
     """Score the tokens that are not scored, and append the next one."""
-    rows = session.score()
+    rows = yield from score()
     token = sampler.choose(rows, -1)
     logprobs = sampler.log_probabilities(rows.logits[-1:], [token])
     session.append([token])

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fastblt.models.config import BltConfig
-from fastblt.runtime.methods.denoising import FirstPass, OneStep, Rule, denoise, parse_rule
+from fastblt.runtime.methods.denoising import FirstPass, OneStep, Rule, denoise_block, parse_rule
 from fastblt.runtime.methods.method import MethodError
 from fastblt.runtime.methods.replay_profile import STEPS, Rates, ReplayError
+from fastblt.runtime.sequence.requests import Latent, Steps
 from fastblt.runtime.sequence.sampling import Draft, Sampler
-from fastblt.runtime.sequence.session import Latent, Session
 
 if TYPE_CHECKING:
     from typing import Self  # Python 3.11
@@ -65,9 +65,9 @@ class BlockArgument:
         """Return which latent the block of a model reads."""
         return self.latent or config.block_latent
 
-    def denoise(self, session: Session, sampler: Sampler, first_pass: FirstPass) -> Draft:
-        """Decide one block by `fastblt.runtime.methods.denoising.denoise`."""
-        return denoise(session, sampler, self.size, self.rule, first_pass, clean_first=self.clean_first)
+    def denoise(self, sampler: Sampler, first_pass: FirstPass) -> Steps[Draft]:
+        """Decide one block by `fastblt.runtime.methods.denoising.denoise_block`."""
+        return denoise_block(sampler, self.size, self.rule, first_pass, clean_first=self.clean_first)
 
     def replay_steps(self, rates: Rates) -> float:
         """Return the decoder calls that a block takes in a replay.

@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from fastblt.models.config import BltConfig
-from fastblt.runtime.backends.protocol import DecoderRows, Ids
 from fastblt.runtime.methods.block_argument import BlockArgument, BlockMethod
 from fastblt.runtime.methods.entry import MethodEntry
 from fastblt.runtime.methods.method import Origin, Round
 from fastblt.runtime.methods.replay_profile import Rates, ReplayProfile
+from fastblt.runtime.sequence.requests import Steps, score_with_block
 from fastblt.runtime.sequence.sampling import Sampler
 from fastblt.runtime.sequence.session import Session
 
@@ -34,18 +34,17 @@ class BlockDiffusion(BlockMethod):
         """Implement `Replayable.replay_profile`: every byte is kept, blocks take the wanted steps."""
         return ReplayProfile(steps=self.argument.replay_steps(rates), clean_first=self.argument.clean_first)
 
-    def rounds(self, session: Session, sampler: Sampler) -> Iterator[Round]:
+    def rounds(self, session: Session, sampler: Sampler) -> Iterator[Steps[Round]]:
         """Generate without end; the first round scores the prompt."""
+        while True:
+            yield self._round(session, sampler)
+
+    def _round(self, session: Session, sampler: Sampler) -> Steps[Round]:
         argument, latent = self.argument, self.argument.latent_for(session.config)
         origin: Origin = "denoised"
-
-        def first_pass(block: Ids) -> tuple[DecoderRows, DecoderRows]:
-            return session.score_with_block(block, latent)
-
-        while True:
-            block = argument.denoise(session, sampler, first_pass)
-            session.append(block.tokens)
-            yield Round(tuple(block.tokens), (origin,) * argument.size, logprobs=block.logprobs)
+        block = yield from argument.denoise(sampler, lambda masked: score_with_block(masked, latent))
+        session.append(block.tokens)
+        return Round(tuple(block.tokens), (origin,) * argument.size, logprobs=block.logprobs)
 
 
 ENTRY = MethodEntry(

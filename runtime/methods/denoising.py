@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from fastblt.models.tokens import MASK_ID
 from fastblt.runtime.backends.protocol import DecoderRows, Floats, Ids
 from fastblt.runtime.methods.method import Method, MethodError
+from fastblt.runtime.sequence.requests import Steps, denoise
 from fastblt.runtime.sequence.sampling import Distribution, Draft, Sampler, log_probabilities
-from fastblt.runtime.sequence.session import Session
 
 Indices = NDArray[np.intp]
 
@@ -129,20 +129,17 @@ class Unmasking(Protocol):
 
 
 #: The first call over a wholly masked block: the row of the byte before the block, and the block's rows.
-FirstPass = Callable[[Ids], tuple[DecoderRows, DecoderRows]]
+FirstPass = Callable[[Ids], Steps[tuple[DecoderRows, DecoderRows]]]
 
 
-def denoise(
-    session: Session, sampler: Sampler, size: int, rule: Rule, first_pass: FirstPass, *, clean_first: bool
-) -> Draft:
+def denoise_block(sampler: Sampler, size: int, rule: Rule, first_pass: FirstPass, *, clean_first: bool) -> Steps[Draft]:
     """Decide a block, byte by byte or many at once.
 
     Args:
-        session: over a BLT-D model.
         sampler: draws the bytes.
         size: bytes of the block.
         rule: which bytes to decide in each step.
-        first_pass: the first step's decoder call; the others are `Session.denoise`.
+        first_pass: the first step's decoder call; the others are `fastblt.runtime.sequence.requests.denoise`.
         clean_first: take the first byte from the row of the byte before the block, which predicts it causally and
             is part of the first call anyway; False: from the block, as the paper does.
 
@@ -153,7 +150,7 @@ def denoise(
     decided = np.full(size, -1)  # step of each byte
     proposals: list[Distribution | None] = [None] * size
     logprobs = np.zeros(size)
-    before, rows = first_pass(block)
+    before, rows = yield from first_pass(block)
     if clean_first:
         block[0], proposals[0] = sampler.draw(before, -1)
         decided[0] = 0
@@ -162,7 +159,7 @@ def denoise(
     step = 0
     while len(masked := np.flatnonzero(decided < 0)):
         if step:
-            rows = session.denoise(block)
+            rows = yield from denoise(block)
         chosen = masked[rule(rows.probability[masked], rows.entropy[masked])]
         for index in chosen.tolist():
             block[index], proposals[index] = sampler.draw(rows, index)

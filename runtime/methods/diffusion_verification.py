@@ -18,6 +18,7 @@ from fastblt.runtime.methods.entry import MethodEntry
 from fastblt.runtime.methods.method import Round
 from fastblt.runtime.methods.replay_profile import ACCEPTANCE, Rates, ReplayError, ReplayProfile, rate_for
 from fastblt.runtime.methods.verification import verify
+from fastblt.runtime.sequence.requests import Steps, draft_with_block, score_with_block
 from fastblt.runtime.sequence.sampling import Sampler
 from fastblt.runtime.sequence.session import Session
 
@@ -57,29 +58,29 @@ class DiffusionVerification(BlockMethod):
             clean_drafts=clean_drafts,
         )
 
-    def rounds(self, session: Session, sampler: Sampler) -> Iterator[Round]:
+    def rounds(self, session: Session, sampler: Sampler) -> Iterator[Steps[Round]]:
         """Generate without end; the first round scores the prompt, which yields the first byte."""
         yield sample_next(session, sampler)
         rounds = self._reuse if self.argument.latent_for(session.config) == "closed" else self._recompute
         while True:
             yield rounds(session, sampler)
 
-    def _reuse(self, session: Session, sampler: Sampler) -> Round:
+    def _reuse(self, session: Session, sampler: Sampler) -> Steps[Round]:
         """Draft from the newest closed latent by the decoder alone."""
-        draft = self.argument.denoise(session, sampler, session.draft_with_block)
-        return verify(session, sampler, draft, in_parts=True)
+        draft = yield from self.argument.denoise(sampler, draft_with_block)
+        return (yield from verify(session, sampler, draft, in_parts=True))
 
-    def _recompute(self, session: Session, sampler: Sampler) -> Round:
+    def _recompute(self, session: Session, sampler: Sampler) -> Steps[Round]:
         """Score the last byte, draft from the open patch's latent; the last byte's row verifies the first draft."""
         kept: list[DecoderRows] = []
 
-        def first_pass(block: Ids) -> tuple[DecoderRows, DecoderRows]:
-            before, rows = session.score_with_block(block, "partial")
+        def first_pass(block: Ids) -> Steps[tuple[DecoderRows, DecoderRows]]:
+            before, rows = yield from score_with_block(block, "partial")
             kept.append(before.part(-1).copy())
             return before, rows
 
-        draft = self.argument.denoise(session, sampler, first_pass)
-        return verify(session, sampler, draft, in_parts=True, before=kept[0])
+        draft = yield from self.argument.denoise(sampler, first_pass)
+        return (yield from verify(session, sampler, draft, in_parts=True, before=kept[0]))
 
 
 ENTRY = MethodEntry(

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Literal, NamedTuple, Protocol
 
 from fastblt.models.config import BltConfig
+from fastblt.runtime.sequence.requests import Steps
 from fastblt.runtime.sequence.sampling import Sampler
 from fastblt.runtime.sequence.session import Session
 
@@ -39,6 +40,8 @@ class Round(NamedTuple):
 class Method(Protocol):
     """Appends tokens to a session, round by round.
 
+    It asks for what the model computes by requests (`fastblt.runtime.sequence.requests`), so that the rounds of many
+    sequences can share the calls.
     Each method has a file of its own, which ends with its `MethodEntry`; `fastblt.runtime.methods.registry` lists them.
     It may also define `Replayable.replay_profile` and `Unmasking`.
     """
@@ -57,6 +60,15 @@ class Method(Protocol):
         """Raise `MethodError` where the method cannot run on a model."""
         ...
 
-    def rounds(self, session: Session, sampler: Sampler) -> Iterator[Round]:
-        """Append tokens to the session round by round, without end; the first round scores the prompt."""
+    def rounds(self, session: Session, sampler: Sampler) -> Iterator[Steps[Round]]:
+        """Yield rounds, without end: each appends tokens to the session; the first one scores the prompt.
+
+        The next round is asked for when the one before it has been run to its end.
+        """
         ...
+
+
+def rounds_of(method: Method, session: Session, sampler: Sampler) -> Iterator[Round]:
+    """Run the rounds of a method, one after the other, without end."""
+    for steps in method.rounds(session, sampler):
+        yield session.run(steps)

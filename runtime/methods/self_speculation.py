@@ -17,8 +17,9 @@ from fastblt.runtime.methods.entry import MethodEntry
 from fastblt.runtime.methods.method import MethodError, Round
 from fastblt.runtime.methods.replay_profile import ACCEPTANCE, Rates, ReplayProfile, rate_for
 from fastblt.runtime.methods.verification import verify
+from fastblt.runtime.sequence.requests import Latent, Steps, draft
 from fastblt.runtime.sequence.sampling import Distribution, Draft, Sampler
-from fastblt.runtime.sequence.session import Latent, Session
+from fastblt.runtime.sequence.session import Session
 
 
 @dataclass(frozen=True)
@@ -54,17 +55,22 @@ class SelfSpeculation:
         rate = rate_for(acceptance * self.k, self.k)
         return ReplayProfile(rate, rate, acceptance=acceptance)
 
-    def rounds(self, session: Session, sampler: Sampler) -> Iterator[Round]:
+    def rounds(self, session: Session, sampler: Sampler) -> Iterator[Steps[Round]]:
         """Generate without end; the first round scores the prompt, which yields the first byte."""
         yield sample_next(session, sampler)
         while True:
-            yield verify(session, sampler, draft_bytes(session, sampler, self.k, self.latent), in_parts=False)
+            yield self._round(session, sampler)
+
+    def _round(self, session: Session, sampler: Sampler) -> Steps[Round]:
+        drafted = yield from draft_bytes(sampler, self.k, self.latent)
+        return (yield from verify(session, sampler, drafted, in_parts=False))
 
 
-def draft_bytes(session: Session, sampler: Sampler, count: int, latent: Latent) -> Draft:
+def draft_bytes(sampler: Sampler, count: int, latent: Latent) -> Steps[Draft]:
     """Draft bytes by the decoder, each from the row of the byte before it; all rows read one latent."""
     if sampler.takes_best:
-        return Draft(session.draft(count, latent=latent)[0].tolist())
+        tokens, _ = yield from draft(count, latent=latent)
+        return Draft(tokens.tolist())
     proposals: list[Distribution | None] = []
 
     def pick(row: DecoderRows) -> tuple[int, bool]:
@@ -72,7 +78,8 @@ def draft_bytes(session: Session, sampler: Sampler, count: int, latent: Latent) 
         proposals.append(q)
         return token, True
 
-    return Draft(session.draft(count, pick, latent)[0].tolist(), proposals)
+    tokens, _ = yield from draft(count, pick, latent)
+    return Draft(tokens.tolist(), proposals)
 
 
 ENTRY = MethodEntry(

@@ -12,17 +12,16 @@ as verification computes them; for them the second decoder call would be wasted.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from fastblt.runtime.backends.protocol import DecoderRows
 from fastblt.runtime.methods.method import Origin, Round
+from fastblt.runtime.sequence.requests import Steps, score, score_known
 from fastblt.runtime.sequence.sampling import Draft, Sampler
 from fastblt.runtime.sequence.session import Session
 
 
 def verify(
     session: Session, sampler: Sampler, draft: Draft, *, in_parts: bool, before: DecoderRows | None = None
-) -> Round:
+) -> Steps[Round]:
     """Append a draft, score it as far as needed, and keep what the model itself would have written.
 
     Args:
@@ -35,32 +34,40 @@ def verify(
     Returns:
         The tokens that were kept and the one after them, which is appended and not scored.
     """
-    start = session.length
-    kept, next_token = 0, None
-    logprobs: tuple[float, ...] = ()
-    for rows in _model_rows(session, draft, in_parts, before):
-        first = kept
-        kept, next_token = sampler.verify(draft, kept, rows)
-        if sampler.logprobs:
-            decided = [*draft.tokens[first:kept], *([] if next_token is None else [next_token])]
-            logprobs += sampler.log_probabilities(rows.logits[: len(decided)], decided)
-        if next_token is not None:
-            break
+    start, judge = session.length, Judge(draft, sampler)
+    if before is not None:
+        judge.read(before)
+    session.append(draft.tokens)
+    if in_parts and judge.next_token is None and (known := (yield from score_known())) is not None:
+        judge.read(known)
+    if judge.next_token is None:
+        judge.read((yield from score()))
+    kept, next_token = judge.kept, judge.next_token
     assert next_token is not None, "the row after the draft decides"
     session.rewind(start + kept)
     session.append([next_token])
     origins: list[Origin] = ["accepted"] * kept
     origins.append("free" if kept == len(draft.tokens) else "corrected")
     tokens = tuple(draft.tokens)
-    return Round((*tokens[:kept], next_token), tuple(origins), tokens[kept:], len(tokens), logprobs)
+    return Round((*tokens[:kept], next_token), tuple(origins), tokens[kept:], len(tokens), judge.logprobs)
 
 
-def _model_rows(session: Session, draft: Draft, in_parts: bool, before: DecoderRows | None) -> Iterator[DecoderRows]:
-    """Yield the model's rows about the draft and the token after it, in pieces; append the draft on the way."""
-    if before is not None:
-        yield before
-    session.append(draft.tokens)
-    if in_parts:
-        yield from session.score_in_parts()
-    else:
-        yield session.score()
+class Judge:
+    """Reads the model's rows about a draft, in pieces, until one of them decides what follows what is kept."""
+
+    def __init__(self, draft: Draft, sampler: Sampler) -> None:
+        self.kept = 0
+        """Leading drafted tokens that are kept."""
+        self.next_token: int | None = None
+        """The token after them; None: more rows are needed."""
+        self.logprobs: tuple[float, ...] = ()
+        self._draft, self._sampler = draft, sampler
+
+    def read(self, rows: DecoderRows) -> None:
+        """Judge the tokens that the next rows are about."""
+        first, sampler = self.kept, self._sampler
+        self.kept, self.next_token = sampler.verify(self._draft, first, rows)
+        if sampler.logprobs:
+            after = [] if self.next_token is None else [self.next_token]
+            decided = [*self._draft.tokens[first : self.kept], *after]
+            self.logprobs += sampler.log_probabilities(rows.logits[: len(decided)], decided)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from fastblt.models.config import BlockLatent, BltConfig
+from fastblt.runtime.backends.batching import EncoderCall, GlobalCall, PatcherCall
 from fastblt.runtime.backends.protocol import encodes_whole_patches
-from fastblt.runtime.sequence.parts import CountedParts
+from fastblt.runtime.sequence.parts import Calls
 from fastblt.runtime.sequence.patches import PatchTable
 from fastblt.runtime.sequence.token_buffer import TokenBuffer
 
@@ -17,25 +18,25 @@ class Latents:
     Where nothing reads byte states and patches are short, a patch is encoded whole when it closes; otherwise rows are
     encoded as they come.
 
+    Its methods yield the calls that have to be made.
+
     Args:
         config: the model's.
         tokens: of the sequence.
-        parts: runs patcher, encoder and global transformer.
     """
 
-    def __init__(self, config: BltConfig, tokens: TokenBuffer, parts: CountedParts) -> None:
+    def __init__(self, config: BltConfig, tokens: TokenBuffer) -> None:
         self.patches = PatchTable(config.patching, tokens.capacity)
         self.encodes_whole_patches = encodes_whole_patches(config)
         self._has_patcher = config.patching.mode == "entropy"
         self._tokens = tokens
-        self._parts = parts
 
     @property
     def newest(self) -> int:
         """Return the index of the newest latent of a closed patch."""
         return self.patches.latents_ready - 1
 
-    def read_patches(self, end: int) -> None:
+    def read_patches(self, end: int) -> Calls[None]:
         """Let the patcher, if there is one, read the tokens before ``end``, and close patches."""
         patches, tokens = self.patches, self._tokens
         first, known = patches.read_until, len(patches.ends)
@@ -43,13 +44,13 @@ class Latents:
             return
         ids, entropies = tokens.between(first, end), None
         if self._has_patcher:
-            entropies = self._parts.run_patcher(first, ids, tokens.visible_from(first, end))
+            entropies = yield PatcherCall(first, ids, tokens.visible_from(first, end))
         patches.read(ids, tokens.before(first), entropies)
         if tokens.documents is not None:
             for patch in range(known, len(patches.ends)):
                 tokens.documents.close_patch(patch, patches.start_of(patch), patches.ends[patch])
 
-    def update(self, first: int, end: int, latent: BlockLatent) -> int:
+    def update(self, first: int, end: int, latent: BlockLatent) -> Calls[int]:
         """Read the tokens before ``end``, make the latents that are missing, and return the index of the newest.
 
         Args:
@@ -57,12 +58,12 @@ class Latents:
             end: position after the last token to read.
             latent: ``partial``: make that of the open patch as well, if there is anything in it; it is the newest then.
         """
-        self.read_patches(end)
+        yield from self.read_patches(end)
         partial = latent == "partial" and end > self.patches.open_start
-        self.make(first, end, partial=partial)
+        yield from self.make(first, end, partial=partial)
         return len(self.patches.ends) - (0 if partial else 1)
 
-    def make(self, first: int, end: int, *, partial: bool) -> None:
+    def make(self, first: int, end: int, *, partial: bool) -> Calls[None]:
         """Make the latents of the patches that have none yet.
 
         Args:
@@ -73,17 +74,17 @@ class Latents:
         patches, documents = self.patches, self._tokens.documents
         first_patch, count = patches.latents_ready, patches.without_latent + partial
         if not count:
-            self.encode_open(first, end)
+            yield from self.encode_open(first, end)
             return
         bounds = patches.bounds_without_latent() + [end] * partial
         if self.encodes_whole_patches:
             first, end = bounds[0], bounds[-1]
-        self._encode(first, end, bounds)
+        yield from self._encode(first, end, bounds)
         seen = None if documents is None else documents.patches_seen(first_patch, count)
-        self._parts.run_global(first_patch, count, seen)
+        yield GlobalCall(first_patch, count, seen)
         patches.latents_ready = len(patches.ends)
 
-    def encode_open(self, first: int, end: int) -> None:
+    def encode_open(self, first: int, end: int) -> Calls[None]:
         """Encode tokens of a patch that closes later; where patches are encoded whole, there is nothing to do yet.
 
         Args:
@@ -92,12 +93,12 @@ class Latents:
         """
         start = self.patches.next_latent_start
         if not self.encodes_whole_patches and end > start:
-            self._encode(first, end, [start, end])
+            yield from self._encode(first, end, [start, end])
 
-    def _encode(self, first: int, end: int, bounds: list[int]) -> None:
+    def _encode(self, first: int, end: int, bounds: list[int]) -> Calls[None]:
         """Encode the tokens from ``first`` to ``end``, and pool the patches between ``bounds``."""
         # What is in a patch with a latent has been encoded, scored or not.
         first = max(first, bounds[0])
         starts, ends = np.array(bounds[:-1], dtype=np.int64), np.array(bounds[1:], dtype=np.int64)
         ids, seen = self._tokens.with_history(first, end), self._tokens.visible_from(first, end)
-        self._parts.run_encoder(first, end - first, ids, starts, ends, seen)
+        yield EncoderCall(first, ids, starts, ends, seen)

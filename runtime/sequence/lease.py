@@ -37,7 +37,13 @@ class Lease:
             self.held = False
             self.release()
 
+    def leave_batch(self) -> None:
+        """Let the session run alone again, as long as it has not been given back."""
+        if self.held:
+            self.session.leave_batch()
+
     def release(self) -> None:
-        """Give the session back; releasing again does nothing."""
+        """Give the session back, which leaves the batch that it is in; releasing again does nothing."""
+        self.leave_batch()
         self.held = False
         self._wake()

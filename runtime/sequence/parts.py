@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Generator
 from math import isfinite
 from time import perf_counter
-from typing import Concatenate, ParamSpec, TypeVar
+from typing import Any, TypeAlias, TypeVar, cast
 
 from fastblt.models.config import BltConfig
 from fastblt.models.tokens import VOCAB_SIZE
+from fastblt.runtime.backends.batching import (
+    Answer,
+    DecoderCall,
+    DraftCall,
+    EncoderCall,
+    GlobalCall,
+    PartCall,
+    PatcherCall,
+)
 from fastblt.runtime.backends.graph_error import graph_error
-from fastblt.runtime.backends.protocol import BackendSequence, DecoderRows, Drafted, Floats, Ids, Pick, decoder_of
+from fastblt.runtime.backends.protocol import BackendSequence, Drafted, Ids, decoder_of
 from fastblt.runtime.sequence.stats import RunStats
 
-P = ParamSpec("P")
 T = TypeVar("T")
+#: Yields calls of parts, is sent what they return, and returns what came of it.
+Calls: TypeAlias = Generator[PartCall, Any, T]
 _TOKENS = frozenset(range(VOCAB_SIZE))
 
 
 class CountedParts:
-    """Calls a sequence; arguments and results are those of `BackendSequence`, time and calls go to ``stats``.
+    """Makes a sequence's calls, or takes what a batch has answered to them; time and calls go to ``stats``.
 
     Args:
         sequence: that runs the parts.
@@ -39,78 +49,127 @@ class CountedParts:
         self.damaged = False
         """Whether a call has failed, and may have left anything in the caches, even NaN."""
         self._config = config
+        self._history = config.hash.context - 1
 
-    def run_patcher(self, position: int, ids: Ids, visible_from: Ids | None) -> Floats:
-        """Call `BackendSequence.run_patcher`."""
-        return self._run("patcher", len(ids), self.sequence.run_patcher, position, ids, visible_from)
+    def run(self, calls: Calls[T]) -> T:
+        """Make the calls that a generator asks for, one after the other."""
+        try:
+            call = next(calls)
+            while True:
+                call = calls.send(self.alone(call))
+        except StopIteration as end:
+            return cast("T", end.value)
 
-    def run_encoder(self, position: int, rows: int, ids: Ids, starts: Ids, ends: Ids, visible_from: Ids | None) -> None:
-        """Call `BackendSequence.run_encoder`; ``rows`` counts the rows, without the tokens before them in ``ids``."""
-        self._run("encoder", rows, self.sequence.run_encoder, position, ids, starts, ends, visible_from)
-
-    def run_global(self, first_patch: int, count: int, visible_from: Ids | None) -> None:
-        """Call `BackendSequence.run_global`."""
-        self._run("global", count, self.sequence.run_global, first_patch, count, visible_from)
-
-    def run_decoder(self, position: int, ids: Ids, latents: Ids, block: int, visible_from: Ids | None) -> DecoderRows:
-        """Call `BackendSequence.run_decoder`."""
-        part = decoder_of(self._config, block)
-        return self._run(part, len(ids), self._decode, position, ids, latents, block, visible_from)
-
-    def _decode(self, position: int, ids: Ids, latents: Ids, block: int, visible_from: Ids | None) -> DecoderRows:
-        rows = self.sequence.run_decoder(position, ids, latents, block, visible_from)
-        self._check(rows.best, rows.probability)
-        return rows
-
-    def draft(self, position: int, ids: Ids, latent: int, count: int, pick: Pick | None, visible_from: int) -> Drafted:
-        """Call `BackendSequence.draft`: the decoder runs once a byte, and the encoder where drafted rows read it."""
-        drafted = self._run("decoder", 1, self._draft, position, ids, latent, count, pick, visible_from)
-        # One call of the decoder is booked, with all seconds.
-        calls = len(drafted.tokens)
-        self._book("decoder", position, 1, -drafted.encoder_seconds, calls - 1)
-        if self._config.decoder_reads_states:
-            self._book("encoder", position, 1, drafted.encoder_seconds, calls)
-        return drafted
-
-    def _draft(self, position: int, ids: Ids, latent: int, count: int, pick: Pick | None, visible_from: int) -> Drafted:
-        drafted = self.sequence.draft(position, ids, latent, count, pick, visible_from)
-        self._check(drafted.tokens, drafted.probabilities)
-        return drafted
-
-    def _check(self, tokens: Ids, probabilities: Floats) -> None:
-        """Raise `GraphError` unless the decoder found tokens that exist, and probabilities that are numbers."""
-        # Lists of a few numbers, and a set, are quicker than arrays.
-        found = tokens.tolist()
-        if not _TOKENS.issuperset(found):
-            token = next(token for token in found if token not in _TOKENS)
-            raise graph_error("decoder", f"it found token {token}, expected 0 to {VOCAB_SIZE - 1}")
-        if not isfinite(sum(probabilities.tolist())):
-            raise graph_error("decoder", "it found a probability that is no number")
-
-    def _run(
-        self,
-        part: str,
-        rows: int,
-        call: Callable[Concatenate[int, P], T],
-        position: int,
-        *arguments: P.args,
-        **named: P.kwargs,
-    ) -> T:
-        """Make a call of the sequence, which runs ``rows`` rows of a part, and book it."""
-        if self.failed:
-            raise ValueError("session: found one that is closed, or in which a call has failed, expected a new session")
+    def alone(self, call: PartCall) -> Any:
+        """Make a call, and return what the method of `BackendSequence` returns."""
+        self.check_usable()
+        sequence = self.sequence
         began = perf_counter()
         try:
-            result = call(position, *arguments, **named)
+            if isinstance(call, DecoderCall):
+                result: Any = sequence.run_decoder(*call)
+                check_rows(result.best, result.probability)
+            elif isinstance(call, PatcherCall):
+                result = sequence.run_patcher(*call)
+            elif isinstance(call, DraftCall):
+                result = sequence.draft(*call)
+                check_rows(result.tokens, result.probabilities)
+            elif isinstance(call, EncoderCall):
+                result = None
+                sequence.run_encoder(*call)
+            else:
+                result = None
+                sequence.run_global(*call)
         except BaseException:
-            self.failed = self.damaged = True
+            self.spoil()
             raise
-        self._book(part, position, rows, perf_counter() - began)
+        self._book(call, result, perf_counter() - began)
         return result
 
-    def _book(self, part: str, position: int, rows: int, seconds: float, calls: int = 1) -> None:
-        """Book calls of a part, each of ``rows`` rows, and the seconds that all of them took."""
+    def take(self, call: PartCall, answer: Answer) -> Any:
+        """Book what a batch has answered to a call, and return the result."""
+        try:
+            if isinstance(call, DecoderCall):
+                check_rows(answer.result.best, answer.result.probability)
+            elif isinstance(call, DraftCall):
+                check_rows(answer.result.tokens, answer.result.probabilities)
+        except BaseException:
+            self.spoil()
+            raise
+        self._book_share(call, answer)
+        return answer.result
+
+    def spoil(self) -> None:
+        """Note that a call has failed: no other may be made, and the caches may hold anything."""
+        self.failed = self.damaged = True
+
+    def check_usable(self) -> None:
+        """Raise ValueError where no call may be made."""
+        if self.failed:
+            raise ValueError("session: found one that is closed, or in which a call has failed, expected a new session")
+
+    def part_of(self, call: PartCall) -> str:
+        """Return the part that a call runs."""
+        if isinstance(call, DecoderCall):
+            return decoder_of(self._config, call.block)
+        return _PARTS[type(call)]
+
+    def _book(self, call: PartCall, result: Any, seconds: float) -> None:
+        """Book a call that the sequence has made alone."""
+        if isinstance(call, DraftCall):
+            self._book_draft(call, result, seconds)
+            return
+        part, position = self.part_of(call), call[0]
+        self._add(part, seconds, 1, self.sequence.moved_bytes(part, position, self._rows_of(call)))
+
+    def _book_draft(self, call: DraftCall, drafted: Drafted, seconds: float) -> None:
+        """Book a draft: the decoder runs once a byte, and the encoder where drafted rows read it."""
+        moved, calls = self.sequence.moved_bytes, len(drafted.tokens)
+        self._add("decoder", seconds - drafted.encoder_seconds, calls, calls * moved("decoder", call.position, 1))
+        if self._config.decoder_reads_states:
+            self._add("encoder", drafted.encoder_seconds, calls, calls * moved("encoder", call.position, 1))
+
+    def _book_share(self, call: PartCall, answer: Answer) -> None:
+        """Book a sequence's share of a call that served several."""
+        part, seconds, calls = self.part_of(call), answer.seconds, 1
+        if isinstance(call, DraftCall):
+            drafted: Drafted = answer.result
+            calls, seconds = len(drafted.tokens), seconds - drafted.encoder_seconds
+            if self._config.decoder_reads_states:
+                self._add("encoder", drafted.encoder_seconds, calls, 0)
+        self._add(part, seconds, calls, round(answer.moved_bytes))
+        self.stats.shared_calls += answer.calls
+
+    def _add(self, part: str, seconds: float, calls: int, moved_bytes: int) -> None:
         stats = self.stats
         stats.part_seconds[part] += seconds
         stats.nfe[part] += calls
-        stats.moved_bytes += calls * self.sequence.moved_bytes(part, position, rows)
+        stats.moved_bytes += moved_bytes
+
+    def _rows_of(self, call: PartCall) -> int:
+        """Return the rows that a call runs."""
+        if isinstance(call, GlobalCall):
+            return call.patches
+        if isinstance(call, DraftCall):
+            return 1
+        return len(call.ids) - (self._history if isinstance(call, EncoderCall) else 0)
+
+
+_PARTS: dict[type, str] = {
+    PatcherCall: "patcher",
+    EncoderCall: "encoder",
+    GlobalCall: "global",
+    DecoderCall: "decoder",
+    DraftCall: "decoder",
+}
+
+
+def check_rows(tokens: Ids, probabilities: Any) -> None:
+    """Raise `GraphError` unless the decoder found tokens that exist, and probabilities that are numbers."""
+    # Lists of a few numbers, and a set, are quicker than arrays.
+    found = tokens.tolist()
+    if not _TOKENS.issuperset(found):
+        token = next(token for token in found if token not in _TOKENS)
+        raise graph_error("decoder", f"it found token {token}, expected 0 to {VOCAB_SIZE - 1}")
+    if not isfinite(sum(probabilities.tolist())):
+        raise graph_error("decoder", "it found a probability that is no number")

@@ -1,7 +1,8 @@
-"""Shares a model's places among texts: first come, first served for a place, then one round each in turn.
+"""Shares a model's places among texts: first come, first served for a place, then all grow round by round.
 
-A turn is one bounded piece of work: a piece of a prompt, or a round of a method. A long prompt therefore holds up the
-others for no more than a piece of it, whoever comes first.
+A step is one bounded piece of work: a piece of a prompt, or a round of a method. The texts of a worker take a step each
+at the same time, and share the calls that answer them (`fastblt.runtime.batching.round_scheduler`). A long prompt holds
+up the others for no more than a piece of it, whoever comes first.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Protocol
 
+from fastblt.runtime.batching.growing_stream import GrowingStream
+from fastblt.runtime.batching.round_scheduler import RoundScheduler
 from fastblt.runtime.blt_runtime import BltRuntime
 from fastblt.runtime.generation import Chunk
 from fastblt.runtime.machine import usable_cores
@@ -32,6 +35,14 @@ class Observer(Protocol):
         """Count a text that was begun and has ended."""
 
 
+class _Worker:
+    """Holds the texts that one thread grows; they stay with it."""
+
+    def __init__(self, rounds: RoundScheduler) -> None:
+        self.rounds = rounds
+        self.jobs: list[TextJob] = []
+
+
 class Scheduler:
     """Generates texts in threads of its own.
 
@@ -40,6 +51,9 @@ class Scheduler:
         workers: number of threads.
         queue: most texts that wait for a place.
         observer: told of every chunk and of every end.
+
+    Raises:
+        CapacityError: there is no memory for the batches of the workers.
     """
 
     def __init__(self, runtime: BltRuntime, workers: int, queue: int, observer: Observer) -> None:
@@ -49,11 +63,13 @@ class Scheduler:
         self._observer = observer
         self._changed = threading.Condition()
         self._waiting: deque[TextJob] = deque()
-        self._ready: deque[TextJob] = deque()
-        self._active: set[TextJob] = set()
         self._closed = False
+        # No worker takes a text while another one has fewer: none has more than its share.
+        share = -(-self.places // workers)
+        self._workers = [_Worker(RoundScheduler(runtime.backend, share)) for _ in range(workers)]
         self._threads = [
-            threading.Thread(target=self._work, name=f"fastblt-worker-{i}", daemon=True) for i in range(workers)
+            threading.Thread(target=self._work, args=(worker,), name=f"fastblt-worker-{i}", daemon=True)
+            for i, worker in enumerate(self._workers)
         ]
         for thread in self._threads:
             thread.start()
@@ -66,7 +82,7 @@ class Scheduler:
     @property
     def active(self) -> int:
         """Return the number of texts that have a place."""
-        return len(self._active)
+        return sum(len(worker.jobs) for worker in self._workers)
 
     def submit(self, jobs: Sequence[TextJob]) -> None:
         """Add texts to the queue: all of them, or none.
@@ -75,7 +91,7 @@ class Scheduler:
             QueueFullError: there is no room for all of them.
         """
         with self._changed:
-            free = self.places - len(self._active)
+            free = self.places - self.active
             if self._closed or len(self._waiting) + len(jobs) > self._queue + free:
                 raise QueueFullError
             self._waiting.extend(jobs)
@@ -91,12 +107,7 @@ class Scheduler:
                 self._waiting.remove(job)
                 job.end(None)
                 return
-            if job.paused:
-                job.paused = False
-                self._ready.appendleft(job)
-            elif job in self._ready:  # not in the middle of a round: it is next
-                self._ready.remove(job)
-                self._ready.appendleft(job)
+            job.paused = False
             self._changed.notify_all()
 
     def resume(self, job: TextJob) -> None:
@@ -104,13 +115,12 @@ class Scheduler:
         with self._changed:  # also to look: a worker may be about to pause it, for what has been read meanwhile
             if job.paused:
                 job.paused = False
-                self._ready.append(job)
-                self._changed.notify()
+                self._changed.notify_all()
 
     def cancel_all(self) -> None:
         """End all texts; rounds in progress are their last."""
         with self._changed:
-            for job in [*self._waiting, *self._active]:
+            for job in [*self._waiting, *(job for worker in self._workers for job in worker.jobs)]:
                 self.cancel(job)
 
     def close(self) -> None:
@@ -122,50 +132,65 @@ class Scheduler:
         for thread in self._threads:
             thread.join()
 
-    def _work(self) -> None:
-        while (job := self._next()) is not None:
-            self._turn(job)
+    def _work(self, worker: _Worker) -> None:
+        try:
+            while jobs := self._next(worker):
+                self._round(worker, jobs)
+        finally:
+            worker.rounds.close()
 
-    def _next(self) -> TextJob | None:
-        """Wait for a text that can grow; None: there will be none."""
+    def _next(self, worker: _Worker) -> list[TextJob]:
+        """Wait for texts of a worker that can grow; empty: there will be none."""
         with self._changed:
             while True:
-                while self._waiting and len(self._active) < self.places:
-                    job = self._waiting.popleft()
-                    self._active.add(job)
-                    self._ready.append(job)
-                if self._ready:
-                    return self._ready.popleft()
-                if self._closed:
-                    return None
+                while self._waiting and self.active < self.places and self._has_fewest(worker):
+                    worker.jobs.append(self._waiting.popleft())
+                    self._changed.notify_all()  # another worker may have the fewest now
+                ready = [job for job in worker.jobs if not job.paused]
+                if ready or self._closed:
+                    return ready
                 self._changed.wait()
 
-    def _turn(self, job: TextJob) -> None:
-        """Let a text grow by one piece of work, then make room for the next."""
-        chunk: Chunk | None = None
+    def _has_fewest(self, worker: _Worker) -> bool:
+        return len(worker.jobs) == min(len(each.jobs) for each in self._workers)
+
+    def _round(self, worker: _Worker, jobs: list[TextJob]) -> None:
+        """Let texts grow by a step each, and end those that are not wanted or have reached their end."""
+        growing = [job for job in jobs if self._begin(worker, job)]
+        steps = worker.rounds.step([job.stream for job in growing if job.stream is not None])
+        for job, step in zip(growing, steps, strict=True):
+            if not self._grew(job, step):
+                self._end(worker, job, step.error)
+
+    def _begin(self, worker: _Worker, job: TextJob) -> bool:
+        """Open the stream of a text that is new; return whether it can grow."""
         error: BaseException | None = None
         try:
             if not job.cancelled:
                 if job.stream is None:
                     job.stream = self.runtime.stream(job.prompt, request=job.request)
-                chunk = job.stream.step()
-            if chunk is not None:
-                if chunk.data and job.first_byte_seconds is None:
-                    job.first_byte_seconds = time.perf_counter() - job.submitted
-                self._observer.grew(job, chunk)
-                job.put(chunk)
-        except BaseException as found:  # of native code, too: the text ends with it, and not the thread
+                return True
+        except BaseException as found:
             error = found
-        if chunk is not None and error is None:
-            with self._changed:
-                if not job.cancelled and job.stream is not None and job.stream.open:
-                    job.paused = job.full
-                    if not job.paused:
-                        self._ready.append(job)
-                    return
-        self._end(job, error)
+        self._end(worker, job, error)
+        return False
 
-    def _end(self, job: TextJob, error: BaseException | None) -> None:
+    def _grew(self, job: TextJob, step: GrowingStream) -> bool:
+        """Hand on what a text has grown by; return whether it can grow further."""
+        chunk = step.chunk
+        if chunk is None or step.error is not None:
+            return False
+        if chunk.data and job.first_byte_seconds is None:
+            job.first_byte_seconds = time.perf_counter() - job.submitted
+        self._observer.grew(job, chunk)
+        job.put(chunk)
+        with self._changed:
+            if job.cancelled or job.stream is None or not job.stream.open:
+                return False
+            job.paused = job.full
+            return True
+
+    def _end(self, worker: _Worker, job: TextJob, error: BaseException | None) -> None:
         """Free the place of a text; its client learns of the end after that."""
         try:
             if job.stream is not None:
@@ -173,7 +198,7 @@ class Scheduler:
         except BaseException as found:
             error = error or found
         with self._changed:
-            self._active.discard(job)
+            worker.jobs.remove(job)
             self._changed.notify_all()
         job.end(error)
         self._observer.ended(job)

@@ -23,6 +23,7 @@ from fastblt.runtime.backends.gpu.executor import Bound
 from fastblt.runtime.backends.gpu.sliding import cache_slots, pool_slots
 from fastblt.runtime.bundle.bundle import Bundle
 from fastblt.runtime.bundle.manifest import GraphSpec
+from fastblt.runtime.sequence.requests import draft
 from fastblt.runtime.sequence.session import Session
 
 MAX_BYTES, BYTES, DRAFTS = 1000, 400, 60
@@ -107,7 +108,7 @@ def drafting(backend: DeviceBackend) -> float:
     session.append([100])
     began = time.perf_counter()
     for _ in range(DRAFTS):
-        session.draft(8)
+        session.run(draft(8))
     return (time.perf_counter() - began) / DRAFTS / 8 * 1e6
 
 

@@ -20,7 +20,7 @@ from fakes.only_sequence import OnlySequence
 from fastblt.models.config import BltConfig
 from fastblt.models.tokens import MASK_ID
 from fastblt.runtime.backends.protocol import Backend, DecoderRows, Drafted, Floats, Ids, Pick
-from fastblt.runtime.methods import parse_method
+from fastblt.runtime.methods import parse_method, rounds_of
 from fastblt.runtime.sequence.sampling import Distribution, Sampler
 from fastblt.runtime.sequence.session import Session
 
@@ -228,7 +228,7 @@ class Sampling:
         for _ in range(samples):
             session = Session(backend)
             session.append(prompt[1:])
-            for step in parse_method(method).rounds(session, self.sampler):
+            for step in rounds_of(parse_method(method), session, self.sampler):
                 self.drafted += step.drafted
                 self.accepted += step.accepted
                 self.rounds += 1

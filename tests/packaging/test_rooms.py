@@ -27,6 +27,7 @@ STAIR: tuple[tuple[str, ...], ...] = (
     ("fastblt.export", "fastblt.runtime.measure", "fastblt.runtime.serving"),
     ("fastblt.runtime.doctor", "fastblt.runtime.blt_runtime"),
     ("fastblt.runtime.sequences",),
+    ("fastblt.runtime.batching",),
     ("fastblt.runtime.generation",),
     ("fastblt.runtime.request",),
     ("fastblt.runtime.methods",),
@@ -40,7 +41,7 @@ STAIR: tuple[tuple[str, ...], ...] = (
 #: Parts of `fastblt.runtime` that may import PyTorch.
 WITH_TORCH = ("fastblt.runtime.backends.eager", "fastblt.runtime.measure.peers")
 #: What generates; it does not measure.
-GENERATING = ("methods", "sequence", "backends", "bundle")
+GENERATING = ("batching", "methods", "sequence", "backends", "bundle")
 
 
 def module_name(path: Path) -> str:

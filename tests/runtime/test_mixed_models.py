@@ -27,6 +27,7 @@ from fastblt.runtime.backends.protocol import Backend
 from fastblt.runtime.blt_runtime import BltRuntime
 from fastblt.runtime.bundle.bundle import Bundle
 from fastblt.runtime.bundle.manifest import CONFIG_FILE, GRAPH_FILES, MANIFEST_FILE, BundleError
+from fastblt.runtime.sequence.requests import denoise, draft_with_block, score_with_block
 from fastblt.runtime.sequence.session import Session
 
 OpenBackend = Callable[[str, str, int], Backend]
@@ -78,12 +79,12 @@ def test_rows_of_text_have_the_original_logits_to_the_bit(open_backend: OpenBack
             for session in (plain, mixed):
                 session.append([token])
             if token != 80:
-                mixed.draft_with_block(np.full(SIZE, MASK_ID))
-                mixed.denoise(np.array([70, MASK_ID, 71]))
+                mixed.run(draft_with_block(np.full(SIZE, MASK_ID)))
+                mixed.run(denoise(np.array([70, MASK_ID, 71])))
             np.testing.assert_array_equal(mixed.score().logits, plain.score().logits)
         mixed.append([91])
         plain.append([91])
-        clean, _ = mixed.score_with_block(np.full(SIZE, MASK_ID), "partial")
+        clean, _ = mixed.run(score_with_block(np.full(SIZE, MASK_ID), "partial"))
         np.testing.assert_array_equal(clean.logits, plain.score().logits)
 
 
@@ -107,14 +108,14 @@ def check_blocks(backend: Backend, model: Blt, tokens: list[int]) -> None:
         session.score()
         session.append(tokens[-1:])
         calls = dict(session.stats.nfe)
-        before, rows = session.draft_with_block(np.array(masked))
+        before, rows = session.run(draft_with_block(np.array(masked)))
         found = np.concatenate([before.logits, rows.logits])
         np.testing.assert_allclose(found, whole(model, tokens, masked, anchored=True), atol=1e-4, rtol=0)
-        found = session.denoise(np.array(part)).logits
+        found = session.run(denoise(np.array(part))).logits
         np.testing.assert_allclose(found, whole(model, tokens, part, anchored=True)[1:], atol=1e-4, rtol=0)
         made = {name: count - calls.get(name, 0) for name, count in session.stats.nfe.items()}
         assert {name: count for name, count in made.items() if count} == {"draft": 2}
-        before, rows = session.score_with_block(np.array(masked), "closed")
+        before, rows = session.run(score_with_block(np.array(masked), "closed"))
         np.testing.assert_allclose(rows.logits, whole(model, tokens, masked, anchored=False), atol=1e-4, rtol=0)
         assert (len(before.best), session.scored) == (1, len(tokens))
         assert (session.stats.nfe["decoder"], session.stats.nfe["draft"]) == (2, 3)
@@ -196,9 +197,9 @@ def test_saved_session_goes_on_after_a_draft(backend: Backend) -> None:
         session.append(encode(PROMPT, bos=False))
         session.score()
         session.append([70])
-        expected = session.draft_with_block(np.full(SIZE, MASK_ID))[1].copy()
+        expected = session.run(draft_with_block(np.full(SIZE, MASK_ID)))[1].copy()
         other.restore(session.saved())
-        assert other.draft_with_block(np.full(SIZE, MASK_ID))[1].best.tolist() == expected.best.tolist()
+        assert other.run(draft_with_block(np.full(SIZE, MASK_ID)))[1].best.tolist() == expected.best.tolist()
         assert other.score().best[-1] == session.score().best[-1]
 
 

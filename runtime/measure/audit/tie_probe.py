@@ -7,7 +7,7 @@ import numpy as np
 from fastblt.runtime.backends.protocol import DecoderRows, Floats
 from fastblt.runtime.blt_runtime import BltRuntime
 from fastblt.runtime.generation import Prompt, prompt_ids
-from fastblt.runtime.methods import Method
+from fastblt.runtime.methods import Method, rounds_of
 from fastblt.runtime.methods.denoising import Confidence, EntropyBounded, Indices, MaximumBounded, Rule, Unmasking
 from fastblt.runtime.sequence.sampling import Sampler
 
@@ -64,7 +64,7 @@ def probe_round(reference: BltRuntime, prompt: Prompt, offset: int, method: Meth
     with reference.session() as session:
         session.append(prompt_ids(prompt))
         end = session.length + offset
-        for _ in method.rounds(session, probe):
+        for _ in rounds_of(method, session, probe):
             if session.length > end:
                 break
             probe.forget()

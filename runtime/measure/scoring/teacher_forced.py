@@ -17,8 +17,9 @@ from fastblt.runtime.backends.protocol import Ids
 from fastblt.runtime.measure.agreement import common_prefix
 from fastblt.runtime.measure.scoring.plan import ScoringPlan
 from fastblt.runtime.measure.scoring.windows import anchors
-from fastblt.runtime.methods import Method, Round, parse_method
+from fastblt.runtime.methods import Method, Round, parse_method, rounds_of
 from fastblt.runtime.sequence.likelihood import score_tokens
+from fastblt.runtime.sequence.requests import denoise, score_with_block
 from fastblt.runtime.sequence.sampling import Sampler
 from fastblt.runtime.sequence.session import Latent, Session
 
@@ -109,7 +110,7 @@ def draft_round(session: Session, prefix: Ids, method: Method) -> Round:
     samples is then replaced by that byte.
     """
     _go_to(session, prefix[:-1])
-    rounds = method.rounds(session, Sampler())
+    rounds = rounds_of(method, session, Sampler())
     next(rounds)
     _go_to(session, prefix)
     return next(rounds)
@@ -123,12 +124,12 @@ def _try_masks(score: WindowScore, session: Session, ids: Ids, draws: NDArray[np
     true = ids[-size:]
     for latent in plan.latents:
         _go_to(session, ids[:-size])
-        session.score_with_block(np.full(size, MASK_ID, dtype=np.int64), latent)
+        session.run(score_with_block(np.full(size, MASK_ID, dtype=np.int64), latent))
         for rate in plan.mask_rates:
             hidden = draws < rate
             right = 0
             if hidden.any():
-                rows = session.denoise(np.where(hidden, MASK_ID, true))
+                rows = session.run(denoise(np.where(hidden, MASK_ID, true)))
                 right = int((rows.best == true)[hidden].sum())
             score.masked.setdefault((rate, latent), []).append(MaskedOutcome(int(hidden.sum()), right))
 
@@ -147,11 +148,11 @@ def _try_blocks(score: WindowScore, session: Session, prefix: Ids, plan: Scoring
 def first_round(session: Session, prefix: Ids, method: Method) -> Ids:
     """Return the tokens, int64 [n], of a method's first round after a prefix; of BLT-D, a block."""
     _go_to(session, prefix)
-    return np.array(next(method.rounds(session, Sampler())).tokens, dtype=np.int64)
+    return np.array(next(rounds_of(method, session, Sampler())).tokens, dtype=np.int64)
 
 
 def greedy_tokens(session: Session, prefix: Ids, count: int) -> Ids:
     """Return the model's own greedy continuation, int64 [count]."""
     _go_to(session, prefix)
-    rounds = parse_method("ar").rounds(session, Sampler())
+    rounds = rounds_of(parse_method("ar"), session, Sampler())
     return np.array([next(rounds).tokens[0] for _ in range(count)], dtype=np.int64)

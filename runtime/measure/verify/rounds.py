@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from fastblt.models.tokens import encode
 from fastblt.runtime.measure.verify.comparison import Comparison
 from fastblt.runtime.measure.verify.lockstep import InspectableBackend, LockstepBackend
-from fastblt.runtime.methods import Method
+from fastblt.runtime.methods import Method, rounds_of
 from fastblt.runtime.progress import OnProgress, no_progress
 from fastblt.runtime.sequence.learned import Learned
 from fastblt.runtime.sequence.sampling import Sampler
@@ -43,7 +43,7 @@ def compare_rounds(
             with Session(both, learned=learned) as session:
                 session.append(encode(prompt, bos=False))
                 end = session.length + new_bytes
-                for _ in method.rounds(session, Sampler()):
+                for _ in rounds_of(method, session, Sampler()):
                     if session.length >= end:
                         break
                 both.compare_caches()

@@ -7,7 +7,6 @@ and entropies, seconds by the clock (`estimates`).
 
 from __future__ import annotations
 
-from time import perf_counter
 from typing import Protocol
 
 import numpy as np
@@ -18,6 +17,7 @@ from fastblt.runtime.backends.protocol import DecoderRows
 from fastblt.runtime.methods.adaptive.estimates import Acceptance, LinearCost, Pace
 from fastblt.runtime.methods.method import Round
 from fastblt.runtime.methods.verification import verify
+from fastblt.runtime.sequence.requests import Steps, draft, draft_with_block, score_with_block
 from fastblt.runtime.sequence.sampling import Distribution, Draft, Sampler
 from fastblt.runtime.sequence.session import Session
 
@@ -32,7 +32,7 @@ class Drafter(Protocol):
 
     pace: Pace
 
-    def round(self, session: Session, sampler: Sampler) -> Round:
+    def round(self, session: Session, sampler: Sampler) -> Steps[Round]:
         """Draft and verify once."""
         ...
 
@@ -46,7 +46,7 @@ class ByteDrafter:
         self._acceptance = Acceptance(config.patching.threshold)
         self._row, self._verification = LinearCost(), LinearCost()
 
-    def round(self, session: Session, sampler: Sampler) -> Round:
+    def round(self, session: Session, sampler: Sampler) -> Steps[Round]:
         """Implement `Drafter.round`."""
         acceptance, now = self._acceptance, self.pace.seconds_per_byte
         price = (self._row.mean + self._verification.each) / now if now else 0.0
@@ -65,12 +65,12 @@ class ByteDrafter:
             survival *= acceptance.chance(kind)
             return token, survival > price
 
-        began = perf_counter()
-        tokens = session.draft(LONGEST_DRAFT if now else _FIRST_DRAFT, pick)[0].tolist()
-        drafted = perf_counter()
-        found = verify(session, sampler, Draft(tokens, proposals), in_parts=False)
+        began = session.now()
+        tokens, _ = yield from draft(LONGEST_DRAFT if now else _FIRST_DRAFT, pick)
+        drafted = session.now()
+        found = yield from verify(session, sampler, Draft(tokens.tolist(), proposals), in_parts=False)
         self._row.observe(len(tokens), drafted - began)
-        self._verification.observe(len(tokens), perf_counter() - drafted)
+        self._verification.observe(len(tokens), session.now() - drafted)
         acceptance.observe(kinds, found.accepted)
         return found
 
@@ -88,21 +88,22 @@ class BlockDrafter:
         self._acceptance = Acceptance(config.patching.threshold)
         self._verification = LinearCost()
 
-    def round(self, session: Session, sampler: Sampler) -> Round:
+    def round(self, session: Session, sampler: Sampler) -> Steps[Round]:
         """Implement `Drafter.round`."""
-        before, rows, answer = self._read(session)
-        draft, kinds = self._cut(sampler, before.followed_by(rows.part(1)))
-        began = perf_counter()
-        found = verify(session, sampler, draft, in_parts=True, before=answer)
-        self._verification.observe(len(kinds), perf_counter() - began)
+        before, rows, answer = yield from self._read()
+        cut, kinds = self._cut(sampler, before.followed_by(rows.part(1)))
+        began = session.now()
+        found = yield from verify(session, sampler, cut, in_parts=True, before=answer)
+        self._verification.observe(len(kinds), session.now() - began)
         self._acceptance.observe(kinds, found.accepted)
         return found
 
-    def _read(self, session: Session) -> tuple[DecoderRows, DecoderRows, DecoderRows | None]:
+    def _read(self) -> Steps[tuple[DecoderRows, DecoderRows, DecoderRows | None]]:
         """Return the last token's row, the block's, and the former again, copied, where it is the model's answer."""
         if self._latent == "closed":
-            return *session.draft_with_block(self._masked), None
-        before, rows = session.score_with_block(self._masked, self._latent)
+            before, rows = yield from draft_with_block(self._masked)
+            return before, rows, None
+        before, rows = yield from score_with_block(self._masked, self._latent)
         return before, rows, before.copy()
 
     def _cut(self, sampler: Sampler, rows: DecoderRows) -> tuple[Draft, list[int]]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from threading import Lock
-from time import perf_counter
 
 from fastblt.models.config import BltConfig
 from fastblt.runtime.methods.adaptive.drafters import BlockDrafter, ByteDrafter, Drafter
@@ -17,6 +16,7 @@ from fastblt.runtime.methods.ar import sample_next
 from fastblt.runtime.methods.entry import MethodEntry
 from fastblt.runtime.methods.method import MethodError, Round
 from fastblt.runtime.methods.replay_profile import ACCEPTANCE, Rates, ReplayProfile, rate_for
+from fastblt.runtime.sequence.requests import Steps
 from fastblt.runtime.sequence.sampling import Sampler
 from fastblt.runtime.sequence.session import Session
 
@@ -34,15 +34,15 @@ class Policy:
         self._idle = [0] * len(self._drafters)
         self._choosing = Lock()
 
-    def round(self, session: Session, sampler: Sampler) -> Round:
+    def round(self, session: Session, sampler: Sampler) -> Steps[Round]:
         """Run one round of the drafter that is fastest, or now and then of another one."""
         with self._choosing:
             chosen = self._choose()
             self._idle = [0 if index == chosen else idle + 1 for index, idle in enumerate(self._idle)]
         drafter = self._drafters[chosen]
-        began = perf_counter()
-        found = drafter.round(session, sampler)
-        drafter.pace.observe(perf_counter() - began, len(found.tokens))
+        began = session.now()
+        found = yield from drafter.round(session, sampler)
+        drafter.pace.observe(session.now() - began, len(found.tokens))
         return found
 
     def _choose(self) -> int:
@@ -91,7 +91,7 @@ class Adaptive:
             each = (rates.needed(self.name, ACCEPTANCE),) * 2
         return ReplayProfile(*each, steps=1.0, clean_drafts=not sure)
 
-    def rounds(self, session: Session, sampler: Sampler) -> Iterator[Round]:
+    def rounds(self, session: Session, sampler: Sampler) -> Iterator[Steps[Round]]:
         """Generate without end; the first round scores the prompt, which yields the first byte."""
         policy = session.learned.recall(Policy, lambda: Policy(session.config))
         yield sample_next(session, sampler)

@@ -25,6 +25,7 @@ from fastblt.runtime.backends.eager.backend import EagerBackend
 from fastblt.runtime.backends.protocol import Backend, Ids
 from fastblt.runtime.blt_runtime import BltRuntime
 from fastblt.runtime.bundle.manifest import load_manifest
+from fastblt.runtime.sequence.requests import denoise, draft, draft_with_block, score_with_block
 from fastblt.runtime.sequence.session import Session
 
 MAX_BYTES = 300
@@ -167,12 +168,12 @@ def test_block_rows_are_those_of_the_whole_sequence_after_an_eos(variant: Varian
         session.append(ids[1:-1])
         session.score()
         session.append(ids[-1:])
-        drafted = session.draft_with_block(block)[1].logits.copy()
+        drafted = session.run(draft_with_block(block))[1].logits.copy()
         np.testing.assert_allclose(drafted, expected(int(patches.latent_index[0, len(ids) - 2])), atol=5e-5, rtol=0)
-        scored_block = session.score_with_block(block, "closed")[1].logits.copy()
+        scored_block = session.run(score_with_block(block, "closed"))[1].logits.copy()
         latent = int(patches.latent_index[0, len(ids) - 1])
         np.testing.assert_allclose(scored_block, expected(latent), atol=5e-5, rtol=0)
-        np.testing.assert_allclose(session.denoise(block).logits, expected(latent), atol=5e-5, rtol=0)
+        np.testing.assert_allclose(session.run(denoise(block)).logits, expected(latent), atol=5e-5, rtol=0)
 
 
 def test_drafts_see_the_document_of_their_last_token(variant: Variant) -> None:
@@ -185,7 +186,7 @@ def test_drafts_see_the_document_of_their_last_token(variant: Variant) -> None:
         session.append(ids[1:-1])
         session.score()
         session.append(ids[-1:])
-        tokens, probabilities = session.draft(4)
+        tokens, probabilities = session.run(draft(4))
         whole = torch.from_numpy(np.concatenate([ids, tokens])).unsqueeze(0)
         patches = variant.model.segment(whole)
         index = patches.latent_index.clone()

@@ -23,6 +23,7 @@ from fastblt.runtime.measure.report import write_json
 from fastblt.runtime.methods import parse_method, registry, self_speculation
 from fastblt.runtime.methods.method import Round
 from fastblt.runtime.progress import OnProgress
+from fastblt.runtime.sequence.requests import score_with_block
 from fastblt.runtime.sequence.sampling import Draft, Sampler
 from fastblt.runtime.sequence.session import Session
 
@@ -179,7 +180,7 @@ def test_watched_choices_are_those_of_the_block_with_the_byte(runtimes: tuple[Bl
     # Every choice of the first block, by hand.
     session = Session(eager.backend)
     session.append([ord(c) + 4 for c in "abc"])
-    before, rows = session.score_with_block(np.full(4, 260), "partial")
+    before, rows = session.run(score_with_block(np.full(4, 260), "partial"))
     top = [float(np.diff(np.sort(row)[-2:])[0]) for row in (before.logits[-1], *rows.logits[1:])]
     order = float(np.abs(rows.probability[1:] - 0.03).min())
     assert float(rows.probability[1:].min()) > 0.03, "a block of one step"

@@ -2,6 +2,8 @@
 
 import dataclasses
 from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,11 +16,11 @@ from fastblt.models.tokens import encode
 from fastblt.runtime.backends.protocol import Backend
 from fastblt.runtime.blt_runtime import BltRuntime
 from fastblt.runtime.methods import MethodError, parse_method
-from fastblt.runtime.methods.adaptive import policy as policy_module
 from fastblt.runtime.methods.adaptive.drafters import LONGEST_DRAFT, BlockDrafter, ByteDrafter
 from fastblt.runtime.methods.adaptive.estimates import Acceptance, LinearCost, Pace
 from fastblt.runtime.methods.adaptive.policy import Policy
 from fastblt.runtime.methods.method import Round
+from fastblt.runtime.sequence.requests import Request, Score, Steps
 from fastblt.runtime.sequence.sampling import Sampler
 from fastblt.runtime.sequence.session import Session
 
@@ -94,33 +96,28 @@ class TimedDrafter:
         self.pace = Pace(cold=0, trial=1)
         self.rounds = 0
 
-    def round(self, session: Session, sampler: Sampler) -> Round:
+    def round(self, session: Session, sampler: Sampler) -> Steps[Round]:
         self.rounds += 1
+        yield Score()
         return Round((5, 5), ("accepted", "free"), (), 1)
 
 
-def test_policy_takes_the_fastest_and_tries_the_other_now_and_then(
-    tiny_config: BltConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_policy_takes_the_fastest_and_tries_the_other_now_and_then(tiny_config: BltConfig) -> None:
     policy, fast, slow = Policy(tiny_config), TimedDrafter(), TimedDrafter()
     policy._drafters = [slow, fast]
     clock = [0.0]
-    monkeypatch.setattr(policy_module, "perf_counter", lambda: clock[0])
+    session: Any = SimpleNamespace(now=lambda: clock[0])
 
     def run(rounds: int, seconds: dict[TimedDrafter, float]) -> None:
         for _ in range(rounds):
             before = slow.rounds
             chosen = policy._drafters[policy._choose()]
             assert isinstance(chosen, TimedDrafter)
-            original = chosen.round
-
-            def timed(session: Session, sampler: Sampler, call=original, cost=seconds[chosen]) -> Round:  # type: ignore[no-untyped-def]
-                clock[0] += cost
-                return call(session, sampler)  # type: ignore[no-any-return]
-
-            chosen.round = timed  # type: ignore[method-assign]
-            policy.round(None, Sampler())  # type: ignore[arg-type]
-            chosen.round = original  # type: ignore[method-assign]
+            steps = policy.round(session, Sampler())
+            next(steps)
+            clock[0] += seconds[chosen]
+            with pytest.raises(StopIteration):
+                steps.send(None)
             assert slow.rounds - before in (0, 1)
 
     run(400, {fast: 1.0, slow: 1.2})
@@ -159,10 +156,15 @@ def test_blocks_read_the_latent_that_they_were_trained_on(
     backend = open_backend("onnxruntime", decoder_input, 300)
     expected = BltRuntime(backend).generate(b"abc", 100, method="ar", stop_at_eos=False)
     monkeypatch.setattr(backend, "config", dataclasses.replace(backend.config, block_latent="partial"))
-    read, score = [], Session.score_with_block
-    monkeypatch.setattr(
-        Session, "score_with_block", lambda session, block, latent: read.append(latent) or score(session, block, latent)
-    )
+    read: list[str] = []
+    answer = Session.answer
+
+    def watched(session: Session, request: Request) -> Any:
+        if isinstance(request, Score) and request.block is not None:
+            read.append(request.latent)
+        return answer(session, request)
+
+    monkeypatch.setattr(Session, "answer", watched)
     runtime = BltRuntime(backend)
     assert runtime.generate(b"abc", 100, method="auto", stop_at_eos=False).data == expected.data
     assert len(read) >= 8
@@ -205,7 +207,7 @@ def test_drafts_end_where_another_byte_costs_more_than_it_is_worth(scripted: Scr
         drafter.pace.observe(1.0, 1)  # a byte takes a second at present
         drafter._row.observe(1, price)
         session.append([int(session.score().best[-1])])
-        lengths.append(drafter.round(session, Sampler()).drafted)
+        lengths.append(session.run(drafter.round(session, Sampler())).drafted)
     assert lengths[0] == LONGEST_DRAFT
     assert 1 < lengths[1] < lengths[0]
     assert lengths[2] == 1

@@ -18,7 +18,7 @@ from fastblt.models.patcher import entropy
 from fastblt.models.tokens import EOS_ID, MASK_ID, encode
 from fastblt.runtime.backends.protocol import Backend
 from fastblt.runtime.blt_runtime import BltRuntime
-from fastblt.runtime.methods import MethodError, Round, parse_method
+from fastblt.runtime.methods import MethodError, Round, parse_method, rounds_of
 from fastblt.runtime.methods.denoising import Confidence, Unmasking
 from fastblt.runtime.sequence.sampling import Sampler
 from fastblt.runtime.sequence.session import Session
@@ -76,7 +76,7 @@ def test_block_diffusion_equals_algorithm_1_on_whole_sequences(
     session = Session(blt_d)
     session.append(encode(PROMPT, bos=False))
     tokens = session.tokens.tolist()
-    for step in parse_method(f"d:{SIZE}@{rule}{options}").rounds(session, Sampler()):
+    for step in rounds_of(parse_method(f"d:{SIZE}@{rule}{options}"), session, Sampler()):
         assert step.origins == ("denoised",) * SIZE
         assert (step.drafted, step.accepted, step.rejected) == (0, 0, ())
         assert session.tokens[-SIZE:].tolist() == list(step.tokens)
@@ -106,7 +106,7 @@ def test_drafts_of_verification_are_those_of_algorithm_1(
     session = Session(blt_d)
     session.append(encode(PROMPT, bos=False))
     tokens: list[int] = []
-    for index, step in enumerate(parse_method(f"dv:{SIZE}@{rule}+{latent}{option}").rounds(session, Sampler())):
+    for index, step in enumerate(rounds_of(parse_method(f"dv:{SIZE}@{rule}+{latent}{option}"), session, Sampler())):
         if index:
             drafted = [*step.tokens[: step.accepted], *step.rejected]
             reads = "stale" if latent == "closed" else latent
@@ -189,10 +189,10 @@ def test_text_ends_before_a_stop_string_and_at_the_capacity(open_backend: OpenBa
     assert (ended.data, ended.finish) == (found.data[:at], "stop")
 
 
-def rounds_of(session: Session, method: str, count: int) -> Iterator[tuple[Round, dict[str, int]]]:
+def counted_rounds(session: Session, method: str, count: int) -> Iterator[tuple[Round, dict[str, int]]]:
     """Rounds, and the calls that each of them made."""
     before = dict(session.stats.nfe)
-    for index, step in enumerate(parse_method(method).rounds(session, Sampler())):
+    for index, step in enumerate(rounds_of(parse_method(method), session, Sampler())):
         made = {part: n - before.get(part, 0) for part, n in session.stats.nfe.items()}
         before = dict(session.stats.nfe)
         yield step, made
@@ -209,7 +209,7 @@ def test_block_costs_one_encoder_and_global_call_and_a_decoder_call_a_step(
 ) -> None:
     session = Session(blt_d)
     session.append(encode(b"The quick brown fox", bos=False))
-    for step, made in rounds_of(session, method, 10):
+    for step, made in counted_rounds(session, method, 10):
         assert made["decoder"] == steps
         assert made["patcher"] == 1
         assert made["encoder"] == made["global"] <= 1
@@ -225,7 +225,7 @@ def test_round_costs_one_encoder_and_global_call_and_one_more_if_partial(
     session = Session(blt_d)
     session.append(encode(b"The quick brown fox", bos=False))
     most = []
-    for index, (_, made) in enumerate(rounds_of(session, f"{method}+{latent}", 16)):
+    for index, (_, made) in enumerate(counted_rounds(session, f"{method}+{latent}", 16)):
         if index == 0:
             continue  # the prompt
         # Verification is one decoder call or two; none if the last byte's own row refuses the draft already.

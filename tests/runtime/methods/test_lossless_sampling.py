@@ -35,6 +35,7 @@ from fastblt.models.config import BltConfig
 from fastblt.models.tokens import BOS_ID, encode
 from fastblt.runtime.backends.protocol import Backend, DecoderRows, Floats
 from fastblt.runtime.methods import denoising
+from fastblt.runtime.sequence.requests import draft_with_block
 from fastblt.runtime.sequence.sampling import Distribution, Draft, Sampler
 from fastblt.runtime.sequence.session import Session
 
@@ -153,7 +154,7 @@ def test_most_bytes_of_ordered_blocks_are_judged_by_their_distribution(table: Ta
             session.score()
             session.append([1])
             rule = denoising.parse_rule(method.partition("@")[2])
-            draft = denoising.denoise(session, sampler, 4, rule, session.draft_with_block, clean_first=True)
+            draft = session.run(denoising.denoise_block(sampler, 4, rule, draft_with_block, clean_first=True))
             known += sum(q is not None for q in draft.proposals)
             total += 4
         assert low <= known / total <= high, method

@@ -13,7 +13,7 @@ from fastblt.models.tokens import BOS_ID, EOS_ID, encode
 from fastblt.runtime.backends.protocol import DRAFT_SLACK, MAX_ROWS, Backend
 from fastblt.runtime.blt_runtime import BltRuntime
 from fastblt.runtime.generation import Generation
-from fastblt.runtime.methods import MethodError, parse_method
+from fastblt.runtime.methods import MethodError, parse_method, rounds_of
 from fastblt.runtime.sequence.sampling import Sampler
 from fastblt.runtime.sequence.session import Session
 
@@ -88,7 +88,7 @@ def test_drafts_never_show_in_the_text(
 def test_round_is_k_accepted_and_one_free_byte_when_drafts_are_right(scripted: Scripted, k: int) -> None:
     session = Session(scripted(TEXT))
     session.append(encode(TEXT[:4], bos=False))
-    rounds = parse_method(f"s:{k}").rounds(session, Sampler())
+    rounds = rounds_of(parse_method(f"s:{k}"), session, Sampler())
     first = next(rounds)
     assert (first.tokens, first.origins, first.drafted) == ((TEXT[4] + 4,), ("sampled",), 0)
     for _ in range(3):
@@ -109,7 +109,7 @@ def test_round_ends_with_the_corrected_byte_when_a_draft_is_wrong(scripted: Scri
     at = prompt + 2 + wrong
     session = Session(scripted(TEXT, misdrafted={at}))
     session.append(encode(TEXT[:prompt], bos=False))
-    rounds = parse_method(f"s:{k}").rounds(session, Sampler())
+    rounds = rounds_of(parse_method(f"s:{k}"), session, Sampler())
     next(rounds)
     found = next(rounds)
     assert found.origins == ("accepted",) * wrong + ("corrected",)
@@ -128,7 +128,7 @@ def test_round_makes_at_most_one_encoder_and_global_call(backend: Backend, metho
     reads_states = backend.config.decoder_input == "encoder"
     before = dict(session.stats.nfe)
     drafts = 0
-    for index, _ in enumerate(parse_method(method).rounds(session, Sampler())):
+    for index, _ in enumerate(rounds_of(parse_method(method), session, Sampler())):
         if index == 12:
             break
         made = {part: session.stats.nfe[part] - before.get(part, 0) for part in session.stats.nfe}
@@ -149,7 +149,7 @@ def test_round_from_the_open_patch_makes_the_two_calls_of_the_paper(backend: Bac
     states = 4 if backend.config.decoder_input == "encoder" else 0
     before: dict[str, int] = {}
     most = []
-    for index, found in enumerate(parse_method("s:4+partial").rounds(session, Sampler())):
+    for index, found in enumerate(rounds_of(parse_method("s:4+partial"), session, Sampler())):
         made = {part: n - before.get(part, 0) for part, n in session.stats.nfe.items()}
         before = dict(session.stats.nfe)
         if index:

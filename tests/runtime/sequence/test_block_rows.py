@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,16 @@ from properties import examples
 from fastblt.models import limits
 from fastblt.models.blt import Blt
 from fastblt.models.tokens import MASK_ID, encode
-from fastblt.runtime.backends.protocol import DRAFT_SLACK, MAX_ROWS, ROW_CAPACITY, Backend, CapacityError, Ids
+from fastblt.runtime.backends.protocol import (
+    DRAFT_SLACK,
+    MAX_ROWS,
+    ROW_CAPACITY,
+    Backend,
+    CapacityError,
+    DecoderRows,
+    Ids,
+)
+from fastblt.runtime.sequence.requests import denoise, draft, draft_with_block, score_known, score_with_block
 from fastblt.runtime.sequence.session import Latent, Session
 
 OpenBackend = Callable[[str, str, int], Backend]
@@ -46,13 +55,13 @@ def test_block_rows_equal_whole_sequence_and_leave_no_trace(
     session.append(tokens[1:cut])
     session.score()
     session.append(tokens[cut:])
-    clean, masked = session.score_with_block(MASKED[:size], latent)
+    clean, masked = session.run(score_with_block(MASKED[:size], latent))
     expected, expected_block = whole(tiny_model, tokens, [MASK_ID] * size, latent)
     close(clean.logits, expected[cut:])
     close(masked.logits, expected_block)
     # Some bytes decided.
     block = [77, *[MASK_ID] * (size - 1)]
-    close(session.denoise(np.array(block)).logits, whole(tiny_model, tokens, block, latent)[1])
+    close(session.run(denoise(np.array(block))).logits, whole(tiny_model, tokens, block, latent)[1])
     assert session.tokens.tolist() == tokens
     assert session.scored == session.length == len(tokens)
     # What follows does not know of it: neither of the block's rows nor of the open patch's latent.
@@ -75,12 +84,12 @@ def test_drafted_block_equals_whole_sequence_with_stale_latents(
     session.score()
     session.append(tokens[-1:])
     calls = dict(session.stats.nfe)
-    clean, masked = session.draft_with_block(MASKED[:size])
+    clean, masked = session.run(draft_with_block(MASKED[:size]))
     expected, expected_block = whole(tiny_model, tokens, [MASK_ID] * size, "stale")
     close(clean.logits, expected[-1:])
     close(masked.logits, expected_block)
     block = [*[MASK_ID] * (size - 1), 77]
-    close(session.denoise(np.array(block)).logits, whole(tiny_model, tokens, block, "stale")[1])
+    close(session.run(denoise(np.array(block))).logits, whole(tiny_model, tokens, block, "stale")[1])
     made = {part: count - calls.get(part, 0) for part, count in session.stats.nfe.items()}
     assert {part: count for part, count in made.items() if count} == {"decoder": 2}
     assert (session.length, session.scored) == (len(tokens), len(tokens) - 1)
@@ -105,7 +114,7 @@ def test_rows_in_parts_are_the_rows_and_need_no_latent_first(
     closing: list[int] = tiny_model.segment(torch.tensor([tokens])).closes[0].nonzero().flatten().tolist()
     first_new = next((p for p in closing if p >= known), len(tokens))
     rows = []
-    for part in session.score_in_parts():
+    for part in scored_in_parts(session):
         rows.append(part.logits.copy())
         encoded = session.stats.nfe["global"] > calls["global"]
         assert encoded == (sum(map(len, rows)) > first_new - known)
@@ -126,6 +135,14 @@ def test_rows_in_parts_are_the_rows_and_need_no_latent_first(
     close(session.score().logits[-1], whole(tiny_model, again, [MASK_ID], "closed")[0][-1])
 
 
+def scored_in_parts(session: Session) -> Iterator[DecoderRows]:
+    """Score what needs no new latent first, and the rest when it is asked for."""
+    known = session.run(score_known())
+    if known is not None:
+        yield known
+    yield session.score()
+
+
 def test_rows_in_parts_are_encoded_once(open_backend: OpenBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the decoder reads byte states, the first part has to be encoded before the patch that it does not reach."""
     encoded: list[int] = []
@@ -140,7 +157,7 @@ def test_rows_in_parts_are_encoded_once(open_backend: OpenBackend, monkeypatch: 
         parts = []
         for start in range(0, 60, 6):
             session.append([70 + place % 50 for place in range(start, start + 6)])
-            parts.append(len([*session.score_in_parts()]))
+            parts.append(len([*scored_in_parts(session)]))
         assert encoded == [*range(session.length)]
         assert max(parts) == 2
 
@@ -155,7 +172,7 @@ def test_last_byte_is_scored_after_a_draft_has_closed_its_patch(open_backend: Op
             for session in (expected, found):
                 session.append([byte])
             if found.length > 2:
-                found.draft(2, latent="partial")
+                found.run(draft(2, latent="partial"))
                 closed += found.patch_ends[-1] == found.length
             np.testing.assert_array_equal(found.score().logits, expected.score().logits)
     assert closed > 0
@@ -164,8 +181,8 @@ def test_last_byte_is_scored_after_a_draft_has_closed_its_patch(open_backend: Op
 def test_parts_of_too_many_tokens_are_refused(blt_d: Backend) -> None:
     session = Session(blt_d)
     session.append([50] * (MAX_ROWS + 1))
-    with pytest.raises(ValueError, match=f"score_in_parts: found {MAX_ROWS + 2} tokens to score, expected at most 256"):
-        next(session.score_in_parts())
+    with pytest.raises(ValueError, match=f"score_known: found {MAX_ROWS + 2} tokens to score, expected at most 256"):
+        session.run(score_known())
 
 
 @pytest.mark.parametrize("size", [0, SIZE + 1])
@@ -176,7 +193,7 @@ def test_block_of_another_size_is_refused(blt_d: Backend, size: int, call: str) 
     session.append([50])
     block = np.full(size, MASK_ID)
     with pytest.raises(ValueError, match=rf"block: found {size} bytes, expected 1\.\.4, the size the model was"):
-        session.score_with_block(block, "closed") if call == "score_with_block" else session.draft_with_block(block)
+        session.run(score_with_block(block, "closed") if call == "score_with_block" else draft_with_block(block))
     assert (session.length, session.scored) == (2, 1)
 
 
@@ -186,10 +203,10 @@ def test_block_may_not_run_past_the_buffers(open_backend: OpenBackend) -> None:
         session = Session(backend)
         session.append([50] * (10 + DRAFT_SLACK - room))
         if room == SIZE:
-            session.score_with_block(MASKED, "closed")
+            session.run(score_with_block(MASKED, "closed"))
         else:
             with pytest.raises(CapacityError, match=f"block: found {SIZE} bytes after position .*, expected at most 3"):
-                session.score_with_block(MASKED, "closed")
+                session.run(score_with_block(MASKED, "closed"))
 
 
 def test_every_block_that_a_configuration_may_have_fits_a_call_and_the_end_of_a_text() -> None:
@@ -199,9 +216,9 @@ def test_every_block_that_a_configuration_may_have_fits_a_call_and_the_end_of_a_
 def test_block_is_the_same_when_another_session_has_come_between(blt_d: Backend) -> None:
     session = Session(blt_d)
     session.append([50, 60, 70])
-    _, rows = session.score_with_block(MASKED, "closed")
+    _, rows = session.run(score_with_block(MASKED, "closed"))
     expected = rows.logits.copy()
     other = Session(blt_d)
     other.append([90, 80, 70, 60, 50])
-    other.score_with_block(MASKED, "closed")
-    np.testing.assert_array_equal(session.denoise(MASKED).logits, expected)
+    other.run(score_with_block(MASKED, "closed"))
+    np.testing.assert_array_equal(session.run(denoise(MASKED)).logits, expected)

@@ -13,7 +13,7 @@ from properties import examples
 
 from fastblt.models.tokens import BYTE_OFFSET, encode
 from fastblt.runtime.backends.protocol import Backend, encodes_whole_patches
-from fastblt.runtime.methods import parse_method
+from fastblt.runtime.methods import parse_method, rounds_of
 from fastblt.runtime.sequence.sampling import Sampler
 from fastblt.runtime.sequence.saved_session import SavedSession
 from fastblt.runtime.sequence.session import Session
@@ -41,7 +41,7 @@ def following(session: Session, method: str, count: int = 12) -> tuple[list[int]
     """Return the tokens and patches of a text that continues with an "A", and the row of another byte after that."""
     session.append([BYTE_OFFSET + 65])
     end = session.length + count
-    for _ in parse_method(method).rounds(session, Sampler()):
+    for _ in rounds_of(parse_method(method), session, Sampler()):
         if session.length >= end:
             break
     session.rewind(end)

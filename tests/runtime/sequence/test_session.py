@@ -14,7 +14,8 @@ from fastblt.models.blt import Blt
 from fastblt.models.patcher import entropy
 from fastblt.models.tokens import BOS_ID, encode
 from fastblt.runtime.backends.protocol import DRAFT_SLACK, MAX_ROWS, Backend, CapacityError
-from fastblt.runtime.methods import parse_method
+from fastblt.runtime.methods import parse_method, rounds_of
+from fastblt.runtime.sequence.requests import draft
 from fastblt.runtime.sequence.sampling import Sampler
 from fastblt.runtime.sequence.session import Session
 
@@ -118,7 +119,7 @@ def test_nothing_remembers_what_was_rewound(
             del tokens[length:]
         elif verb == "draft" and 0 < session.scored == session.length - 1:
             assert isinstance(argument, int)
-            session.draft(argument)
+            session.run(draft(argument))
         assert session.tokens.tolist() == tokens
     assume(not is_tie(model_of(backend), tokens))
     session.append([77])
@@ -140,7 +141,7 @@ def test_generation_is_the_same_when_rewound_and_generated_again(
     first = session.length
 
     def generate(count: int) -> None:
-        for _ in parse_method(method).rounds(session, Sampler()):
+        for _ in rounds_of(parse_method(method), session, Sampler()):
             if session.length >= count:
                 return
 
@@ -192,7 +193,7 @@ def test_draft_commits_nothing_and_reads_the_newest_latent(backend: Backend, mod
     model, tokens = model_of(backend), encode(random_text(30, 3)).tolist()
     session, _ = fresh(backend, tokens)
     session.append([99])
-    drafted, probabilities = session.draft(6)
+    drafted, probabilities = session.run(draft(6))
     assert session.tokens.tolist() == [*tokens, 99]
     assert session.scored == len(tokens)
     known = model.segment(torch.tensor([tokens])).latent_index[0].tolist()
@@ -224,7 +225,7 @@ def test_draft_books_each_part_its_own_time(backend: Backend, monkeypatch: pytes
         for pick in (None, lambda row: (int(row.best[0]), True)):
             seconds, calls = dict(stats.part_seconds), dict(stats.nfe)
             began = time.perf_counter()
-            session.draft(6, pick)
+            session.run(draft(6, pick))
             whole = time.perf_counter() - began
             spent = {part: stats.part_seconds[part] - seconds[part] for part in ("encoder", "decoder")}
             assert stats.nfe["decoder"] - calls["decoder"] == 6
@@ -246,13 +247,13 @@ def test_draft_is_refused_when_not_one_token_is_pending(backend: Backend, pendin
     session, _ = fresh(backend, encode(b"abc").tolist())
     session.append([50] * pending)
     with pytest.raises(ValueError, match=rf"draft: found {pending} tokens to score, expected 1"):
-        session.draft(4)
+        session.run(draft(4))
 
 
 def test_draft_is_refused_when_there_is_no_latent(backend: Backend) -> None:
     """A new session holds BOS, which is not scored: no patch is closed, and a draft has nothing to read."""
     with pytest.raises(ValueError, match="draft: "):
-        Session(backend).draft(4)
+        Session(backend).run(draft(4))
 
 
 @pytest.mark.parametrize("length", [-1, 0, 5])

@@ -10,6 +10,7 @@ import pytest
 from fastblt.models.tokens import encode
 from fastblt.runtime.blt_runtime import BltRuntime
 from fastblt.runtime.measure.verify.lockstep import Comparison
+from fastblt.runtime.sequence.requests import draft
 from fastblt.runtime.sequence.session import Session
 
 TEXT = encode(b"In the beginning God created the heaven and the earth.")
@@ -29,7 +30,7 @@ def test_draft_goes_on_after_a_rewind_that_starts_over(tiny_bundle: Path, monkey
         session.rewind(30)
         session.append(TEXT[30:31])
         assert (session.length, session.scored) == (31, 30)
-        tokens, _ = session.draft(6)
+        tokens, _ = session.run(draft(6))
         found.append((tokens.tolist(), list(session.patch_ends)))
         ((position, open_patch),) = asked
         assert position == 30

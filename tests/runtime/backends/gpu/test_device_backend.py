@@ -36,6 +36,7 @@ from fastblt.runtime.blt_runtime import BltRuntime
 from fastblt.runtime.bundle.manifest import BundleError, load_manifest
 from fastblt.runtime.measure.audit.comparison import audit
 from fastblt.runtime.measure.audit.ties import TIE_BOUND
+from fastblt.runtime.sequence.requests import draft
 from fastblt.runtime.sequence.session import Session
 
 TEXT = b"In the beginning God created the heaven and the earth. " * 12
@@ -310,7 +311,7 @@ def test_documents_are_masked_as_on_the_cpu(
         session.append(ids[200:])
         logits.append(np.concatenate([first, session.score().logits.copy()]))
         session.append(ids[:1])
-        drafts.append(session.draft(6)[0].tolist())
+        drafts.append(session.run(draft(6))[0].tolist())
     np.testing.assert_allclose(logits[0], logits[1], atol=1e-4)
     assert drafts[0] == drafts[1]
     assert texts[:2] == texts[2:]

@@ -19,6 +19,7 @@ from fastblt.runtime.backends.gpu.warm_up import Step
 from fastblt.runtime.backends.graph_error import GraphError
 from fastblt.runtime.backends.protocol import Progress
 from fastblt.runtime.blt_runtime import BltRuntime
+from fastblt.runtime.sequence.requests import denoise, draft_with_block
 from fastblt.runtime.sequence.session import Session
 
 TEXT = np.random.default_rng(11).bytes(900)
@@ -91,13 +92,13 @@ def test_block_is_one_launch_and_one_wait_without_an_encoder(
     masked = np.full(backend.config.block_size, MASK_ID, dtype=np.int64)
     with session_after(backend, TEXT[:50]) as session:
         for _ in range(2):  # a class is recorded when it runs for the second time
-            session.draft_with_block(masked)
-            session.denoise(masked)
+            session.run(draft_with_block(masked))
+            session.run(denoise(masked))
         calls, waits, launches = session.stats.nfe.copy(), gpu.waits, gpu.launches
         allocations = dict(gpu.allocations)
         for _ in range(5):
-            session.draft_with_block(masked)
-            session.denoise(masked)
+            session.run(draft_with_block(masked))
+            session.run(denoise(masked))
     assert gpu.waits - waits == 10
     assert session.stats.nfe - calls == {"draft": 10}
     assert gpu.launches - launches == (10 if engines else 0)
@@ -111,7 +112,7 @@ def test_block_that_fails_names_its_graph(
     with session_after(load_mixed(), TEXT[:50]) as session:
         monkeypatch.setattr(gpu, "cudaStreamSynchronize", lambda *arguments: (Status.cudaErrorInvalidValue,))
         with pytest.raises(GraphError, match=r"^draft\.onnx: failed while it ran \(cudaStreamSynchronize"):
-            session.draft_with_block(masked)
+            session.run(draft_with_block(masked))
 
 
 def test_rows_of_text_are_the_same_whatever_a_block_has_left(load_mixed: LoadMixed) -> None:
@@ -123,7 +124,7 @@ def test_rows_of_text_are_the_same_whatever_a_block_has_left(load_mixed: LoadMix
             rows = []
             for token in encode(TEXT[50:70], bos=False):
                 if drafts:
-                    session.draft_with_block(masked)
+                    session.run(draft_with_block(masked))
                 rows.append(session.score().logits.copy())
                 session.append([token])
             found.append(np.concatenate(rows))

@@ -54,7 +54,7 @@ def drafts_after(backend: DeviceBackend, lengths: range, *, on_device: bool) -> 
         session.append(encode(TEXT[length - 1 : length], bos=False))
         position = session.length - 1
         context = session._tokens.with_history(position, position + 1)
-        drafted = session.sequence.draft(position, context, session._latents.newest, COUNT)
+        drafted = session.sequence.draft(position, context, session._reader._latents.newest, COUNT)
         parts = ("decoder", "encoder") if backend.config.decoder_input == "encoder" else ("decoder",)
         caches = {
             f"{part}.{name}": session.sequence.tensor(f"{part}.{name}", position, COUNT)

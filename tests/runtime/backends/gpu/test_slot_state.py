@@ -16,6 +16,7 @@ from fastblt.runtime.backends.gpu import loading
 from fastblt.runtime.backends.gpu.backend import DeviceBackend
 from fastblt.runtime.backends.gpu.sliding import REWIND, RewindError
 from fastblt.runtime.backends.protocol import Progress
+from fastblt.runtime.sequence.requests import draft
 from fastblt.runtime.sequence.saved_session import SavedSession
 from fastblt.runtime.sequence.session import Session
 
@@ -50,7 +51,7 @@ def following(session: Session) -> list[bytes]:
     found = []
     for token in encode(b"what comes now", bos=False):
         session.append([token])
-        found += [array.tobytes() for array in session.draft(3)]
+        found += [array.tobytes() for array in session.run(draft(3))]
         found.append(session.score().logits.tobytes())
     return found
 

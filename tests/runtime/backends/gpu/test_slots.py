@@ -19,6 +19,7 @@ from fastblt.runtime.backends.gpu import loading
 from fastblt.runtime.backends.gpu.backend import DeviceBackend
 from fastblt.runtime.backends.protocol import CapacityError
 from fastblt.runtime.blt_runtime import BltRuntime
+from fastblt.runtime.sequence.requests import draft, score_with_block
 from fastblt.runtime.sequence.session import Session
 
 SLOTS = 4
@@ -66,11 +67,11 @@ def read_and_draft(backend: DeviceBackend, text: bytes) -> list[bytes]:
         found.append(session.score().logits.tobytes())
         for token in encode(text[70:80], bos=False):
             session.append([token])
-            found += [array.tobytes() for array in session.draft(4)]
+            found += [array.tobytes() for array in session.run(draft(4))]
             found.append(session.score().logits.tobytes())  # a row alone, with the patcher behind it
             if token % 3 == 0 and session.config.block_size:
                 session.append([token])
-                _, block = session.score_with_block(np.array([1, 2, 3]), "closed")
+                _, block = session.run(score_with_block(np.array([1, 2, 3]), "closed"))
                 found.append(block.logits.tobytes())
                 session.rewind(session.length - 1)
         session.rewind(60)
@@ -115,7 +116,7 @@ def counted(gpu: FakeCuda, backend: DeviceBackend, monkeypatch: pytest.MonkeyPat
         for token in encode(TEXTS[0][40:48], bos=False):
             session.append([token])
             before = gpu.launches, gpu.waits, len(copies)
-            session.draft(4)
+            session.run(draft(4))
             session.score()
             after = gpu.launches, gpu.waits, len(copies)
             found.append(tuple(b - a for a, b in zip(before, after, strict=True)))
@@ -157,7 +158,7 @@ def test_all_slots_are_warmed_up_and_nothing_is_bound_or_recorded_later(load: Lo
             session.append(encode(TEXTS[0][:40], bos=False))
             session.score()
             session.append([5])
-            session.draft(4)
+            session.run(draft(4))
             session.score()
     assert [{part: len(graph._classes) for part, graph in slot.graphs.items()} for slot in backend.slots] == bound
     assert gpu.executables.keys() == graphs.keys()

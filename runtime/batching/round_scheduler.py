@@ -1,0 +1,136 @@
+"""Lets many streams grow by a step each, and answers together what they ask for.
+
+A round of a method drafts first and scores then. Requests to draft or to denoise are answered before those to score, so
+that however the streams arrive, they meet at one verification. All requests of a kind are turned into calls of the
+model's parts, and equal calls run together: first all of the patcher, then all of the encoder, of the global
+transformer and of the decoder.
+
+Nobody waits for more than one step of each other stream. The prompt of a new text is a step for each piece of it, which
+runs alone: it has rows enough to be worth a read of the weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+from fastblt.runtime.backends.batching import (
+    Batch,
+    BatchingBackend,
+    DecoderCall,
+    DraftCall,
+    EncoderCall,
+    GlobalCall,
+    PartCall,
+    PatcherCall,
+)
+from fastblt.runtime.backends.protocol import Backend, CapacityError
+from fastblt.runtime.batching.growing_stream import GrowingStream
+from fastblt.runtime.generation import ByteStream
+from fastblt.runtime.sequence.requests import Score
+from fastblt.runtime.sequence.session import Session, stay_alone
+
+#: Most tokens to score that share calls with those of other streams.
+SHARED_ROWS = 32
+#: Order of the parts in a pass; calls of the same rank and kind run together.
+_RANK: dict[type, int] = {PatcherCall: 0, EncoderCall: 1, GlobalCall: 2, DraftCall: 3, DecoderCall: 4}
+
+
+class RoundScheduler:
+    """Grows streams of one backend together; one thread at a time may use it.
+
+    Args:
+        backend: of the streams' runtime. Where it cannot batch, the streams still grow by a step each, one by one.
+        size: most streams at once.
+
+    Raises:
+        CapacityError: there is no memory for such a batch.
+    """
+
+    def __init__(self, backend: Backend, size: int) -> None:
+        self.size = size
+        self._batch: Batch | None = None
+        if size > 1 and isinstance(backend, BatchingBackend):
+            self._batch = backend.new_batch(size)
+
+    @property
+    def shares_calls(self) -> bool:
+        """Return whether calls of several streams run together."""
+        return self._batch is not None
+
+    def step(self, streams: Sequence[ByteStream]) -> list[GrowingStream]:
+        """Let each stream grow by one step, as `ByteStream.step` does.
+
+        Args:
+            streams: at most `size`, each of them once.
+
+        Returns:
+            What came of each, in order: its chunk, or the error that ended it.
+        """
+        if len(streams) == 1:
+            streams[0].growing.session.leave_batch()
+        growing = [GrowingStream(stream) for stream in streams]
+        together = len(growing) > 1
+        while waiting := [each for each in growing if each.request is not None]:
+            drafting = [each for each in waiting if not isinstance(each.request, Score)]
+            self._answer(drafting or waiting, together)
+        return growing
+
+    def close(self) -> None:
+        """Let all streams leave, and let go of the memory."""
+        if self._batch is not None:
+            self._batch.close()
+
+    def _answer(self, asking: list[GrowingStream], together: bool) -> None:
+        """Answer one request of each stream."""
+        sharing = []
+        for each in asking:
+            if self._batch is None or not together or _is_long(each):
+                each.answer_alone()
+            else:
+                sharing.append(each)
+        for each in sharing:
+            session = each.session
+            session.leave_batch = partial(self._leave, session)
+            each.begin_calls()
+        while calling := [each for each in sharing if each.call is not None]:
+            rank = min(map(_rank, calling))
+            self._call([each for each in calling if _rank(each) == rank])
+
+    def _leave(self, session: Session) -> None:
+        assert self._batch is not None, "no session has joined without a batch"
+        session.leave_batch = stay_alone
+        self._batch.leave(session.sequence)
+
+    def _call(self, calling: list[GrowingStream]) -> None:
+        """Make one call of each stream, all of the same kind."""
+        assert self._batch is not None, "calls are shared by a batch"
+        calls = [(each.session.sequence, _call_of(each)) for each in calling]
+        try:
+            answers = self._batch.run(calls)
+        except CapacityError:
+            for each in calling:
+                each.call_alone()
+        except BaseException as error:
+            for each in calling:
+                each.spoil(error)
+        else:
+            for each, answer in zip(calling, answers, strict=True):
+                each.take(answer)
+
+
+def _is_long(each: GrowingStream) -> bool:
+    """Return whether a stream has more to score than is worth sharing."""
+    session = each.session
+    return isinstance(each.request, Score) and session.length - session.scored > SHARED_ROWS
+
+
+def _call_of(each: GrowingStream) -> PartCall:
+    assert each.call is not None, "nothing is called"
+    return each.call
+
+
+def _rank(each: GrowingStream) -> tuple[int, str]:
+    """Return where a call stands among others; those that are equal can share one call."""
+    call = _call_of(each)
+    return _RANK[type(call)], each.session.parts.part_of(call)

@@ -1,0 +1,78 @@
+"""Generates many texts in one call, as many at once as there is room for."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from fastblt.runtime.batching.growing_stream import GrowingStream
+from fastblt.runtime.batching.round_scheduler import RoundScheduler
+from fastblt.runtime.generation import ByteStream, Chunk, Generation
+
+
+@dataclass
+class _Text:
+    """Collects what a stream yields."""
+
+    index: int
+    stream: ByteStream
+    pieces: list[bytes] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+
+    def generation(self) -> Generation:
+        stream = self.stream
+        return Generation(
+            b"".join(self.pieces), stream.finish, stream.stats, tuple(stream.tokens), tuple(self.logprobs)
+        )
+
+
+def generate_together(
+    scheduler: RoundScheduler,
+    openers: Sequence[Callable[[], ByteStream]],
+    on_chunk: Callable[[int, Chunk], None] | None = None,
+) -> list[Generation]:
+    """Generate a text from each stream, in rounds that the streams share.
+
+    Args:
+        scheduler: runs as many of them at once as it has room for; as one ends, the next begins.
+        openers: each opens a stream.
+        on_chunk: called with the index of a text and each of its chunks.
+
+    Returns:
+        The texts, in the order of the openers.
+
+    Raises:
+        Exception: whatever ends a stream; the others are closed.
+    """
+    waiting = deque(enumerate(openers))
+    running: list[_Text] = []
+    found: dict[int, Generation] = {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < scheduler.size:
+                index, opened = waiting.popleft()
+                running.append(_Text(index, opened()))
+            grown = scheduler.step([text.stream for text in running])
+            for text, step in zip(list(running), grown, strict=True):
+                if not _take(text, step, on_chunk):
+                    running.remove(text)
+                    found[text.index] = text.generation()
+    finally:
+        for text in running:
+            text.stream.close()
+    return [found[index] for index in range(len(openers))]
+
+
+def _take(text: _Text, step: GrowingStream, on_chunk: Callable[[int, Chunk], None] | None) -> bool:
+    """Note what a stream has grown by; return whether it may grow further."""
+    if step.error is not None:
+        raise step.error
+    chunk = step.chunk
+    if chunk is None:
+        return False
+    text.pieces.append(chunk.data)
+    text.logprobs += chunk.logprobs
+    if on_chunk is not None and (chunk.data or chunk.boundaries or chunk.rejected):
+        on_chunk(text.index, chunk)
+    return text.stream.open
