@@ -37,6 +37,8 @@ FORMAT_VERSION = 1
 MANIFEST_FILE = "manifest.json"
 CONFIG_FILE = "config.json"
 EMBEDDINGS_FILE = "embeddings.safetensors"
+#: Size of the first axis of a graph's tensors: the sequences of a call.
+BATCH = "batch"
 #: Places of a bundle's hash tables, and the sets of operators that its graphs are made of.
 HASH_TABLES = ("host", "graph")
 OPERATORS = ("standard", "lowered")

@@ -129,13 +129,25 @@ class FakeCuda:
         return self._free("pinned", ptr)
 
     def cudaMemset(self, devPtr: int, value: int, count: int) -> tuple[Status]:
+        return self.cudaMemset2D(devPtr, count, value, count, 1)
+
+    def cudaMemset2D(self, devPtr: int, pitch: int, value: int, width: int, height: int) -> tuple[Status]:
         if self._capturing():
             return (Status.cudaErrorStreamCaptureUnsupported,)
-        self.check(devPtr, count, "device")
         # This goes to the default stream, which other streams do not wait for: it is done when the host waits for the
         # device, or too late for whatever another stream did in the meantime.
-        self.default_stream.append(lambda: ctypes.memset(devPtr, value, count))
+        self.default_stream.append(self._set(devPtr, pitch, value, width, height))
         return (Status.cudaSuccess,)
+
+    def cudaMemset2DAsync(
+        self, devPtr: int, pitch: int, value: int, width: int, height: int, stream: int
+    ) -> tuple[Status]:
+        return (self.enqueue(stream, self._set(devPtr, pitch, value, width, height)),)
+
+    def _set(self, target: int, pitch: int, value: int, width: int, height: int) -> Work:
+        assert width <= pitch
+        self.check(target, (height - 1) * pitch + width, "device")
+        return lambda: [ctypes.memset(target + row * pitch, value, width) for row in range(height)]
 
     def cudaDeviceSynchronize(self) -> tuple[Status]:
         if self._capturing():
@@ -180,7 +192,10 @@ class FakeCuda:
         def work() -> None:
             self.check(src, span[0], source)
             self.check(dst, span[1], target)
-            assert src + span[0] <= dst or dst + span[1] <= src, "a copy onto itself"
+            if src + span[0] > dst and dst + span[1] > src:
+                rows = np.arange(height)
+                apart = (dst + rows * dpitch)[:, None] - (src + rows * spitch)
+                assert (np.abs(apart) >= width).all(), "a copy onto itself"
             for row in range(height):
                 ctypes.memmove(dst + row * dpitch, src + row * spitch, width)
 

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from threading import RLock
 
+from fastblt.runtime.backends.gpu.buffer_array import SharedMemory
 from fastblt.runtime.backends.gpu.cuda import CudaError, Stream
 from fastblt.runtime.backends.gpu.executor import Executor
 from fastblt.runtime.backends.gpu.sequence import DeviceSequence
@@ -70,7 +71,8 @@ class DeviceBackend:
         self.tables = None if path is None else HostEmbeddings(path, config.hash, width)
         self.lock = RLock()
         """Held during every call of a sequence: the stream, the graphs and their activations belong to all slots."""
-        self.slots = [Slot(self) for _ in range(sequences)]
+        self.memory = SharedMemory(stream, sequences)
+        self.slots = [Slot(self, place) for place in range(sequences)]
         self._free = deque(self.slots)
 
     @property

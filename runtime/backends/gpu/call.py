@@ -42,6 +42,7 @@ class Call:
     ) -> None:
         padding = graph.padded(rows)
         slot = graph.make_room(position, padding)
+        graph.caches.end = position + rows
         inputs = graph.begin(padding, slot + padding, pool_slot + padding)
         self.arrays = inputs.arrays
         """Inputs that the host writes, by tensor."""

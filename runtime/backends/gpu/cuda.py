@@ -137,7 +137,14 @@ class DeviceMemory:
 
     def clear(self) -> None:
         """Fill the memory with zeros, and wait for whatever is queued."""
-        self._cuda("cudaMemset", self.address, 0, self.size)
+        self.clear_rows(self.address, self.size, self.size, 1)
+
+    def clear_rows(self, address: int, pitch: int, width: int, rows: int) -> None:
+        """Fill rows of ``width`` bytes, which begin ``pitch`` bytes apart, with zeros; wait for whatever is queued."""
+        if rows == 1:
+            self._cuda("cudaMemset", address, 0, width)
+        else:
+            self._cuda("cudaMemset2D", address, pitch, 0, width, rows)
         # The zeros go to the default stream, which ours does not wait for.
         self._cuda("cudaDeviceSynchronize")
 
@@ -225,6 +232,10 @@ class Stream:
         self.cuda(
             "cudaMemcpy2DAsync", target, target_pitch, source, source_pitch, width, rows, self._on_device, self._stream
         )
+
+    def zero_rows(self, target: int, pitch: int, width: int, rows: int) -> None:
+        """Queue that ``rows`` rows of ``width`` bytes, which begin ``pitch`` bytes apart, become zero."""
+        self.cuda("cudaMemset2DAsync", target, pitch, 0, width, rows, self._stream)
 
     def synchronize(self) -> None:
         """Wait for everything that is queued."""

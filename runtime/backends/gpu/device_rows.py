@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastblt.runtime.backends.gpu.cuda import DeviceMemory, Stream
+from fastblt.runtime.backends.gpu.bound_graph import BoundGraph
+from fastblt.runtime.backends.gpu.buffer_array import SharedMemory
+from fastblt.runtime.backends.gpu.cuda import Stream
 from fastblt.runtime.backends.gpu.executor import Bound
-from fastblt.runtime.backends.gpu.graph import DeviceGraph
+from fastblt.runtime.backends.gpu.sliding import whole_steps
 from fastblt.runtime.bundle.dtypes import numpy_dtype
 from fastblt.runtime.bundle.manifest import TensorSpec
 
@@ -26,25 +28,38 @@ class DeviceRows:
         stream: carries the copies.
         rows: most rows of a sequence.
         spec: the tensor; its last dimensions are those of a row.
+        memory: of all slots.
+        place: index of the slot.
     """
 
-    def __init__(self, stream: Stream, rows: int, spec: TensorSpec) -> None:
+    def __init__(self, stream: Stream, rows: int, spec: TensorSpec, memory: SharedMemory, place: int) -> None:
         self.name = spec.name
         # The batch of one and the sizes that calls choose come before those of a row.
         self.row_shape = tuple(size for size in spec.shape[1:] if isinstance(size, int))
         self.dtype = numpy_dtype(spec.dtype)
         self.row_bytes = math.prod(self.row_shape) * self.dtype.itemsize
         self._rows, self._stream = rows, stream
-        self._memory = DeviceMemory(stream.cuda, rows * self.row_bytes)
+        # In whole steps, so that the rows of every slot begin where graphs can be bound to them.
+        self.array, self.place = memory.array(spec.name, 1, whole_steps(rows), self.row_bytes), place
 
     @property
     def whole(self) -> Bound:
         """Return shape and address of all rows, for a graph that reads any of them."""
-        return Bound((self._rows, *self.row_shape), self._memory.address)
+        return Bound((self._rows, *self.row_shape), self.array.address(self.place))
+
+    @property
+    def store(self) -> Bound:
+        """Return shape and address of the rows of all slots; those of this one begin at `first`."""
+        return Bound((self.array.places * self.array.rows, *self.row_shape), self.array.address(0))
+
+    @property
+    def first(self) -> int:
+        """Return the index of this slot's row 0 in the `store`."""
+        return self.place * self.array.rows
 
     def clear(self) -> None:
         """Fill all rows with zeros, and wait for whatever is queued."""
-        self._memory.clear()
+        self.array.clear(self.place)
 
     def check(self, row: int, count: int) -> None:
         """Raise ValueError unless there is a row with ``count - 1`` others behind it."""
@@ -54,15 +69,17 @@ class DeviceRows:
     def _address(self, row: int, count: int) -> int:
         """Return the device address of a row with ``count - 1`` others behind it."""
         self.check(row, count)
-        return self._memory.address + row * self.row_bytes
+        return self.array.address(self.place, 0, row)
 
-    def copy_from(self, graph: DeviceGraph, row: int, count: int) -> None:
-        """Queue the copy of the first ``count`` rows that a graph has just made; the first one becomes ``row``."""
-        self._stream.copy(self._address(row, count), graph.links[self.name].address, count * self.row_bytes)
+    def copy_from(self, graph: BoundGraph, row: int, count: int, at: int = 0) -> None:
+        """Queue the copy of ``count`` rows that a graph has just made, from its row ``at`` on; they become ``row``."""
+        made = graph.links[self.name].address + at * self.row_bytes
+        self._stream.copy(self._address(row, count), made, count * self.row_bytes)
 
-    def copy_to(self, graph: DeviceGraph, row: int, count: int) -> None:
-        """Queue the copy of ``count`` rows from ``row`` on to where a graph reads them."""
-        self._stream.copy(graph.links[self.name].address, self._address(row, count), count * self.row_bytes)
+    def copy_to(self, graph: BoundGraph, row: int, count: int, at: int = 0) -> None:
+        """Queue the copy of ``count`` rows from ``row`` on to where a graph reads them, from its row ``at`` on."""
+        read = graph.links[self.name].address + at * self.row_bytes
+        self._stream.copy(read, self._address(row, count), count * self.row_bytes)
 
     def read(self, row: int, count: int) -> NDArray[Any]:
         """Return a copy of rows, [count, *row_shape], after waiting for the stream."""

@@ -94,10 +94,10 @@ class DeviceDrafter:
         self._look_ahead.forget()
         # Room for the whole draft, so that nothing has to move in the middle of it.
         rows = count - 1 + self._decoder.graph.padded(1)
-        decoder = Place(position, self._decoder.graph.make_room(position, rows))
+        decoder = _place(self._decoder.graph, position, rows, count)
         encoder = None if self._encoder is None else self._encoder.place_draft(position, rows)
         asked = self._look_ahead.graph_for(position, count + 1)
-        patcher = None if asked is None else Place(position, asked.make_room(position, asked.padded(count + 1)))
+        patcher = None if asked is None else _place(asked, position, asked.padded(count + 1), count + 1)
         chain = self._chain(decoder, encoder, patcher, asked, count)
         chain.write(ids, self._decoder.place_latent(latent), decoder, encoder, patcher, visible_from)
         chain.queue()
@@ -130,3 +130,10 @@ class DeviceDrafter:
         if len(self._chains) > _MOST_CHAINS:
             self._chains.pop(next(iter(self._chains))).settle()
         return chain
+
+
+def _place(graph: DeviceGraph, position: int, rows: int, count: int) -> Place:
+    """Make room in a graph's caches for ``rows`` rows, ``count`` of them without padding."""
+    slot = graph.make_room(position, rows)
+    graph.caches.end = position + count
+    return Place(position, slot)

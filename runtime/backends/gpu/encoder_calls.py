@@ -74,12 +74,15 @@ class EncoderCalls:
     def place_draft(self, position: int, rows: int) -> Place:
         """Make room for a draft inside the open patch, padding included; it is encoded one row at a time."""
         pool_slot = self._make_room_in_pool(min(self.open_from, position), position, rows)
-        return Place(position, self.graph.make_room(position, rows), pool_slot)
+        slot = self.graph.make_room(position, rows)
+        self.pool.end = self.graph.caches.end = position + rows
+        return Place(position, slot, pool_slot)
 
     def _encode(self, position: int, ids: Ids, starts: Ids, ends: Ids, visible_from: int | Ids | None) -> None:
         """Encode rows and pool the patches that end among them."""
         rows, count = len(ids) - self._history, len(starts)
         pool_slot = self._make_room_in_pool(min(self.open_from, position), position, self.graph.padded(rows))
+        self.pool.end = position + rows
         call = Call(self.graph, position, rows, visible_from=visible_from, pool_slot=pool_slot)
         self._write_ids(call.arrays, ids, rows)
         base = position - pool_slot

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 
 from fastblt.models.config import BltConfig, StackConfig
 from fastblt.runtime.backends.gpu.cuda import ALIGNMENT, aligned
-from fastblt.runtime.backends.gpu.sliding import CALL_ROWS, cache_slots, pool_slots, position_count
+from fastblt.runtime.backends.gpu.sliding import CALL_ROWS, cache_slots, pool_slots, position_count, whole_steps
 from fastblt.runtime.backends.gpu.tensor_table import Binding, binding_of, shape_of
 from fastblt.runtime.bundle.dtypes import BUNDLE_TYPES, numpy_dtype
 from fastblt.runtime.bundle.engines import EngineSpec
@@ -41,17 +41,18 @@ def device_buffers(
         fixed: slots of each cache, by part, and of the ``pool``, where engines fix them.
     """
     item, positions = BUNDLE_TYPES[dtype].item_bytes, position_count(max_bytes)
+    rows = whole_steps(positions)
 
     def caches(part: str, stack: StackConfig) -> int:
         slots, size = fixed.get(part, cache_slots(stack, max_bytes)), 4 if part == "patcher" else item
         return 2 * stack.layers * stack.dim * slots * size * (2 if slots < positions else 1)
 
     found = {part: caches(part, stack) for part, stack in config.stacks.items()}
-    rows = pool_slots(config, max_bytes, max_patch_bytes) + pool_slots(config, max_bytes)
-    pool = 3 * config.encoder.dim * (2 * fixed["pool"] if "pool" in fixed else rows)
-    states = positions * config.decoder.dim if config.decoder_reads_states else 0
-    found["encoder"] += item * (pool + states + positions * config.patch_dim)
-    found["global"] += item * positions * config.latent_kv_dim
+    pooled = pool_slots(config, max_bytes, max_patch_bytes) + pool_slots(config, max_bytes)
+    pool = 3 * config.encoder.dim * (2 * fixed["pool"] if "pool" in fixed else pooled)
+    states = rows * config.decoder.dim if config.decoder_reads_states else 0
+    found["encoder"] += item * (pool + states + rows * config.patch_dim)
+    found["global"] += item * rows * config.latent_kv_dim
     return found
 
 

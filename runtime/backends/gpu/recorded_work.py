@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from fastblt.runtime.backends.gpu.bound_graph import BoundGraph, ShapeClass
 from fastblt.runtime.backends.gpu.cuda import CapturedGraph, Stream
-from fastblt.runtime.backends.gpu.graph import DeviceGraph, ShapeClass
 
 #: Queues the current class of a graph.
-RunGraph = Callable[[DeviceGraph], None]
+RunGraph = Callable[[BoundGraph], None]
 Classes = tuple[ShapeClass, ...]
 
 
@@ -20,7 +20,7 @@ class RecordedWork:
         graphs: that the work runs.
     """
 
-    def __init__(self, stream: Stream, graphs: Sequence[DeviceGraph]) -> None:
+    def __init__(self, stream: Stream, graphs: Sequence[BoundGraph]) -> None:
         self._stream, self._graphs = stream, graphs
         self._queued: set[Classes] = set()
         self._recorded: dict[Classes, CapturedGraph | None] = {}
@@ -41,11 +41,11 @@ class RecordedWork:
         classes = tuple(graph.current for graph in self._graphs)
         again = classes in self._queued and classes not in self._recorded
         if again and all(graph.recordable for graph in self._graphs):
-            self._recorded[classes] = self._stream.capture(lambda: work(DeviceGraph.record))
+            self._recorded[classes] = self._stream.capture(lambda: work(BoundGraph.record))
         recorded = self._recorded.get(classes)
         self._queued_after = self._stream.synchronizations
         if recorded is not None:
             self._stream.launch(recorded)
         else:
-            work(DeviceGraph.launch)
+            work(BoundGraph.launch)
             self._queued.add(classes)

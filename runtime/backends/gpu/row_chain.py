@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from fastblt.runtime.backends.controls import write_controls
+from fastblt.runtime.backends.gpu.bound_graph import Inputs
 from fastblt.runtime.backends.gpu.cuda import PinnedMemory, Stream, Views
 from fastblt.runtime.backends.gpu.draft_chain import ID_BYTES
-from fastblt.runtime.backends.gpu.graph import DeviceGraph, Inputs
+from fastblt.runtime.backends.gpu.graph import DeviceGraph
 from fastblt.runtime.backends.gpu.recorded_work import RecordedWork, RunGraph
 from fastblt.runtime.backends.protocol import Floats, Ids
 
@@ -63,6 +64,7 @@ class RowChain:
     def _place(self, graph: DeviceGraph, inputs: Inputs, position: int, visible_from: int | None) -> int:
         """Choose the class of a call of one row, write what places it, and return its slot."""
         slot = graph.make_room(position, self._rows)
+        graph.caches.end = position + 1
         graph.choose(self._rows, slot + self._rows)
         write_controls(inputs.controls, position, 1, position - slot, graph.window, 0, visible_from, self._rows)
         return slot

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastblt.models.config import BltConfig, StackConfig
+from fastblt.runtime.backends.gpu.buffer_array import BufferArray
 from fastblt.runtime.backends.gpu.cuda import DeviceMemory, Stream
 from fastblt.runtime.backends.protocol import DRAFT_SLACK, WHOLE_PATCH_LIMIT, CapacityError
 
@@ -29,7 +30,7 @@ class RewindError(ValueError):
     """Reports that positions are needed again that a cache no longer holds."""
 
 
-def _whole_steps(slots: int) -> int:
+def whole_steps(slots: int) -> int:
     """Return ``slots`` rounded up to a multiple of `SLOT_STEP`."""
     return -(-slots // SLOT_STEP) * SLOT_STEP
 
@@ -48,10 +49,10 @@ def cache_slots(stack: StackConfig, max_bytes: int) -> int:
         stack: geometry of the transformer stack.
         max_bytes: longest prompt plus new bytes.
     """
-    everything = _whole_steps(position_count(max_bytes))
+    everything = whole_steps(position_count(max_bytes))
     if stack.window is None:
         return everything
-    return min(everything, _whole_steps(stack.window + CALL_ROWS + REWIND))
+    return min(everything, whole_steps(stack.window + CALL_ROWS + REWIND))
 
 
 def visible_slots(live: int, slots: int) -> int:
@@ -66,12 +67,12 @@ def longest_patch(config: BltConfig, max_patch_bytes: int | None = None) -> int:
 
 def pool_slots(config: BltConfig, max_bytes: int, max_patch_bytes: int | None = None) -> int:
     """Return the slots of the encoder's pool: for the open patch, a draft after it, and the rows of one call."""
-    everything = _whole_steps(position_count(max_bytes))
-    return min(everything, _whole_steps(longest_patch(config, max_patch_bytes) + DRAFT_SLACK + CALL_ROWS))
+    everything = whole_steps(position_count(max_bytes))
+    return min(everything, whole_steps(longest_patch(config, max_patch_bytes) + DRAFT_SLACK + CALL_ROWS))
 
 
 class SlidingBuffer:
-    """Holds ``lanes`` equal buffers of ``slots`` rows, one after the other, which slide together.
+    """Holds ``lanes`` equal buffers of ``slots`` rows, which slide together.
 
     Args:
         stream: carries the copies.
@@ -81,6 +82,7 @@ class SlidingBuffer:
         keep: number of rows before the first needed one that are kept where there is room.
         slides: whether the buffers may have to slide; if so, memory for the usual rows is allocated to copy through.
         usual: rows that are used as long as what is needed fits into them; None: all.
+        array: memory, with those of other slots; None: of its own.
     """
 
     def __init__(
@@ -93,6 +95,7 @@ class SlidingBuffer:
         *,
         slides: bool,
         usual: int | None = None,
+        array: BufferArray | None = None,
     ) -> None:
         self.slots = slots
         self.usual = usual or slots
@@ -100,24 +103,38 @@ class SlidingBuffer:
         self.row_bytes = row_bytes
         self.base = 0
         """Position of the first slot."""
+        self.end = 0
+        """Position after the last row that a call has left: what is from there on may be overwritten."""
         self._keep = keep
         self._stream = stream
-        self._memory = DeviceMemory(stream.cuda, lanes * slots * row_bytes)
+        self.array = array or BufferArray(stream, 1, lanes, slots, row_bytes)
+        self.place = len(self.array.held)
+        """Index in the array."""
+        self.array.held.append(self)
         self._scratch = DeviceMemory(stream.cuda, lanes * self.usual * row_bytes) if slides else None
 
     @property
     def lane_bytes(self) -> int:
-        """Return the size of one buffer, in bytes."""
-        return self.slots * self.row_bytes
+        """Return how many bytes the buffers are apart."""
+        return self.array.pitch
+
+    @property
+    def live(self) -> int:
+        """Return the number of slots, from the first one on, that are in use."""
+        return max(0, self.end - self.base)
 
     def address(self, lane: int, slot: int = 0) -> int:
         """Return the device address of a slot."""
-        return self._memory.address + lane * self.lane_bytes + slot * self.row_bytes
+        return self.array.address(self.place, lane, slot)
 
     def clear(self) -> None:
         """Begin again with zeros, once everything that is queued is done."""
-        self.base = 0
-        self._memory.clear()
+        self.reset()
+        self.array.clear(self.place)
+
+    def reset(self) -> None:
+        """Begin again at position 0, with anything in the slots."""
+        self.base = self.end = 0
 
     def read(self, position: int, count: int) -> NDArray[np.uint8]:
         """Return a copy of the rows from ``position`` on, uint8 [lanes, count * row_bytes], after waiting."""
@@ -131,6 +148,8 @@ class SlidingBuffer:
         """Hold these rows, uint8 [lanes, count * row_bytes], from ``position`` on and nothing else, and wait."""
         self.clear()
         self.base = position
+        self.end = position + rows.shape[1] // self.row_bytes
+        self.array.make_room(self.live)
         if rows.size:
             self._stream.write(rows.reshape(-1), *((self.address(lane), rows.shape[1]) for lane in range(self.lanes)))
 
@@ -153,7 +172,9 @@ class SlidingBuffer:
             raise RewindError(f"cache: found a rewind to position {needed}, expected at least {self.base}")
         if position + rows > self.base + self.usual:
             self._slide(needed, position, rows)
-        return position - self.base
+        slot = position - self.base
+        self.array.make_room(slot + rows)
+        return slot
 
     def _slide(self, needed: int, position: int, rows: int) -> None:
         """Move the base so that the rows fit, and the rows that are kept with it."""

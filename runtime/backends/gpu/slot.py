@@ -6,17 +6,14 @@ one sequence after the other.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
-from fastblt.runtime.backends.gpu.cuda import Stream
 from fastblt.runtime.backends.gpu.decoder_calls import DecoderCalls
 from fastblt.runtime.backends.gpu.device_rows import DeviceRows
 from fastblt.runtime.backends.gpu.drafting import DeviceDrafter, StepDrafter
 from fastblt.runtime.backends.gpu.encoder_calls import EncoderCalls
-from fastblt.runtime.backends.gpu.executor import Executor
 from fastblt.runtime.backends.gpu.global_calls import GlobalCalls
 from fastblt.runtime.backends.gpu.graph import DeviceGraph
 from fastblt.runtime.backends.gpu.patcher_calls import LookAhead, PatcherCalls
@@ -35,6 +32,7 @@ class Slot:
 
     Args:
         backend: whose graphs it runs.
+        place: index among the backend's slots, in the memory that they share.
 
     Attributes:
         graphs: the graphs with their memory, by part.
@@ -47,12 +45,12 @@ class Slot:
         draft_decoder: runs the draft decoder; None where the decoder itself denoises blocks.
     """
 
-    def __init__(self, backend: DeviceBackend) -> None:
+    def __init__(self, backend: DeviceBackend, place: int) -> None:
         self.config = config = backend.config
-        stream, executors = backend.stream, backend.executors
+        stream = backend.stream
         positions, history = position_count(backend.max_bytes), config.hash.context - 1
         self.whole_patches = encodes_whole_patches(config)
-        self.rows = _make_rows(executors, stream, positions)
+        self.rows = _make_rows(backend, positions, place)
         embeddings, latents = self.rows["patch_embeddings"], self.rows["latent_kv"]
         self.graphs = self._make_graphs(backend, positions)
         self.resumable_from = 0
@@ -85,6 +83,7 @@ class Slot:
                 self.config.graph_stacks[part],
                 backend.stream,
                 history,
+                backend.memory,
                 slides=executor.slots < positions,
                 whole={"latent_kv": latents.whole} if whole else {},
                 row_floor=backend.row_floor,
@@ -150,10 +149,10 @@ class Slot:
         return self.graphs[part].read_cache(cache, first, count)
 
 
-def _make_rows(executors: Mapping[str, Executor], stream: Stream, positions: int) -> dict[str, DeviceRows]:
+def _make_rows(backend: DeviceBackend, positions: int, place: int) -> dict[str, DeviceRows]:
     """Allocate what passes from graph to graph, by tensor."""
     return {
-        spec.name: DeviceRows(stream, positions, spec)
+        spec.name: DeviceRows(backend.stream, positions, spec, backend.memory, place)
         for part in ("encoder", "global")
-        for spec in tensors_bound_as(executors[part].spec, Binding.LINK)
+        for spec in tensors_bound_as(backend.executors[part].spec, Binding.LINK)
     }

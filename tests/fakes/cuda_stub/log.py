@@ -8,9 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 #: Calls that make the host wait for the device.
-WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "cudaMemcpy", "cudaMemset")
+WAITS = (
+    *("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize"),
+    *("cudaMemcpy", "cudaMemset", "cudaMemset2D"),
+)
 #: Calls that queue one piece of work each; so does every kernel.
-COPIES = ("cudaMemcpyAsync", "cudaMemcpy2DAsync", "cudaMemsetAsync")
+COPIES = ("cudaMemcpyAsync", "cudaMemcpy2DAsync", "cudaMemsetAsync", "cudaMemset2DAsync")
 #: The graph files of a bundle and the parts that they are.
 PARTS = {"entropy": "patcher", "encoder": "encoder", "global": "global", "decoder": "decoder", "draft": "draft"}
 

@@ -53,11 +53,11 @@ def fill_with_nan(sequence: Any) -> None:
 
 def device_memory(sequence: DeviceSequence) -> Iterator[DeviceMemory]:
     for graph in sequence.slot.graphs.values():
-        yield from (graph.caches._memory, *graph.links.values())
+        yield from (graph.caches.array.memory, *graph.links.values())
         if graph.pool is not None:
-            yield graph.pool._memory
+            yield graph.pool.array.memory
     for rows in sequence.slot.rows.values():
-        yield rows._memory
+        yield rows.array.memory
 
 
 @pytest.mark.parametrize("kind", ["eager", "onnxruntime", "tensorrt-rtx", "onnxruntime-cuda"])

@@ -76,3 +76,22 @@ cudaError_t cudaMemset(void *target, int value, size_t size) {
     if (forbidden != cudaSuccess) return forbidden;
     return set(__func__, target, value, size, NULL);
 }
+
+// Rows count as one call each.
+static cudaError_t set_rows(const char *call, void *target, size_t pitch, int value, size_t width, size_t rows,
+                            cudaStream_t stream) {
+    cudaError_t status = cudaSuccess;
+    for (size_t row = 0; row < rows && status == cudaSuccess; row++)
+        status = set(call, (char *)target + row * pitch, value, width, stream);
+    return status;
+}
+
+cudaError_t cudaMemset2DAsync(void *target, size_t pitch, int value, size_t width, size_t rows, cudaStream_t stream) {
+    return set_rows(__func__, target, pitch, value, width, rows, stream);
+}
+
+cudaError_t cudaMemset2D(void *target, size_t pitch, int value, size_t width, size_t rows) {
+    cudaError_t forbidden = stub_forbidden_while_capturing(__func__);
+    if (forbidden != cudaSuccess) return forbidden;
+    return set_rows(__func__, target, pitch, value, width, rows, NULL);
+}
