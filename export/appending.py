@@ -44,7 +44,7 @@ def append_caches(model: ir.Model, spec: GraphSpec) -> None:
 
 
 def _append(graph: ir.Graph, cache: ir.Value) -> ir.Value:
-    """Let the readers of a cache's update read the old slots and the new rows; return these, [1, 1, n, dim]."""
+    """Let the readers of a cache's update read the old slots and the new rows; return these, [b, 1, n, dim]."""
     update = next((use.node for use in cache.uses() if use.node.op_type == "TensorScatter"), None)
     if update is None:
         raise TensorRtError(f"{graph.name}: {cache.name}: found no TensorScatter, expected the update of a cache")
@@ -73,17 +73,17 @@ def _number_slots(graph: ir.Graph, caches: Sequence[ir.Value], positions: ir.Val
         last = node
         return node.outputs[0]
 
-    zero, one, hidden = (_constant(graph, f"appended_{name}", number) for name, number in _NUMBERS.items())
-    count = after("Squeeze", [after("Shape", [positions], start=1, end=2)])
-    new = after("Add", [after("Range", [zero, count, one]), index])
-    old = after("Where", [after("Less", [slots.outputs[0], index]), slots.outputs[0], hidden])
-    joined = after("Concat", [old, new], axis=0)
+    zero, one, hidden, rank_2, rank_4 = (_constant(graph, f"appended_{name}", at) for name, at in _NUMBERS.items())
+    count, first = after("Squeeze", [after("Shape", [positions], start=1, end=2)]), after("Unsqueeze", [index, rank_2])
+    new = after("Add", [after("Range", [zero, count, one]), first])
+    old = after("Where", [after("Less", [slots.outputs[0], first]), slots.outputs[0], hidden])
+    joined = after("Unsqueeze", [after("Concat", [old, new], axis=1), rank_4])
     for use in uses:
         use.node.replace_input_with(use.idx, joined)
 
 
-#: Constants that number slots, by name.
-_NUMBERS = {"zero": 0, "one": 1, "hidden": -1}
+#: Constants that number slots, by name: of slots, and axes that are added to them.
+_NUMBERS: dict[str, int | list[int]] = {"zero": 0, "one": 1, "hidden": -1, "rank_2": [1], "rank_4": [1, 2]}
 
 
 def _readers(node: ir.Node, depth: int) -> list[ir.Node]:
@@ -92,9 +92,10 @@ def _readers(node: ir.Node, depth: int) -> list[ir.Node]:
     return found if depth == 1 else found + [reader for each in found for reader in _readers(each, depth - 1)]
 
 
-def _constant(graph: ir.Graph, name: str, number: int) -> ir.Value:
-    tensor = ir.tensor(np.array(number, np.int64), name=name)
-    value = ir.Value(name=name, const_value=tensor, type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape([]))
+def _constant(graph: ir.Graph, name: str, number: int | list[int]) -> ir.Value:
+    array = np.array(number, np.int64)
+    tensor = ir.tensor(array, name=name)
+    value = ir.Value(name=name, const_value=tensor, type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape(array.shape))
     graph.register_initializer(value)
     return value
 

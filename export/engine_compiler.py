@@ -32,6 +32,7 @@ from fastblt.runtime.bundle.engines import (
 )
 from fastblt.runtime.bundle.graph_model import check_graph, load_graph
 from fastblt.runtime.bundle.manifest import (
+    BATCH,
     MANIFEST_FILE,
     GraphSpec,
     Manifest,
@@ -40,15 +41,19 @@ from fastblt.runtime.bundle.manifest import (
 from fastblt.runtime.bundle.tensorrt_library import TensorRtError, TensorRtLibrary
 from fastblt.runtime.progress import OnProgress, no_progress
 
-#: Rows of a call, which are also its patches: smallest, usual, largest, by profile. Together they cover every power of
-#: two up to `CALL_ROWS`. No profile has a single size: for a single row the compiler would lay out the weights in
-#: another way, and store them in the engine a second time.
+#: Sequences of a call, and rows of each, which are also its patches: smallest, usual, largest, by profile. For one
+#: sequence the profiles cover every power of two up to `CALL_ROWS`; longer pieces of prompts do not share a call. No
+#: profile has a single row: for that the compiler would lay out the weights in another way, and store them in the
+#: engine a second time.
 PROFILES = {
-    "byte": (1, 1, 2),
-    "verify": (4, 8, 16),
-    "prefill": (32, CALL_ROWS, CALL_ROWS),
+    "byte": ((1, 1, 1), (1, 1, 2)),
+    "verify": ((1, 1, 1), (4, 8, 16)),
+    "prefill": ((1, 1, 1), (32, CALL_ROWS, CALL_ROWS)),
+    "batch-4": ((2, 4, 4), (1, 8, 16)),
+    "batch-16": ((5, 8, 16), (1, 8, 16)),
 }
-
+#: Most sequences of a call.
+_MOST_SEQUENCES = max(sequences[-1] for sequences, _ in PROFILES.values())
 
 #: Slots that calls usually bind where they may bind any number.
 _USUAL_SLOTS = 512
@@ -241,12 +246,16 @@ def _profiles(
     Args:
         spec: of the graph.
         history: tokens before the rows, where the graph reads ids with history.
-        latents: most of a sequence; all are bound in every call, and how many they are depends on the runtime.
+        latents: most of a sequence; those of all sequences are bound in every call, and how many depends on the
+            runtime.
         slots: fewest, usual and most slots of the caches and of the pool, by symbolic size.
     """
     found = []
-    for name, rows in PROFILES.items():
-        ranges: dict[int | str, Sequence[int]] = {"rows": rows, "patches": rows, "latents": (1, latents, latents)}
+    stored = (1, latents, _MOST_SEQUENCES * latents)
+    for name, (sequences, rows) in PROFILES.items():
+        if sequences[0] > 1 and not any(BATCH in tensor.shape for tensor in spec.inputs):
+            continue
+        ranges: dict[int | str, Sequence[int]] = {"rows": rows, "patches": rows, "latents": stored, BATCH: sequences}
         ranges["context_rows"] = [size + history for size in rows]
         ranges.update({size: bounds for size, bounds in slots.items() if bounds[0] < bounds[-1]})
         shapes = {}

@@ -1,12 +1,12 @@
 """Builds ``global.onnx``: patch embeddings to latents, and to the decoder's keys and values of each latent.
 
-======  ================  =====  ==================  =====================================================
-in      patch_embeddings  dtype  [1, p, k * d]
-in      (stack inputs)                               see `CachedStack`; positions are patch indices
-out     latents           dtype  [1, p, g]
-out     latent_kv         dtype  [p, layers, 2, k * d]  keys and values of every decoder cross-attention
+======  ================  =====  ======================  =================================================
+in      patch_embeddings  dtype  [b, p, k * d]
+in      (stack inputs)                                   see `CachedStack`; positions are patch indices
+out     latents           dtype  [b, p, g]
+out     latent_kv         dtype  [b p, layers, 2, k d]   keys and values of every decoder cross-attention
 out     (cache updates)
-======  ================  =====  ==================  =====================================================
+======  ================  =====  ======================  =================================================
 
 A latent's keys and values are projected here, once, because many decoder rows read the same latent.
 """
@@ -17,13 +17,14 @@ import onnx_ir as ir
 
 from fastblt.export.graph_builder import BltGraph, Weights
 from fastblt.models.config import BltConfig
+from fastblt.runtime.bundle.manifest import BATCH
 
 
 def build_global_graph(config: BltConfig, weights: Weights, dtype: ir.DataType, kind: type[BltGraph]) -> BltGraph:
     """Build the global transformer's graph, with the decoder's latent projections."""
     graph = kind("global", weights, dtype)
     op, width = graph.op, config.patch_dim
-    x = graph.input("patch_embeddings", dtype, [1, "patches", width], "patch_embeddings")
+    x = graph.input("patch_embeddings", dtype, [BATCH, "patches", width], "patch_embeddings")
     stack = graph.stack(config.global_transformer, "global_transformer", rows="patches")
     if config.has_global_projection:
         x = graph.linear(x, "global_transformer.input_projection")
@@ -37,7 +38,7 @@ def build_global_graph(config: BltConfig, weights: Weights, dtype: ir.DataType, 
         pieces.append(op.Reshape(graph.linear(normal, f"{name}.wkv"), [-1, 1, k, 2, dim]))
     by_kind = op.Transpose(op.Concat(*pieces, axis=1), perm=[0, 1, 3, 2, 4])
     latent_kv = op.Reshape(by_kind, [-1, layers, 2, k * dim])
-    graph.output("latents", latents, dtype, [1, "patches", config.global_transformer.dim], "latents")
-    graph.output("latent_kv", latent_kv, dtype, ["patches", layers, 2, k * dim], "latent_kv")
+    graph.output("latents", latents, dtype, [BATCH, "patches", config.global_transformer.dim], "latents")
+    graph.output("latent_kv", latent_kv, dtype, ["latents", layers, 2, k * dim], "latent_kv")
     stack.declare_outputs()
     return graph

@@ -3,9 +3,11 @@
 It is built on onnxscript's `GraphBuilder`. Weights are `onnx_ir.LazyTensor`s, read from the checkpoint when they are
 written, so that a graph never holds a second copy of the model.
 
-Caches are time-major, ``[1, 1, slots, heads * head_dim]``. A range of slots is contiguous, so that a runtime can bind
-any window of a large buffer without a copy, and pays only for what it binds; TensorRT's KVCacheUpdate requires four
-axes with the slots third.
+Every graph takes rows of one or more sequences: its first axis is ``batch``, and what a row is and sees is data.
+
+Caches are time-major, ``[batch, 1, slots, heads * head_dim]``. A range of one sequence's slots is contiguous, so that a
+runtime can bind any window of a large buffer without a copy, and pays only for what it binds; TensorRT's KVCacheUpdate
+requires four axes with the slots third.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from onnxscript import GraphBuilder
 
 from fastblt.models.config import StackConfig
 from fastblt.models.layers import rope_frequencies
+from fastblt.runtime.bundle.manifest import BATCH
 
 FLOAT = ir.DataType.FLOAT
 INT64 = ir.DataType.INT64
@@ -41,9 +44,9 @@ class Pool(NamedTuple):
     """Holds the encoder's pool with the new rows in it."""
 
     entries: ir.Value
-    """[1, m, 3 d]."""
+    """[b, m, 3 d]."""
     slots: ir.Value
-    """int64 [m]: slot of each entry; -1 for entries that do not count."""
+    """int64, broadcast to [b, 1, m]: slot of each entry; -1 for entries that do not count."""
     update: Update
 
 
@@ -135,7 +138,7 @@ class BltGraph:
         return self.op.Where(seen, self.number("added_if_seen", 0), self.number("added_if_hidden", lowest / 2))
 
     def rotate(self, x: ir.Value, cos: ir.Value, sin: ir.Value, heads: int) -> ir.Value:
-        """Rotate interleaved pairs of rows [1, n, dim] (RoPE); ``cos`` and ``sin`` are [1, n, head_dim / 2]."""
+        """Rotate interleaved pairs of rows [b, n, dim] (RoPE); ``cos`` and ``sin`` are [b, n, head_dim / 2]."""
         return self.op.RotaryEmbedding(x, cos, sin, interleaved=1, num_heads=heads)
 
     def maximum(self, x: ir.Value, axis: int) -> ir.Value:
@@ -157,7 +160,7 @@ class BltGraph:
         return CachedStack(self, config, prefix, rows)
 
     def add_to_pool(self, pool: ir.Value, shape: Shape, rows: ir.Value, index: ir.Value) -> Pool:
-        """Return the pool of ``shape`` [1, 1, C, 3 d] with rows [1, n, 3 d] from slot ``index`` [1] on."""
+        """Return the pool of ``shape`` [b, 1, C, 3 d] with rows [b, n, 3 d] from slot ``index`` [b] on."""
         updated = self.scatter(pool, rows, index)
         entries = self.op.Squeeze(updated, [1])
         slots = self.op.Range(0, self.count(entries, 1), 1)
@@ -176,25 +179,26 @@ class BltGraph:
         return self.op.Squeeze(self.op.Shape(x, start=axis, end=axis + 1), [0])
 
     def scatter(self, cache: ir.Value, rows: ir.Value, index: ir.Value) -> ir.Value:
-        """Write rows [1, n, dim] into a cache [1, 1, slots, dim] from slot ``index`` [1] on, in place."""
+        """Write rows [b, n, dim] into a cache [b, 1, slots, dim] from slot ``index`` [b] on, in place."""
         return self.op.TensorScatter(cache, self.op.Unsqueeze(rows, [1]), index)
 
 
 class CachedStack:
     """Builds the blocks of one stack over new rows: its control inputs, its caches, its layers.
 
-    Its inputs (n = rows of this call, S = slots that the runtime binds):
+    Its inputs (b = sequences of this call, n = rows of each, S = slots that the runtime binds):
 
     ==================  =======  ============  ================================================================
-    positions           int64    [1, n]        RoPE positions
-    write_index         int64    [1]           slot of the first row; the others follow
-    visible_start       int64    [1, n]        first slot that each row sees
-    visible_end         int64    [1, n]        slot after the last one that each row sees
-    key_i, value_i      dtype    [1, 1, S, d]  cache of layer i; bound to the same memory as the output
+    positions           int64    [b, n]        RoPE positions
+    write_index         int64    [b]           slot of a sequence's first row; the others follow
+    visible_start       int64    [b, n]        first slot that each row sees
+    visible_end         int64    [b, n]        slot after the last one that each row sees
+    key_i, value_i      dtype    [b, 1, S, d]  cache of layer i; bound to the same memory as the output
     ==================  =======  ============  ================================================================
 
     Outputs: ``key_i_out``, ``value_i_out``, the updated caches. What a row sees is data, so that
-    causal rows, windows and blocks that are denoised all run the same graph.
+    causal rows, windows and blocks that are denoised all run the same graph. Sequences with fewer rows than others are
+    padded: the rows after their own write slots that nobody reads before they are written again.
     """
 
     def __init__(self, graph: BltGraph, config: StackConfig, prefix: str, rows: str = "rows") -> None:
@@ -203,11 +207,11 @@ class CachedStack:
         self.prefix = prefix
         self.rows = rows
         op = graph.op
-        self.shape: Shape = [1, 1, "slots", config.dim]
-        positions = graph.input("positions", INT64, [1, rows], "position")
-        self.write_index = graph.input("write_index", INT64, [1], "write_index")
-        start = graph.input("visible_start", INT64, [1, rows], "visible_start")
-        end = graph.input("visible_end", INT64, [1, rows], "visible_end")
+        self.shape: Shape = [BATCH, 1, "slots", config.dim]
+        positions = graph.input("positions", INT64, [BATCH, rows], "position")
+        self.write_index = graph.input("write_index", INT64, [BATCH], "write_index")
+        start = graph.input("visible_start", INT64, [BATCH, rows], "visible_start")
+        end = graph.input("visible_end", INT64, [BATCH, rows], "visible_end")
         self.caches = [
             {kind: graph.input(f"{kind}_{i}", graph.dtype, self.shape, "cache") for kind in ("key", "value")}
             for i in range(config.layers)
@@ -217,28 +221,28 @@ class CachedStack:
         self.cos, self.sin = self._rope(positions)
 
     def _see(self, start: ir.Value, end: ir.Value, positions: ir.Value) -> None:
-        """Compute the masks of the slots that rows see, from ``start`` and ``end`` [1, 1, n, 1]."""
+        """Compute the masks of the slots that rows see, from ``start`` and ``end`` [b, 1, n, 1]."""
         slot = self.graph.op.Range(0, self.graph.count(self.caches[0]["key"], 2), 1)
         self.mask = self.graph.visibility(self.graph.in_range(slot, start, end))
 
     def _rope(self, positions: ir.Value) -> tuple[ir.Value, ir.Value]:
-        """Compute cosines and sines [1, 3 n, head_dim / 2] of a query, a key and a value a row, angles in fp32."""
+        """Compute cosines and sines [b, 3 n, head_dim / 2] of a query, a key and a value a row, angles in fp32."""
         graph, op, config = self.graph, self.graph.op, self.config
         frequencies = rope_frequencies(config.head_dim, config.rope_theta).tolist()
         # A query, a key and a value follow one another, and one operator rotates all three: the value by nothing.
         rows = [frequencies, frequencies, [0.0] * len(frequencies)]
         table = graph.builder.initializer(ir.tensor(rows, dtype=FLOAT, name="rope_frequencies"))
         angles = op.Mul(op.Cast(op.Unsqueeze(positions, [2, 3]), to=FLOAT), table)
-        angles = op.Reshape(angles, [1, -1, len(frequencies)])
+        angles = op.Reshape(angles, [0, -1, len(frequencies)])
         return graph.from_float(op.Cos(angles)), graph.from_float(op.Sin(angles))
 
     def block(self, x: ir.Value, layer: int) -> ir.Value:
-        """Apply block ``<prefix>.layers.<layer>`` to rows [1, n, dim] (see `fastblt.models.layers.Block`)."""
+        """Apply block ``<prefix>.layers.<layer>`` to rows [b, n, dim] (see `fastblt.models.layers.Block`)."""
         graph, op, config = self.graph, self.graph.op, self.config
         name = f"{self.prefix}.layers.{layer}"
         hidden = graph.rms_norm(x, f"{name}.attention_norm", config.norm_eps)
-        pieces = op.Reshape(graph.linear(hidden, f"{name}.wqkv"), [1, -1, config.dim])
-        rotated = op.Reshape(graph.rotate(pieces, self.cos, self.sin, config.heads), [1, -1, 3 * config.dim])
+        pieces = op.Reshape(graph.linear(hidden, f"{name}.wqkv"), [0, -1, config.dim])
+        rotated = op.Reshape(graph.rotate(pieces, self.cos, self.sin, config.heads), [0, -1, 3 * config.dim])
         q, k, v = graph.split(rotated, [config.dim] * 3)
         x = op.Add(x, graph.linear(self._attend(layer, q, k, v), f"{name}.wo"))
         hidden = graph.rms_norm(x, f"{name}.ffn_norm", config.norm_eps)
@@ -257,7 +261,7 @@ class CachedStack:
         return self.graph.attention(q, keys, values, self.mask, self.config)
 
     def _append(self, layer: int, kind: str, rows: ir.Value) -> ir.Value:
-        """Write rows into a cache and return the whole cache, [1, slots, dim]."""
+        """Write rows into a cache and return the whole cache, [b, slots, dim]."""
         updated = self.graph.scatter(self.caches[layer][kind], rows, self.write_index)
         self._updates.append(Update(f"{kind}_{layer}_out", updated, self.shape, "cache_update"))
         return self.graph.op.Squeeze(updated, [1])

@@ -81,7 +81,7 @@ class GraphRunner:
         views = {"cache": first, "pool": pool_first}
         for spec in self.spec.inputs:
             if spec.role in views:
-                shape = [size if isinstance(size, int) else slots for size in spec.shape]
+                shape = [1, 1, slots, int(spec.shape[3])]
                 cache = self.caches.setdefault(spec.name, np.zeros(shape, numpy_dtype(spec.dtype)))
                 feed[spec.name] = cache[:, :, views[spec.role] :]
             elif spec.name in inputs:

@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from fastblt.export.graph_builder import FLOAT, BltGraph, CachedStack, Pool, Shape, Update
 from fastblt.models.config import StackConfig
+from fastblt.runtime.bundle.manifest import BATCH
 
 #: Value of a score that no row may see.
 _HIDDEN = float(np.finfo(np.float32).min)
@@ -89,18 +90,18 @@ class LoweredGraph(BltGraph):
         op = self.op
         old, new = self.slot_numbers(self.count(pool, 2), self.count(rows, 1), index)
         entries = op.Concat(op.Squeeze(pool, [1]), rows, axis=1)
-        update = Update("pool_rows", op.Unsqueeze(rows, [1]), [1, 1, "rows", shape[3]], "pool_rows")
-        return Pool(entries, op.Concat(old, new, axis=0), update)
+        update = Update("pool_rows", op.Unsqueeze(rows, [1]), [BATCH, 1, "rows", shape[3]], "pool_rows")
+        return Pool(entries, op.Unsqueeze(op.Concat(old, new, axis=1), [1]), update)
 
     def slot_numbers(self, slots: ir.Value, rows: ir.Value, index: ir.Value) -> tuple[ir.Value, ir.Value]:
-        """Return the slot of each entry of a cache, -1 (invisible) from ``index`` on, and of each new row."""
+        """Return the slot of each entry of a cache [b, S], -1 (invisible) from ``index`` [b] on, and of new rows."""
         op = self.op
-        slot = op.Range(0, slots, 1)
-        return op.Where(op.Less(slot, index), slot, -1), op.Add(op.Range(0, rows, 1), index)
+        slot, first = op.Range(0, slots, 1), op.Unsqueeze(index, [1])
+        return op.Where(op.Less(slot, first), slot, -1), op.Add(op.Range(0, rows, 1), first)
 
 
 class AppendingStack(CachedStack):
-    """Builds a `CachedStack` with outputs ``key_i_rows`` and ``value_i_rows``, dtype [1, 1, n, d]: the new rows."""
+    """Builds a `CachedStack` with outputs ``key_i_rows`` and ``value_i_rows``, dtype [b, 1, n, d]: the new rows."""
 
     graph: LoweredGraph
 
@@ -108,7 +109,7 @@ class AppendingStack(CachedStack):
         graph, op = self.graph, self.graph.op
         slots, rows = graph.count(self.caches[0]["key"], 2), graph.count(positions, 1)
         old, new = graph.slot_numbers(slots, rows, self.write_index)
-        self.mask = graph.in_range(op.Concat(old, new, axis=0), start, end)
+        self.mask = graph.in_range(op.Unsqueeze(op.Concat(old, new, axis=1), [1, 2]), start, end)
         self._slots = op.Unsqueeze(slots, [0])
 
     def _attend(self, layer: int, q: ir.Value, k: ir.Value, v: ir.Value) -> ir.Value:
@@ -127,5 +128,5 @@ class AppendingStack(CachedStack):
     def _give(self, layer: int, kind: str, rows: ir.Value) -> None:
         """Make rows an output."""
         name, number = f"{kind}_{layer}_rows", self.rows
-        update = Update(name, self.graph.op.Unsqueeze(rows, [1]), [1, 1, number, self.config.dim], "cache_rows")
+        update = Update(name, self.graph.op.Unsqueeze(rows, [1]), [BATCH, 1, number, self.config.dim], "cache_rows")
         self._updates.append(update)

@@ -2,7 +2,8 @@
 
 Backends allocate memory by these types and sizes, so nothing is bound before manifest, graphs and tables have been
 compared with them. The choices are the manifest's ``dtype``, ``operators`` and ``hash_tables``; all else follows from
-the configuration. `fastblt.export` builds the graphs, and its modules describe what the tensors mean.
+the configuration. Graphs of earlier versions take one sequence: their first axis is 1 instead of ``batch``.
+`fastblt.export` builds the graphs, and its modules describe what the tensors mean.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from fastblt.models.config import BltConfig, HashConfig, StackConfig
 from fastblt.models.tokens import VOCAB_SIZE
 from fastblt.runtime.bundle.dtypes import BUNDLE_TYPES
 from fastblt.runtime.bundle.manifest import (
+    BATCH,
     CONFIG_FILE,
     EMBEDDINGS_FILE,
     KNOWN_GRAPHS,
@@ -50,7 +52,9 @@ def activation_type(manifest: Manifest) -> str:
     return kind if any(spec.dtype == kind for spec in tensors) else _FLOAT
 
 
-def interfaces(config: BltConfig, activations: str, *, lowered: bool, tables_inside: bool) -> dict[str, Interface]:
+def interfaces(
+    config: BltConfig, activations: str, *, lowered: bool, tables_inside: bool, batches: bool = True
+) -> dict[str, Interface]:
     """Return what each graph takes and returns, by part.
 
     Args:
@@ -58,67 +62,82 @@ def interfaces(config: BltConfig, activations: str, *, lowered: bool, tables_ins
         activations: tensor type of activations and caches, the patcher's excepted.
         lowered: whether graphs return new rows of their caches instead of updating them.
         tables_inside: whether the embedding tables are in the encoder's graph.
+        batches: whether calls may hold several sequences.
     """
-    graphs = {} if config.patcher is None else {"patcher": _patcher(config.patcher, lowered)}
-    graphs["encoder"] = _encoder(config, activations, lowered, tables_inside)
-    graphs["global"] = _global(config, activations, lowered)
-    graphs["decoder"] = _decoder(config, activations, lowered, reads_states=config.decoder_reads_states)
+    choices = _Choices(activations, lowered, BATCH if batches else 1)
+    graphs = {} if config.patcher is None else {"patcher": _patcher(config.patcher, choices)}
+    graphs["encoder"] = _encoder(config, choices, tables_inside)
+    graphs["global"] = _global(config, choices)
+    graphs["decoder"] = _decoder(config, choices, reads_states=config.decoder_reads_states)
     if config.has_draft:
-        graphs["draft"] = _decoder(config, activations, lowered, reads_states=False)
+        graphs["draft"] = _decoder(config, choices, reads_states=False)
     return graphs
 
 
-def _patcher(stack: StackConfig, lowered: bool) -> Interface:
-    tensors = _Stack(stack, _FLOAT, "rows", lowered)
-    ids, entropy = TensorSpec("ids", _INT64, (1, "rows"), "ids"), TensorSpec("entropy", _FLOAT, (1, "rows"), "entropy")
+class _Choices(NamedTuple):
+    """Holds what the graphs of a bundle have in common."""
+
+    kind: str
+    """Type of activations and caches."""
+    lowered: bool
+    batch: Size
+    """First axis of every tensor but the decoder's keys and values of latents."""
+
+
+def _patcher(stack: StackConfig, choices: _Choices) -> Interface:
+    tensors, rows = _Stack(stack, choices._replace(kind=_FLOAT), "rows"), (choices.batch, "rows")
+    ids, entropy = TensorSpec("ids", _INT64, rows, "ids"), TensorSpec("entropy", _FLOAT, rows, "entropy")
     return Interface((ids, *tensors.inputs()), (entropy, *tensors.updates()))
 
 
-def _encoder(config: BltConfig, kind: str, lowered: bool, tables_inside: bool) -> Interface:
-    dim, stack = config.encoder.dim, _Stack(config.encoder, kind, "rows", lowered)
-    pool: tuple[Size, ...] = (1, 1, "pool_slots", 3 * dim)
+def _encoder(config: BltConfig, choices: _Choices, tables_inside: bool) -> Interface:
+    kind, lowered, batch = choices
+    dim, stack = config.encoder.dim, _Stack(config.encoder, choices, "rows")
+    pool: tuple[Size, ...] = (batch, 1, "pool_slots", 3 * dim)
     inputs = (
-        TensorSpec("ids", _INT64, (1, "context_rows"), "ids_with_history")
+        TensorSpec("ids", _INT64, (batch, "context_rows"), "ids_with_history")
         if tables_inside
-        else TensorSpec("embedded", kind, (1, "rows", dim), "embedding"),
-        TensorSpec("patch_start", _INT64, (1, "patches"), "patch_start"),
-        TensorSpec("patch_end", _INT64, (1, "patches"), "patch_end"),
-        TensorSpec("pool_index", _INT64, (1,), "pool_index"),
+        else TensorSpec("embedded", kind, (batch, "rows", dim), "embedding"),
+        TensorSpec("patch_start", _INT64, (batch, "patches"), "patch_start"),
+        TensorSpec("patch_end", _INT64, (batch, "patches"), "patch_end"),
+        TensorSpec("pool_index", _INT64, (batch,), "pool_index"),
         TensorSpec("pool", kind, pool, "pool"),
         *stack.inputs(),
     )
-    outputs = [TensorSpec("patch_embeddings", kind, (1, "patches", config.patch_dim), "patch_embeddings")]
+    outputs = [TensorSpec("patch_embeddings", kind, (batch, "patches", config.patch_dim), "patch_embeddings")]
     if config.decoder_reads_states:
-        outputs.append(TensorSpec("states", kind, (1, "rows", dim), "states"))
+        outputs.append(TensorSpec("states", kind, (batch, "rows", dim), "states"))
     if lowered:
-        outputs.append(TensorSpec("pool_rows", kind, (1, 1, "rows", 3 * dim), "pool_rows"))
+        outputs.append(TensorSpec("pool_rows", kind, (batch, 1, "rows", 3 * dim), "pool_rows"))
     else:
         outputs.append(TensorSpec("pool_out", kind, pool, "pool_update"))
     return Interface(inputs, (*outputs, *stack.updates()))
 
 
-def _global(config: BltConfig, kind: str, lowered: bool) -> Interface:
-    stack = _Stack(config.global_transformer, kind, "patches", lowered)
-    embeddings = TensorSpec("patch_embeddings", kind, (1, "patches", config.patch_dim), "patch_embeddings")
-    latents = TensorSpec("latents", kind, (1, "patches", config.global_transformer.dim), "latents")
-    return Interface((embeddings, *stack.inputs()), (latents, _latent_kv(config, kind, "patches"), *stack.updates()))
+def _global(config: BltConfig, choices: _Choices) -> Interface:
+    stack, (kind, _, batch) = _Stack(config.global_transformer, choices, "patches"), choices
+    embeddings = TensorSpec("patch_embeddings", kind, (batch, "patches", config.patch_dim), "patch_embeddings")
+    latents = TensorSpec("latents", kind, (batch, "patches", config.global_transformer.dim), "latents")
+    # Sequence after sequence.
+    latent_kv = _latent_kv(config, kind, "patches" if batch == 1 else "latents")
+    return Interface((embeddings, *stack.inputs()), (latents, latent_kv, *stack.updates()))
 
 
-def _decoder(config: BltConfig, kind: str, lowered: bool, *, reads_states: bool) -> Interface:
-    stack = _Stack(config.decoder, kind, "rows", lowered)
+def _decoder(config: BltConfig, choices: _Choices, *, reads_states: bool) -> Interface:
+    stack, rows = _Stack(config.decoder, choices, "rows"), (choices.batch, "rows")
     inputs = (
-        TensorSpec("states", kind, (1, "rows", config.decoder.dim), "states")
+        TensorSpec("states", choices.kind, (*rows, config.decoder.dim), "states")
         if reads_states
-        else TensorSpec("ids", _INT64, (1, "rows"), "ids"),
-        _latent_kv(config, kind, "latents"),
-        TensorSpec("latent_index", _INT64, (1, "rows"), "latent_index"),
+        else TensorSpec("ids", _INT64, rows, "ids"),
+        _latent_kv(config, choices.kind, "latents"),
+        TensorSpec("latent_index", _INT64, rows, "latent_index"),
         *stack.inputs(),
     )
     outputs = (
-        TensorSpec("best", _INT64, (1, "rows"), "best"),
-        TensorSpec("probability", _FLOAT, (1, "rows"), "probability"),
-        TensorSpec("entropy", _FLOAT, (1, "rows"), "entropy"),
-        TensorSpec("logits", _FLOAT, (1, "rows", config.vocab_size), "logits"),
+        TensorSpec("best", _INT64, rows, "best"),
+        TensorSpec("probability", _FLOAT, rows, "probability"),
+        TensorSpec("entropy", _FLOAT, rows, "entropy"),
+        TensorSpec("logits", _FLOAT, (*rows, config.vocab_size), "logits"),
     )
     return Interface(inputs, (*outputs, *stack.updates()))
 
@@ -132,29 +151,30 @@ class _Stack(NamedTuple):
     """Describes the tensors that every graph has for its transformer stack."""
 
     config: StackConfig
-    kind: str
+    choices: _Choices
     rows: str
-    lowered: bool
 
     def _caches(self) -> Iterator[str]:
         return (f"{kind}_{layer}" for layer in range(self.config.layers) for kind in ("key", "value"))
 
     def inputs(self) -> list[TensorSpec]:
         """Return what places the rows, then the caches."""
+        kind, _, batch = self.choices
         placing = [
-            TensorSpec("positions", _INT64, (1, self.rows), "position"),
-            TensorSpec("write_index", _INT64, (1,), "write_index"),
-            TensorSpec("visible_start", _INT64, (1, self.rows), "visible_start"),
-            TensorSpec("visible_end", _INT64, (1, self.rows), "visible_end"),
+            TensorSpec("positions", _INT64, (batch, self.rows), "position"),
+            TensorSpec("write_index", _INT64, (batch,), "write_index"),
+            TensorSpec("visible_start", _INT64, (batch, self.rows), "visible_start"),
+            TensorSpec("visible_end", _INT64, (batch, self.rows), "visible_end"),
         ]
-        shape: tuple[Size, ...] = (1, 1, "slots", self.config.dim)
-        return placing + [TensorSpec(name, self.kind, shape, "cache") for name in self._caches()]
+        shape: tuple[Size, ...] = (batch, 1, "slots", self.config.dim)
+        return placing + [TensorSpec(name, kind, shape, "cache") for name in self._caches()]
 
     def updates(self) -> list[TensorSpec]:
         """Return the updated caches, or their new rows."""
-        end, count, role = ("rows", self.rows, "cache_rows") if self.lowered else ("out", "slots", "cache_update")
-        shape: tuple[Size, ...] = (1, 1, count, self.config.dim)
-        return [TensorSpec(f"{name}_{end}", self.kind, shape, role) for name in self._caches()]
+        kind, lowered, batch = self.choices
+        end, count, role = ("rows", self.rows, "cache_rows") if lowered else ("out", "slots", "cache_update")
+        shape: tuple[Size, ...] = (batch, 1, count, self.config.dim)
+        return [TensorSpec(f"{name}_{end}", kind, shape, role) for name in self._caches()]
 
 
 def check_manifest(path: Path, manifest: Manifest, config: BltConfig) -> None:
@@ -176,6 +196,7 @@ def check_manifest(path: Path, manifest: Manifest, config: BltConfig) -> None:
         activation_type(manifest),
         lowered=manifest.operators == "lowered",
         tables_inside=manifest.hash_tables == "graph",
+        batches=manifest.batches,
     )
     if set(manifest.graphs) != set(expected):
         found, wanted = (", ".join(sorted(parts)) for parts in (manifest.graphs, expected))

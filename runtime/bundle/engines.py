@@ -15,6 +15,7 @@ from fastblt.models.shown import shown
 from fastblt.runtime.bundle.dtypes import DTYPES
 from fastblt.runtime.bundle.json_entries import JsonEntries, is_file_name, is_integer
 from fastblt.runtime.bundle.manifest import (
+    BATCH,
     KNOWN_GRAPHS,
     MANIFEST_FILE,
     OPERATORS,
@@ -41,7 +42,7 @@ class ShapeProfile:
     """Holds the shapes that an engine takes, for each input with sizes that calls choose."""
 
     name: str
-    """``byte``, ``verify`` or ``prefill``."""
+    """``byte``, ``verify``, ``prefill``; or, for calls of several sequences, ``batch-4`` and ``batch-16``."""
     shapes: dict[str, tuple[Shape, Shape, Shape]]
     """Smallest, usual and largest shape, by input."""
 
@@ -120,12 +121,15 @@ class EngineFolder:
 
 
 def appending_outputs(spec: GraphSpec) -> dict[str, TensorSpec]:
-    """Return the new rows of each cache, ``key_0_rows`` [1, 1, n, d], by the output that updates it, ``key_0_out``."""
+    """Return the new rows of each cache, ``key_0_rows`` [b, 1, n, d], by the output that updates it, ``key_0_out``."""
     positions = spec.input("positions")
     assert positions is not None, "every graph has positions"
     return {
         t.name: TensorSpec(
-            f"{t.name.removesuffix('_out')}_rows", t.dtype, (1, 1, positions.shape[1], t.shape[3]), "cache_rows"
+            f"{t.name.removesuffix('_out')}_rows",
+            t.dtype,
+            (t.shape[0], 1, positions.shape[1], t.shape[3]),
+            "cache_rows",
         )
         for t in spec.outputs
         if t.role == "cache_update"
@@ -256,6 +260,7 @@ def check_engine_entry(folder: EngineFolder, engine: EngineSpec, spec: GraphSpec
             raise BundleError(
                 f"{where}: profile {profile.name}: found {shown(names)} wrong or missing, expected ranges"
             )
+        _check_sequences(f"{where}: profile {profile.name}", profile, sizes)
         for name, shapes in profile.shapes.items():
             if not all(is_shape_of(shape, sizes[name]) for shape in shapes):
                 raise BundleError(
@@ -268,6 +273,15 @@ def check_engine_entry(folder: EngineFolder, engine: EngineSpec, spec: GraphSpec
                     f"{where}: profile {profile.name}: input {name}: found {bounds} slots, expected "
                     f"{[engine.least_slots, engine.slots]}"
                 )
+
+
+def _check_sequences(where: str, profile: ShapeProfile, sizes: Mapping[str, Sequence[int | str]]) -> None:
+    """Raise `BundleError` unless every input of a profile has the same numbers of sequences."""
+    batched = {name: shapes for name, shapes in profile.shapes.items() if sizes[name][:1] == (BATCH,)}
+    found = {tuple(shape[:1] for shape in shapes): name for name, shapes in batched.items()}
+    if len(found) > 1:
+        names = shown(sorted(found.values()))
+        raise BundleError(f"{where}: inputs {names}: found other numbers of sequences each, expected the same")
 
 
 def is_shape_of(shape: Sequence[int], sizes: Sequence[int | str]) -> bool:

@@ -120,6 +120,12 @@ class Manifest:
         return sum(spec.weight_bytes for spec in self.graphs.values())
 
     @property
+    def batches(self) -> bool:
+        """Return whether a call of a graph may hold several sequences; those of earlier versions hold one."""
+        specs = (spec for graph in self.graphs.values() for spec in (*graph.inputs, *graph.outputs))
+        return any(BATCH in spec.shape for spec in specs)
+
+    @property
     def quantized_parts(self) -> tuple[str, ...]:
         """Return the parts whose graphs have quantized layers."""
         return tuple(self.quantization["graphs"]) if self.quantization else ()

@@ -13,7 +13,7 @@ from fastblt.runtime.bundle.graph_model import load_graph
 from fastblt.runtime.bundle.manifest import load_manifest
 from fastblt.runtime.bundle.tensorrt_library import TensorRtError
 
-SIZES = {"rows": 3, "patches": 3, "slots": 64}
+SIZES = {"batch": 2, "rows": 3, "patches": 3, "slots": 64}
 
 
 def test_latents_and_rows_are_those_of_the_standard_graph(tiny_bundle: Path) -> None:
@@ -30,14 +30,16 @@ def test_latents_and_rows_are_those_of_the_standard_graph(tiny_bundle: Path) -> 
         )
         for tensor in spec.inputs
     }
-    feed["positions"], feed["write_index"] = np.array([[40, 41, 42]]), np.array([20])
-    feed["visible_start"], feed["visible_end"] = np.array([[0, 5, 0]]), np.array([[21, 22, 23]])
+    feed["positions"], feed["write_index"] = np.array([[40, 41, 42], [7, 8, 9]]), np.array([20, 7])
+    feed["visible_start"] = np.array([[0, 5, 0], [3, 0, 0]])
+    feed["visible_end"] = np.array([[21, 22, 23], [8, 9, 10]])
     names = [value.name for value in changed.get_outputs()]
     found = dict(zip(names, changed.run(None, feed), strict=True))
     for output, value in zip(standard.get_outputs(), standard.run(None, feed), strict=True):
         if output.name.endswith("_out"):
             rows = found[output.name.removesuffix("_out") + "_rows"]
-            np.testing.assert_allclose(rows, value[:, :, 20:23], rtol=1e-5, atol=1e-6)
+            written = np.stack([value[0, :, 20:23], value[1, :, 7:10]])
+            np.testing.assert_allclose(rows, written, rtol=1e-5, atol=1e-6)
         else:
             np.testing.assert_allclose(found[output.name], value, rtol=1e-4, atol=1e-5)
     assert not any(node.op_type == "TensorScatter" for node in model.graph)

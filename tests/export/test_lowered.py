@@ -55,7 +55,7 @@ def test_outputs_are_new_rows_when_lowered(lowered: Path) -> None:
         assert set(rows) == {f"{cache.name}_rows" for cache in caches}
         for cache in caches:
             shape = rows[f"{cache.name}_rows"].shape
-            assert (shape[:2], shape[3]) == ((1, 1), cache.shape[3])
+            assert (shape[:2], shape[3]) == (("batch", 1), cache.shape[3])
             assert shape[2] in ("rows", "patches")
 
 

@@ -158,6 +158,8 @@ class IExecutionContext:
         sizes, symbols = self.engine.sizes, dict[int | str, int]()
         for known, shape in self._shapes.items():
             symbols.update(zip(sizes[known], shape, strict=True))
+        if "latents" not in symbols:  # the global transformer's, of all sequences
+            symbols["latents"] = symbols.get("batch", 1) * symbols.get("patches", 1)
         return tuple(size if isinstance(size, int) else symbols[size] for size in sizes[name])
 
     def is_stream_capturable(self, stream: int) -> bool:

@@ -15,7 +15,7 @@ from fastblt.runtime.backends.gpu.sliding import CALL_ROWS, cache_slots, pool_sl
 from fastblt.runtime.backends.gpu.tensor_table import Binding, binding_of, shape_of
 from fastblt.runtime.bundle.dtypes import BUNDLE_TYPES, numpy_dtype
 from fastblt.runtime.bundle.engines import EngineSpec
-from fastblt.runtime.bundle.manifest import GraphSpec
+from fastblt.runtime.bundle.manifest import BATCH, GraphSpec
 
 #: Nothing fixes a number of slots.
 NO_SLOTS: Mapping[str, int] = {}
@@ -68,7 +68,8 @@ def call_buffers(config: BltConfig, graphs: Mapping[str, GraphSpec]) -> dict[str
 
 
 def _call_bytes(graph: GraphSpec, history: int) -> int:
-    sizes = dict.fromkeys(("rows", "patches", "latents"), CALL_ROWS) | {"context_rows": CALL_ROWS + history}
+    sizes = dict.fromkeys(("rows", "patches", "latents"), CALL_ROWS)
+    sizes |= {BATCH: 1, "context_rows": CALL_ROWS + history}
     found = 0
     # Even a graph that uploads or returns nothing has memory for that.
     blocks = {Binding.UPLOAD: 0, Binding.DOWNLOAD: 0}

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from fakes.cuda import FakeCuda
+from fakes.earlier_bundles import of_one_sequence
 from fakes.lying_bundles import Data, Edit, change, linked, retype_graph_file, sign, tensor
 from fakes.onnxruntime_cuda import FakeOnnxRuntime
 
@@ -121,6 +122,25 @@ def test_what_the_exporter_writes_is_the_contract(
     assert found.activations == "float32"
 
 
+@pytest.mark.parametrize("name", ["tiny_bundle", "tiny_encoder_bundle"])
+def test_graphs_of_earlier_versions_take_one_sequence(
+    name: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()  # memory is allocated
+    now: Path = request.getfixturevalue(name)
+    earlier = of_one_sequence(now, tmp_path / "earlier")
+    found = Bundle.open(earlier)
+    assert not found.manifest.batches
+    assert Bundle.open(now).manifest.batches
+    expected = interfaces(found.config, "float32", lowered=False, tables_inside=False, batches=False)
+    assert {p: (g.inputs, g.outputs) for p, g in found.manifest.graphs.items()} == expected
+    texts = [BltRuntime.from_pretrained(each, provider="cpu", max_bytes=99, threads=1) for each in (earlier, now)]
+    one, other = (runtime.generate(b"some text", 40, method="s:4", stop_at_eos=False).data for runtime in texts)
+    assert one == other
+    change(earlier / MANIFEST_FILE, lambda data: tensor(data, "decoder", "logits")["shape"].__setitem__(0, "batch"))
+    assert "found ids int64 [1, rows], role ids, expected ids int64 [batch, rows]" in error_of(on_cpu, earlier)
+
+
 @confused
 def test_manifest_that_declares_another_type_is_refused(bundle: Path, part: str, names: list[str], kind: str) -> None:
     retype_manifest(bundle, part, names, kind)
@@ -149,8 +169,9 @@ def test_graph_that_declares_another_type_is_refused(
     retype_graph_file(bundle / "entropy.onnx", ["entropy"], "int64")
     retype_graph_file(bundle / "decoder.onnx", names, kind)
     sign(bundle, "entropy.onnx", "decoder.onnx")
-    assert "entropy.onnx: output 0: found entropy int64 [1, rows], role entropy, expected entropy float32" in error_of(
-        opener, bundle
+    assert (
+        "entropy.onnx: output 0: found entropy int64 [batch, rows], role entropy, expected entropy float32"
+        in error_of(opener, bundle)
     )
 
 

@@ -143,7 +143,11 @@ def test_engine_of_drafts_that_cannot_share_the_decoders_caches_is_refused(
     wider = found["draft"] + 64
 
     def widen(data: Data) -> None:
-        next(engine for engine in data["engines"] if engine["part"] == "draft").update(slots=wider, least_slots=wider)
+        engine = next(engine for engine in data["engines"] if engine["part"] == "draft")
+        engine.update(slots=wider, least_slots=wider)
+        caches = set(engine["aliases"].values())
+        for shape in (shape for profile in engine["profiles"] for name in caches for shape in profile["shapes"][name]):
+            shape[2] = wider
 
     change(folder / ENGINES_FILE, widen)
     shared = f"{found['decoder']} to {found['decoder']}: it shares the decoder's"
@@ -192,8 +196,8 @@ def test_engine_with_other_tensors_is_refused(bundle: Path, lie: str) -> None:
     message = error_of(load, bundle)
     expected = {
         "type": "tensor logits: found type int64, expected float32",
-        "rank": "tensor logits: found shape [-1, 260], expected [1, 'rows', 260]",
-        "size": "tensor key_0: found shape [1, 1, 32, 32], expected [1, 1, ",
+        "rank": "tensor logits: found shape [-1, 260], expected ['batch', 'rows', 260]",
+        "size": "tensor key_0: found shape [-1, 1, 32, 32], expected ['batch', 1, ",
         "direction": "tensor logits: found no output, expected one",
     }
     assert message.startswith(f"{path}: {expected[lie]}")
