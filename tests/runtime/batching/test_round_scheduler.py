@@ -1,0 +1,331 @@
+"""Texts that grow together: their bytes are those of texts alone, their calls are shared, one's error is its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from time import perf_counter
+from typing import Any, cast
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from properties import examples
+
+from fastblt.runtime.backends.batching import (
+    Answer,
+    DecoderCall,
+    DraftCall,
+    EncoderCall,
+    GlobalCall,
+    PartCall,
+    PatcherCall,
+)
+from fastblt.runtime.backends.graph_error import GraphError
+from fastblt.runtime.backends.protocol import Backend, BackendSequence, CapacityError
+from fastblt.runtime.batching.round_scheduler import RoundScheduler
+from fastblt.runtime.blt_runtime import BltRuntime
+from fastblt.runtime.generation import ByteStream
+
+TEXT = b"In the beginning God created the heaven and the earth. And the earth was without form, and void; " * 4
+METHODS = ("ar", "s:4", "s:7", "dv:4@one", "dv:3@0.3+partial", "auto", "d:4@0.7")
+
+
+class WatchedBatch:
+    """A batch that lets each sequence answer alone, and notes who was asked together, and for what."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.calls: list[tuple[type[PartCall], int]] = []
+        self.members: set[int] = set()
+        self.error: BaseException | None = None
+        """What the next calls raise."""
+        self.closed = False
+
+    def run(self, calls: Sequence[tuple[BackendSequence, PartCall]]) -> list[Answer]:
+        assert 1 <= len(calls) <= self.size
+        assert len({type(call) for _, call in calls}) == 1
+        assert len({id(sequence) for sequence, _ in calls}) == len(calls)
+        self.calls.append((type(calls[0][1]), len(calls)))
+        if self.error is not None:
+            raise self.error
+        self.members |= {id(sequence) for sequence, _ in calls}
+        return [self._answer(sequence, call, len(calls)) for sequence, call in calls]
+
+    def _answer(self, sequence: BackendSequence, call: PartCall, served: int) -> Answer:
+        method: Any = {
+            PatcherCall: sequence.run_patcher,
+            EncoderCall: sequence.run_encoder,
+            GlobalCall: sequence.run_global,
+            DecoderCall: sequence.run_decoder,
+            DraftCall: sequence.draft,
+        }[type(call)]
+        began = perf_counter()
+        return Answer(method(*call), perf_counter() - began, 1000 / served, 1 / served)
+
+    def leave(self, sequence: BackendSequence) -> None:
+        self.members.discard(id(sequence))
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class WatchedBackend:
+    """A backend that batches by `WatchedBatch`."""
+
+    def __init__(self, backend: Backend) -> None:
+        self.backend = backend
+        self.batches: list[WatchedBatch] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.backend, name)
+
+    def new_batch(self, size: int) -> WatchedBatch:
+        self.batches.append(WatchedBatch(size))
+        return self.batches[-1]
+
+
+@pytest.fixture(scope="module")
+def alone(tiny_bundle: Path) -> BltRuntime:
+    return BltRuntime.from_pretrained(tiny_bundle, max_bytes=600, threads=1, sequences=24, reuse_prompts=False)
+
+
+@pytest.fixture
+def watched(alone: BltRuntime) -> WatchedBackend:
+    return WatchedBackend(alone.backend)
+
+
+@pytest.fixture
+def runtime(watched: WatchedBackend) -> BltRuntime:
+    return BltRuntime(cast("Backend", watched))
+
+
+def stream(runtime: BltRuntime, start: int, method: str = "s:4", new_bytes: int = 20, **options: Any) -> ByteStream:
+    return runtime.stream(TEXT[start : start + 30], new_bytes, method=method, stop_at_eos=False, **options)
+
+
+def read(scheduler: RoundScheduler, streams: list[ByteStream]) -> list[bytes]:
+    """Read streams to their ends, together."""
+    found = [b""] * len(streams)
+    while growing := [index for index, each in enumerate(streams) if each.open]:
+        steps = scheduler.step([streams[index] for index in growing])
+        for index, step in zip(growing, steps, strict=True):
+            assert step.error is None
+            found[index] += step.chunk.data if step.chunk else b""
+    return found
+
+
+@examples(12)
+@given(st.data())
+def test_bytes_are_those_of_texts_alone_whoever_comes_and_goes(alone: BltRuntime, data: st.DataObject) -> None:
+    runtime = BltRuntime(cast("Backend", WatchedBackend(alone.backend)))
+    wanted = data.draw(
+        st.lists(
+            st.tuples(
+                st.integers(0, 300),
+                st.sampled_from([30, 30, 30, 300]),
+                st.sampled_from(METHODS),
+                st.integers(1, 40),
+                st.sampled_from([0.0, 0.9]),
+                st.integers(0, 9),
+            ),
+            min_size=2,
+            max_size=6,
+        )
+    )
+    scheduler = RoundScheduler(runtime.backend, 6)
+    running: dict[int, ByteStream] = {}
+    found = [b""] * len(wanted)
+    turn, begun = 0, 0
+    while begun < len(wanted) or running:
+        for index, (start, length, method, new_bytes, temperature, arrival) in enumerate(wanted):
+            if arrival == turn:
+                prompt, options = TEXT[start : start + length], {"temperature": temperature, "seed": 3}
+                running[index] = runtime.stream(prompt, new_bytes, method=method, stop_at_eos=False, **options)
+                begun += 1
+        for index, step in zip(list(running), scheduler.step(list(running.values())), strict=True):
+            assert step.error is None
+            found[index] += step.chunk.data if step.chunk else b""
+            if not running[index].open:
+                del running[index]
+        turn += 1
+    for (start, length, method, new_bytes, temperature, _), text in zip(wanted, found, strict=True):
+        if method == "auto" and temperature:
+            continue  # the clock decides how its bytes are drafted: a seed does not fix them
+        prompt = TEXT[start : start + length]
+        expected = alone.generate(prompt, new_bytes, method=method, stop_at_eos=False, temperature=temperature, seed=3)
+        assert text == expected.data
+
+
+def test_drafts_and_verifications_of_all_streams_share_their_calls(
+    runtime: BltRuntime, watched: WatchedBackend
+) -> None:
+    scheduler = RoundScheduler(runtime.backend, 4)
+    streams = [stream(runtime, 11 * i) for i in range(4)]
+    (batch,) = watched.batches
+    for step in scheduler.step(streams):  # the prompts; no draft
+        assert step.error is None
+    batch.calls.clear()
+    for each in scheduler.step(streams):
+        assert each.chunk is not None
+    kinds = [kind for kind, _ in batch.calls]
+    assert kinds[:2] == [DraftCall, PatcherCall]
+    assert kinds[-1] is DecoderCall
+    assert len(kinds) == len(set(kinds)) <= 5
+    assert dict(batch.calls)[DraftCall] == dict(batch.calls)[PatcherCall] == dict(batch.calls)[DecoderCall] == 4
+    for each in streams:
+        assert each.stats.shared_calls == pytest.approx(sum(each.stats.nfe.values()) / 4, rel=0.5)
+        each.close()
+    scheduler.close()
+    assert batch.closed
+
+
+def test_verifications_of_different_methods_meet(runtime: BltRuntime, watched: WatchedBackend) -> None:
+    """Whoever drafts does so before all of them score."""
+    scheduler = RoundScheduler(runtime.backend, 4)
+    streams = [stream(runtime, 7, method) for method in ("ar", "s:4", "dv:4@one", "s:9")]
+    scheduler.step(streams)
+    (batch,) = watched.batches
+    batch.calls.clear()
+    scheduler.step(streams)
+    assert batch.calls[:2] == [(DraftCall, 2), (DecoderCall, 1)]
+    assert (PatcherCall, 4) in batch.calls
+    for each in streams:
+        each.close()
+
+
+def test_one_stream_is_alone_and_a_long_prompt_is_read_alone(runtime: BltRuntime, watched: WatchedBackend) -> None:
+    scheduler = RoundScheduler(runtime.backend, 2)
+    one = stream(runtime, 3)
+    for _ in range(3):
+        scheduler.step([one])
+    (batch,) = watched.batches
+    assert batch.calls == []
+    other = runtime.stream(TEXT, 6, method="ar", stop_at_eos=False)
+    scheduler.step([one, other])
+    assert len(batch.calls) > 0
+    assert all(count == 1 for _, count in batch.calls)
+    scheduler.step([one, other])
+    scheduler.step([one, other])
+    assert (PatcherCall, 2) in batch.calls
+    assert len(batch.members) == 2
+    other.close()
+    assert len(batch.members) == 1
+    read(scheduler, [one])
+    assert batch.members == set()
+
+
+def test_a_graph_that_fails_ends_those_who_share_the_call(runtime: BltRuntime, watched: WatchedBackend) -> None:
+    scheduler = RoundScheduler(runtime.backend, 3)
+    streams = [stream(runtime, 5 * i) for i in range(2)]
+    scheduler.step(streams)
+    watched.batches[0].error = GraphError("decoder.onnx: it failed")
+    for step in scheduler.step(streams):
+        assert isinstance(step.error, GraphError)
+    assert [each.finish for each in streams] == ["closed", "closed"]
+    assert runtime.sequences_in_use == 0
+    watched.batches[0].error = None
+    assert len(read(scheduler, [stream(runtime, 5 * i) for i in range(2)])[1]) == 20
+
+
+def test_a_row_that_is_no_number_ends_one_text_only(
+    alone: BltRuntime, runtime: BltRuntime, watched: WatchedBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scheduler = RoundScheduler(runtime.backend, 2)
+    streams = [stream(runtime, 5 * i) for i in range(2)]
+    first = scheduler.step(streams)[1]
+    answer = WatchedBatch._answer
+
+    def damaged(batch: WatchedBatch, sequence: BackendSequence, call: PartCall, served: int) -> Answer:
+        found = answer(batch, sequence, call, served)
+        if isinstance(call, DecoderCall) and sequence is streams[0].growing.session.sequence:
+            broken = found.result._replace(probability=np.full_like(found.result.probability, np.nan))
+            return found._replace(result=broken)
+        return found
+
+    monkeypatch.setattr(WatchedBatch, "_answer", damaged)
+    steps = scheduler.step(streams)
+    assert "a probability that is no number" in str(steps[0].error)
+    text = b"".join(step.chunk.data for step in (first, steps[1]) if step.chunk) + read(scheduler, streams[1:])[0]
+    assert text == alone.generate(TEXT[5:35], 20, method="s:4", stop_at_eos=False).data
+
+
+def test_without_memory_for_more_a_call_is_made_alone(
+    alone: BltRuntime, runtime: BltRuntime, watched: WatchedBackend
+) -> None:
+    scheduler = RoundScheduler(runtime.backend, 2)
+    watched.batches[0].error = CapacityError("lanes: found none that is free")
+    streams = [stream(runtime, 5 * i) for i in range(2)]
+    texts = read(scheduler, streams)
+    assert texts[0] == alone.generate(TEXT[:30], 20, method="s:4", stop_at_eos=False).data
+
+
+def test_what_ends_a_stream_is_reported_with_it(runtime: BltRuntime) -> None:
+    scheduler = RoundScheduler(runtime.backend, 2)
+    streams = [stream(runtime, 0), stream(runtime, 9)]
+    streams[0].close()
+    steps = scheduler.step(streams)
+    assert "closed before its end" in str(steps[0].error)
+    assert steps[1].error is None
+    streams[1].close()
+
+
+def test_adaptive_decoding_counts_its_share_of_the_time(runtime: BltRuntime, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock of a session stands still while others are served."""
+    scheduler = RoundScheduler(runtime.backend, 2)
+    streams = [stream(runtime, 0), stream(runtime, 9)]
+    scheduler.step(streams)
+    session = streams[0].growing.session
+    began, at = session.now(), perf_counter()
+    answer = WatchedBatch._answer
+
+    def slow(batch: WatchedBatch, sequence: BackendSequence, call: PartCall, served: int) -> Answer:
+        found = answer(batch, sequence, call, served)
+        if sequence is session.sequence:
+            return found
+        end = perf_counter() + 0.02
+        while perf_counter() < end:
+            pass
+        return found
+
+    monkeypatch.setattr(WatchedBatch, "_answer", slow)
+    scheduler.step(streams)
+    assert perf_counter() - at > 0.06
+    assert session.now() - began < 0.03
+    for each in streams:
+        each.close()
+
+
+def test_many_texts_are_generated_in_the_order_of_their_prompts(alone: BltRuntime, runtime: BltRuntime) -> None:
+    prompts = [TEXT[5 * i : 5 * i + 20] for i in range(7)]
+    seen: dict[int, bytes] = dict.fromkeys(range(7), b"")
+
+    def on_chunk(index: int, chunk: Any) -> None:
+        seen[index] += chunk.data
+
+    options: dict[str, Any] = {"method": "s:4", "stop_at_eos": False}
+    found = runtime.generate_many(prompts, 15, at_once=3, on_chunk=on_chunk, **options)
+    expected = [alone.generate(prompt, 15, **options).data for prompt in prompts]
+    assert [each.data for each in found] == expected == list(seen.values())
+    assert runtime.sequences_in_use == 0
+    assert runtime.generate_many([], 15) == []
+    with pytest.raises(ValueError, match=r"at_once: found 25, expected 1\.\.24"):
+        runtime.generate_many(prompts, at_once=25)
+
+
+def test_an_error_of_one_text_closes_the_others(runtime: BltRuntime) -> None:
+    def fail(index: int, chunk: Any) -> None:
+        raise RuntimeError("the caller's own")
+
+    with pytest.raises(RuntimeError, match="the caller's own"):
+        runtime.generate_many([b"one", b"two"], 15, on_chunk=fail)
+    assert runtime.sequences_in_use == 0
+
+
+def test_backends_that_cannot_batch_serve_streams_in_turn(alone: BltRuntime, tiny_bundle: Path) -> None:
+    eager = BltRuntime.from_pretrained(tiny_bundle, backend="eager", max_bytes=300, sequences=2)
+    scheduler = RoundScheduler(eager.backend, 2)
+    assert not scheduler.shares_calls
+    streams = [stream(eager, 0), stream(eager, 9, "ar")]
+    assert read(scheduler, streams)[1] == alone.generate(TEXT[9:39], 20, method="ar", stop_at_eos=False).data
