@@ -42,16 +42,20 @@ class RoundScheduler:
     Args:
         backend: of the streams' runtime. Where it cannot batch, the streams still grow by a step each, one by one.
         size: most streams at once.
+        slots: most of them whose calls run together; None: all; 1: none.
 
     Raises:
         CapacityError: there is no memory for such a batch.
     """
 
-    def __init__(self, backend: Backend, size: int) -> None:
+    def __init__(self, backend: Backend, size: int, slots: int | None = None) -> None:
         self.size = size
+        self.slots = size if slots is None else min(size, slots)
+        self._sharing = 0
+        """Sessions that have joined the batch."""
         self._batch: Batch | None = None
-        if size > 1 and isinstance(backend, BatchingBackend):
-            self._batch = backend.new_batch(size)
+        if self.slots > 1 and isinstance(backend, BatchingBackend):
+            self._batch = backend.new_batch(self.slots)
 
     @property
     def shares_calls(self) -> bool:
@@ -85,21 +89,31 @@ class RoundScheduler:
         """Answer one request of each stream."""
         sharing = []
         for each in asking:
-            if self._batch is None or not together or _is_long(each):
-                each.answer_alone()
-            else:
+            if together and not _is_long(each) and self._joins(each.session):
                 sharing.append(each)
+            else:
+                each.answer_alone()
         for each in sharing:
-            session = each.session
-            session.leave_batch = partial(self._leave, session)
             each.begin_calls()
         while calling := [each for each in sharing if each.call is not None]:
             rank = min(map(_rank, calling))
             self._call([each for each in calling if _rank(each) == rank])
 
+    def _joins(self, session: Session) -> bool:
+        """Let a session join the batch if there is room; return whether it is in it."""
+        if self._batch is None:
+            return False
+        if session.leave_batch is stay_alone:
+            if self._sharing >= self.slots:
+                return False
+            self._sharing += 1
+            session.leave_batch = partial(self._leave, session)
+        return True
+
     def _leave(self, session: Session) -> None:
         assert self._batch is not None, "no session has joined without a batch"
         session.leave_batch = stay_alone
+        self._sharing -= 1
         self._batch.leave(session.sequence)
 
     def _call(self, calling: list[GrowingStream]) -> None:

@@ -33,6 +33,7 @@ class FleetOptions:
     provider: str = "auto"
     threads: int | None = None
     workers: int | None = None
+    slots: int | None = None
     row_floor: int = 1
     method: str | None = None
     model_name: str | None = None

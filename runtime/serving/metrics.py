@@ -29,6 +29,7 @@ class Metrics:
         self._accepted = counter("accepted_bytes", "Drafted bytes that verification kept")
         self._rounds = counter("rounds", "Rounds of decoding methods")
         self._calls = counter("calls", "Calls of each part of the model", "part")
+        self._shared = counter("shared_calls", "Calls made in batches, each divided by the texts that it served")
         self._texts = counter("texts", "Texts that have ended, by why", "finish")
         self._requests = counter("requests", "Requests, by path and status", "path", "status")
         self._errors = counter("errors", "Requests that failed, by code", "code")
@@ -63,6 +64,7 @@ class Metrics:
         self._rounds.inc(stats.rounds)
         for part in parts_in(stats.nfe):
             self._calls.labels(part).inc(stats.nfe[part])
+        self._shared.inc(stats.shared_calls)
         self._texts.labels("error" if job.error else "cancelled" if job.cancelled else job.finish).inc()
         if job.first_byte_seconds is not None:
             self._first_byte.observe(job.first_byte_seconds)

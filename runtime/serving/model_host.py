@@ -118,7 +118,7 @@ class ModelHost:
             workers = self.settings.workers or default_workers(runtime)
             if self.draining:
                 return  # asked to end meanwhile
-            self.scheduler = Scheduler(runtime, workers, self.settings.queue, self.metrics)
+            self.scheduler = Scheduler(runtime, workers, self.settings.queue, self.metrics, self.settings.slots)
         except Exception as error:
             self.failure = error
             log.error("the model cannot be served", extra={"facts": {"event": "failed", "error": str(error)}})
@@ -129,6 +129,7 @@ class ModelHost:
             "device": runtime.device,
             "places": self.scheduler.places,
             "workers": workers,
+            "slots": self.scheduler.slots,
             "max_bytes": runtime.backend.max_bytes,
             "seconds": round(time.perf_counter() - began, 3),
         }

@@ -51,12 +51,15 @@ class Scheduler:
         workers: number of threads.
         queue: most texts that wait for a place.
         observer: told of every chunk and of every end.
+        slots: most texts of a worker whose rounds share calls; None: all of them.
 
     Raises:
         CapacityError: there is no memory for the batches of the workers.
     """
 
-    def __init__(self, runtime: BltRuntime, workers: int, queue: int, observer: Observer) -> None:
+    def __init__(
+        self, runtime: BltRuntime, workers: int, queue: int, observer: Observer, slots: int | None = None
+    ) -> None:
         self.runtime = runtime
         self.places = runtime.sequences
         self._queue = queue
@@ -66,13 +69,19 @@ class Scheduler:
         self._closed = False
         # No worker takes a text while another one has fewer: none has more than its share.
         share = -(-self.places // workers)
-        self._workers = [_Worker(RoundScheduler(runtime.backend, share)) for _ in range(workers)]
+        self._workers = [_Worker(RoundScheduler(runtime.backend, share, slots)) for _ in range(workers)]
         self._threads = [
             threading.Thread(target=self._work, args=(worker,), name=f"fastblt-worker-{i}", daemon=True)
             for i, worker in enumerate(self._workers)
         ]
         for thread in self._threads:
             thread.start()
+
+    @property
+    def slots(self) -> int:
+        """Return how many texts of a worker share calls; 1: none do."""
+        rounds = self._workers[0].rounds
+        return rounds.slots if rounds.shares_calls else 1
 
     @property
     def waiting(self) -> int:

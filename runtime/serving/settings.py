@@ -30,6 +30,8 @@ class ServingSettings:
     """Method of requests that name none; None: ``auto``, or ``s:8`` for those with a seed."""
     workers: int | None = None
     """Threads that generate; None: as many as suit the machine (`fastblt.runtime.serving.scheduler`)."""
+    slots: int | None = None
+    """Most texts of a worker whose rounds share calls of the model; None: all of them; 1: none."""
     queue: int = 64
     """Most texts that wait for a place; a request for more is refused with 429."""
     choices: int = 8
@@ -57,6 +59,8 @@ class ServingSettings:
         counts = {"queue": (0, 2**20), "choices": (1, limits.CHOICES), "max_body": (1, limits.TEXT_BYTES)}
         if self.workers is not None:  # none at all would let every text wait for ever
             counts["workers"] = 1, limits.THREADS
+        if self.slots is not None:
+            counts["slots"] = 1, limits.SEQUENCES
         for name, (least, most) in counts.items():
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:

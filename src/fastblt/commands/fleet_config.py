@@ -36,6 +36,14 @@ def config(
     ] = 0.0,
     cpus: Annotated[float, typer.Option(min=0, max=1024, help="Cores of a replica, which Ray reserves.")] = 1.0,
     sequences: Annotated[int, typer.Option(min=1, max=SEQUENCES, help="Texts that grow at once in a replica.")] = 8,
+    slots: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=SEQUENCES,
+            help="Most of them whose rounds share a read of the weights; 1: none do  [default: all]",
+        ),
+    ] = None,
     max_ongoing: Annotated[
         int | None, typer.Option(min=1, max=_MOST, help="Most requests sent to a replica  [default: 2 x --sequences]")
     ] = None,
@@ -90,7 +98,7 @@ def config(
 
     check_backend(backend)
     check_bundle(bundle)
-    given = {"max_bytes": max_bytes, "method": method, "model_name": model_name, "threads": threads}
+    given = {"max_bytes": max_bytes, "method": method, "model_name": model_name, "threads": threads, "slots": slots}
     files = {"api_keys": api_keys, "chat_template": chat_template}
     with usage_errors():
         options = FleetOptions(

@@ -104,6 +104,14 @@ def command(
             min=1, max=THREADS, help="Threads that generate  [default: cores divided by --threads; on a GPU: 1]"
         ),
     ] = None,
+    slots: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=SEQUENCES,
+            help="Most texts of a thread whose rounds share a read of the weights; 1: none do  [default: all of them]",
+        ),
+    ] = None,
     backend: BackendOption = "onnxruntime",
     provider: ProviderOption = "auto",
     threads: ThreadsOption = None,
@@ -129,6 +137,7 @@ def command(
             model_name=model_name,
             method=method,
             workers=workers,
+            slots=slots,
             queue=queue,
             choices=choices,
             timeout=timeout,

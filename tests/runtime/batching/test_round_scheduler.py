@@ -216,6 +216,27 @@ def test_one_stream_is_alone_and_a_long_prompt_is_read_alone(runtime: BltRuntime
     assert batch.members == set()
 
 
+def test_no_more_streams_share_calls_than_there_are_slots(runtime: BltRuntime, watched: WatchedBackend) -> None:
+    scheduler = RoundScheduler(runtime.backend, 4, slots=2)
+    streams = [stream(runtime, 7 * i) for i in range(4)]
+    for _ in range(3):
+        scheduler.step(streams)
+    (batch,) = watched.batches
+    assert batch.size == len(batch.members) == 2
+    members = set(batch.members)
+    streams[3].close()
+    scheduler.step(streams[:3])
+    assert batch.members == members, "who shares goes on to share"
+    streams[0].close()
+    scheduler.step(streams[1:3])
+    assert len(batch.members) == 2
+    assert batch.members != members
+    RoundScheduler(runtime.backend, 4, slots=1)
+    assert len(watched.batches) == 1
+    for each in streams:
+        each.close()
+
+
 def test_a_graph_that_fails_ends_those_who_share_the_call(runtime: BltRuntime, watched: WatchedBackend) -> None:
     scheduler = RoundScheduler(runtime.backend, 3)
     streams = [stream(runtime, 5 * i) for i in range(2)]
