@@ -19,7 +19,14 @@ from fastblt.export.interruptible import run_interruptible
 from fastblt.export.tensorrt_build import TensorRtGraph
 from fastblt.models.atomic_folder import replacing_folder
 from fastblt.models.config import BltConfig
-from fastblt.runtime.backends.gpu.sliding import CALL_ROWS, SLOT_STEP, cache_slots, pool_slots, position_count
+from fastblt.runtime.backends.gpu.sliding import (
+    CALL_ROWS,
+    SLOT_STEP,
+    cache_slots,
+    pool_slots,
+    position_count,
+    whole_steps,
+)
 from fastblt.runtime.bundle.bundle import Bundle
 from fastblt.runtime.bundle.engines import (
     ENGINES_FILE,
@@ -208,7 +215,7 @@ class _Compiler:
         ranges = {size: (number,) * 3 for size, number in sizes.items()}
         if least < slots:
             ranges["slots"] = (least, min(_USUAL_SLOTS, slots), slots)
-        latents = position_count(max(self.request.capacities))
+        latents = whole_steps(position_count(max(self.request.capacities)))
         profiles = _profiles(spec, self.config.hash.context - 1, latents, ranges)
         cache = self.request.timing_cache
         data = graph.build(profiles, self.request.sms, cache, lambda phase: on_phase(f"{name}: {phase}"), cancelled)

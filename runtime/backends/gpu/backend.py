@@ -10,6 +10,8 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from threading import RLock
 
+from fastblt.runtime.backends.gpu.batch import DeviceBatch, batch_bytes
+from fastblt.runtime.backends.gpu.batch_graph import MOST_TOGETHER
 from fastblt.runtime.backends.gpu.buffer_array import SharedMemory
 from fastblt.runtime.backends.gpu.cuda import CudaError, Stream
 from fastblt.runtime.backends.gpu.executor import Executor
@@ -72,6 +74,9 @@ class DeviceBackend:
         self.lock = RLock()
         """Held during every call of a sequence: the stream, the graphs and their activations belong to all slots."""
         self.memory = SharedMemory(stream, sequences)
+        """Of the caches of all slots, side by side."""
+        self.batches: list[DeviceBatch] = []
+        """Those that are open."""
         self.slots = [Slot(self, place) for place in range(sequences)]
         self._free = deque(self.slots)
 
@@ -96,12 +101,41 @@ class DeviceBackend:
         try:
             with self.lock:
                 slot.clear()
+                for batch in self.batches:
+                    batch.clear()
         except BaseException as error:
             self._free.append(slot)
             if isinstance(error, CudaError):
                 raise self.failure("decoder", error) from error
             raise
         return DeviceSequence(self, slot)
+
+    def new_batch(self, size: int) -> DeviceBatch:
+        """Implement `BatchingBackend.new_batch`.
+
+        Raises:
+            BundleError: the graphs, or the engines, take one sequence at a time.
+        """
+        if size < 1:
+            raise ValueError(f"batch: found a size of {size}, expected at least 1")
+        together = min(size, self.sequences)
+        for executor in self.executors.values():
+            problem = executor.batch_problem(min(self.sequences, MOST_TOGETHER))
+            if problem is not None:
+                raise BundleError(problem)
+        with self.lock:
+            needed, free = batch_bytes(self), self.stream.cuda.available_memory()
+            if needed > free:
+                raise CapacityError(
+                    f"batch: found {free / 1e9:,.2f} GB free on the GPU, expected {needed / 1e9:,.2f} GB for calls of "
+                    f"{self.sequences} sequences: load fewer of them"
+                )
+            try:
+                batch = DeviceBatch(self, together)
+            except CudaError as error:
+                raise self.failure("decoder", error) from error
+            self.batches.append(batch)
+            return batch
 
     def take_back(self, slot: Slot) -> None:
         """Let another sequence have a slot.

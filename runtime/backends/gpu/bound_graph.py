@@ -106,21 +106,28 @@ class BoundGraph:
     def _block(self, binding: Binding, sizes: Mapping[str, int]) -> Block:
         return Block(tensors_bound_as(self.spec, binding), sizes)
 
-    def _choose(self, key: Hashable, sizes: Callable[[], dict[str, int]], cache: Callable[[str], int]) -> ShapeClass:
+    def _choose(
+        self,
+        key: Hashable,
+        sizes: Callable[[], dict[str, int]],
+        cache: Callable[[str], int],
+        whole: Mapping[str, Bound] | None = None,
+    ) -> ShapeClass:
         """Make a shape class the current one, and return it; it is bound when it occurs for the first time.
 
         Args:
             key: of the class.
             sizes: returns the numbers for the sizes that the graph's tensors name.
             cache: returns the device address of a cache, or of the pool.
+            whole: memory of inputs that is bound in this class; None: the same as in the others.
         """
         found = self._classes.get(key)
         if found is None:
-            found = self._classes[key] = self._bind(sizes(), cache)
+            found = self._classes[key] = self._bind(sizes(), cache, self.whole if whole is None else whole)
         self._current = found
         return found
 
-    def _bind(self, sizes: dict[str, int], cache: Callable[[str], int]) -> ShapeClass:
+    def _bind(self, sizes: dict[str, int], cache: Callable[[str], int], whole: Mapping[str, Bound]) -> ShapeClass:
         """Bind every tensor for a choice of sizes, all of which its memory has room for."""
         for name, size in sizes.items():
             if size > self._largest[name]:
@@ -131,7 +138,7 @@ class BoundGraph:
             for name, field in block.fields.items():
                 tensors[name] = Bound(field.shape, memory.address + field.offset)
         for spec in tensors_bound_as(self.spec, Binding.LINK, Binding.UNREAD):
-            found = self.whole.get(spec.name)
+            found = whole.get(spec.name)
             tensors[spec.name] = found or Bound(shape_of(spec, sizes), self.links[spec.name].address)
         for spec in tensors_bound_as(self.spec, Binding.CACHE):
             tensors[spec.name] = Bound(shape_of(spec, sizes), cache(spec.name.removesuffix("_out")))

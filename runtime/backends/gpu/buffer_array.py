@@ -69,6 +69,10 @@ class BufferArray:
         """Return the rows that places are apart so that each has room for ``rows``: the least, or a power of two."""
         return self.least if rows <= self.least else min(self.rows, 1 << (rows - 1).bit_length())
 
+    def fit(self) -> None:
+        """Move the places as close as what they hold allows."""
+        self.set_stride(self.stride_for(max((held.live for held in self.held), default=0)))
+
     def set_stride(self, stride: int) -> None:
         """Queue the move of what is held to another stride; what is not in use becomes zero.
 

@@ -41,24 +41,27 @@ class DeviceRows:
         self._rows, self._stream = rows, stream
         # In whole steps, so that the rows of every slot begin where graphs can be bound to them.
         self.array, self.place = memory.array(spec.name, 1, whole_steps(rows), self.row_bytes), place
+        self.end = 0
+        """Row after the last one that is in use."""
 
     @property
     def whole(self) -> Bound:
         """Return shape and address of all rows, for a graph that reads any of them."""
         return Bound((self._rows, *self.row_shape), self.array.address(self.place))
 
-    @property
-    def store(self) -> Bound:
-        """Return shape and address of the rows of all slots; those of this one begin at `first`."""
-        return Bound((self.array.places * self.array.rows, *self.row_shape), self.array.address(0))
+    def stores(self, together: int) -> list[Bound]:
+        """Return shape and address of the rows of all slots, in pieces of ``together`` slots."""
+        pieces = [(place, min(together, self.array.places - place)) for place in range(0, self.array.places, together)]
+        rows = self.array.rows
+        return [Bound((count * rows, *self.row_shape), self.array.address(place)) for place, count in pieces]
 
-    @property
-    def first(self) -> int:
-        """Return the index of this slot's row 0 in the `store`."""
-        return self.place * self.array.rows
+    def first(self, together: int) -> int:
+        """Return the index of this slot's row 0 in its piece of `stores`."""
+        return self.place % together * self.array.rows
 
     def clear(self) -> None:
         """Fill all rows with zeros, and wait for whatever is queued."""
+        self.end = 0
         self.array.clear(self.place)
 
     def check(self, row: int, count: int) -> None:
@@ -73,6 +76,7 @@ class DeviceRows:
 
     def copy_from(self, graph: BoundGraph, row: int, count: int, at: int = 0) -> None:
         """Queue the copy of ``count`` rows that a graph has just made, from its row ``at`` on; they become ``row``."""
+        self.end = row + count
         made = graph.links[self.name].address + at * self.row_bytes
         self._stream.copy(self._address(row, count), made, count * self.row_bytes)
 
@@ -92,5 +96,6 @@ class DeviceRows:
         """Overwrite rows from ``row`` on with ``values``, [count, *row_shape], and wait for the stream."""
         if len(values) == 0:
             return
+        self.end = row + len(values)
         data = np.ascontiguousarray(values, dtype=self.dtype)
         self._stream.write(data.reshape(-1).view(np.uint8), (self._address(row, len(values)), data.nbytes))

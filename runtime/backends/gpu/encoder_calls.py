@@ -73,7 +73,7 @@ class EncoderCalls:
 
     def place_draft(self, position: int, rows: int) -> Place:
         """Make room for a draft inside the open patch, padding included; it is encoded one row at a time."""
-        pool_slot = self._make_room_in_pool(min(self.open_from, position), position, rows)
+        pool_slot = self.make_room_in_pool(position, rows)
         slot = self.graph.make_room(position, rows)
         self.pool.end = self.graph.caches.end = position + rows
         return Place(position, slot, pool_slot)
@@ -81,7 +81,7 @@ class EncoderCalls:
     def _encode(self, position: int, ids: Ids, starts: Ids, ends: Ids, visible_from: int | Ids | None) -> None:
         """Encode rows and pool the patches that end among them."""
         rows, count = len(ids) - self._history, len(starts)
-        pool_slot = self._make_room_in_pool(min(self.open_from, position), position, self.graph.padded(rows))
+        pool_slot = self.make_room_in_pool(position, self.graph.padded(rows))
         self.pool.end = position + rows
         call = Call(self.graph, position, rows, visible_from=visible_from, pool_slot=pool_slot)
         self._write_ids(call.arrays, ids, rows)
@@ -95,8 +95,9 @@ class EncoderCalls:
         if self._states is not None:
             self._states.copy_from(self.graph, position, rows)
 
-    def _make_room_in_pool(self, origin: int, position: int, rows: int) -> int:
-        """Return the pool's slot for a row at ``position`` of a patch that begins at ``origin``."""
+    def make_room_in_pool(self, position: int, rows: int) -> int:
+        """Make room in the pool for rows, padding included, and return the slot of the first one."""
+        origin = min(self.open_from, position)
         try:
             return self.pool.make_room(origin, position, rows)
         except CapacityError as error:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from fastblt.runtime.bundle.manifest import GraphSpec
+from fastblt.runtime.bundle.manifest import BATCH, GraphSpec
 
 
 class Bound(NamedTuple):
@@ -42,12 +43,19 @@ class Executor(Protocol):
     usual_pool_slots: int
     """Number of slots of the pool that is bound unless the open patch needs more."""
 
+    batch_rows: int
+    """Most rows of each sequence in a call of several."""
+
     def visible_slots(self, live: int) -> int:
         """Return how many slots to bind so that rows can see the first ``live`` ones; all where the number is fixed."""
         ...
 
     def accepts(self, size: str, number: int) -> bool:
         """Return whether a call of any number of rows takes ``number`` for the named size of the graph's tensors."""
+        ...
+
+    def batch_problem(self, together: int) -> str | None:
+        """Return why a call cannot hold up to ``together`` sequences, and what mends it; None: it can."""
         ...
 
     def bind(self, tensors: Mapping[str, Bound]) -> Launch:
@@ -60,3 +68,16 @@ class Executor(Protocol):
             BundleError: a tensor is missing, or the graph does not accept its shape.
         """
         ...
+
+
+def takes_batches(spec: GraphSpec) -> bool:
+    """Return whether a graph's tensors have an axis for the sequences of a call; those of earlier versions do not."""
+    return any(BATCH in tensor.shape for tensor in spec.inputs)
+
+
+def one_sequence_problem(path: Path) -> str:
+    """Return the message for a graph without that axis."""
+    return (
+        f"{path}: found a graph of an earlier version, which takes one sequence at a time, expected one that takes "
+        "several: write the bundle again with fastblt export"
+    )

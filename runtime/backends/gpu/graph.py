@@ -142,9 +142,9 @@ class DeviceGraph(BoundGraph):
         key = (rows, self.caches.address(0), self.pool and self.pool.address(0), bound, pooled)
         return self._choose(key, lambda: self.sizes(rows, bound, pooled), self.cache_address)
 
-    def sizes(self, rows: int, slots: int, pool_slots: int) -> dict[str, int]:
-        """Return the sizes that the graph's tensors name."""
-        return _named_sizes(self._executor, self.whole, rows, self.history, slots, pool_slots)
+    def sizes(self, rows: int, slots: int, pool_slots: int, together: int = 1) -> dict[str, int]:
+        """Return the sizes that the graph's tensors name, in a call of one sequence or of several."""
+        return _named_sizes(self._executor, self.whole, rows, self.history, slots, pool_slots, together)
 
     def begin(self, rows: int, live: int, pool_live: int = 0) -> Inputs:
         """Choose the shape class of a call, see `choose`, and return what the host writes; `send` sends it."""
@@ -213,18 +213,24 @@ class DeviceGraph(BoundGraph):
 
 
 def _named_sizes(
-    executor: Executor, whole: Mapping[str, Bound], rows: int, history: int, slots: int, pool_slots: int
+    executor: Executor,
+    whole: Mapping[str, Bound],
+    rows: int,
+    history: int,
+    slots: int,
+    pool_slots: int,
+    together: int = 1,
 ) -> dict[str, int]:
-    """Return the sizes that a graph's tensors name, for a call of ``rows`` rows of one sequence.
+    """Return the sizes that a graph's tensors name, for a call of ``rows`` rows of each of ``together`` sequences.
 
     Rows close no more patches than there are rows, and read no more latents.
     """
     named = {
-        BATCH: 1,
+        BATCH: together,
         "rows": rows,
         "context_rows": rows + history,
         "patches": rows,
-        "latents": rows,
+        "latents": rows * together,
         "slots": slots,
         "pool_slots": pool_slots,
     }

@@ -56,20 +56,23 @@ def device_buffers(
     return found
 
 
-def call_buffers(config: BltConfig, graphs: Mapping[str, GraphSpec]) -> dict[str, int]:
+def call_buffers(
+    config: BltConfig, graphs: Mapping[str, GraphSpec], together: int = 1, rows: int = CALL_ROWS
+) -> dict[str, int]:
     """Return the bytes on the device, by part, of what a graph reads and writes in its largest call.
 
     Args:
         config: the model's.
         graphs: inputs and outputs by part; of engines, see `compiled_spec`.
+        together: sequences in the call.
+        rows: of each sequence.
     """
-    history = config.hash.context - 1
-    return {part: _call_bytes(spec, history) for part, spec in graphs.items()}
+    sizes = dict.fromkeys(("rows", "patches"), rows)
+    sizes |= {BATCH: together, "latents": together * rows, "context_rows": rows + config.hash.context - 1}
+    return {part: _call_bytes(spec, sizes) for part, spec in graphs.items()}
 
 
-def _call_bytes(graph: GraphSpec, history: int) -> int:
-    sizes = dict.fromkeys(("rows", "patches", "latents"), CALL_ROWS)
-    sizes |= {BATCH: 1, "context_rows": CALL_ROWS + history}
+def _call_bytes(graph: GraphSpec, sizes: Mapping[str, int]) -> int:
     found = 0
     # Even a graph that uploads or returns nothing has memory for that.
     blocks = {Binding.UPLOAD: 0, Binding.DOWNLOAD: 0}

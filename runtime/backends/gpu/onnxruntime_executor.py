@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from fastblt.runtime.backends.gpu.cuda import Stream
-from fastblt.runtime.backends.gpu.executor import Bound
-from fastblt.runtime.backends.gpu.sliding import visible_slots
+from fastblt.runtime.backends.gpu.executor import Bound, one_sequence_problem, takes_batches
+from fastblt.runtime.backends.gpu.sliding import CALL_ROWS, visible_slots
 from fastblt.runtime.backends.graph_error import graph_error
 from fastblt.runtime.backends.providers import PROVIDERS, check_session, check_session_tensors
 from fastblt.runtime.bundle.dtypes import TENSOR_TYPES
@@ -59,6 +59,7 @@ class OnnxRuntimeExecutor:
     ) -> None:
         self.spec, self.slots, self.path = spec, slots, path
         self.pool_slots, self.usual_pool_slots = pool_slots, usual_pool_slots
+        self.batch_rows = CALL_ROWS
         self._ort, self._stream, self._providers, self._options = ort, stream, providers, options
         self._numbers = itertools.count(1)
         self.version = 0
@@ -101,6 +102,10 @@ class OnnxRuntimeExecutor:
     def accepts(self, size: str, number: int) -> bool:
         """Implement `Executor.accepts`: a session has no limits."""
         return True
+
+    def batch_problem(self, together: int) -> str | None:
+        """Implement `Executor.batch_problem`: any number is accepted where there is an axis for it."""
+        return None if takes_batches(self.spec) else one_sequence_problem(self.path)
 
     def bind(self, tensors: Mapping[str, Bound]) -> OnnxRuntimeLaunch:
         """Implement `Executor.bind`; shapes are checked by ONNX Runtime when the graph runs."""

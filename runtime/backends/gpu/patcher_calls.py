@@ -14,6 +14,8 @@ from fastblt.runtime.backends.gpu.graph import DeviceGraph
 from fastblt.runtime.backends.gpu.sliding import CALL_ROWS
 from fastblt.runtime.backends.protocol import Floats, Ids
 
+Answer = tuple[int, Ids, int, Floats]
+
 
 class PatcherCalls:
     """Runs the patcher's graph on tokens of the host.
@@ -52,7 +54,8 @@ class LookAhead:
     def __init__(self, graph: DeviceGraph | None, max_bytes: int) -> None:
         self._graph = graph
         self._max_bytes = max_bytes
-        self._answer: tuple[int, Ids, int, Floats] | None = None
+        self.answer: Answer | None = None
+        """Position, tokens, first visible position and entropies."""
 
     def graph_for(self, position: int, rows: int) -> DeviceGraph | None:
         """Return the patcher's graph, for a caller that queues it behind the decoder; None where nothing is asked."""
@@ -67,11 +70,11 @@ class LookAhead:
             visible_from: first position that each of them may see; None: 0.
             entropies: float32 [n], after each of them; copied.
         """
-        self._answer = position, ids.copy(), visible_from or 0, entropies.copy()
+        self.answer = position, ids.copy(), visible_from or 0, entropies.copy()
 
     def forget(self) -> None:
         """Drop the answer that was kept."""
-        self._answer = None
+        self.answer = None
 
     def take(self, position: int, ids: Ids, visible_from: Ids | None = None) -> Floats | None:
         """Return the entropies after ``ids`` if they are known, else None; whatever was kept is dropped.
@@ -82,7 +85,7 @@ class LookAhead:
             visible_from: int64 [n], first position that each of them may see; None: 0. An end of document among the
                 tokens hides more from those after it than was known when they were asked about.
         """
-        answer, self._answer = self._answer, None
+        answer, self.answer = self.answer, None
         if answer is None:
             return None
         known_position, known_ids, seen, entropies = answer

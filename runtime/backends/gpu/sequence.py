@@ -35,6 +35,11 @@ class DeviceSequence:
         self._give_back = weakref.finalize(self, backend.take_back, slot)
 
     @property
+    def is_open(self) -> bool:
+        """Return whether it has not been closed."""
+        return self._open
+
+    @property
     def slot(self) -> Slot:
         """Return the slot; raise ValueError where the sequence is closed."""
         if not self._open:
@@ -56,10 +61,10 @@ class DeviceSequence:
     @reporting("patcher", GraphError, CudaError, MemoryError)
     def run_patcher(self, position: int, ids: Ids, visible_from: Ids | None = None) -> Floats:
         """Implement `BackendSequence.run_patcher`; what was asked ahead is answered without a call."""
-        known = self.slot.look_ahead.take(position, ids, visible_from)
-        if known is not None:
-            return known
         with self._lock:
+            known = self.slot.look_ahead.take(position, ids, visible_from)
+            if known is not None:
+                return known
             patcher = self.slot.patcher
             assert patcher is not None, "the model has no patcher"
             return patcher.run(position, ids, visible_from)
@@ -88,14 +93,18 @@ class DeviceSequence:
     @reporting("decoder", GraphError, CudaError, MemoryError)
     def _run_decoder(self, position: int, ids: Ids, latents: Ids, block: int, visible_from: Ids | None) -> DecoderRows:
         with self._lock:
-            return self.slot.decoder.run(position, ids, latents, block, visible_from)
+            return self._own(self.slot.decoder.run(position, ids, latents, block, visible_from))
 
     @reporting("draft", GraphError, CudaError, MemoryError)
     def _run_draft(self, position: int, ids: Ids, latents: Ids, block: int, visible_from: Ids | None) -> DecoderRows:
         with self._lock:
             draft_decoder = self.slot.draft_decoder
             assert draft_decoder is not None, "the model has no draft decoder"
-            return draft_decoder.run(position, ids, latents, block, visible_from)
+            return self._own(draft_decoder.run(position, ids, latents, block, visible_from))
+
+    def _own(self, rows: DecoderRows) -> DecoderRows:
+        """Return rows that calls of other sequences leave alone, though this one may move to another place."""
+        return rows.copy() if self.backend.batches else rows
 
     @reporting("decoder", GraphError, CudaError, MemoryError)
     def draft(
@@ -107,7 +116,8 @@ class DeviceSequence:
 
     def can_resume_from(self, position: int, open_patch: int) -> bool:
         """Implement `BackendSequence.can_resume_from`."""
-        return self.slot.can_resume_from(position, open_patch)
+        with self._lock:
+            return self.slot.can_resume_from(position, open_patch)
 
     def moved_bytes(self, part: str, position: int, rows: int) -> int:
         """Implement `BackendSequence.moved_bytes`; padding counts as rows."""
@@ -115,7 +125,8 @@ class DeviceSequence:
 
     def reset(self) -> None:
         """Implement `BackendSequence.reset`."""
-        self.slot.reset()
+        with self._lock:
+            self.slot.reset()
 
     def state(self, progress: Progress) -> dict[str, NDArray[Any]]:
         """Implement `BackendSequence.state`.

@@ -6,7 +6,7 @@ one sequence after the other.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from numpy.typing import NDArray
 
@@ -16,8 +16,8 @@ from fastblt.runtime.backends.gpu.drafting import DeviceDrafter, StepDrafter
 from fastblt.runtime.backends.gpu.encoder_calls import EncoderCalls
 from fastblt.runtime.backends.gpu.global_calls import GlobalCalls
 from fastblt.runtime.backends.gpu.graph import DeviceGraph
-from fastblt.runtime.backends.gpu.patcher_calls import LookAhead, PatcherCalls
-from fastblt.runtime.backends.gpu.sliding import CALL_ROWS, position_count
+from fastblt.runtime.backends.gpu.patcher_calls import Answer, LookAhead, PatcherCalls
+from fastblt.runtime.backends.gpu.sliding import CALL_ROWS, SlidingBuffer, position_count
 from fastblt.runtime.backends.gpu.tensor_table import Binding, tensors_bound_as
 from fastblt.runtime.backends.gpu.warm_up import Step, warm_up_steps
 from fastblt.runtime.backends.live_rows import first_visible
@@ -25,6 +25,25 @@ from fastblt.runtime.backends.protocol import Drafted, Ids, Pick, encodes_whole_
 
 if TYPE_CHECKING:
     from fastblt.runtime.backends.gpu.backend import DeviceBackend
+
+
+#: Attributes that belong to a place, and not to what is in it.
+_PLACED = (
+    *("place", "graphs", "rows", "patcher", "look_ahead", "encoder", "latents", "decoder", "draft_decoder"),
+    *("step_drafter", "device_drafter"),
+)
+
+
+class _State(NamedTuple):
+    """Holds what the host knows about what is in a slot's place."""
+
+    ranges: list[tuple[int, int]]
+    """First position and end of every buffer."""
+    ends: dict[str, int]
+    """Rows that are in use of what passes from graph to graph."""
+    open_from: int
+    answer: Answer | None
+    """Of the patcher, asked ahead."""
 
 
 class Slot:
@@ -46,6 +65,7 @@ class Slot:
     """
 
     def __init__(self, backend: DeviceBackend, place: int) -> None:
+        self.place = place
         self.config = config = backend.config
         stream = backend.stream
         positions, history = position_count(backend.max_bytes), config.hash.context - 1
@@ -136,6 +156,33 @@ class Slot:
     def _forget(self) -> None:
         self.look_ahead.forget()
         self.resumable_from = self.encoder.open_from = 0
+
+    def exchange_places(self, other: Slot) -> None:
+        """Let each of two slots have the place of the other, to which its contents have been copied."""
+        state, others = self._state(), other._state()
+        for name in _PLACED:
+            mine = getattr(self, name)
+            setattr(self, name, getattr(other, name))
+            setattr(other, name, mine)
+        self._set_state(state)
+        other._set_state(others)
+
+    def _buffers(self) -> list[SlidingBuffer]:
+        pools = (graph.pool for graph in self.graphs.values() if graph.pool is not None)
+        return [*(graph.caches for graph in self.graphs.values()), *pools]
+
+    def _state(self) -> _State:
+        """Return what the host knows about what is in this place."""
+        ranges = [(buffer.base, buffer.end) for buffer in self._buffers()]
+        ends = {name: rows.end for name, rows in self.rows.items()}
+        return _State(ranges, ends, self.encoder.open_from, self.look_ahead.answer)
+
+    def _set_state(self, state: _State) -> None:
+        for buffer, (base, end) in zip(self._buffers(), state.ranges, strict=True):
+            buffer.base, buffer.end = base, end
+        for name, end in state.ends.items():
+            self.rows[name].end = end
+        self.encoder.open_from, self.look_ahead.answer = state.open_from, state.answer
 
     def tensor(self, name: str, first: int, count: int) -> NDArray[Any]:
         """Implement `Inspectable.tensor`.

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fastblt.runtime.backends.gpu.cuda import CapturedGraph, DeviceMemory, Stream
-from fastblt.runtime.backends.gpu.executor import Bound
+from fastblt.runtime.backends.gpu.executor import Bound, one_sequence_problem, takes_batches
 from fastblt.runtime.backends.gpu.kernel_cache import KernelCache, cache_file
 from fastblt.runtime.backends.gpu.sliding import visible_slots
 from fastblt.runtime.backends.graph_error import graph_error
@@ -43,6 +43,8 @@ class TensorRtExecutor:
         self.spec = compiled_spec(spec, appends=engine.appends)
         self.slots = slots if engine.any_slots else engine.slots
         self.pool_slots = self.usual_pool_slots = engine.pool_slots
+        most = (profile.shapes["positions"][2] for profile in engine.profiles)
+        self.batch_rows = min((rows for together, rows in most if together > 1), default=0)
         self.path = path
         self._trt, self._stream, self._described = library.module, stream, engine
         self.kernels = KernelCache(cache_file(library.version, stream.cuda.sm, engine.sha256))
@@ -126,6 +128,19 @@ class TensorRtExecutor:
             profile.shapes[name][0][axis] <= number <= profile.shapes[name][2][axis]
             for profile in self._described.profiles
             for name, axis in axes.items()
+        )
+
+    def batch_problem(self, together: int) -> str | None:
+        """Implement `Executor.batch_problem`: every number has to be inside of a profile."""
+        if not takes_batches(self.spec):
+            return one_sequence_problem(self.path)
+        ranges = [profile.shapes["positions"] for profile in self._described.profiles]
+        missing = [n for n in range(1, together + 1) if not any(low[0] <= n <= high[0] for low, _, high in ranges)]
+        if not missing:
+            return None
+        return (
+            f"{self.path}: found an engine for calls of at most {min(missing) - 1} sequences, expected {together}: "
+            "build it again with fastblt compile"
         )
 
     def bind(self, tensors: Mapping[str, Bound]) -> TensorRtLaunch:

@@ -1,0 +1,249 @@
+"""Implements `fastblt.runtime.backends.batching.Batch` on a GPU: one launch of a graph for many sequences.
+
+The caches of all slots lie side by side, so a sequence joins, runs alone and leaves without a copy. Only where the
+sequences of a batch are spread over more places than they need, after some have joined or left, do they move closer.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable, Sequence
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from fastblt.runtime.backends.batching import (
+    Answer,
+    DecoderCall,
+    DraftCall,
+    EncoderCall,
+    GlobalCall,
+    PartCall,
+    PatcherCall,
+)
+from fastblt.runtime.backends.gpu.batch_drafts import BatchDrafter
+from fastblt.runtime.backends.gpu.batch_graph import BATCH_ROWS, MOST_TOGETHER, BatchGraph, covering
+from fastblt.runtime.backends.gpu.batch_parts import BatchDecoder, BatchEncoder, BatchGlobal, BatchPatcher
+from fastblt.runtime.backends.gpu.cuda import CudaError
+from fastblt.runtime.backends.gpu.memory import call_buffers
+from fastblt.runtime.backends.gpu.places import Exchange, exchange_bytes
+from fastblt.runtime.backends.gpu.sequence import DeviceSequence
+from fastblt.runtime.backends.graph_error import GraphError
+from fastblt.runtime.backends.protocol import BackendSequence, Drafted, decoder_of
+
+if TYPE_CHECKING:
+    from fastblt.runtime.backends.gpu.backend import DeviceBackend
+
+C = TypeVar("C")
+Calls = Sequence[tuple[DeviceSequence, C]]
+#: Rows up to which calls of different lengths share one: of one shape class, as those of a verification are.
+_FEW_ROWS = 16
+
+
+class DeviceBatch:
+    """Runs calls of sequences of one backend together.
+
+    Args:
+        backend: theirs.
+        size: most sequences.
+    """
+
+    def __init__(self, backend: DeviceBackend, size: int) -> None:
+        self.size = size
+        self._backend, self._history = backend, backend.config.hash.context - 1
+        self._members: list[weakref.ref[DeviceSequence]] = []
+        self._settled = True
+        """Whether the members are as close together as they were when the last one joined or left."""
+        self._exchange = Exchange(backend)
+        slots, stream, config = backend.slots, backend.stream, backend.config
+        self.graphs = {part: _batch_graph(backend, part) for part in backend.executors}
+        patcher = self.graphs.get("patcher")
+        self._patcher = None if patcher is None else BatchPatcher(patcher, stream)
+        self._encoder = BatchEncoder(self.graphs["encoder"], slots, self._history, backend.tables)
+        self._global = BatchGlobal(self.graphs["global"], slots)
+        self._decoders = {
+            part: BatchDecoder(graph, slots, stream, reads_states=config.decoder_reads_states and part == "decoder")
+            for part, graph in self.graphs.items()
+            if part in ("decoder", "draft")
+        }
+        self._drafter = BatchDrafter(
+            self._encoder,
+            self._decoders["decoder"],
+            patcher,
+            slots,
+            stream,
+            self._history,
+            on_device=slots[0].device_drafter is not None,
+        )
+        for array in backend.memory.arrays.values():
+            array.fit()
+
+    def run(self, calls: Sequence[tuple[BackendSequence, PartCall]]) -> list[Answer]:
+        """Implement `Batch.run`."""
+        backend, found = self._backend, dict[int, Answer]()
+        own = cast("Calls[PartCall]", calls)
+        with backend.lock:
+            self._join([sequence for sequence, _ in own])
+            waiting: dict[tuple[int, int], list[int]] = {}
+            for index, (sequence, call) in enumerate(own):
+                known = self._known(sequence, call)
+                if known is not None:
+                    found[index] = known
+                    continue
+                rows = self._rows(call)
+                if rows > self.graphs["decoder"].most_rows:
+                    found[index] = self._alone(sequence, call)
+                    continue
+                group = sequence.slot.place // MOST_TOGETHER, 0 if rows <= _FEW_ROWS else rows
+                waiting.setdefault(group, []).append(index)
+            for indexes in waiting.values():
+                if len(indexes) == 1:
+                    found[indexes[0]] = self._alone(*own[indexes[0]])
+                else:
+                    found |= zip(indexes, self._together([own[index] for index in indexes]), strict=True)
+        return [found[index] for index in range(len(calls))]
+
+    def leave(self, sequence: BackendSequence) -> None:
+        """Implement `Batch.leave`: a sequence's caches are where it runs alone, too."""
+        with self._backend.lock:
+            self._keep(one for one in self._open() if one is not sequence)
+
+    def close(self) -> None:
+        """Implement `Batch.close`."""
+        backend = self._backend
+        with backend.lock:
+            if self in backend.batches:
+                backend.batches.remove(self)
+                self._members.clear()
+                if not backend.batches:
+                    for array in backend.memory.arrays.values():
+                        array.set_stride(array.rows)
+                backend.stream.synchronize()
+                self.graphs.clear()
+                del self._patcher, self._encoder, self._global, self._decoders, self._drafter, self._exchange
+
+    def clear(self) -> None:
+        """Empty what padding rows may read."""
+        for graph in self.graphs.values():
+            graph.clear()
+
+    def _open(self) -> list[DeviceSequence]:
+        members = (member() for member in self._members)
+        return [member for member in members if member is not None and member.is_open]
+
+    def _keep(self, members: Iterable[DeviceSequence]) -> None:
+        """Let the batch consist of these sequences."""
+        kept = list(members)
+        self._settled &= len(kept) == len(self._members)
+        self._members = [weakref.ref(member) for member in kept]
+
+    def _join(self, callers: Sequence[DeviceSequence]) -> None:
+        """Let callers join that have not, and bring the sequences of the batch closer where they have changed."""
+        members = self._open()
+        self._keep([*members, *(caller for caller in callers if caller not in members)])
+        if self._settled:
+            return
+        self._settled = True
+        slots = [member.slot for member in self._open()]
+        if len(slots) > 1 and len(covering([s.place for s in slots], self._backend.sequences)) > len(
+            covering(range(len(slots)), self._backend.sequences)
+        ):
+            self._exchange.gather(slots)
+        for array in self._backend.memory.arrays.values():
+            array.fit()
+
+    def _known(self, sequence: DeviceSequence, call: PartCall) -> Answer | None:
+        """Return the entropies that were asked ahead, if a call asks for them."""
+        if not isinstance(call, PatcherCall):
+            return None
+        known = sequence.slot.look_ahead.take(*call)
+        return None if known is None else Answer(known, 0.0, 0.0, 0.0)
+
+    def _rows(self, call: PartCall) -> int:
+        """Return the rows of a call, padding included."""
+        rows = 1
+        if isinstance(call, GlobalCall):
+            rows = call.patches
+        elif not isinstance(call, DraftCall):
+            rows = len(call.ids) - (self._history if isinstance(call, EncoderCall) else 0)
+        return self.graphs["decoder"].padded(rows)
+
+    def _part(self, call: PartCall) -> str:
+        """Return the part that a call runs."""
+        if isinstance(call, DecoderCall):
+            return decoder_of(self._backend.config, call.block)
+        return {PatcherCall: "patcher", EncoderCall: "encoder", GlobalCall: "global", DraftCall: "decoder"}[type(call)]
+
+    def _alone(self, sequence: DeviceSequence, call: PartCall) -> Answer:
+        """Make a call of one sequence, as it makes it without a batch."""
+        began = perf_counter()
+        methods: dict[type, Callable[..., Any]] = {
+            PatcherCall: sequence.run_patcher,
+            EncoderCall: sequence.run_encoder,
+            GlobalCall: sequence.run_global,
+            DecoderCall: sequence.run_decoder,
+            DraftCall: sequence.draft,
+        }
+        result = methods[type(call)](*call)
+        return self._answer(sequence, call, result, perf_counter() - began, 1)
+
+    def _together(self, calls: Calls[PartCall]) -> list[Answer]:
+        """Run calls of one kind that share calls of the graph."""
+        part, began = self._part(calls[0][1]), perf_counter()
+        by_place: dict[int, Any] = {sequence.slot.place: call for sequence, call in calls}
+        try:
+            results = self._run(part, by_place)
+        except (GraphError, CudaError, MemoryError) as error:
+            raise self._backend.failure(part, error) from error
+        seconds = (perf_counter() - began) / len(calls)
+        return [
+            self._answer(sequence, call, results.get(sequence.slot.place), seconds, len(calls))
+            for sequence, call in calls
+        ]
+
+    def _run(self, part: str, calls: dict[int, Any]) -> dict[int, Any]:
+        """Return the results of calls of one kind, by place."""
+        kind = type(next(iter(calls.values())))
+        if kind is PatcherCall:
+            assert self._patcher is not None, "the model has no patcher"
+            return dict(self._patcher.run(calls))
+        if kind is DraftCall:
+            return dict(self._drafter.draft(calls))
+        if kind is EncoderCall:
+            self._encoder.run(calls)
+            return {}
+        if kind is GlobalCall:
+            self._global.run(calls)
+            return {}
+        if all(len(call.ids) == 1 and call.block == 0 for call in calls.values()):
+            return dict(self._drafter.single_rows(calls))
+        return dict(self._decoders[part].run(calls))
+
+    def _answer(self, sequence: DeviceSequence, call: PartCall, result: Any, seconds: float, together: int) -> Answer:
+        part, steps = self._part(call), 1
+        parts = [part]
+        if isinstance(call, DraftCall):
+            drafted: Drafted = result
+            steps = len(drafted.tokens)
+            parts += ["encoder"] if self._backend.config.decoder_reads_states else []
+        if together == 1:
+            moved: float = sum(sequence.moved_bytes(each, call[0], self._rows(call)) for each in parts)
+        else:
+            moved = sum(self.graphs[each].moved_bytes(together) for each in parts)
+        return Answer(result, seconds, moved * steps, steps / together)
+
+
+def _batch_graph(backend: DeviceBackend, part: str) -> BatchGraph:
+    """Bind the graph of a part to the places of all slots."""
+    graphs = [slot.graphs[part] for slot in backend.slots]
+    executor, latents = backend.executors[part], backend.slots[0].rows["latent_kv"]
+    stores = latents.stores(MOST_TOGETHER) if executor.spec.input("latent_kv") is not None else []
+    return BatchGraph(executor, graphs, backend.stream, stores)
+
+
+def batch_bytes(backend: DeviceBackend) -> int:
+    """Return the device memory that a batch takes, in bytes: that of calls, since the caches are those of the slots."""
+    specs = {part: executor.spec for part, executor in backend.executors.items()}
+    together = min(backend.sequences, MOST_TOGETHER)
+    rows = min(BATCH_ROWS, *(executor.batch_rows for executor in backend.executors.values()))
+    calls = call_buffers(backend.config, specs, together, rows)
+    return sum(calls.values()) + exchange_bytes(backend.memory)

@@ -1,0 +1,205 @@
+"""Drafts bytes of several sequences: on the device alone, or step by step where the host takes part.
+
+A row that each sequence decodes alone is treated as a draft of one byte, with the patcher behind it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from time import perf_counter
+
+import numpy as np
+
+from fastblt.runtime.backends.batching import DecoderCall, DraftCall
+from fastblt.runtime.backends.gpu.batch_chain import BatchChain, BatchPart, PlacedRows
+from fastblt.runtime.backends.gpu.batch_graph import BatchGraph, Rows
+from fastblt.runtime.backends.gpu.batch_parts import BatchDecoder, BatchEncoder, rows_of
+from fastblt.runtime.backends.gpu.cuda import Stream
+from fastblt.runtime.backends.gpu.draft_chain import Place
+from fastblt.runtime.backends.gpu.slot import Slot
+from fastblt.runtime.backends.protocol import DRAFT_SLACK, DecoderRows, Drafted, Ids
+
+#: Most chains that are kept, see `fastblt.runtime.backends.gpu.drafting`.
+_MOST_CHAINS = 16
+
+
+class BatchDrafter:
+    """Drafts for several sequences.
+
+    Args:
+        encoder: its calls, of several slots.
+        decoder: likewise.
+        patcher: its graph, of several slots; None where there is none.
+        slots: by place.
+        stream: carries the work.
+        history: tokens before a byte that its hash n-grams reach back to.
+        on_device: whether a draft needs nothing that the host looks up.
+    """
+
+    def __init__(
+        self,
+        encoder: BatchEncoder,
+        decoder: BatchDecoder,
+        patcher: BatchGraph | None,
+        slots: Sequence[Slot],
+        stream: Stream,
+        history: int,
+        *,
+        on_device: bool,
+    ) -> None:
+        self._encoder, self._decoder, self._patcher = encoder, decoder, patcher
+        self._slots, self._stream, self._context, self._on_device = slots, stream, history + 1, on_device
+        self._chains: dict[tuple[range, int, bool, bool], BatchChain] = {}
+        """By places, length, and whether encoder and patcher are in it; the one that was used last comes last."""
+
+    def draft(self, calls: Mapping[int, DraftCall]) -> dict[int, Drafted]:
+        """Return the drafts that `BackendSequence.draft` would make, by place."""
+        longest = max(call.most for call in calls.values())
+        if any(call.pick is not None for call in calls.values()) or not self._on_device or longest > DRAFT_SLACK:
+            return self._step(calls)
+        encoder = self._encoder if self._decoder.reads_states else None
+        rows = {place: Rows(call.position, call.most, call.visible_from or None) for place, call in calls.items()}
+        latents = {place: call.latent for place, call in calls.items()}
+        chain = self._run(rows, {place: call.ids for place, call in calls.items()}, latents, longest, encoder, 0)
+        found = {}
+        for place, call in calls.items():
+            tokens, probabilities, entropies = chain.results(place)
+            found[place] = Drafted(tokens[: call.most], probabilities[: call.most])
+            if entropies is not None:
+                asked = np.concatenate([call.ids[-1:], found[place].tokens])
+                seen = call.visible_from or None
+                self._slots[place].look_ahead.keep(call.position, asked, seen, entropies[: call.most + 1])
+        return found
+
+    def single_rows(self, calls: Mapping[int, DecoderCall]) -> dict[int, DecoderRows]:
+        """Decode a row of each sequence, and ask the patcher about the byte that it finds most likely."""
+        rows, ids = {}, {}
+        seen = {p: None if call.visible_from is None else int(call.visible_from[0]) for p, call in calls.items()}
+        for place, call in calls.items():
+            rows[place] = Rows(call.position, 1, seen[place])
+            ids[place] = np.zeros(self._context, dtype=np.int64)
+            ids[place][-1] = call.ids[0]
+        latents = {place: int(call.latents[0]) for place, call in calls.items()}
+        chain = self._run(rows, ids, latents, 1, None, 1)
+        found = {}
+        for place, one in rows.items():
+            found[place] = rows_of(chain.rows, place - chain.places[0], 1)
+            *_, entropies = chain.results(place)
+            if entropies is not None:
+                look_ahead = self._slots[place].look_ahead
+                look_ahead.keep(one.position + 1, found[place].best, seen[place], entropies[:1])
+        return found
+
+    def _run(
+        self,
+        rows: Mapping[int, Rows],
+        ids: Mapping[int, Ids],
+        latents: Mapping[int, int],
+        count: int,
+        encoder: BatchEncoder | None,
+        asked_from: int,
+    ) -> BatchChain:
+        """Run a chain of ``count`` bytes and wait; ``rows`` are those of the decoder, by place."""
+        for place in rows:
+            self._slots[place].look_ahead.forget()
+        decoder, patcher, last = self._decoder.graph, self._patcher, count + 1 - asked_from
+        if patcher is not None and patcher.padded(last) > patcher.most_rows:
+            patcher = None
+        places, asked = decoder.range_of(rows), {}
+        for place, one in rows.items():
+            asked[place] = Rows(one.position + asked_from, one.number + 1 - asked_from, one.visible_from)
+            if self._slots[place].look_ahead.graph_for(one.position + asked_from, last) is None:
+                patcher = None
+        # Room for the whole draft, so that nothing has to move in the middle of it.
+        used = count - 1 + decoder.padded(1)
+        placed = {decoder: _place(decoder, places, rows, used, {})}
+        parts: list[BatchPart | None] = [_part(decoder, places, count, decoder.padded(1)), None, None]
+        if encoder is not None:
+            graph = encoder.graph
+            placed[graph] = _place(graph, places, rows, used, encoder.place_pool(places, rows, used))
+            parts[1] = _part(graph, places, count, graph.padded(1))
+        if patcher is not None:
+            padded = patcher.padded(last)
+            placed[patcher] = _place(patcher, places, asked, padded, {})
+            parts[2] = _part(patcher, places, 1, padded)
+        if encoder is None and self._decoder.reads_states:
+            for place, one in rows.items():
+                at = (place - places[0]) * decoder.padded(1)
+                self._slots[place].rows["states"].copy_to(decoder, one.position, 1, at)
+        chain = self._chain(places, count, parts, asked_from)
+        store = {place: self._decoder.first_latent(place) for place in places}
+        for place, latent in latents.items():
+            store[place] = int(self._decoder.latent_index(place, np.array([latent]))[0])
+        chain.write(ids, store, placed)
+        chain.queue()
+        self._stream.synchronize()
+        return chain
+
+    def _chain(self, places: range, count: int, parts: Sequence[BatchPart | None], asked_from: int) -> BatchChain:
+        decoder, encoder, patcher = parts
+        assert decoder is not None, "every draft has a decoder"
+        key = (places, count, encoder is not None, patcher is not None and asked_from == 0)
+        chain = self._chains.pop(key, None)
+        size = self._slots[0].rows["states"].row_bytes if encoder is not None else 0
+        if chain is None or (chain.patcher is None) != (patcher is None):
+            chain = BatchChain(self._stream, places, self._context, decoder, encoder, patcher, size, asked_from)
+        self._chains[key] = chain
+        if len(self._chains) > _MOST_CHAINS:
+            self._chains.pop(next(iter(self._chains))).settle()
+        return chain
+
+    def _step(self, calls: Mapping[int, DraftCall]) -> dict[int, Drafted]:
+        """Draft with a wait after each byte; the encoder's time is that of queuing it, the wait is the decoder's."""
+        contexts = {place: call.ids.copy() for place, call in calls.items()}
+        tokens: dict[int, list[int]] = {place: [] for place in calls}
+        probabilities: dict[int, list[float]] = {place: [] for place in calls}
+        seconds = dict.fromkeys(calls, 0.0)
+        active, step = [place for place, call in calls.items() if call.most > 0], 0
+        while active:
+            rows = {p: Rows(calls[p].position + step, 1, calls[p].visible_from or None) for p in active}
+            if self._decoder.reads_states:
+                began = perf_counter()
+                self._encoder.encode_row(rows, {place: contexts[place] for place in active})
+                for place in active:
+                    seconds[place] += (perf_counter() - began) / len(active)
+            latents = {place: np.array([calls[place].latent]) for place in active}
+            found = self._decoder.decode(rows, {place: contexts[place][-1:] for place in active}, latents)
+            step += 1
+            for place, row in found.items():
+                call, more = calls[place], True
+                token = int(row.best[0])
+                probabilities[place].append(float(row.probability[0]))
+                if call.pick is not None:
+                    token, more = call.pick(row)
+                tokens[place].append(token)
+                contexts[place][:-1] = contexts[place][1:]
+                contexts[place][-1] = token
+                if not more or step == call.most:
+                    active = [one for one in active if one != place]
+        return {
+            place: Drafted(
+                np.array(tokens[place], dtype=np.int64),
+                np.array(probabilities[place], dtype=np.float32),
+                seconds[place],
+            )
+            for place in calls
+        }
+
+
+def _place(
+    graph: BatchGraph, places: range, rows: Mapping[int, Rows], used: int, pool_slots: Mapping[int, int]
+) -> dict[int, PlacedRows]:
+    """Make room for ``used`` rows of every place, and return where those go."""
+    found = {}
+    for place in places:
+        one = rows.get(place)
+        position, slot = graph.make_room(place, one and one.position, one.number if one else 0, used)
+        seen = one.visible_from if one is not None else None
+        assert seen is None or isinstance(seen, int)
+        count = one.number if one is not None else 1
+        found[place] = PlacedRows(Place(position, slot, pool_slots.get(place, 0)), count, seen)
+    return found
+
+
+def _part(graph: BatchGraph, places: range, calls: int, rows: int) -> BatchPart:
+    return BatchPart(graph, graph.choose(places, rows).upload, calls, rows)

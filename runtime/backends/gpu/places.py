@@ -1,0 +1,77 @@
+"""Exchanges what two slots hold, so that the sequences of a batch lie closer together in the memory of all slots.
+
+Recorded work belongs to addresses: it stays where it is, and the contents of the slots' memory change places.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from fastblt.runtime.backends.gpu.buffer_array import BufferArray, SharedMemory
+from fastblt.runtime.backends.gpu.cuda import DeviceMemory
+from fastblt.runtime.backends.gpu.slot import Slot
+
+if TYPE_CHECKING:
+    from fastblt.runtime.backends.gpu.backend import DeviceBackend
+
+#: Bytes that are copied at once.
+_PIECE_BYTES = 2**20
+
+
+def exchange_bytes(memory: SharedMemory) -> int:
+    """Return the size of the memory that an `Exchange` takes: a piece, and at least one row of every buffer."""
+    return max(_PIECE_BYTES, *(array.lanes * array.row_bytes for array in memory.arrays.values()))
+
+
+class Exchange:
+    """Holds the memory through which contents are exchanged.
+
+    Args:
+        backend: whose slots they are.
+    """
+
+    def __init__(self, backend: DeviceBackend) -> None:
+        self._backend = backend
+        self._memory = DeviceMemory(backend.stream.cuda, exchange_bytes(backend.memory))
+
+    def gather(self, slots: Sequence[Slot]) -> None:
+        """Queue copies so that these slots have the first places, in order of those that they have."""
+        for place, slot in enumerate(sorted(slots, key=lambda slot: slot.place)):
+            if slot.place != place:
+                self.swap(slot, self._backend.slots[place])
+
+    def swap(self, one: Slot, other: Slot) -> None:
+        """Queue copies so that two slots have each other's place."""
+        for array, count in _used(one, other):
+            self._swap_rows(array, one.place, other.place, count)
+        one.exchange_places(other)
+        for graph in (*one.graphs.values(), *other.graphs.values()):
+            for memory in graph.links.values():
+                self._backend.stream.zero_rows(memory.address, memory.size, memory.size, 1)
+        self._backend.slots[one.place], self._backend.slots[other.place] = one, other
+
+    def _swap_rows(self, array: BufferArray, one: int, other: int, count: int) -> None:
+        """Queue the exchange of the first ``count`` rows of two places."""
+        stream, pitch = self._backend.stream, array.pitch
+        size = max(1, self._memory.size // (array.lanes * array.row_bytes))
+        for first in range(0, count, size):
+            width = min(size, count - first) * array.row_bytes
+            here, there = (array.address(place, 0, first) for place in (one, other))
+            stream.copy_rows(self._memory.address, width, here, pitch, width, array.lanes)
+            stream.copy_rows(here, pitch, there, pitch, width, array.lanes)
+            stream.copy_rows(there, pitch, self._memory.address, width, width, array.lanes)
+
+
+def _used(one: Slot, other: Slot) -> Iterator[tuple[BufferArray, int]]:
+    """Return every array with the number of rows to exchange, from the first one of a place on.
+
+    Of caches those are all: where one has left a NaN, even behind its end, it must not stay under another text.
+    """
+    for graph in one.graphs.values():
+        if graph.owns_caches:
+            yield graph.caches.array, graph.caches.array.stride
+        if graph.pool is not None:
+            yield graph.pool.array, graph.pool.array.stride
+    for name, rows in one.rows.items():
+        yield rows.array, max(rows.end, other.rows[name].end)
