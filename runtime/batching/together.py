@@ -31,6 +31,8 @@ def generate_together(
     scheduler: RoundScheduler,
     openers: Sequence[Callable[[], ByteStream]],
     on_chunk: Callable[[int, Chunk], None] | None = None,
+    *,
+    beginning: int | None = None,
 ) -> list[Generation]:
     """Generate a text from each stream, in rounds that the streams share.
 
@@ -38,6 +40,7 @@ def generate_together(
         scheduler: runs as many of them at once as it has room for; as one ends, the next begins.
         openers: each opens a stream.
         on_chunk: called with the index of a text and each of its chunks.
+        beginning: most texts that begin in one round; None: as many as there is room for.
 
     Returns:
         The texts, in the order of the openers.
@@ -50,7 +53,8 @@ def generate_together(
     found: dict[int, Generation] = {}
     try:
         while waiting or running:
-            while waiting and len(running) < scheduler.size:
+            room = min(scheduler.size - len(running), beginning or scheduler.size, len(waiting))
+            for _ in range(room):
                 index, opened = waiting.popleft()
                 running.append(_Text(index, opened()))
             grown = scheduler.step([text.stream for text in running])

@@ -13,6 +13,7 @@ from fastblt.runtime.backends.registry import DEFAULT_BACKEND, backend_entry, lo
 from fastblt.runtime.blt_runtime import BltRuntime
 from fastblt.runtime.bundle.bundle import Bundle
 from fastblt.runtime.measure.audit.comparison import AuditRow, audit
+from fastblt.runtime.measure.audit.growth import Together
 from fastblt.runtime.measure.audit.methods import choose_methods
 from fastblt.runtime.measure.audit.ties import TIE_BOUND
 from fastblt.runtime.measure.requests import require_at_least
@@ -20,6 +21,8 @@ from fastblt.runtime.progress import OnProgress, no_progress
 
 #: Prompts where a request specifies neither their number nor that of the bytes.
 DEFAULT_PROMPTS = 64
+#: Most texts that grow together.
+MOST_STREAMS = 64
 
 
 class AuditError(ValueError):
@@ -47,10 +50,14 @@ class AuditRequest:
     """Bytes to generate after each prompt."""
     bytes: int | None = None
     """Continue until every method has written this many new bytes, instead of a number of prompts."""
+    streams: int = 1
+    """Texts that grow together, after prompts of mixed lengths; 1: one after the other."""
 
     def __post_init__(self) -> None:
         """Check the numbers."""
         require_at_least(1, prompts=self.prompts, max_new_bytes=self.max_new_bytes, bytes=self.bytes)
+        if not 1 <= self.streams <= MOST_STREAMS:
+            raise ValueError(f"streams: found {self.streams}, expected 1..{MOST_STREAMS}")
         if self.bytes is not None and self.prompts is not None:
             raise ValueError("audit: found both prompts and bytes, expected one of them")
 
@@ -70,6 +77,8 @@ class AuditReport:
     left_out: tuple[str, ...]
     """Default methods that the model cannot run."""
     model: str
+    calls_shared: bool = False
+    """Whether texts that grew together shared calls."""
 
     @property
     def faults(self) -> int:
@@ -92,6 +101,8 @@ class AuditReport:
             "reference": f"{self.reference} ar",
             "tie_bound": self.bound,
             "max_new_bytes": self.request.max_new_bytes,
+            "streams": self.request.streams,
+            "calls_shared": self.calls_shared,
             "bytes_compared": sum(row.bytes for row in self.rows),
             "rows": [dataclasses.asdict(row) for row in self.rows],
         }
@@ -119,12 +130,19 @@ def run_audit(
         ValueError: there are fewer prompts than the request needs.
     """
     chosen = _choose_prompts(request, prompts)
+    if request.streams > 1:
+        chosen = of_mixed_lengths(chosen)
     opened = Bundle.open(bundle, check=False)
     methods, left_out = choose_methods(request.methods, opened.config)
     capacity = request.max_new_bytes + max(len(data) for _, data in chosen)
     # Every text is read from its beginning: the same calls whatever came before it.
     runtime = BltRuntime.from_pretrained(
-        bundle, provider=request.provider, backend=request.backend, max_bytes=capacity, reuse_prompts=False
+        bundle,
+        provider=request.provider,
+        backend=request.backend,
+        max_bytes=capacity,
+        sequences=request.streams if request.streams > 1 else None,
+        reuse_prompts=False,
     )
     truth = request.reference or (request.backend if opened.manifest.quantization else "eager")
     # In half precision the reference of a backend may be another model than the one that is audited.
@@ -136,10 +154,23 @@ def run_audit(
         reference = BltRuntime(load_reference(truth, load), reuse_prompts=False)
     bound = TIE_BOUND[opened.manifest.dtype]
     candidates = [(runtime, method) for method in methods]
-    rows = audit(
-        reference, candidates, chosen, request.max_new_bytes, bound, on_progress, wanted_bytes=request.bytes
-    )  # fmt: skip
-    return AuditReport(bundle, request, reference.backend.name, bound, rows, left_out, opened.config.name)
+    growth = Together(runtime, request.streams) if request.streams > 1 else None
+    try:
+        rows = audit(
+            reference,
+            candidates,
+            chosen,
+            request.max_new_bytes,
+            bound,
+            on_progress,
+            wanted_bytes=request.bytes,
+            growth=growth,
+        )
+    finally:
+        if growth is not None:
+            growth.close()
+    shared = growth is not None and growth.shares_calls
+    return AuditReport(bundle, request, reference.backend.name, bound, rows, left_out, opened.config.name, shared)
 
 
 def _choose_prompts(request: AuditRequest, prompts: Sequence[tuple[str, bytes]]) -> Sequence[tuple[str, bytes]]:
@@ -156,3 +187,20 @@ def _choose_prompts(request: AuditRequest, prompts: Sequence[tuple[str, bytes]])
             f"{request.max_new_bytes} new bytes each"
         )
     return prompts
+
+
+def of_mixed_lengths(prompts: Sequence[tuple[str, bytes]]) -> list[tuple[str, bytes]]:
+    """Return prompts of many lengths: of five in turn one is cut to a quarter, one to a half, and one is long.
+
+    The long one follows the four before it, so that it is, as a rule, more than `MAX_ROWS` bytes.
+    """
+    found = []
+    for index, (name, data) in enumerate(prompts):
+        if index % 5 == 1:
+            data = data[: len(data) // 4]
+        elif index % 5 == 3:
+            data = data[: len(data) // 2]
+        elif index % 5 == 4:
+            data = b"".join(before for _, before in prompts[index - 4 : index + 1])
+        found.append((name, data))
+    return found

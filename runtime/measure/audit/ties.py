@@ -47,6 +47,8 @@ class Difference:
     order_gap: float | None = None
     """In a block: by how much (probability, or nats) other bytes would have been decided in one of its steps; None
     where all are decided at once."""
+    as_alone: bool | None = None
+    """Of a text that grew together with others: whether the same backend writes it alone, too; None: it grew alone."""
 
     @property
     def gap(self) -> float:

@@ -32,7 +32,7 @@ from fastblt.commands.output import (
 )
 from fastblt.commands.prompts import distinct_prompts
 from fastblt.runtime.measure.audit.comparison import AuditRow
-from fastblt.runtime.measure.audit.run import DEFAULT_PROMPTS, AuditRequest, run_audit
+from fastblt.runtime.measure.audit.run import DEFAULT_PROMPTS, MOST_STREAMS, AuditRequest, run_audit
 from fastblt.runtime.measure.audit.ties import Difference
 from fastblt.runtime.measure.report import write_json
 
@@ -59,6 +59,15 @@ def command(
     max_new_bytes: Annotated[
         int, typer.Option(min=1, help="Bytes to generate after each prompt.")
     ] = AuditRequest.max_new_bytes,
+    streams: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            max=MOST_STREAMS,
+            help="Texts that grow together, after prompts of mixed lengths, and share calls of the model where the "
+            "backend can; each has to be what it is alone.",
+        ),
+    ] = AuditRequest.streams,
     json: JsonOption = None,
     provider: ProviderOption = AuditRequest.provider,
 ) -> None:
@@ -70,7 +79,7 @@ def command(
     """
     with usage_errors():
         chosen = None if methods is None else tuple(split_names(methods))
-        request = AuditRequest(chosen, backend, reference, provider, prompts, max_new_bytes, bytes)
+        request = AuditRequest(chosen, backend, reference, provider, prompts, max_new_bytes, bytes, streams)
     check_methods(chosen)
     for name in (backend, reference):
         check_backend(name)
@@ -80,6 +89,9 @@ def command(
         report = run_audit(bundle, request, distinct_prompts(), on_progress)
     print_left_out(report.model, report.left_out)
     print_audit(stdout(), report.rows, report.reference, report.bound)
+    if streams > 1:
+        how = "and shared calls" if report.calls_shared else f"one call at a time, as {backend} shares none"
+        note(stdout(), f"{streams} texts at once, {how}.")
     if json is not None:
         write_json(json, report.to_dict())
     report.check()
@@ -118,4 +130,6 @@ def _describe(d: Difference) -> str:
         parts.append(f"other bytes of the block would be next by {d.order_gap:.2e}")
     if d.boundary_gap is not None:
         parts.append(f"nearest entropy {d.boundary_gap:.2e} nats from the threshold")
+    if d.as_alone is not None:
+        parts.append("alone the same text" if d.as_alone else "alone another text")
     return ", ".join(parts)

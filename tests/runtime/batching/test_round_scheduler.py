@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import Any, cast
 
 import numpy as np
 import pytest
+from fakes.watched_batch import WatchedBackend, WatchedBatch
 from hypothesis import given
 from hypothesis import strategies as st
 from properties import examples
@@ -17,8 +17,6 @@ from fastblt.runtime.backends.batching import (
     Answer,
     DecoderCall,
     DraftCall,
-    EncoderCall,
-    GlobalCall,
     PartCall,
     PatcherCall,
 )
@@ -30,60 +28,6 @@ from fastblt.runtime.generation import ByteStream
 
 TEXT = b"In the beginning God created the heaven and the earth. And the earth was without form, and void; " * 4
 METHODS = ("ar", "s:4", "s:7", "dv:4@one", "dv:3@0.3+partial", "auto", "d:4@0.7")
-
-
-class WatchedBatch:
-    """A batch that lets each sequence answer alone, and notes who was asked together, and for what."""
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self.calls: list[tuple[type[PartCall], int]] = []
-        self.members: set[int] = set()
-        self.error: BaseException | None = None
-        """What the next calls raise."""
-        self.closed = False
-
-    def run(self, calls: Sequence[tuple[BackendSequence, PartCall]]) -> list[Answer]:
-        assert 1 <= len(calls) <= self.size
-        assert len({type(call) for _, call in calls}) == 1
-        assert len({id(sequence) for sequence, _ in calls}) == len(calls)
-        self.calls.append((type(calls[0][1]), len(calls)))
-        if self.error is not None:
-            raise self.error
-        self.members |= {id(sequence) for sequence, _ in calls}
-        return [self._answer(sequence, call, len(calls)) for sequence, call in calls]
-
-    def _answer(self, sequence: BackendSequence, call: PartCall, served: int) -> Answer:
-        method: Any = {
-            PatcherCall: sequence.run_patcher,
-            EncoderCall: sequence.run_encoder,
-            GlobalCall: sequence.run_global,
-            DecoderCall: sequence.run_decoder,
-            DraftCall: sequence.draft,
-        }[type(call)]
-        began = perf_counter()
-        return Answer(method(*call), perf_counter() - began, 1000 / served, 1 / served)
-
-    def leave(self, sequence: BackendSequence) -> None:
-        self.members.discard(id(sequence))
-
-    def close(self) -> None:
-        self.closed = True
-
-
-class WatchedBackend:
-    """A backend that batches by `WatchedBatch`."""
-
-    def __init__(self, backend: Backend) -> None:
-        self.backend = backend
-        self.batches: list[WatchedBatch] = []
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.backend, name)
-
-    def new_batch(self, size: int) -> WatchedBatch:
-        self.batches.append(WatchedBatch(size))
-        return self.batches[-1]
 
 
 @pytest.fixture(scope="module")
