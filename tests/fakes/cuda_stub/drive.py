@@ -1,7 +1,8 @@
 """Runs bundles over the stub: ``python -m fakes.cuda_stub.drive PLAN RESULTS``, with the variables of `environment`.
 
 PLAN is JSON: a list of objects with ``bundle`` (folder), ``methods`` (names), ``new_bytes`` (of a generation) and
-``timed`` (how many generations to time, without a log). RESULTS receives a `Driven` for each of them. The log has a
+``timed`` (how many generations to time, without a log), and, where texts grow together, ``streams`` (how many; their
+notes have that number behind the folder). RESULTS receives a `Driven` for each of them. The log has a
 line ``note bundle FOLDER`` and, for each method, ``note begin METHOD`` and ``note end METHOD`` around all rounds but
 the first, which reads the prompt.
 """
@@ -25,6 +26,7 @@ from fakes.cuda_stub.scripted_onnxruntime import ScriptedOnnxRuntime  # noqa: E4
 from fastblt.models.tokens import EOS_ID, encode  # noqa: E402
 from fastblt.runtime.backends.gpu.backend import DeviceBackend  # noqa: E402
 from fastblt.runtime.backends.gpu.loading import load_onnxruntime  # noqa: E402
+from fastblt.runtime.batching.round_scheduler import RoundScheduler  # noqa: E402
 from fastblt.runtime.blt_runtime import BltRuntime  # noqa: E402
 
 MAX_BYTES = 384
@@ -54,10 +56,10 @@ def prompt(documents: bool) -> np.ndarray:
     return np.array(ids, dtype=np.int64)
 
 
-def load(bundle: Path) -> BltRuntime:
+def load(bundle: Path, streams: int = 1) -> BltRuntime:
     """Load a bundle with ONNX Runtime's CUDA provider."""
-    api.note(f"bundle {bundle}")
-    return BltRuntime(load_onnxruntime(bundle, "cuda", MAX_BYTES, ort=ScriptedOnnxRuntime(api)))
+    api.note(f"bundle {bundle}{f' x {streams}' if streams > 1 else ''}")
+    return BltRuntime(load_onnxruntime(bundle, "cuda", MAX_BYTES, ort=ScriptedOnnxRuntime(api), sequences=streams))
 
 
 def generate(runtime: BltRuntime, method: str, new_bytes: int, note: str = "") -> Generated:
@@ -77,9 +79,44 @@ def generate(runtime: BltRuntime, method: str, new_bytes: int, note: str = "") -
     return Generated(bytes=count, rounds=rounds, microseconds=seconds * 1e6)
 
 
-def run(bundle: Path, methods: list[str], new_bytes: int, timed: int) -> Driven:
+def generate_together(
+    runtime: BltRuntime, scheduler: RoundScheduler, method: str, new_bytes: int, note: str = ""
+) -> Generated:
+    """Let as many texts grow together as the scheduler takes; ``note`` names the rounds after the prompts in the log.
+
+    A round is one of all texts. Their lengths differ, so that their patches close at different times.
+    """
+    ids = prompt(runtime.config.document_masks)
+    lengths = range(scheduler.size)
+    streams = [runtime.stream(np.append(ids, ids[1 : 1 + more]), new_bytes, method=method) for more in lengths]
+    scheduler.step(streams)
+    if note:
+        api.note(f"begin {note}")
+    began, count, rounds = time.thread_time(), 0, 0
+    while all(stream.open for stream in streams):
+        rounds += 1
+        for grown in scheduler.step(streams):
+            if grown.error is not None:
+                raise grown.error
+            count += len(grown.chunk.data) if grown.chunk is not None else 0
+    seconds = time.thread_time() - began
+    if note:
+        api.note(f"end {note}")
+    for stream in streams:
+        stream.close()
+    return Generated(bytes=count, rounds=rounds, microseconds=seconds * 1e6)
+
+
+def run(bundle: Path, methods: list[str], new_bytes: int, timed: int, streams: int = 1) -> Driven:
     """Generate with each method: twice with a log, so that every graph has been recorded, then as often as timed."""
-    runtime = load(bundle)
+    runtime = load(bundle, streams)
+    scheduler = RoundScheduler(runtime.backend, streams)
+
+    def write(method: str, note: str = "") -> Generated:
+        if streams > 1:
+            return generate_together(runtime, scheduler, method, new_bytes, note)
+        return generate(runtime, method, new_bytes, note)
+
     backend = runtime.backend
     assert isinstance(backend, DeviceBackend)
     caches = {}
@@ -88,10 +125,10 @@ def run(bundle: Path, methods: list[str], new_bytes: int, timed: int) -> Driven:
         caches[part] = [graph.caches.address(0), graph.caches.lanes * size, size]
     found = Driven(providers=list(backend.providers), caches=caches, methods={})
     for method in methods:
-        generate(runtime, method, new_bytes, f"first {method}")
-        generated = generate(runtime, method, new_bytes, method)
+        write(method, f"first {method}")
+        generated = write(method, method)
         api.log(False)
-        times = [generate(runtime, method, new_bytes)["microseconds"] for _ in range(timed)]
+        times = [write(method)["microseconds"] for _ in range(timed)]
         api.log(True)
         found["methods"][method] = Generated(**{**generated, "microseconds": min(times, default=0)})
     return found

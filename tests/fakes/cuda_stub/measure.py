@@ -93,19 +93,23 @@ def summary(driven: dict[str, Any], sections: list[log.Section]) -> dict[str, An
     return {"kernels": graph_kernels(sections), "methods": methods}
 
 
-def measure(bundles: list[tuple[Path, list[str]]], timed: int = 3) -> list[dict[str, Any]]:
-    """Return the figures of bundles, each of them with its methods, and the names of the kernels of each part."""
+def measure(bundles: list[tuple[Path, list[str]]], timed: int = 3, streams: int = 1) -> list[dict[str, Any]]:
+    """Return the figures of bundles, each of them with its methods, and the names of the kernels of each part.
+
+    With several ``streams``, texts grow together, and bytes and rounds are those of all.
+    """
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         build.build(folder / "libraries")
         plan = [
-            {"bundle": str(bundle), "methods": methods, "new_bytes": NEW_BYTES, "timed": timed}
+            {"bundle": str(bundle), "methods": methods, "new_bytes": NEW_BYTES, "timed": timed, "streams": streams}
             for bundle, methods in bundles
         ]
         driven, sections = drive(plan, folder, folder / "libraries")
     found = []
     for entry, result in zip(plan, driven, strict=True):
-        found.append(summary(result, [section for section in sections if section.bundle == entry["bundle"]]))
+        label = f"{entry['bundle']} x {streams}" if streams > 1 else entry["bundle"]
+        found.append(summary(result, [section for section in sections if section.bundle == label]))
     return found
 
 
@@ -148,6 +152,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="count launches and waits over a stub of CUDA")
     parser.add_argument("bundles", nargs="*", type=Path, help="folders of bundles")
     parser.add_argument("--methods", default="ar,s:8", help="separated by commas")
+    parser.add_argument("--streams", type=int, default=1, help="texts that grow together")
     parser.add_argument("--kernels", action="store_true", help="list the kernels of each part by name")
     parser.add_argument("--shapes", metavar="COLUMN", help="measure the models of docs/results/launches.json")
     given = parser.parse_args()
@@ -159,7 +164,7 @@ def main() -> None:
             measure_shapes(given.shapes, Path(folder))
     if given.bundles:
         bundles = [(bundle.resolve(), given.methods.split(",")) for bundle in given.bundles]
-        for (bundle, _), values in zip(bundles, measure(bundles), strict=True):
+        for (bundle, _), values in zip(bundles, measure(bundles, streams=given.streams), strict=True):
             print(shown(bundle.name, values))
             if given.kernels:
                 print(shown_kernels(values))

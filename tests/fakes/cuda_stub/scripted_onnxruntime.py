@@ -105,7 +105,7 @@ class ScriptedBinding:
         self._inputs: dict[str, Bound] = {}
         self._outputs: dict[str, Bound] = {}
         self._fills: list[tuple[np.ndarray, Rule]] | None = None
-        self._positions = np.empty(0, dtype=np.int64)
+        self._positions = np.empty((0, 0), dtype=np.int64)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.real, name)
@@ -121,20 +121,22 @@ class ScriptedBinding:
     def shape(self) -> str:
         """Return the sizes of the call and the number of the binding, which tells recorded graphs apart."""
         axes = {"rows": ("positions", 1), "slots": ("key_0", -2), "patches": ("patch_start", 1)}
+        axes |= {"batch": ("positions", 0)} if self._inputs["positions"][1][0] > 1 else {}
         bound = {size: self._inputs[name][1][axis] for size, (name, axis) in axes.items() if name in self._inputs}
         return " ".join(f"{name}={size}" for name, size in {**bound, "binding": self._number}.items())
 
     def fill(self) -> None:
         """Write the results of a run to the outputs."""
         if self._fills is None:
-            self._positions = _view(self._inputs["positions"])[0]
+            self._positions = _view(self._inputs["positions"])
             rules: dict[str, Rule] = {"best": best, "probability": probabilities, "entropy": entropies}
             if "best" in self._outputs:
                 rules["entropy"] = doubts
             named = [(name, rule) for name, rule in rules.items() if name in self._outputs]
-            self._fills = [(_view(self._outputs[name])[0], rule) for name, rule in named]
+            self._fills = [(_view(self._outputs[name]), rule) for name, rule in named]
         for target, rule in self._fills:
-            target[...] = rule(self._positions)
+            for row, positions in zip(target, self._positions, strict=True):
+                row[...] = rule(positions)
 
 
 def _view(bound: Bound) -> np.ndarray:
