@@ -176,6 +176,13 @@ def tiny_mixed_checkpoint(tiny_mixed_model: Blt, shared_files: SharedFiles) -> P
 
 
 @pytest.fixture(scope="session")
+def documents_checkpoint(tiny_config: BltConfig, make_model: Callable[..., Blt], shared_files: SharedFiles) -> Path:
+    """A BLT-D whose rows see their own document only."""
+    model = make_model(dataclasses.replace(tiny_config, document_masks=True))
+    return shared_files.make("tiny-documents", lambda folder: save_checkpoint(folder, model))
+
+
+@pytest.fixture(scope="session")
 def shipped_checkpoint() -> Path:
     """The trained checkpoint of the repository."""
     folder = ROOT / "checkpoints" / "blt-d-8m"

@@ -66,3 +66,22 @@ def write_controls(
         np.maximum(at - (base + window - 1), 0, out=start)
     if visible_from is not None:
         np.maximum(start[:rows], np.subtract(visible_from, base), out=start[:rows])
+
+
+def write_lane_controls(controls: Controls, positions: Ids, bases: Ids, window: int | None) -> None:
+    """Write the control inputs of one call for several sequences, whose rows are causal; idle rows are like others.
+
+    Args:
+        controls: arrays int64 [b, n] and, for ``write_index``, [b].
+        positions: int64 [b], of each sequence's first row.
+        bases: int64 [b], position of slot 0 of each, <= the first that its rows see, or any that is hidden.
+        window: as for `write_controls`.
+    """
+    at, start, end, write_index = controls
+    np.subtract(positions, bases, out=write_index)
+    np.add(positions[:, None], np.arange(at.shape[1]), out=at)
+    np.subtract(at, bases[:, None] - 1, out=end)
+    if window is None:
+        start.fill(0)
+    else:
+        np.maximum(end - window, 0, out=start)

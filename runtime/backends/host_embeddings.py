@@ -49,21 +49,21 @@ class HostEmbeddings:
         """Write the embeddings of n rows.
 
         Args:
-            ids: int64 [context - 1 + n]: the tokens before the rows (0 before the sequence), then the rows.
-            out: [n, dim], of any floating-point type; sums are computed in fp32.
+            ids: int64 [..., context - 1 + n]: the tokens before the rows (0 before the sequence), then the rows.
+            out: [..., n, dim], of any floating-point type; sums are computed in fp32.
 
         Raises:
             GraphError: a token does not exist; nobody but a decoder's graph, in the middle of a draft, makes such ones.
         """
-        current = ids[self._context - 1 :]
+        current = ids[..., self._context - 1 :]
         try:
             # `take` is quicker than an index for the few rows of most calls.
             total = self._bytes.take(current, axis=0).astype(np.float32, copy=False)
         except IndexError as error:
             raise graph_error("decoder", error) from error
         if self._offsets.size:
-            windows = ids[self._window_index[: len(current)]]
+            windows = ids[..., self._window_index[: current.shape[-1]]]
             hashes = windows @ self._powers  # int64, wraps
             rows = hashes % self._rows + self._offsets
-            total += np.add.reduce(self._hashes.take(rows, axis=0).astype(np.float32, copy=False), axis=1)
-        out[:] = total
+            total += np.add.reduce(self._hashes.take(rows, axis=0).astype(np.float32, copy=False), axis=-2)
+        out[...] = total

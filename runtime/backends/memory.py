@@ -76,5 +76,32 @@ def sequences_that_fit(
     return wanted
 
 
+def check_batch_fits(
+    taken: int, others: int, batch: Callable[[int], int], size: int, available: int | None, where: str
+) -> None:
+    """Refuse a batch that the memory cannot hold.
+
+    Args:
+        taken: bytes of weights, and of as many sequences as there may be.
+        others: bytes of the batches that are open.
+        batch: returns the bytes of a batch for this many sequences.
+        size: of the batch.
+        available: bytes of memory; None: unknown, and whatever is needed fits.
+        where: the memory is, for the message: "this machine".
+
+    Raises:
+        CapacityError: it does not fit.
+    """
+    if available is None or batch(size) <= available - taken - others:
+        return
+    room = available - taken - others
+    largest = bisect_right(range(1, size), room, key=batch)
+    raise CapacityError(
+        f"batch: found {size} sequences, which take {_gigabytes(batch(size))} of memory beside the "
+        f"{_gigabytes(taken + others)} of weights, sequences and other batches, expected at most {largest} with the "
+        f"{_gigabytes(available)} of {where}"
+    )
+
+
 def _gigabytes(size: int) -> str:
     return f"{size / 1e9:,.2f} GB"

@@ -12,6 +12,7 @@ runs alone: it has rows enough to be worth a read of the weights.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 
 from fastblt.runtime.backends.batching import (
@@ -26,6 +27,7 @@ from fastblt.runtime.backends.batching import (
 )
 from fastblt.runtime.backends.protocol import Backend, CapacityError
 from fastblt.runtime.batching.growing_stream import GrowingStream
+from fastblt.runtime.bundle.manifest import BundleError
 from fastblt.runtime.generation import ByteStream
 from fastblt.runtime.sequence.requests import Score
 from fastblt.runtime.sequence.session import Session, stay_alone
@@ -55,7 +57,8 @@ class RoundScheduler:
         """Sessions that have joined the batch."""
         self._batch: Batch | None = None
         if self.slots > 1 and isinstance(backend, BatchingBackend):
-            self._batch = backend.new_batch(self.slots)
+            with suppress(BundleError):  # graphs or engines of an earlier version take one sequence
+                self._batch = backend.new_batch(self.slots)
 
     @property
     def shares_calls(self) -> bool:

@@ -39,7 +39,7 @@ def open_sequence(open_backend: OpenBackend, decoder_input: str, max_bytes: int)
 def all_buffers(sequence: OnnxRuntimeSequence) -> dict[str, Buffer]:
     """Return every buffer of a sequence, by where it is kept."""
     found = {}
-    for name, value in (vars(sequence) | vars(sequence._buffers)).items():
+    for name, value in (vars(sequence) | vars(sequence.buffers)).items():
         inner = getattr(value, "buffer", value)
         if isinstance(inner, Buffer):
             found[name] = inner

@@ -5,17 +5,21 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 from fastblt.models.config import BltConfig
 from fastblt.models.machine_memory import host_memory
+from fastblt.runtime.backends.cpu.batch import OnnxRuntimeBatch
+from fastblt.runtime.backends.cpu.batch_parts import batch_bytes
 from fastblt.runtime.backends.cpu.buffers import buffer_bytes
 from fastblt.runtime.backends.cpu.sequence import OnnxRuntimeSequence
 from fastblt.runtime.backends.cpu.sessions import LoadedGraph, session_options
 from fastblt.runtime.backends.host_embeddings import HostEmbeddings
-from fastblt.runtime.backends.memory import sequences_that_fit
+from fastblt.runtime.backends.memory import check_batch_fits, sequences_that_fit
 from fastblt.runtime.backends.open_sequences import OpenSequences
 from fastblt.runtime.bundle.bundle import Bundle
 from fastblt.runtime.bundle.dtypes import numpy_dtype
+from fastblt.runtime.bundle.manifest import BundleError
 from fastblt.runtime.machine import usable_cores
 
 
@@ -40,6 +44,7 @@ class OnnxRuntimeBackend:
         self.config: BltConfig = bundle.config
         self.manifest = bundle.manifest
         self.max_bytes = max_bytes
+        self.path = bundle.path
         self.activations = numpy_dtype(bundle.activations)
         needed = partial(buffer_bytes, self.config, self.activations.itemsize)
         self.sequence_bytes = needed(max_bytes)
@@ -55,6 +60,8 @@ class OnnxRuntimeBackend:
         self.operator_threads: int = options.intra_op_num_threads or usable_cores()
         """Threads that a call keeps busy."""
         self.open_sequences = OpenSequences[OnnxRuntimeSequence]()
+        self.batches = WeakSet[OnnxRuntimeBatch]()
+        """Those that are open."""
         path, width = bundle.embeddings, self.config.encoder.dim
         self.tables = None if path is None else HostEmbeddings(path, self.config.hash, width)
 
@@ -94,3 +101,30 @@ class OnnxRuntimeBackend:
     def new_sequence(self) -> OnnxRuntimeSequence:
         """Implement `Backend.new_sequence`."""
         return self.open_sequences.make(self.sequences, lambda: OnnxRuntimeSequence(self))
+
+    def new_batch(self, size: int) -> OnnxRuntimeBatch:
+        """Implement `fastblt.runtime.backends.batching.BatchingBackend.new_batch`.
+
+        Raises:
+            BundleError: the graphs are of an earlier version and take one sequence.
+            CapacityError: there is no memory for it.
+            ValueError: there is none for so few sequences.
+        """
+        if size < 1:
+            raise ValueError(f"batch: found a size of {size}, expected at least 1")
+        if not self.manifest.batches:
+            raise BundleError(
+                f"{self.path}: found graphs for one sequence, expected graphs for several: export it again with "
+                "'fastblt export'"
+            )
+        check_batch_fits(
+            self.manifest.weight_bytes + self.sequences * self.sequence_bytes,
+            sum(batch_bytes(self, batch.size) for batch in self.batches),
+            partial(batch_bytes, self),
+            size,
+            host_memory(),
+            "this machine",
+        )
+        batch = OnnxRuntimeBatch(self, size)
+        self.batches.add(batch)
+        return batch

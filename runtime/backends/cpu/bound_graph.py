@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from fastblt.runtime.backends.controls import Controls, write_controls
 from fastblt.runtime.backends.cpu.buffers import BINDINGS_KEPT, Buffer, ControlInput, KvBuffers, View
 from fastblt.runtime.backends.cpu.sessions import LoadedGraph
-from fastblt.runtime.backends.graph_error import graph_error
 from fastblt.runtime.backends.protocol import Ids
 from fastblt.runtime.bundle.dtypes import TENSOR_TYPES, numpy_dtype
 from fastblt.runtime.bundle.manifest import GraphSpec
@@ -155,13 +154,7 @@ class BoundGraph:
         Raises:
             GraphError: ONNX Runtime fails.
         """
-        graph = self.graph
-        if graph.on_run is not None:
-            graph.on_run(binding)
-        try:
-            graph.session.run_with_iobinding(binding.io)
-        except Exception as error:
-            raise graph_error(graph.path, error) from error
+        self.graph.run(binding)
 
     def moved_bytes(self, position: int, rows: int) -> int:
         """Return the bytes of weights and caches that a call reads."""

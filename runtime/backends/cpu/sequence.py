@@ -11,15 +11,18 @@ from numpy.typing import NDArray
 from fastblt.models.config import BltConfig
 from fastblt.runtime.backends.cpu.bound_graph import Binding, BoundGraph
 from fastblt.runtime.backends.cpu.buffers import POOL_STEP, Buffer, CallBuffers, capacity_of
+from fastblt.runtime.backends.cpu.encoder_pieces import EncoderPiece, by_patch
 from fastblt.runtime.backends.live_rows import cache_ranges, check_state, latent_range, open_patch_range
 from fastblt.runtime.backends.protocol import DecoderRows, Drafted, Floats, Ids, Pick, Progress, State, decoder_of
 
 if TYPE_CHECKING:
     from fastblt.runtime.backends.cpu.backend import OnnxRuntimeBackend
+    from fastblt.runtime.backends.cpu.batch import OnnxRuntimeBatch
 
-#: Fewest rows in a call of a quantized graph. A single row is multiplied by another kernel (in attention a product of a
-#: vector and a matrix), whose last bit differs; inputs that are rounded to 8 bits turn that into some 1e-2. With a
-#: second row, which nobody reads, a row is the same to the bit in calls of any size, and verified drafts are exact.
+#: Fewest rows, and patches, in a call of a quantized graph. A single row is multiplied by another kernel (in attention
+#: a product of a vector and a matrix), whose last bit differs; inputs that are rounded to 8 bits turn that into some
+#: 1e-2. With a second row, which nobody reads, a row is the same to the bit in calls of any size, and verified drafts
+#: are exact.
 QUANTIZED_ROWS = 2
 
 
@@ -29,6 +32,9 @@ class OnnxRuntimeSequence:
     Args:
         backend: whose sessions it runs.
     """
+
+    batch: OnnxRuntimeBatch | None = None
+    """In which it runs at the moment: what it has computed last is there."""
 
     def __init__(self, backend: OnnxRuntimeBackend) -> None:
         self.backend = backend
@@ -42,39 +48,47 @@ class OnnxRuntimeSequence:
         self._encoder, self._global, self._decoder = (self.graphs[part] for part in ("encoder", "global", "decoder"))
         self._tables = backend.tables
         self._reads_states = self.config.decoder_reads_states
-        self._buffers = CallBuffers(self.config, backend.activations, capacity)
+        self.buffers = CallBuffers(self.config, backend.activations, capacity)
         self._restored = Progress()
         """Of the text that was restored: what came before the rows that it can read is not here."""
 
+    @property
+    def closed(self) -> bool:
+        """Return whether it has let go of its caches."""
+        return "graphs" not in vars(self)
+
+    def leave_batch(self) -> None:
+        """Take back what it has computed in a batch, if it is in one."""
+        if self.batch is not None:
+            self.batch.leave(self)
+
     def run_patcher(self, position: int, ids: Ids, visible_from: Ids | None = None) -> Floats:
         """Implement `BackendSequence.run_patcher`; the result is a view that the next call overwrites."""
+        if self.batch is not None:
+            self.leave_batch()
         rows, graph = max(len(ids), self._least_rows["patcher"]), self.graphs["patcher"]
         binding = graph.prepare(position, rows, (), visible_from=visible_from)
         if binding.fresh:
-            binding.point("ids", (1, rows), self._buffers.ids.buffer)
-            binding.point("entropy", (1, rows), self._buffers.entropies)
+            binding.point("ids", (1, rows), self.buffers.ids.buffer)
+            binding.point("entropy", (1, rows), self.buffers.entropies)
             binding.fresh = False
-        self._buffers.ids.values[:rows] = ids
+        self.buffers.ids.values[:rows] = ids
         graph.run(binding)
-        entropies: Floats = self._buffers.entropies.array[: len(ids)]
+        entropies: Floats = self.buffers.entropies.array[: len(ids)]
         return entropies
 
     def run_encoder(
         self, position: int, ids: Ids, starts: Ids, ends: Ids, visible_from: int | Ids | None = None
     ) -> None:
         """Implement `BackendSequence.run_encoder`; ``visible_from`` may be one position for all rows."""
+        if self.batch is not None:
+            self.leave_batch()
         if self._least_rows["encoder"] == 1 or len(starts) == 1:
             self._encode(position, ids, starts, ends, visible_from)
             return
-        # Where a patch is in the pool changes the last bit of its embedding: each patch has a call of its own.
-        before, end = self.config.hash.context - 1, position + len(ids) - (self.config.hash.context - 1)
-        for patch in range(len(starts)):
-            first = max(position, int(starts[patch]))
-            last = int(ends[patch]) if patch + 1 < len(starts) else end
-            rows = slice(first - position, last - position)
-            seen = visible_from[rows] if isinstance(visible_from, np.ndarray) else visible_from
-            one = slice(patch, patch + 1)
-            self._encode(first, ids[rows.start : rows.stop + before], starts[one], ends[one], seen, patch)
+        whole = EncoderPiece(position, ids, starts, ends, visible_from)
+        for piece in by_patch(whole, self.config.hash.context - 1):
+            self._encode(*piece)
 
     def _encode(
         self,
@@ -86,74 +100,81 @@ class OnnxRuntimeSequence:
         first_patch: int = 0,
     ) -> None:
         """Run the encoder once; the patch embeddings go to the buffer's rows from ``first_patch`` on."""
-        rows, patches, origin = len(ids) - (self.config.hash.context - 1), len(starts), int(starts[0])
-        rows = max(rows, self._least_rows["encoder"])
+        least, count, origin = self._least_rows["encoder"], len(starts), int(starts[0])
+        rows, patches = max(len(ids) - (self.config.hash.context - 1), least), max(count, least)
         slots = -(-(position + rows - origin) // POOL_STEP) * POOL_STEP
         graph = self._encoder
         binding = graph.prepare(position, rows, (patches, slots), visible_from=visible_from)
         self._embed(binding, ids, rows + self.config.hash.context - 1)
         dim = self.config.encoder.dim
         if binding.fresh:
-            binding.point("patch_start", (1, patches), self._buffers.patch_start.buffer)
-            binding.point("patch_end", (1, patches), self._buffers.patch_end.buffer)
-            binding.point("pool_index", (1,), self._buffers.pool_index.buffer)
+            binding.point("patch_start", (1, patches), self.buffers.patch_start.buffer)
+            binding.point("patch_end", (1, patches), self.buffers.patch_end.buffer)
+            binding.point("pool_index", (1,), self.buffers.pool_index.buffer)
             binding.fresh = False
         binding.point(
-            "patch_embeddings", (1, patches, self.config.patch_dim), self._buffers.patch_embeddings, first_patch
+            "patch_embeddings", (1, patches, self.config.patch_dim), self.buffers.patch_embeddings, first_patch
         )
-        binding.point("pool", (1, 1, slots, 3 * dim), self._buffers.pool, origin)
+        binding.point("pool", (1, 1, slots, 3 * dim), self.buffers.pool, origin)
         if self.manifest.operators == "lowered":
-            binding.point("pool_rows", (1, 1, rows, 3 * dim), self._buffers.pool, position)
+            binding.point("pool_rows", (1, 1, rows, 3 * dim), self.buffers.pool, position)
         else:
-            binding.point("pool_out", (1, 1, slots, 3 * dim), self._buffers.pool, origin)
+            binding.point("pool_out", (1, 1, slots, 3 * dim), self.buffers.pool, origin)
         if self._reads_states:
-            binding.point("states", (1, rows, dim), self._buffers.states, position)
-        self._buffers.patch_start.values[:patches] = starts - origin
-        self._buffers.patch_end.values[:patches] = ends - origin
-        self._buffers.pool_index.values[0] = position - origin
+            binding.point("states", (1, rows, dim), self.buffers.states, position)
+        if patches > count:
+            self.buffers.patch_start.values[count:patches] = 0
+            self.buffers.patch_end.values[count:patches] = 1
+        self.buffers.patch_start.values[:count] = starts - origin
+        self.buffers.patch_end.values[:count] = ends - origin
+        self.buffers.pool_index.values[0] = position - origin
         graph.run(binding)
 
     def _embed(self, binding: Binding, ids: Ids, count: int) -> None:
         """Bind and write the rows' embeddings, or ``count`` ids that include those before the rows."""
         before = self.config.hash.context - 1
         if self._tables is None:
-            binding.point("ids", (1, count), self._buffers.context_ids)
-            self._buffers.context_ids.array[0, : len(ids)] = ids
+            binding.point("ids", (1, count), self.buffers.context_ids)
+            self.buffers.context_ids.array[0, : len(ids)] = ids
         else:
-            binding.point("embedded", (1, count - before, self.config.encoder.dim), self._buffers.embedded)
-            self._tables.sum_rows(ids, self._buffers.embedded.array[: len(ids) - before])
+            binding.point("embedded", (1, count - before, self.config.encoder.dim), self.buffers.embedded)
+            self._tables.sum_rows(ids, self.buffers.embedded.array[: len(ids) - before])
 
     def run_global(self, first_patch: int, count: int, visible_from: Ids | None = None) -> None:
         """Implement `BackendSequence.run_global`."""
+        if self.batch is not None:
+            self.leave_batch()
         graph, config = self._global, self.config
         count = max(count, self._least_rows["global"])
         binding = graph.prepare(first_patch, count, (), visible_from=visible_from)
         if binding.fresh:
-            binding.point("patch_embeddings", (1, count, config.patch_dim), self._buffers.patch_embeddings)
-            binding.point("latents", (1, count, config.global_transformer.dim), self._buffers.latents)
+            binding.point("patch_embeddings", (1, count, config.patch_dim), self.buffers.patch_embeddings)
+            binding.point("latents", (1, count, config.global_transformer.dim), self.buffers.latents)
             binding.fresh = False
-        binding.point("latent_kv", (count, *self._buffers.latent_kv.row_shape), self._buffers.latent_kv, first_patch)
+        binding.point("latent_kv", (count, *self.buffers.latent_kv.row_shape), self.buffers.latent_kv, first_patch)
         graph.run(binding)
 
     def run_decoder(
         self, position: int, ids: Ids, latents: Ids, block: int = 0, visible_from: Ids | None = None
     ) -> DecoderRows:
         """Implement `BackendSequence.run_decoder`; the result is views that the next call overwrites."""
+        if self.batch is not None:
+            self.leave_batch()
         part = decoder_of(self.config, block)
         rows, first = max(len(ids), self._least_rows[part]), int(latents[0])
         graph = self.graphs[part]
         binding = self._decoder_binding(graph, position, rows, first, int(latents[-1]) + 1 - first, block, visible_from)
-        self._buffers.ids.values[:rows] = ids
-        np.subtract(latents, first, out=self._buffers.latent_index.values[:rows])
+        self.buffers.ids.values[:rows] = ids
+        np.subtract(latents, first, out=self.buffers.latent_index.values[:rows])
         graph.run(binding)
         return self._rows(len(ids))
 
     def _rows(self, count: int) -> DecoderRows:
         return DecoderRows(
-            self._buffers.best.values[:count],
-            self._buffers.probability.array[:count],
-            self._buffers.entropy.array[:count],
-            self._buffers.logits.array[:count],
+            self.buffers.best.values[:count],
+            self.buffers.probability.array[:count],
+            self.buffers.entropy.array[:count],
+            self.buffers.logits.array[:count],
         )
 
     def _decoder_binding(
@@ -170,32 +191,34 @@ class OnnxRuntimeSequence:
         reads_states = self._reads_states and graph is self._decoder
         if binding.fresh:
             if not reads_states:
-                binding.point("ids", (1, rows), self._buffers.ids.buffer)
-            binding.point("latent_index", (1, rows), self._buffers.latent_index.buffer)
-            binding.point("best", (1, rows), self._buffers.best.buffer)
-            binding.point("probability", (1, rows), self._buffers.probability)
-            binding.point("entropy", (1, rows), self._buffers.entropy)
-            binding.point("logits", (1, rows, self.config.vocab_size), self._buffers.logits)
+                binding.point("ids", (1, rows), self.buffers.ids.buffer)
+            binding.point("latent_index", (1, rows), self.buffers.latent_index.buffer)
+            binding.point("best", (1, rows), self.buffers.best.buffer)
+            binding.point("probability", (1, rows), self.buffers.probability)
+            binding.point("entropy", (1, rows), self.buffers.entropy)
+            binding.point("logits", (1, rows, self.config.vocab_size), self.buffers.logits)
             binding.fresh = False
         if reads_states:
-            binding.point("states", (1, rows, self.config.decoder.dim), self._buffers.states, position)
-        binding.point("latent_kv", (latents, *self._buffers.latent_kv.row_shape), self._buffers.latent_kv, first_latent)
+            binding.point("states", (1, rows, self.config.decoder.dim), self.buffers.states, position)
+        binding.point("latent_kv", (latents, *self.buffers.latent_kv.row_shape), self.buffers.latent_kv, first_latent)
         return binding
 
     def draft(
         self, position: int, ids: Ids, latent: int, count: int, pick: Pick | None = None, visible_from: int = 0
     ) -> Drafted:
         """Implement `BackendSequence.draft`."""
+        if self.batch is not None:
+            self.leave_batch()
         tokens = np.empty(count, dtype=np.int64)
         probabilities = np.empty(count, dtype=np.float32)
         context = ids.copy()
         best, probability, current = (
-            self._buffers.best.values,
-            self._buffers.probability.array,
-            self._buffers.ids.values,
+            self.buffers.best.values,
+            self.buffers.probability.array,
+            self.buffers.ids.values,
         )
         rows = self._least_rows["decoder"]
-        self._buffers.latent_index.values[:rows] = 0
+        self.buffers.latent_index.values[:rows] = 0
         token, row, more = int(ids[-1]), self._rows(1), True
         seen, encoder_seconds = visible_from or None, 0.0
         for step in range(count):
@@ -219,8 +242,10 @@ class OnnxRuntimeSequence:
 
     def _buffer(self, name: str) -> Buffer:
         """Return a buffer that passes from graph to graph, or a cache, by the name that `tensor` takes."""
+        if self.batch is not None:
+            self.leave_batch()
         if name in ("patch_embeddings", "latent_kv", "states"):
-            found: Buffer = getattr(self._buffers, name)
+            found: Buffer = getattr(self.buffers, name)
             return found
         part, _, cache = name.partition(".")
         return self.graphs[part].caches.buffers[cache]
@@ -245,10 +270,14 @@ class OnnxRuntimeSequence:
 
     def state(self, progress: Progress) -> dict[str, NDArray[Any]]:
         """Implement `BackendSequence.state`."""
+        if self.batch is not None:
+            self.leave_batch()
         return {name: place.copy() for name, place in self._places(progress).items()}
 
     def restore(self, state: State, progress: Progress) -> None:
         """Implement `BackendSequence.restore`."""
+        if self.batch is not None:
+            self.leave_batch()
         places = self._places(progress)
         check_state(state, places)
         for name, place in places.items():
@@ -262,16 +291,20 @@ class OnnxRuntimeSequence:
             for part, rows in cache_ranges(self.config, progress).items()
             for name, buffer in self.graphs[part].caches.buffers.items()
         }
-        places["pool"] = self._buffers.pool.array[open_patch_range(self.config, progress)]
-        places["latent_kv"] = self._buffers.latent_kv.array[latent_range(progress)]
+        places["pool"] = self.buffers.pool.array[open_patch_range(self.config, progress)]
+        places["latent_kv"] = self.buffers.latent_kv.array[latent_range(progress)]
         return places
 
     def reset(self) -> None:
         """Implement `BackendSequence.reset`."""
+        if self.batch is not None:
+            self.leave_batch()
         self._restored = Progress()
 
     def close(self) -> None:
         """Implement `BackendSequence.close`."""
+        if self.batch is not None:
+            self.batch.drop(self)
         self.backend.open_sequences.close(self)
 
     def moved_bytes(self, part: str, position: int, rows: int) -> int:

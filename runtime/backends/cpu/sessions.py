@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import onnxruntime as ort
 
 from fastblt.models.config import StackConfig
+from fastblt.runtime.backends.graph_error import graph_error
 from fastblt.runtime.backends.providers import PROVIDERS, check_session_tensors
 from fastblt.runtime.bundle.manifest import BundleError, GraphSpec, Manifest
 from fastblt.runtime.machine import default_threads
@@ -51,6 +52,19 @@ class LoadedGraph:
             raise BundleError(f"{path}: ONNX Runtime cannot load it ({reason})") from error
         check_session_tensors(path, session, spec)
         return cls(path, spec, stack, session)
+
+    def run(self, binding: Binding) -> None:
+        """Run a call whose inputs and outputs are bound.
+
+        Raises:
+            GraphError: ONNX Runtime fails.
+        """
+        if self.on_run is not None:
+            self.on_run(binding)
+        try:
+            self.session.run_with_iobinding(binding.io)
+        except Exception as error:
+            raise graph_error(self.path, error) from error
 
 
 def session_options(manifest: Manifest, threads: int | None, *, exact: bool = False) -> Any:

@@ -32,7 +32,7 @@ def fill_with_nan(sequence: Any) -> None:
     """Let everything that a sequence has computed, or will, be NaN."""
     if isinstance(sequence, OnnxRuntimeSequence):
         buffers = [buffer for graph in sequence.graphs.values() for buffer in graph.caches.buffers.values()]
-        buffers += [each for each in vars(sequence._buffers).values() if isinstance(each, Buffer)]
+        buffers += [each for each in vars(sequence.buffers).values() if isinstance(each, Buffer)]
         for buffer in buffers:
             if buffer.array.dtype.kind == "f":
                 buffer.array.fill(np.nan)

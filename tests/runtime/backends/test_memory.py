@@ -48,7 +48,7 @@ def test_bytes_are_those_that_the_backend_allocates(
     sequence = backend.new_sequence()
     caches = [buffer for graph in sequence.graphs.values() for buffer in graph.caches.buffers.values()]
     others = [buffer for graph in sequence.graphs.values() for buffer in buffers_of(graph)]
-    found = sum(buffer.bytes for buffer in (*caches, *others, *buffers_of(sequence._buffers)))
+    found = sum(buffer.bytes for buffer in (*caches, *others, *buffers_of(sequence.buffers)))
     bindings = len(sequence.graphs) * BINDINGS_KEPT * BINDING_BYTES
     assert found + bindings == buffer_bytes(backend.config, 4, max_bytes) == backend.sequence_bytes
     assert all(buffer.bytes == buffer.array.nbytes for buffer in caches)
@@ -173,11 +173,11 @@ def test_number_of_sequences_is_checked(tiny_bundle: Path, wrong: Any) -> None:
 def test_nothing_outside_of_a_buffer_is_ever_bound(tiny_bundle: Path) -> None:
     sequence = OnnxRuntimeBackend.load(tiny_bundle, 50, 1).new_sequence()
     binding = sequence._decoder_binding(sequence._decoder, 10, 1, 3, 1)
-    buffer = sequence._buffers.latent_kv
+    buffer = sequence.buffers.latent_kv
     rows = len(buffer.array)
     binding.point("latent_kv", (1, *buffer.row_shape), buffer, 5)
     for count, row in ((1, rows), (2, rows - 1), (1, -1), (rows + 1, 0)):
         with pytest.raises(ValueError, match=r"latent_kv: float32 .* is not inside its buffer"):
             binding.point("latent_kv", (count, *buffer.row_shape), buffer, row)
     with pytest.raises(ValueError, match="latent_kv: float32"):  # int64 in the buffer
-        binding.point("latent_kv", (1, *buffer.row_shape), sequence._buffers.best.buffer)
+        binding.point("latent_kv", (1, *buffer.row_shape), sequence.buffers.best.buffer)

@@ -170,7 +170,7 @@ def test_caches_are_the_same_when_rewound_and_generated_again(
             for part, graph in sequence.graphs.items()
             for name, buffer in graph.caches.buffers.items()
         }
-        return found | {"latent_kv": sequence._buffers.latent_kv.array[: lengths["global"]].copy()}
+        return found | {"latent_kv": sequence.buffers.latent_kv.array[: lengths["global"]].copy()}
 
     session.append(encode(prompt, bos=False))
     first = session.length

@@ -77,9 +77,9 @@ def test_step_changes_nothing_but_its_own_rows(open_backend: OpenBackend, decode
     def caches() -> Arrays:
         kept = {f"{part}.{n}": b for part, g in sequence.graphs.items() for n, b in g.caches.buffers.items()}
         kept |= {
-            "pool": sequence._buffers.pool,
-            "latent_kv": sequence._buffers.latent_kv,
-            "states": sequence._buffers.states,
+            "pool": sequence.buffers.pool,
+            "latent_kv": sequence.buffers.latent_kv,
+            "states": sequence.buffers.states,
         }
         return {name: buffer.array.copy() for name, buffer in kept.items()}
 

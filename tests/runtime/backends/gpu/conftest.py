@@ -30,13 +30,6 @@ def long_patches(
     return compiled(shared_files.make("long-patches", lambda folder: save_checkpoint(folder, model)))
 
 
-@pytest.fixture(scope="session")
-def documents_checkpoint(tiny_config: BltConfig, make_model: Callable[..., Blt], shared_files: SharedFiles) -> Path:
-    """A BLT-D whose rows see their own document only."""
-    model = make_model(dataclasses.replace(tiny_config, document_masks=True))
-    return shared_files.make("tiny-documents", lambda folder: save_checkpoint(folder, model))
-
-
 Load = Callable[..., DeviceBackend]
 
 

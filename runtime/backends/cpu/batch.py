@@ -1,0 +1,193 @@
+"""Runs sequences of one backend together: each has a lane in the caches of every stack, and calls cover many lanes.
+
+A call with many rows is worth a read of the weights of its own: its sequence leaves and runs alone.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from fastblt.models.config import BltConfig
+from fastblt.runtime.backends.batching import (
+    Answer,
+    DecoderCall,
+    DraftCall,
+    EncoderCall,
+    GlobalCall,
+    PartCall,
+    PatcherCall,
+)
+from fastblt.runtime.backends.cpu.batch_parts import BatchParts
+from fastblt.runtime.backends.cpu.encoder_batch import POOL_SLOTS
+from fastblt.runtime.backends.cpu.lane_classes import BATCHED_ROWS
+from fastblt.runtime.backends.cpu.lanes import Lanes
+from fastblt.runtime.backends.cpu.latent_store import LATENTS
+from fastblt.runtime.backends.cpu.part_batch import Seated
+from fastblt.runtime.backends.cpu.seats import Seats
+from fastblt.runtime.backends.cpu.sequence import OnnxRuntimeSequence
+from fastblt.runtime.backends.protocol import BackendSequence, decoder_of
+
+if TYPE_CHECKING:
+    from fastblt.runtime.backends.cpu.backend import OnnxRuntimeBackend
+
+
+class OnnxRuntimeBatch:
+    """Implements `fastblt.runtime.backends.batching.Batch`.
+
+    Args:
+        backend: of the sequences.
+        size: most of them.
+    """
+
+    def __init__(self, backend: OnnxRuntimeBackend, size: int) -> None:
+        self.size = size
+        self._backend = backend
+        self._config = backend.config
+        self._history = backend.config.hash.context - 1
+        self._seats = Seats(size)
+        self._parts: BatchParts | None = BatchParts(backend, size)
+
+    @property
+    def lanes(self) -> Mapping[str, Lanes]:
+        """Return the lanes of every stack, by part."""
+        return self._open().lanes
+
+    @property
+    def packed_bytes(self) -> int:
+        """Return the bytes that are packed for calls, at most."""
+        return self._open().packed_bytes
+
+    @property
+    def copied(self) -> Counter[str]:
+        """Return the bytes of caches that have been copied, by reason; see `Lanes.copied`."""
+        found = Counter[str]()
+        for lanes in self.lanes.values():
+            found.update(lanes.copied)
+        return found
+
+    def run(self, calls: Sequence[tuple[BackendSequence, PartCall]]) -> list[Answer]:
+        """Implement `Batch.run`."""
+        parts = self._open()
+        answers: list[Answer | None] = [None] * len(calls)
+        sharing: list[tuple[int, OnnxRuntimeSequence, PartCall]] = []
+        for index, (sequence, call) in enumerate(calls):
+            mine = self._check(sequence)
+            if self._is_long(call):
+                answers[index] = _alone(mine, call, self._config)
+            else:
+                sharing.append((index, mine, call))
+        if sharing:
+            try:
+                seats = self._seat([sequence for _, sequence, _ in sharing])
+                seated = [Seated(each[1], seat) for each, seat in zip(sharing, seats, strict=True)]
+                found = parts.run(seated, [call for _, _, call in sharing])
+            except BaseException:
+                for _, sequence, _ in sharing:
+                    self.drop(sequence)
+                raise
+            for (index, _, _), answer in zip(sharing, found, strict=True):
+                answers[index] = answer
+        return [answer for answer in answers if answer is not None]
+
+    def leave(self, sequence: BackendSequence) -> None:
+        """Implement `Batch.leave`."""
+        parts = self._open()
+        if isinstance(sequence, OnnxRuntimeSequence) and sequence.batch is self:
+            seat = self._seats.of(sequence)
+            parts.leave(seat, sequence)
+            self._free(seat, sequence)
+
+    def drop(self, sequence: OnnxRuntimeSequence) -> None:
+        """Let go of a sequence that ends or has failed; what it has computed here is lost."""
+        if sequence.batch is self:
+            seat = self._seats.of(sequence)
+            self._open().drop(seat)
+            self._free(seat, sequence)
+
+    def close(self) -> None:
+        """Implement `Batch.close`."""
+        if self._parts is None:
+            return
+        for sequence in self._seats.sequences:
+            if sequence is not None:
+                self.leave(sequence)
+        self._parts = None
+        self._backend.batches.discard(self)
+
+    def _open(self) -> BatchParts:
+        if self._parts is None:
+            raise ValueError("batch: found a closed one, expected one that is open")
+        return self._parts
+
+    def _free(self, seat: int, sequence: OnnxRuntimeSequence) -> None:
+        self._seats.free(seat)
+        sequence.batch = None
+
+    def _check(self, sequence: BackendSequence) -> OnnxRuntimeSequence:
+        """Return a sequence, which is of this backend, open and in no other batch."""
+        if not isinstance(sequence, OnnxRuntimeSequence) or sequence.backend is not self._backend:
+            raise ValueError("sequence: found one of another backend, expected one of the batch's")
+        if sequence.batch is not self:
+            if sequence.closed:
+                raise ValueError("sequence: found a closed one, expected one that is open")
+            sequence.leave_batch()
+        return sequence
+
+    def _seat(self, sequences: Sequence[OnnxRuntimeSequence]) -> list[int]:
+        """Return the seats of sequences; who has none gets one, and seats become dense."""
+        parts, seats = self._open(), self._seats
+        found = seats.use(sequences)
+        for index, sequence in enumerate(sequences):
+            if found[index] < 0:
+                idle = seats.idle()
+                if idle is not None:
+                    leaving = seats.sequences[idle]
+                    assert leaving is not None, "every seat is taken"
+                    self.leave(leaving)
+                found[index] = seats.take(sequence)
+                sequence.batch = self
+        hole = seats.hole()
+        if hole is None:
+            return found
+        while hole is not None:
+            parts.move(*hole)
+            seats.move(*hole)
+            hole = seats.hole()
+        return [seats.of(sequence) for sequence in sequences]
+
+    def _is_long(self, call: PartCall) -> bool:
+        """Return whether a call has too many rows to share it with others."""
+        if isinstance(call, DraftCall):
+            return False
+        if isinstance(call, GlobalCall):
+            return call.patches > BATCHED_ROWS
+        if isinstance(call, EncoderCall):
+            rows = len(call.ids) - self._history
+            slots = call.position + rows - int(call.starts[0])
+            return rows > BATCHED_ROWS or len(call.starts) > BATCHED_ROWS or slots > POOL_SLOTS
+        if isinstance(call, DecoderCall) and int(call.latents[-1]) - int(call.latents[0]) >= LATENTS:
+            return True
+        return len(call.ids) > BATCHED_ROWS
+
+
+def _alone(sequence: OnnxRuntimeSequence, call: PartCall, config: BltConfig) -> Answer:
+    """Let a sequence make a call by itself, which ends its time in the batch."""
+    began = perf_counter()
+    result: Any = None
+    if isinstance(call, PatcherCall):
+        part, rows = "patcher", len(call.ids)
+        result = sequence.run_patcher(*call)
+    elif isinstance(call, EncoderCall):
+        part, rows = "encoder", len(call.ids) - (config.hash.context - 1)
+        sequence.run_encoder(*call)
+    elif isinstance(call, GlobalCall):
+        part, rows = "global", call.patches
+        sequence.run_global(*call)
+    else:
+        assert isinstance(call, DecoderCall), "drafts are never long"
+        part, rows = decoder_of(config, call.block), len(call.ids)
+        result = sequence.run_decoder(*call)
+    return Answer(result, perf_counter() - began, sequence.moved_bytes(part, call[0], rows), 1.0)

@@ -1,0 +1,44 @@
+"""Reserves the memory of lanes, and gives that of a lane back to the system when nobody has it any more."""
+
+from __future__ import annotations
+
+import mmap
+import sys
+from typing import Any
+
+import numpy as np
+
+from fastblt.runtime.backends.cpu.buffers import Buffer
+
+_GIVES_BACK = sys.platform == "linux"
+
+
+class LaneMemory(Buffer):
+    """Holds one cache of every lane of a class, ``array`` [lanes, slots, dim], zeroed and committed when used."""
+
+    def __init__(self, lanes: int, slots: int, dim: int, dtype: np.dtype[Any]) -> None:
+        if not _GIVES_BACK:
+            super().__init__(lanes, (slots, dim), dtype)
+            return
+        self.row_shape = slots, dim
+        self.row_bytes = slots * dim * dtype.itemsize
+        self.bytes = lanes * self.row_bytes
+        self._map = mmap.mmap(-1, self.bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self.array = np.frombuffer(self._map, dtype=dtype).reshape(lanes, slots, dim)
+        self.address = int(self.array.ctypes.data)
+
+    def clear(self, lane: int) -> None:
+        """Zero a lane; the pages that are all its own are given back."""
+        if not _GIVES_BACK:
+            self.array[lane] = 0
+            return
+        begin, end = lane * self.row_bytes, (lane + 1) * self.row_bytes
+        first, last = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE, end // mmap.PAGESIZE * mmap.PAGESIZE
+        if first >= last:
+            self.array[lane] = 0
+            return
+        self._map.madvise(mmap.MADV_DONTNEED, first, last - first)
+        flat = self.array[lane].reshape(-1)
+        item = flat.itemsize
+        flat[: (first - begin) // item] = 0
+        flat[(last - begin) // item :] = 0

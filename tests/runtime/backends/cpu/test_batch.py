@@ -1,0 +1,219 @@
+"""Sequences in a batch: they return and hold what they would alone, whatever they do, and nothing is copied for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import numpy as np
+import pytest
+from fakes.batch_twins import Play, Twins, answer_together
+from fakes.earlier_bundles import of_one_sequence
+from fakes.onnx_backends import OpenBackend, open_onnx
+
+from fastblt.runtime.backends.batching import BatchingBackend, PatcherCall
+from fastblt.runtime.backends.cpu import backend as backend_module
+from fastblt.runtime.backends.cpu.backend import OnnxRuntimeBackend
+from fastblt.runtime.backends.cpu.batch import OnnxRuntimeBatch
+from fastblt.runtime.backends.graph_error import GraphError
+from fastblt.runtime.backends.protocol import CapacityError
+from fastblt.runtime.batching.round_scheduler import RoundScheduler
+from fastblt.runtime.bundle.manifest import BundleError
+from fastblt.runtime.sequence.requests import Draft, Score
+
+#: Fixture of the checkpoint, and options of the export.
+FORMS: dict[str, tuple[str, dict[str, Any]]] = {
+    "BLT-D": ("tiny_checkpoint", {}),
+    "BLT": ("tiny_encoder_checkpoint", {}),
+    "BLT with draft decoder": ("tiny_mixed_checkpoint", {}),
+    "BLT-D fp16": ("tiny_checkpoint", {"dtype": "fp16"}),
+    "lowered BLT, tables inside": ("tiny_encoder_checkpoint", {"lowered": True, "hash_tables": "graph"}),
+    "documents": ("documents_checkpoint", {}),
+}
+
+
+@pytest.fixture(scope="module", params=FORMS)
+def backend(request: pytest.FixtureRequest, exported: Callable[..., Path]) -> OnnxRuntimeBackend:
+    fixture, options = FORMS[request.param]
+    return OnnxRuntimeBackend.load(exported(request.getfixturevalue(fixture), **options), 400, 1)
+
+
+@pytest.fixture
+def blt_d(open_backend: OpenBackend) -> OnnxRuntimeBackend:
+    return open_onnx(open_backend, "embedding", 600)
+
+
+def test_rows_and_caches_are_those_of_sequences_alone(backend: OnnxRuntimeBackend) -> None:
+    """To the bit, whatever they do."""
+    assert isinstance(backend, BatchingBackend)
+    batch = backend.new_batch(4)
+    play = Play(backend, batch, 4, seed=2)
+    play.run(55)
+    assert set(batch.copied) == {"join", "leave", "growth", "slide", "move"}
+    batch.close()
+    for twins in play.twins:
+        twins.compare_states()
+        twins.append([7])
+        twins.answer(Score(), Score())
+
+
+def scored(backend: OnnxRuntimeBackend, count: int, length: int) -> list[Twins]:
+    """Return twins that have scored texts of random bytes alone."""
+    random, found = np.random.default_rng(5), []
+    for _ in range(count):
+        twins = Twins(backend)
+        twins.append(random.integers(4, 260, length).tolist())
+        twins.answer(Score(), Score())
+        found.append(twins)
+    return found
+
+
+def test_steps_copy_no_caches(blt_d: OnnxRuntimeBackend) -> None:
+    """Only when a sequence joins, when it outgrows a class of the global transformer, and when a window slides."""
+    batch, twins = blt_d.new_batch(3), scored(blt_d, 3, 100)
+    lanes = batch.lanes
+    for step in range(120):
+        for each in twins:
+            each.append([4 + step])
+        answer_together(batch, [(each, (Score(), Score())) for each in twins])
+        if step == 0:
+            joined = batch.copied["join"]
+            assert joined > 0
+    copied = batch.copied
+    assert copied["join"] == joined
+    assert copied["move"] == copied["leave"] == 0
+    patches = max(len(each.shared.patch_ends) for each in twins)
+    assert 64 < patches <= 256
+    assert copied["growth"] <= 3 * (64 + 128) * lanes["global"].slot_bytes
+    # A lane of a window of 24 or 20 has 64 slots; what slides is a window, and the rows that go home.
+    for part in ("patcher", "encoder", "decoder"):
+        window = lanes[part].classes.window
+        assert window is not None
+        slides = 3 * -(-120 // (64 - window - 8)) * (window + 8) + 3 * 120
+        assert 0 < lanes[part].copied["slide"] <= slides * lanes[part].slot_bytes
+
+
+def test_calls_are_shared(blt_d: OnnxRuntimeBackend) -> None:
+    """Rows of one byte, and drafts that end one after the other, run together; the shares add up to a call."""
+    batch, twins = blt_d.new_batch(4), scored(blt_d, 4, 30)
+    for each in twins:
+        each.append([9])
+    calls = [next(each.shared.calls(Score())) for each in twins]
+    sequences = [each.shared.sequence for each in twins]
+    answers = batch.run(list(zip(sequences, calls, strict=True)))
+    assert isinstance(calls[0], PatcherCall)
+    assert [answer.calls for answer in answers] == [0.25] * 4
+    spec, lanes = blt_d.graphs["patcher"].spec, batch.lanes["patcher"]
+    assert sum(answer.moved_bytes for answer in answers) == spec.weight_bytes + 4 * 64 * lanes.slot_bytes
+    drafts = [
+        next(each.shared.calls(Draft(most, None, "closed"))) for each, most in zip(twins, (1, 3, 3, 2), strict=True)
+    ]
+    shares = [answer.calls for answer in batch.run(list(zip(sequences, drafts, strict=True)))]
+    assert sum(shares) == pytest.approx(3), "three steps, each of one call"
+    assert shares == pytest.approx([1 / 4, 1 / 4 + 1 / 3 + 1 / 2, 1 / 4 + 1 / 3 + 1 / 2, 1 / 4 + 1 / 3])
+
+
+def test_failure_is_forgotten_with_the_sequences_that_had_it(
+    blt_d: OnnxRuntimeBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch, twins = blt_d.new_batch(3), scored(blt_d, 3, 30)
+    for each in twins:
+        each.append([9])
+    answer_together(batch, [(each, (Score(), Score())) for each in twins])
+    for lanes in batch.lanes.values():
+        if lanes.class_of[1] >= 0:
+            for memory in lanes.buffers(lanes.class_of[1]).values():
+                memory.array[1] = np.nan
+    twins[1].shared.close()
+    after = [*twins[::2], *scored(blt_d, 1, 50)]
+    for each in after:
+        each.append([9, 10])
+    answer_together(batch, [(each, (Score(), Score())) for each in after])
+
+    def fail(*_: Any) -> None:
+        raise GraphError("entropy.onnx: failed")
+
+    for each in after:
+        each.append([9])
+    calls = [(each.shared.sequence, next(each.shared.calls(Score()))) for each in after[:2]]
+    monkeypatch.setattr(blt_d.graphs["patcher"], "run", fail)
+    with pytest.raises(GraphError):
+        batch.run(calls)
+    monkeypatch.undo()
+    assert [each.shared.sequence.batch for each in after] == [None, None, batch]  # type: ignore[attr-defined]
+    answer_together(batch, [(after[2], (Score(), Score()))])
+
+
+def test_two_threads_use_a_batch_each(blt_d: OnnxRuntimeBackend) -> None:
+    """There is one sequence more than a batch has room for: the one that has been idle for the longest leaves."""
+    errors: list[BaseException] = []
+
+    def play(seed: int) -> None:
+        try:
+            Play(blt_d, blt_d.new_batch(2), 3, seed).run(15)
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [Thread(target=play, args=(seed,)) for seed in (1, 2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+
+
+def test_batch_refuses_what_it_cannot_run(blt_d: OnnxRuntimeBackend, tiny_bundle: Path, tmp_path: Path) -> None:
+    batch, other = blt_d.new_batch(2), OnnxRuntimeBackend.load(tiny_bundle, 100, 1)
+    call = PatcherCall(0, np.array([1]), None)
+    with pytest.raises(ValueError, match="sequence: found one of another backend"):
+        batch.run([(other.new_sequence(), call)])
+    closed = blt_d.new_sequence()
+    closed.close()
+    with pytest.raises(ValueError, match="sequence: found a closed one"):
+        batch.run([(closed, call)])
+    batch.close()
+    batch.close()
+    with pytest.raises(ValueError, match="batch: found a closed one"):
+        batch.run([(blt_d.new_sequence(), call)])
+    with pytest.raises(ValueError, match="batch: found a size of 0"):
+        blt_d.new_batch(0)
+    old = OnnxRuntimeBackend.load(of_one_sequence(tiny_bundle, tmp_path / "old"), 100, 1)
+    with pytest.raises(BundleError, match=r"old: found graphs for one sequence, .* 'fastblt export'"):
+        old.new_batch(2)
+    assert not RoundScheduler(old, 2).shares_calls, "its texts grow in turn"
+
+
+def test_batch_that_does_not_fit_is_refused(blt_d: OnnxRuntimeBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = blt_d.manifest.weight_bytes + blt_d.sequences * blt_d.sequence_bytes
+    first = blt_d.new_batch(2)
+    room = backend_module.batch_bytes(blt_d, 2) + backend_module.batch_bytes(blt_d, 3)
+    monkeypatch.setattr(backend_module, "host_memory", lambda: taken + room)
+    with pytest.raises(CapacityError, match=r"batch: found 4 sequences, which take .* expected at most 3 with"):
+        blt_d.new_batch(4)
+    blt_d.new_batch(3).close()
+    first.close()
+    blt_d.new_batch(5).close()
+
+
+def test_memory_is_what_was_expected_at_most(backend: OnnxRuntimeBackend) -> None:
+    batch = OnnxRuntimeBatch(backend, 3)
+    memory = [lanes.buffers(of) for lanes in batch.lanes.values() for of in range(len(lanes.classes.slots))]
+    found = sum(each.bytes for classes in memory for each in classes.values()) + batch.packed_bytes
+    assert found == pytest.approx(backend_module.batch_bytes(backend, 3), rel=0.01)
+
+
+def test_rows_are_equal_when_texts_are_much_longer_than_the_windows(blt_d: OnnxRuntimeBackend) -> None:
+    batch, twins = blt_d.new_batch(2), scored(blt_d, 2, 200)
+    random = np.random.default_rng(3)
+    for _ in range(40):
+        for each in twins:
+            each.append(random.integers(4, 260, 9).tolist())
+        answer_together(batch, [(each, (Score(), Score())) for each in twins])
+        for each in twins:
+            each.rewind(each.shared.length - 2)
+    batch.close()
+    for each in twins:
+        assert each.shared.length > 450
+        each.compare_states()
