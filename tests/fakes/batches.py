@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +23,13 @@ from fastblt.runtime.blt_runtime import BltRuntime
 MAX_BYTES = 600
 #: A prompt, and how many bytes follow it.
 Text = tuple[np.ndarray, int]
+
+
+class Written(NamedTuple):
+    """Holds what follows a prompt, and the log-probability of each of its bytes."""
+
+    data: bytes
+    logprobs: tuple[float, ...]
 
 
 class Form(NamedTuple):
@@ -55,6 +64,13 @@ def load_form(form: Form, bundle: Path, gpu: FakeCuda, sequences: int, row_floor
     return loading.load_tensorrt(bundle, form.kind, MAX_BYTES, row_floor, sequences)
 
 
+def check_same(found: Sequence[Written], expected: Sequence[Written], tolerance: float) -> None:
+    """Compare bytes, and log-probabilities: kernels for one row and for several differ in their last bits."""
+    assert [each.data for each in found] == [each.data for each in expected]
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one.logprobs, other.logprobs, rtol=tolerance)
+
+
 def texts_of(count: int, seed: int = 0, longest: int = 40) -> list[Text]:
     """Return prompts of random bytes, with an end of document inside, and how many bytes follow each of them."""
     random = np.random.default_rng(seed)
@@ -66,15 +82,20 @@ def texts_of(count: int, seed: int = 0, longest: int = 40) -> list[Text]:
     return found
 
 
-def write_alone(runtime: BltRuntime, texts: Sequence[Text], method: str) -> list[bytes]:
-    """Continue texts one after the other."""
-    return [runtime.generate(text, size, method=method).data for text, size in texts]
+def write_alone(runtime: BltRuntime, texts: Sequence[Text], *methods: str) -> list[Written]:
+    """Continue texts one after the other, with each method in turn."""
+    pairs = zip(texts, itertools.cycle(methods), strict=False)
+    made = [runtime.generate(text, size, method=method, logprobs=True) for (text, size), method in pairs]
+    return [Written(each.data, each.logprobs) for each in made]
 
 
-def write_together(runtime: BltRuntime, scheduler: RoundScheduler, texts: Sequence[Text], method: str) -> list[bytes]:
-    """Continue texts in rounds that they share."""
-    openers = [lambda text=text, size=size: runtime.stream(text, size, method=method) for text, size in texts]
-    return [found.data for found in generate_together(scheduler, openers)]
+def write_together(
+    runtime: BltRuntime, scheduler: RoundScheduler, texts: Sequence[Text], *methods: str
+) -> list[Written]:
+    """Continue texts in rounds that they share, with each method in turn."""
+    pairs = zip(texts, itertools.cycle(methods), strict=False)
+    openers = [partial(runtime.stream, text, size, method=method, logprobs=True) for (text, size), method in pairs]
+    return [Written(each.data, each.logprobs) for each in generate_together(scheduler, openers)]
 
 
 @contextmanager

@@ -79,6 +79,7 @@ class DeviceBackend:
         """Those that are open."""
         self.slots = [Slot(self, place) for place in range(sequences)]
         self._free = deque(self.slots)
+        self._warm = False
 
     @property
     def model_digest(self) -> str:
@@ -110,8 +111,15 @@ class DeviceBackend:
             raise
         return DeviceSequence(self, slot)
 
+    @property
+    def idle(self) -> bool:
+        """Return whether no sequence is open."""
+        return len(self._free) == self.sequences
+
     def new_batch(self, size: int) -> DeviceBatch:
         """Implement `BatchingBackend.new_batch`.
+
+        Where the backend was warmed up and no sequence is open, so is the batch, which takes as long again.
 
         Raises:
             BundleError: the graphs, or the engines, take one sequence at a time.
@@ -135,6 +143,8 @@ class DeviceBackend:
             except CudaError as error:
                 raise self.failure("decoder", error) from error
             self.batches.append(batch)
+            if self._warm and self.idle:
+                batch.warm_up()
             return batch
 
     def take_back(self, slot: Slot) -> None:
@@ -158,7 +168,7 @@ class DeviceBackend:
             GraphError: a graph fails.
             ValueError: a sequence is open.
         """
-        if len(self._free) < self.sequences:
+        if not self.idle:
             raise ValueError(f"warm_up: found {self.sequences - len(self._free)} open sequences, expected none")
         with self.lock:
             for slot in self.slots:
@@ -175,6 +185,7 @@ class DeviceBackend:
             for slot in self.slots:
                 slot.clear()
             on_progress(len(steps), len(steps), "")
+            self._warm = True
 
     def failure(self, part: str, error: Exception) -> Exception:
         """Return what to raise for an exception in the calls of a part; the device may be lost."""

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 C = TypeVar("C")
 Calls = Sequence[tuple[DeviceSequence, C]]
+#: A class is recorded when it runs for the second time.
+_RUNS = 2
 #: Rows up to which calls of different lengths share one: of one shape class, as those of a verification are.
 _FEW_ROWS = 16
 
@@ -120,6 +122,27 @@ class DeviceBatch:
                 backend.stream.synchronize()
                 self.graphs.clear()
                 del self._patcher, self._encoder, self._global, self._decoders, self._drafter, self._exchange
+
+    def warm_up(self) -> None:
+        """Bind, run and record what calls of several sequences need, but for drafts; every slot is emptied.
+
+        Classes of one sequence whose caches have moved closer are bound again, too.
+
+        Raises:
+            GraphError: a graph fails.
+        """
+        backend = self._backend
+        for part, graph in self.graphs.items():
+            try:
+                for _ in range(_RUNS):
+                    graph.run_classes(min(self.size, MOST_TOGETHER))
+                    for slot in backend.slots[1:]:
+                        slot.graphs[part].run_moved_classes()
+                backend.stream.synchronize()
+            except (GraphError, CudaError, MemoryError) as error:
+                raise backend.failure(part, error) from error
+        for slot in backend.slots:
+            slot.clear()
 
     def clear(self) -> None:
         """Empty what padding rows may read."""

@@ -104,6 +104,16 @@ class BatchGraph(BoundGraph):
 
         return self._choose(key, sizes, one.cache_address, whole)
 
+    def run_classes(self, together: int) -> None:
+        """Queue every class of the first places once, on zeros, for up to ``together`` sequences."""
+        sizes = {min(1 << shift, together) for shift in range(1, together.bit_length() + 1)}
+        for size in sorted(sizes - {1}):
+            rows = self.padded(1)
+            while rows <= self.most_rows:
+                self.choose(range(size), rows)
+                self.queue_nothing()
+                rows *= 2
+
     def append_rows(self, rows: int, places: range, slots: Mapping[int, int], pool_slots: Mapping[int, int]) -> None:
         """Queue the copies of new rows into the caches, where the graph does not write them there itself.
 

@@ -173,6 +173,15 @@ class BoundGraph:
         """Queue the graph."""
         self.current.launch.run()
 
+    def queue_nothing(self) -> None:
+        """Queue the current class once, on zeros; its rows see the first slot."""
+        inputs = self.take_inputs()
+        for spec in tensors_bound_as(self.spec, Binding.UPLOAD):
+            # A row that sees no slot, or an empty patch, would become NaN.
+            inputs.arrays[spec.name][:] = spec.role in ("visible_end", "patch_end")
+        self.send()
+        self.launch()
+
     @property
     def recordable(self) -> bool:
         """Return whether a call of the current class can become part of a CUDA graph, whatever its position.

@@ -19,7 +19,7 @@ from fastblt.runtime.backends.gpu.buffer_array import SharedMemory
 from fastblt.runtime.backends.gpu.cuda import Stream, aligned
 from fastblt.runtime.backends.gpu.executor import Bound, Executor
 from fastblt.runtime.backends.gpu.sliding import CALL_ROWS, REWIND, RewindError, SlidingBuffer
-from fastblt.runtime.backends.gpu.tensor_table import Binding, size_names, tensors_bound_as
+from fastblt.runtime.backends.gpu.tensor_table import size_names
 from fastblt.runtime.backends.live_rows import first_visible
 from fastblt.runtime.bundle.dtypes import numpy_dtype
 from fastblt.runtime.bundle.manifest import BATCH
@@ -103,12 +103,16 @@ class DeviceGraph(BoundGraph):
     def run_nothing(self, rows: int, slots: int) -> None:
         """Queue a class once, on zeros; its rows see the first slot."""
         self.caches.array.make_room(slots)
-        inputs = self.begin(rows, slots)
-        for spec in tensors_bound_as(self.spec, Binding.UPLOAD):
-            # A row that sees no slot, or an empty patch, would become NaN.
-            inputs.arrays[spec.name][:] = spec.role in ("visible_end", "patch_end")
-        self.send()
-        self.launch()
+        self.choose(rows, slots)
+        self.queue_nothing()
+
+    def run_moved_classes(self) -> None:
+        """Queue the classes that are bound elsewhere since the slots have moved closer, once, on zeros."""
+        array = self.caches.array
+        if array.stride < array.rows:
+            for rows, slots in self.shape_classes():
+                if slots <= array.stride:
+                    self.run_nothing(rows, slots)
 
     def clear(self) -> None:
         """Empty the caches, and what padding rows may read, once everything that is queued is done."""

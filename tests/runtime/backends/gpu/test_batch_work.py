@@ -181,3 +181,23 @@ def test_bundles_and_engines_of_earlier_versions_are_refused_with_the_command(
 )
 def test_range_of_places_is_a_power_of_two_cut_at_the_end(places: list[int], count: int, expected: range) -> None:
     assert covering(places, count) == expected
+
+
+def test_batch_of_a_warm_backend_binds_nothing_while_texts_grow(load: Load) -> None:
+    backend = load("BLT-D engines", 2)
+    backend.warm_up()
+    runtime = BltRuntime(backend)
+    with rounds_of(runtime) as scheduler:
+
+        def classes() -> list[int]:
+            alone = [len(graph._classes) for slot in backend.slots for graph in slot.graphs.values()]
+            return [*alone, *(len(graph._classes) for graph in backend.batches[0].graphs.values())]
+
+        bound = classes()
+        assert not any(buffer.live for array in backend.memory.arrays.values() for buffer in array.held)
+        streams = [runtime.stream(text, 20, method="s:4") for text, _ in texts_of(2)]
+        for _ in range(5):
+            scheduler.step(streams)
+        assert classes() == bound
+        for stream in streams:
+            stream.close()
