@@ -131,19 +131,21 @@ class CountedParts:
 
     def _book_share(self, call: PartCall, answer: Answer) -> None:
         """Book a sequence's share of a call that served several."""
-        part, seconds, calls = self.part_of(call), answer.seconds, 1
+        part, seconds, calls, graph_calls = self.part_of(call), answer.seconds, 1, answer.calls
         if isinstance(call, DraftCall):
             drafted: Drafted = answer.result
             calls, seconds = len(drafted.tokens), seconds - drafted.encoder_seconds
             if self._config.decoder_reads_states:
-                self._add("encoder", drafted.encoder_seconds, calls, 0)
-        self._add(part, seconds, calls, round(answer.moved_bytes))
+                self._add("encoder", drafted.encoder_seconds, calls, 0, graph_calls)
+        self._add(part, seconds, calls, round(answer.moved_bytes), graph_calls)
         self.stats.shared_calls += answer.calls
 
-    def _add(self, part: str, seconds: float, calls: int, moved_bytes: int) -> None:
+    def _add(self, part: str, seconds: float, calls: int, moved_bytes: int, graph_calls: float | None = None) -> None:
+        """Add calls; ``graph_calls`` is a share of those of the graph, None: all of them."""
         stats = self.stats
         stats.part_seconds[part] += seconds
         stats.nfe[part] += calls
+        stats.graph_calls[part] += calls if graph_calls is None else graph_calls
         stats.moved_bytes += moved_bytes
 
     def _rows_of(self, call: PartCall) -> int:

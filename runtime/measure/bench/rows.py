@@ -24,7 +24,7 @@ from fastblt.models.config import BltConfig
 from fastblt.runtime.backends.protocol import parts_in
 from fastblt.runtime.measure.agreement import common_prefix
 from fastblt.runtime.measure.bench.plan import AR, EAGER, PYTORCH, BenchPlan, Contender
-from fastblt.runtime.measure.replay.backend import ReplayCounts
+from fastblt.runtime.measure.replay.draws import ReplayCounts
 from fastblt.runtime.methods import parse_method
 from fastblt.runtime.methods.replay_profile import ReplayProfile
 from fastblt.runtime.sequence.stats import RunStats

@@ -17,7 +17,7 @@ from fastblt.runtime.machine import memory_bandwidth, peak_rss_mb, usable_cores
 from fastblt.runtime.measure.bench.plan import BenchPlan, Contender
 from fastblt.runtime.measure.bench.rows import Measurement, Run
 from fastblt.runtime.measure.peers import Generator
-from fastblt.runtime.measure.replay.backend import ReplayBackend
+from fastblt.runtime.measure.replay.backend import ReplayBackend, replay_over
 from fastblt.runtime.measure.rotation import rotated
 from fastblt.runtime.methods import parse_method
 from fastblt.runtime.methods.replay_profile import ReplayError, ReplayProfile
@@ -62,9 +62,9 @@ def measure(
 
     for contender in plan.contenders:
         parse_method(contender.method).check(runtimes[contender.backend].config)
-    replayed_on: dict[str, BackendSequence] = {}
+    lent: dict[str, list[BackendSequence]] = {}
     runtime_of = {
-        c: _replay(runtimes[c.backend], profiles[c], replayed_on) if profiles else runtimes[c.backend]
+        c: replayed(runtimes[c.backend], profiles[c], lent) if profiles else runtimes[c.backend]
         for c in plan.contenders
     }
 
@@ -95,14 +95,14 @@ def measure(
     return Measurement(plan, prompts, max_new_bytes, repeats, config, devices, runs, peaks, bandwidth, profiles)
 
 
-def _replay(runtime: Generator, profile: ReplayProfile, sequences: dict[str, BackendSequence]) -> Generator:
+def replayed(runtime: Generator, profile: ReplayProfile, lent: dict[str, list[BackendSequence]]) -> BltRuntime:
     """Return a runtime that replays over the backend of another one.
 
     Args:
         runtime: the other one.
         profile: the rates.
-        sequences: those of each backend that replays share, by its name: texts come one after the other, and a GPU has
-            one. Those that are missing are made.
+        lent: those of each backend that replays share, by its name: texts of different replays come one after the
+            other, and a GPU has few sequences. Those that are missing are made.
 
     Raises:
         ReplayError: a peer is to be replayed.
@@ -112,6 +112,4 @@ def _replay(runtime: Generator, profile: ReplayProfile, sequences: dict[str, Bac
             "replay: found a peer among the contenders, expected backends only: a peer's answers cannot be replaced"
         )
     backend = runtime.backend
-    if backend.name not in sequences:
-        sequences[backend.name] = backend.new_sequence()
-    return BltRuntime(ReplayBackend(backend, profile, sequences[backend.name]), reuse_prompts=False)
+    return BltRuntime(replay_over(backend, profile, lent.setdefault(backend.name, [])), reuse_prompts=False)

@@ -13,7 +13,8 @@ from fastblt.models.tokens import MASK_ID, decode
 from fastblt.runtime.backends.protocol import PARTS, Backend, DecoderRows, Drafted, Floats, Ids, Pick
 from fastblt.runtime.blt_runtime import BltRuntime
 from fastblt.runtime.generation import Generation
-from fastblt.runtime.measure.replay.backend import ReplayBackend, ReplayCounts, replay_text
+from fastblt.runtime.measure.replay.backend import ReplayBackend
+from fastblt.runtime.measure.replay.draws import ReplayCounts, replay_text
 from fastblt.runtime.measure.replay.rates import ReplayRates
 from fastblt.runtime.methods.replay_profile import ReplayProfile
 
@@ -144,7 +145,7 @@ def test_patches_have_the_wanted_length(config: BltConfig, patch: float) -> None
 
 def test_patches_differ_in_length_up_to_the_longest(config: BltConfig) -> None:
     _, backend = replayed(config, "ar", "patch=4")
-    lengths = Counter(np.diff(backend._ends).tolist())
+    lengths = Counter(np.diff(backend.streams[0].ends).tolist())
     assert set(lengths) == set(range(1, 9))
 
 
@@ -167,8 +168,9 @@ def test_adaptive_method_learns_the_rate(config: BltConfig) -> None:
 def test_time_of_the_encoder_is_that_of_the_real_backend(config: BltConfig, pick: Pick | None) -> None:
     _, backend = replayed(config, "s:4", "acceptance=1", 4)
     ids = np.zeros(config.hash.context, dtype=np.int64)
-    drafted = backend.draft(5, ids, 0, 4, pick)
-    assert drafted.tokens.tolist() == backend.text[6:10].tolist()
+    sequence = backend.streams[0]
+    drafted = sequence.draft(5, ids, 0, 4, pick)
+    assert drafted.tokens.tolist() == sequence.text[6:10].tolist()
     assert drafted.encoder_seconds == 0.25
 
 
