@@ -26,3 +26,8 @@ class Learned:
             if not isinstance(found, kind):
                 found = self._known[kind] = make()
         return found
+
+    def exchange(self, known: dict[type[object], object]) -> dict[type[object], object]:
+        """Hold other objects from now on, and return those until now; no text may grow meanwhile."""
+        before, self._known = self._known, known
+        return before

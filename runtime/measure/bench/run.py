@@ -11,7 +11,7 @@ from typing import Any
 from fastblt.runtime.backends.registry import DEFAULT_BACKEND, default_capacity
 from fastblt.runtime.blt_runtime import BltRuntime
 from fastblt.runtime.machine import device_info
-from fastblt.runtime.measure.bench.plan import BenchPlan, make_bench_plan
+from fastblt.runtime.measure.bench.plan import BenchPlan, Contender, make_bench_plan
 from fastblt.runtime.measure.bench.rows import BenchRow
 from fastblt.runtime.measure.bench.timing import measure
 from fastblt.runtime.measure.loading import bundle_dtype
@@ -19,6 +19,7 @@ from fastblt.runtime.measure.peers import PEERS, Generator, load_peer
 from fastblt.runtime.measure.replay.rates import ReplayRates
 from fastblt.runtime.measure.requests import require_at_least
 from fastblt.runtime.methods.registry import bench_defaults
+from fastblt.runtime.methods.replay_profile import ReplayProfile
 from fastblt.runtime.progress import OnProgress, no_progress
 
 
@@ -92,13 +93,8 @@ def run_bench(
         ReplayError: ``replay`` is malformed or does not fit the methods.
         ValueError: there are no prompts.
     """
-    plan = make_bench_plan(request.backend, request.methods, request.against)
-    rates = None if request.replay is None else ReplayRates.parse(request.replay, plan.methods)
-    needed = max(map(len, prompts), default=0) + request.max_new_bytes
-    max_bytes = request.max_bytes or default_capacity(request.backend, needed)
-    runtimes = {name: _load(bundle, name, request, max_bytes) for name in plan.backends}
+    plan, runtimes, profiles = load_contenders(bundle, request, prompts)
     config = runtimes[request.backend].config
-    profiles = None if rates is None else {c: rates.profile(c.method, config) for c in plan.contenders}
     measurement = measure(
         runtimes,
         plan,
@@ -113,7 +109,35 @@ def run_bench(
     return BenchReport(request, plan, config.name, bundle_dtype(bundle), device, measurement.rows())
 
 
-def _load(bundle: Path, name: str, request: BenchRequest, max_bytes: int) -> Generator:
+def load_contenders(
+    bundle: Path, request: BenchRequest, prompts: Sequence[bytes], sequences: int | None = None
+) -> tuple[BenchPlan, dict[str, Generator], dict[Contender, ReplayProfile] | None]:
+    """Load the backends and peers of a request.
+
+    Args:
+        bundle: as for `run_bench`.
+        request: what to measure.
+        prompts: all of them.
+        sequences: most texts at once; None: the backend's choice.
+
+    Returns:
+        Who is measured, what runs them by name, and how they are replayed (None: the model's own output).
+
+    Raises:
+        CapacityError: there is no memory for so many texts; the message has the number that fits.
+        Exception: as `run_bench`.
+    """
+    plan = make_bench_plan(request.backend, request.methods, request.against)
+    rates = None if request.replay is None else ReplayRates.parse(request.replay, plan.methods)
+    needed = max(map(len, prompts), default=0) + request.max_new_bytes
+    max_bytes = request.max_bytes or default_capacity(request.backend, needed)
+    runtimes = {name: _load(bundle, name, request, max_bytes, sequences) for name in plan.backends}
+    config = runtimes[request.backend].config
+    profiles = None if rates is None else {c: rates.profile(c.method, config) for c in plan.contenders}
+    return plan, runtimes, profiles
+
+
+def _load(bundle: Path, name: str, request: BenchRequest, max_bytes: int, sequences: int | None) -> Generator:
     """Load one of our backends, or a peer."""
     if name in PEERS:
         return load_peer(bundle, name, request.provider, request.threads)
@@ -123,5 +147,6 @@ def _load(bundle: Path, name: str, request: BenchRequest, max_bytes: int) -> Gen
         backend=name,
         max_bytes=max_bytes,
         threads=request.threads,
+        sequences=sequences,
         reuse_prompts=False,  # what is repeated is measured as if it came for the first time
     )

@@ -5,11 +5,13 @@ A peer runs a bundle's own weights, so that its output can be compared byte for 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from fastblt.models.config import BltConfig
 from fastblt.runtime.generation import Generation
+from fastblt.runtime.sequence.stats import RunStats
 
 PEERS = ("transformers",)
 
@@ -29,6 +31,23 @@ class Generator(Protocol):
 
     def generate(self, prompt: bytes, max_new_bytes: int, *, method: str) -> Generation:
         """Generate greedily after a prompt, until EOS or ``max_new_bytes`` tokens."""
+        ...
+
+
+class GeneratedBatch(NamedTuple):
+    """Holds texts that a peer has written as one batch."""
+
+    texts: list[bytes]
+    stats: RunStats
+    """Of the batch: a call counts once, a round is a byte of every text."""
+
+
+@runtime_checkable
+class BatchGenerator(Protocol):
+    """Marks a peer that can generate after several prompts at once."""
+
+    def generate_batch(self, prompts: Sequence[bytes], max_new_bytes: int) -> GeneratedBatch:
+        """Generate greedily after prompts of one length, ``max_new_bytes`` tokens each, whatever they are."""
         ...
 
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -25,6 +26,7 @@ from fastblt.models.tokens import EOS_ID, decode, encode
 from fastblt.runtime.backends.eager.loading import load_eager
 from fastblt.runtime.generation import Generation
 from fastblt.runtime.machine import default_threads
+from fastblt.runtime.measure.peers import GeneratedBatch
 from fastblt.runtime.methods import MethodError
 from fastblt.runtime.sequence.stats import RunStats
 
@@ -35,6 +37,10 @@ _MODULES = {
     "global": "model.global_transformer",
     "decoder": "model.local_decoder",
 }
+
+
+#: An end of text that no model writes.
+_NO_TOKEN = -1
 
 
 class PeerError(ValueError):
@@ -96,23 +102,44 @@ class TransformersPeer:
         """
         if method != "ar":
             raise MethodError(f"method: found {method!r}, expected 'ar', the only one of transformers")
-        self._stats = stats = RunStats(prompt_bytes=len(prompt))
-        ids = torch.from_numpy(encode(prompt)).unsqueeze(0).to(self._device)
+        ids = torch.from_numpy(encode(prompt)).unsqueeze(0)
+        found, stats = self._run(ids, max_new_bytes, EOS_ID)
+        tokens = found[0].tolist()
+        ended = bool(tokens) and tokens[-1] == EOS_ID
+        data = decode(tokens)
+        stats.new_bytes = len(data)
+        return Generation(data, "eos" if ended else "length", stats, tuple(tokens))
+
+    def generate_batch(self, prompts: Sequence[bytes], max_new_bytes: int) -> GeneratedBatch:
+        """Generate greedily after prompts of one length, ``max_new_bytes`` tokens each, whatever they are.
+
+        Raises:
+            PeerError: the prompts differ in length, for which transformers would have to pad them: patches would move.
+        """
+        lengths = sorted({len(prompt) for prompt in prompts})
+        if len(lengths) > 1:
+            raise PeerError(f"transformers: found prompts of {lengths[0]} to {lengths[-1]} bytes, expected one length")
+        ids = torch.from_numpy(np.stack([encode(prompt) for prompt in prompts]))
+        found, stats = self._run(ids, max_new_bytes, _NO_TOKEN)
+        texts = [decode(tokens) for tokens in found.tolist()]
+        stats.new_bytes = sum(map(len, texts))
+        return GeneratedBatch(texts, stats)
+
+    def _run(self, ids: Tensor, max_new_bytes: int, eos: int) -> tuple[Tensor, RunStats]:
+        """Return the new tokens after ids [batch, n], int64 [batch, new], and what they cost."""
+        self._stats = stats = RunStats(prompt_bytes=ids.numel() - len(ids))
         clock = _Clock()
         with torch.inference_mode():
             found = self._model.generate(
-                ids, max_new_tokens=max_new_bytes, do_sample=False, use_cache=False, eos_token_id=EOS_ID,
+                ids.to(self._device), max_new_tokens=max_new_bytes, do_sample=False, use_cache=False, eos_token_id=eos,
                 pad_token_id=0, streamer=clock,
             )  # fmt: skip
-        tokens = found[0, ids.shape[1] :].tolist()
-        ended = bool(tokens) and tokens[-1] == EOS_ID
-        data = decode(tokens)
-        stats.rounds = len(tokens)
-        stats.new_bytes = len(data)
+        new: Tensor = found[:, ids.shape[1] :].cpu()
+        stats.rounds = new.shape[1]
         stats.total_seconds = clock.times[-1] - clock.times[0]
         stats.first_byte_seconds = clock.times[1] - clock.times[0]
         stats.byte_seconds = [b - a for a, b in zip(clock.times[1:], clock.times[2:], strict=False)]
-        return Generation(data, "eos" if ended else "length", stats, tuple(tokens))
+        return new, stats
 
 
 class _Clock:

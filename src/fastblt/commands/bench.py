@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from fastblt.commands.bench_streams import bench_streams, parse_streams
 from fastblt.commands.bench_tables import bench_tables, describe_measurement
 from fastblt.commands.bench_url import as_texts, bench_url, check_target, read_prompts
 from fastblt.commands.checks import check_backend, check_bundle, check_file_target
@@ -71,7 +72,11 @@ def command(
     ] = "",
     prompts: Annotated[
         int | None,
-        typer.Option(min=1, help=f"Number of held-out prompts  [default: {_PROMPTS}; with --url: {_SERVER_PROMPTS}]"),
+        typer.Option(
+            min=1,
+            help=f"Number of held-out prompts  [default: {_PROMPTS}; with --streams: one for each text; with --url: "
+            f"{_SERVER_PROMPTS}]",
+        ),
     ] = None,
     prompt_bytes: Annotated[int, typer.Option(min=1, help="Bytes of each prompt.")] = 64,
     corpora: Annotated[
@@ -82,6 +87,13 @@ def command(
         int, typer.Option(min=2, help="Bytes to generate after each prompt.")
     ] = BenchRequest.max_new_bytes,
     repeats: Annotated[int, typer.Option(min=1, help="Measurements of each prompt.")] = BenchRequest.repeats,
+    streams: Annotated[
+        str | None,
+        typer.Option(
+            help="Measure texts that grow at the same time instead: comma-separated numbers of texts, ascending, such "
+            "as 1,2,4,8,16. Each is measured with calls of the model shared, where the backend can, and in turn."
+        ),
+    ] = None,
     replay: Annotated[
         str | None,
         typer.Option(
@@ -131,8 +143,8 @@ def command(
     """Measure the speed of decoding methods, or of a server.
 
     All methods run in turn in one process, greedily, on the same held-out prompts, and their output is compared. A
-    --replay measures speed and cost only. With --url, clients send requests to a server and wait for the answers; its
-    methods are measured one after the other.
+    --replay measures speed and cost only. With --streams, many texts grow at the same time. With --url, clients send
+    requests to a server and wait for the answers; its methods are measured one after the other.
     """
     check_target(context, bundle, url)
     sources = split_names(corpora)
@@ -168,22 +180,32 @@ def command(
             replay=replay,
         )
         _check(request)
-        texts = heldout_prompts(prompts or _PROMPTS, prompt_bytes, sources)
+        counts = None if streams is None else parse_streams(streams)
+        texts = heldout_prompts(prompts or max(counts or (_PROMPTS,)), prompt_bytes, sources)
     check_file_target(json)
     check_bundle(bundle, backend=backend)
+    if counts is not None:
+        _note_replay(replay)
+        bench_streams(bundle, request, counts, texts, json, wide=wide)
+        return
     with progress("measuring", redraw=False) as on_progress:
         report = run_bench(bundle, request, texts, on_progress)
     if json is not None:
         write_json(json, report.to_dict())
+    _note_replay(replay)
     console = stdout()
-    if replay is not None:
-        note(console, f"REPLAY ({replay}): {_REPLAY_NOTE}")
-        console.print()
     for table in bench_tables(report, wide=wide):
         print_table(console, table)
         console.print()
     for line in describe_measurement(report, sources, wide=wide):
         note(console, line)
+
+
+def _note_replay(replay: str | None) -> None:
+    """Print what the figures of a replay are."""
+    if replay is not None:
+        note(stdout(), f"REPLAY ({replay}): {_REPLAY_NOTE}")
+        stdout().print()
 
 
 def _check(request: BenchRequest) -> None:

@@ -1,0 +1,1 @@
+"""Measures texts that grow at the same time, with calls shared and in turn."""
