@@ -90,8 +90,8 @@ def command(
     print_left_out(report.model, report.left_out)
     print_audit(stdout(), report.rows, report.reference, report.bound)
     if streams > 1:
-        how = "and shared calls" if report.calls_shared else f"one call at a time, as {backend} shares none"
-        note(stdout(), f"{streams} texts at once, {how}.")
+        how = "calls were shared" if report.calls_shared else f"one call at a time, since {backend} shares none"
+        note(stdout(), f"{streams} texts at once: {how}.")
     if json is not None:
         write_json(json, report.to_dict())
     report.check()

@@ -51,12 +51,13 @@ class Growth:
     texts: list[bytes]
     whole: Work
     """What everything has cost."""
-    later: Work
-    """What has happened since every text had its first byte: prompts are left out."""
+    steady: Work
+    """What has happened while all of them grew: from when every text had its first byte until one ended."""
     first_byte_seconds: list[float]
     """Of each text, from the beginning of all."""
     byte_seconds: list[float]
-    """Of each byte after a text's first round: the time since the text had grown before, shared by its new bytes."""
+    """Of each byte after a text's first round, until one ended: the time since the text had grown before, shared by
+    its new bytes."""
     replay: ReplayCounts | None = None
     """What a replay really showed."""
 
@@ -103,6 +104,8 @@ def grow(
     began = perf_counter()
     texts: list[_Text] = []
     first: Work | None = None
+    last: Work | None = None
+    byte_seconds: list[float] = []
     try:
         for prompt in prompts:
             stream = runtime.stream(prompt, max_new_bytes, method=method, stop_at_eos=False)
@@ -114,6 +117,9 @@ def grow(
                 text.take(step, now)
             if first is None and all(text.grown for text in texts):
                 first = _work(texts, now - began)
+            if last is None and not all(text.stream.open for text in texts):
+                last = _work(texts, now - began)
+                byte_seconds = [seconds for text in texts for seconds in text.byte_seconds]
         whole = _work(texts, max(text.grown for text in texts) - began)
     finally:
         for text in texts:
@@ -122,9 +128,9 @@ def grow(
     return Growth(
         [b"".join(text.pieces) for text in texts],
         whole,
-        whole.since(first or whole),
+        (last or whole).since(first or last or whole),
         [text.first_byte_seconds for text in texts],
-        [seconds for text in texts for seconds in text.byte_seconds],
+        byte_seconds,
     )
 
 

@@ -1,7 +1,8 @@
 """Computes the figures of texts that grew at the same time: one row for each contender and number of texts.
 
-Everything but `Figures.first_byte_ms` and `Figures.bytes_per_s_with_prompt` is about the time after every text had its
-first byte, so that prompts are left out.
+Everything but `Figures.first_byte_ms` and `Figures.bytes_per_s_with_prompt` is about the time in which all texts grew:
+from when each had its first byte until one of them ended. Prompts are left out, and so is the end, when there are fewer
+texts.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ class Figures:
     """Holds the figures of one way to let texts grow. The names are a contract: scripts read them from JSON."""
 
     bytes: int
-    """New bytes of all texts, without each one's first round."""
+    """New bytes of all texts, while all of them grew."""
     bytes_per_s: float
     """The same of all texts together, divided by the seconds."""
     bytes_per_s_with_prompt: float
@@ -102,7 +103,7 @@ class Compared:
         together = figures(self.together)
         in_turn = figures(self.in_turn) if self.in_turn else None
         predicted = self._predicted()
-        work = _sum([growth.later for growth in self.together])
+        work = _sum([growth.steady for growth in self.together])
         return StreamsRow(
             backend=self.contender.backend,
             method=self.contender.method,
@@ -124,7 +125,7 @@ class Compared:
     def _predicted(self) -> float | None:
         if not self.in_turn:
             return None
-        work = _sum([growth.later for growth in self.in_turn])
+        work = _sum([growth.steady for growth in self.in_turn])
         return _ratio(predicted_moved_bytes(work, self.streams, self.weights), work.new_bytes)
 
     def _as_in_turn(self) -> bool | None:
@@ -150,19 +151,19 @@ class Compared:
 
 def figures(growths: Sequence[Growth]) -> Figures:
     """Return the figures of some measurements, at least one."""
-    whole, later = _sum([growth.whole for growth in growths]), _sum([growth.later for growth in growths])
+    whole, steady = _sum([growth.whole for growth in growths]), _sum([growth.steady for growth in growths])
     seconds = [second for growth in growths for second in growth.byte_seconds] or [0.0]
-    calls = {part: _ratio(count, later.new_bytes) or 0.0 for part, count in later.graph_calls.items()}
+    calls = {part: _ratio(count, steady.new_bytes) or 0.0 for part, count in steady.graph_calls.items()}
     return Figures(
-        bytes=later.new_bytes,
-        bytes_per_s=_ratio(later.new_bytes, later.seconds) or 0.0,
+        bytes=steady.new_bytes,
+        bytes_per_s=_ratio(steady.new_bytes, steady.seconds) or 0.0,
         bytes_per_s_with_prompt=_ratio(whole.new_bytes, whole.seconds) or 0.0,
         ms_per_byte_p50=1e3 * float(np.percentile(seconds, 50)),
         ms_per_byte_p95=1e3 * float(np.percentile(seconds, 95)),
         first_byte_ms=1e3 * statistics.median(first for growth in growths for first in growth.first_byte_seconds),
         calls_per_byte=sum(calls.values()),
         part_calls_per_byte=calls,
-        moved_bytes_per_byte=_ratio(later.moved_bytes, later.new_bytes) or 0.0,
+        moved_bytes_per_byte=_ratio(steady.moved_bytes, steady.new_bytes) or 0.0,
     )
 
 
