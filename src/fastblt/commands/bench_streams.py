@@ -101,8 +101,8 @@ def describe_streams(report: StreamsReport, prompts: Sequence[bytes]) -> Iterato
         yield f"{', '.join(unable)}: texts share no calls; they grew in turn, a round of each."
     yield (
         "bytes/s: of all texts together, from when each had its first byte until one ended. ms/byte: as the reader of "
-        "one text sees it. times in turn: against the same texts, a round of each in turn, without sharing calls. MB expected: weights "
-        "once a call, each text's own caches."
+        "one text sees it. times in turn: against the same texts, a round of each in turn, without sharing calls. MB "
+        "expected: weights once a call, each text's own caches."
     )
 
 
