@@ -29,8 +29,8 @@ class VerificationError(ValueError):
 
 
 def count_checks(config: BltConfig) -> int:
-    """Return how many calls `verify_bundle` compares for a model."""
-    return sum(len(calls_of(part, stack)) for part, stack in config.graph_stacks.items())
+    """Return how many times `verify_bundle` compares the rows of a sequence in a call, for a model."""
+    return sum(len(calls) for part, stack in config.graph_stacks.items() for calls in calls_of(part, stack))
 
 
 def verify_bundle(
@@ -42,13 +42,14 @@ def verify_bundle(
         bundle: folder with the graphs and a manifest.
         weights: of the checkpoint that they came from.
         dtype: of the bundle; the eager model computes in fp32 with weights rounded to it.
-        on_progress: a step is a call of a graph; its name is the graph's file.
+        on_progress: a step is a sequence of a call of a graph; its name is the graph's file.
 
     Returns:
-        One entry per graph, call and output: ``graph``, ``output``, ``rows``, ``position``, ``max_error``.
+        One entry per graph, call, sequence and output: ``graph``, ``output``, ``rows``, ``position``, ``sequence``,
+        ``max_error``.
 
     Raises:
-        VerificationError: a difference is beyond `TOLERANCE`; the message names graph, output and call.
+        VerificationError: a difference is beyond `TOLERANCE`; the message names graph, output and rows.
     """
     opened = Bundle.open(bundle, check=False)
     lowered = opened.manifest.operators == "lowered"
@@ -74,11 +75,13 @@ def _compare(
     """Return the entry of one output; raise if it differs too much."""
     error = max_error(found, expected)
     if not error <= limit:
+        of = f" of sequence {call.sequence}" if call.sequence else ""
         raise VerificationError(
-            f"{file}: output {output}, {call.rows} rows at position {call.position}: "
+            f"{file}: output {output}, {call.rows} rows at position {call.position}{of}: "
             f"found a relative error of {error:.3g}, expected at most {limit:g}"
         )
-    return {"graph": file, "output": output, "rows": call.rows, "position": call.position, "max_error": error}
+    place = {"rows": call.rows, "position": call.position, "sequence": call.sequence}
+    return {"graph": file, "output": output, **place, "max_error": error}
 
 
 def max_error(found: NDArray[Any], expected: NDArray[Any]) -> float:
