@@ -60,7 +60,7 @@ PROFILES = {
     "batch-16": ((5, 8, 16), (1, 8, 16)),
 }
 #: Most sequences of a call.
-_MOST_SEQUENCES = max(sequences[-1] for sequences, _ in PROFILES.values())
+MOST_SEQUENCES = max(sequences[-1] for sequences, _ in PROFILES.values())
 
 #: Slots that calls usually bind where they may bind any number.
 _USUAL_SLOTS = 512
@@ -74,7 +74,7 @@ class CompileRequest:
     """Describes what to compile.
 
     Raises:
-        TensorRtError: there is no GPU or no capacity to compile for.
+        TensorRtError: there is no GPU or no capacity to compile for, or the number of sequences is out of range.
     """
 
     sms: tuple[int, ...]
@@ -87,11 +87,15 @@ class CompileRequest:
     """Longest patch, if the model sets no limit."""
     timing_cache: Path | None = None
     """File that TensorRT keeps its measurements of kernels in; read if it exists, and written."""
+    sequences: int = MOST_SEQUENCES
+    """Most sequences of a call: fewer take less memory for activations, and less time to compile."""
 
     def __post_init__(self) -> None:
-        """Require a compute capability and a capacity."""
+        """Require a compute capability, a capacity and a sequence."""
         if not self.sms or not self.capacities:
             raise TensorRtError("compile: found no SM or no capacity, expected at least one of each")
+        if not 1 <= self.sequences <= MOST_SEQUENCES:
+            raise TensorRtError(f"sequences: found {self.sequences}, expected 1 to {MOST_SEQUENCES}")
 
 
 def compile_bundle(
@@ -216,7 +220,7 @@ class _Compiler:
         if least < slots:
             ranges["slots"] = (least, min(_USUAL_SLOTS, slots), slots)
         latents = whole_steps(position_count(max(self.request.capacities)))
-        profiles = _profiles(spec, self.config.hash.context - 1, latents, ranges)
+        profiles = _profiles(spec, self.config.hash.context - 1, latents, ranges, self.request.sequences)
         cache = self.request.timing_cache
         data = graph.build(profiles, self.request.sms, cache, lambda phase: on_phase(f"{name}: {phase}"), cancelled)
         (self.folder / name).write_bytes(data)
@@ -246,7 +250,7 @@ def _check_aliases(path: Path, spec: GraphSpec, aliases: dict[str, str]) -> None
 
 
 def _profiles(
-    spec: GraphSpec, history: int, latents: int, slots: Mapping[str, Sequence[int]]
+    spec: GraphSpec, history: int, latents: int, slots: Mapping[str, Sequence[int]], together: int
 ) -> tuple[ShapeProfile, ...]:
     """Return the profiles of a graph: ranges of all inputs whose shapes depend on the call.
 
@@ -256,13 +260,19 @@ def _profiles(
         latents: most of a sequence; those of all sequences are bound in every call, and how many depends on the
             runtime.
         slots: fewest, usual and most slots of the caches and of the pool, by symbolic size.
+        together: most sequences of a call; those of earlier versions' graphs are one.
     """
     found = []
-    stored = (1, latents, _MOST_SEQUENCES * latents)
+    together = together if any(BATCH in tensor.shape for tensor in spec.inputs) else 1
     for name, (sequences, rows) in PROFILES.items():
-        if sequences[0] > 1 and not any(BATCH in tensor.shape for tensor in spec.inputs):
+        if sequences[0] > together:
             continue
-        ranges: dict[int | str, Sequence[int]] = {"rows": rows, "patches": rows, "latents": stored, BATCH: sequences}
+        ranges: dict[int | str, Sequence[int]] = {
+            "rows": rows,
+            "patches": rows,
+            "latents": (1, latents, together * latents),
+        }
+        ranges[BATCH] = [min(number, together) for number in sequences]
         ranges["context_rows"] = [size + history for size in rows]
         ranges.update({size: bounds for size, bounds in slots.items() if bounds[0] < bounds[-1]})
         shapes = {}

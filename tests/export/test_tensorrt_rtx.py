@@ -24,7 +24,7 @@ from fastblt.models.blt import Blt  # noqa: E402
 from fastblt.models.checkpoint import save_checkpoint  # noqa: E402
 from fastblt.models.config import StackConfig  # noqa: E402
 from fastblt.models.presets import preset  # noqa: E402
-from fastblt.runtime.backends.gpu.sliding import cache_slots  # noqa: E402
+from fastblt.runtime.backends.gpu.sliding import cache_slots, position_count, whole_steps  # noqa: E402
 from fastblt.runtime.bundle.bundle import Bundle  # noqa: E402
 from fastblt.runtime.bundle.engines import EngineFolder, EngineSpec, ShapeProfile, load_engine_folder  # noqa: E402
 from fastblt.runtime.bundle.manifest import GRAPH_FILES, GraphSpec, load_manifest, sha256_of  # noqa: E402
@@ -151,6 +151,26 @@ def test_engine_builds_when_hash_tables_are_in_the_graph(
 def test_request_without_a_gpu_or_a_capacity_is_refused(sms: tuple[int, ...], capacities: tuple[int, ...]) -> None:
     with pytest.raises(TensorRtError, match="found no SM or no capacity"):
         CompileRequest(sms, capacities)
+
+
+@pytest.mark.parametrize(("sequences", "profiles"), [(1, 3), (3, 4)])
+def test_engine_takes_as_many_sequences_as_asked_for(
+    draft_bundle: Path,
+    compile_part: Callable[..., EngineFolder],
+    tmp_path: Path,
+    sequences: int,
+    profiles: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(TensorRtGraph, "build", lambda *arguments: memoryview(b"not compiled"))
+    request = CompileRequest((89,), (512,), sequences=sequences)
+    (engine,) = compile_part(draft_bundle, "draft", request, tmp_path).engines
+    assert [profile.name for profile in engine.profiles] == list(PROFILES)[:profiles]
+    most = engine.profiles[-1].shapes
+    assert [most[name][2][0] for name in ("positions", "write_index", "key_0")] == [sequences] * 3
+    assert most["latent_kv"][2][0] == sequences * whole_steps(position_count(512))
+    with pytest.raises(TensorRtError, match="sequences: found 17, expected 1 to 16"):
+        dataclasses.replace(request, sequences=17)
 
 
 @pytest.mark.parametrize(

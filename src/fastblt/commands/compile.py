@@ -59,6 +59,14 @@ def command(
     timing_cache: Annotated[
         Path | None, typer.Option(help="File where TensorRT keeps its kernel timings, to compile faster next time.")
     ] = None,
+    sequences: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            max=16,
+            help="Most texts that share a call of the model; 1 takes the least memory and time to compile.",
+        ),
+    ] = 16,
 ) -> None:
     """Compile a bundle to TensorRT engines.
 
@@ -74,7 +82,12 @@ def command(
 
     library = load_library(target.value)
     request = CompileRequest(
-        _targets(target, sms), capacities, None if dtype is None else dtype.value, max_patch_bytes, timing_cache
+        _targets(target, sms),
+        capacities,
+        None if dtype is None else dtype.value,
+        max_patch_bytes,
+        timing_cache,
+        sequences,
     )
     with progress(f"compiling with {library.label}") as on_progress:
         folder = compile_bundle(bundle, library, request, on_progress)
