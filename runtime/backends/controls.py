@@ -10,7 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fastblt.runtime.backends.protocol import Ids
+from fastblt.runtime.backends.protocol import ROW_CAPACITY, Ids
+
+_ROWS: Ids = np.arange(ROW_CAPACITY)
 
 
 class Controls(NamedTuple):
@@ -79,7 +81,7 @@ def write_lane_controls(controls: Controls, positions: Ids, bases: Ids, window: 
     """
     at, start, end, write_index = controls
     np.subtract(positions, bases, out=write_index)
-    np.add(positions[:, None], np.arange(at.shape[1]), out=at)
+    np.add(positions[:, None], _ROWS[: at.shape[1]], out=at)
     np.subtract(at, bases[:, None] - 1, out=end)
     if window is None:
         start.fill(0)

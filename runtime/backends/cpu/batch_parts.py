@@ -24,6 +24,7 @@ from fastblt.runtime.backends.cpu.draft_batch import DraftBatch
 from fastblt.runtime.backends.cpu.encoder_batch import POOL_SLOTS, EncoderBatch
 from fastblt.runtime.backends.cpu.global_batch import GlobalBatch
 from fastblt.runtime.backends.cpu.lane_classes import BATCHED_ROWS, LaneClasses
+from fastblt.runtime.backends.cpu.lane_memory import committed_slots
 from fastblt.runtime.backends.cpu.lanes import Lanes
 from fastblt.runtime.backends.cpu.latent_store import LATENTS, LatentStore
 from fastblt.runtime.backends.cpu.part_batch import Seated
@@ -141,12 +142,12 @@ def most_sizes(config: BltConfig, part: str, size: int) -> Sizes:
 
 
 def batch_bytes(backend: OnnxRuntimeBackend, size: int) -> int:
-    """Return the bytes that a batch takes at most: lanes of all classes, and what is packed for calls."""
+    """Return the bytes that a batch takes at most: lanes, and what is packed for calls."""
     total = 0
     for part, graph in backend.graphs.items():
         names, dim, kind = _caches(graph.spec)
         if part != "draft":
-            total += size * sum(lane_classes(backend, part).slots) * len(names) * dim * kind.itemsize
+            total += committed_slots(lane_classes(backend, part).slots, size) * len(names) * dim * kind.itemsize
         sizes = most_sizes(backend.config, part, size)
         # The decoders share their latents, and a pool is updated in place.
         total += sum(

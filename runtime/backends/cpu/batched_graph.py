@@ -122,6 +122,17 @@ class BatchedGraph:
                 positions[member.seat - group.first] = member.position
         write_lane_controls(call.controls, np.array(positions), np.array(bases), lanes.classes.window)
 
+    def advance(self, call: GroupCall, group: Group) -> None:
+        """Place the rows one position after those which the call has run; none of the lanes is idle or full."""
+        for member in group.members:
+            self.lanes.end[member.seat] += 1
+        at, start, end, write_index = call.controls
+        for values in (at, end, write_index):
+            np.add(values, 1, out=values)
+        window = self.lanes.classes.window
+        if window is not None:
+            np.maximum(end - window, 0, out=start)
+
     def see(self, call: GroupCall, group: Group, member: int, rows: int, block: int, first: int | Ids | None) -> None:
         """Change what the rows of a member see.
 

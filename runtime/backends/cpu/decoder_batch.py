@@ -75,4 +75,9 @@ class DecoderBatch(PartBatch):
 def rows_of(packed: GroupCall, lane: int, count: int) -> DecoderRows:
     """Return the first ``count`` rows of a lane, as views."""
     views = packed.views
-    return DecoderRows(*(views[name][lane, :count] for name in DecoderRows._fields))
+    return DecoderRows(
+        views["best"][lane, :count],
+        views["probability"][lane, :count],
+        views["entropy"][lane, :count],
+        views["logits"][lane, :count],
+    )

@@ -69,11 +69,45 @@ class DraftBatch:
             self._latent_index[seat], self._tokens[seat] = index, draft.call.ids[-1]
         running = drafts
         while running:
-            if self._encoder is not None:
-                self._encode(self._encoder, running)
-            self._step(running)
+            self._grow(running)
             running = [draft for draft in running if draft.more and draft.count < draft.call.most]
         return [draft.answer() for draft in drafts]
+
+    def _grow(self, running: Sequence[_Draft]) -> None:
+        """Draft a byte for each; more of them where they share one call, as long as none ends."""
+        decoder = self._decoder
+        left = [draft.call.most - draft.count for draft in running]
+        # Room for the whole draft: the window does not slide in the middle of it, beyond where scoring begins.
+        room = min(BATCHED_ROWS, max(left))
+        extents = [Extent(draft.position, decoder.least_rows) for draft in running]
+        groups = decoder.groups([draft.seated for draft in running], extents, room)
+        group = groups[0]
+        # Idle lanes have no room for more rows, and rows that see less are placed one by one.
+        if len(groups) > 1 or group.lanes > len(running) or any(draft.call.visible_from for draft in running):
+            if self._encoder is not None:
+                self._encode(self._encoder, running)
+            for group in groups:
+                self._step(self._prepare(group, running), group, running)
+            return
+        packed = self._prepare(group, running)
+        for step in range(self._steps_in_place(running, min(room, *left))):
+            if self._encoder is not None:
+                self._encode(self._encoder, running)
+            if step:
+                decoder.graph.advance(packed, group)
+            self._step(packed, group, running)
+            if not all(draft.more for draft in running):
+                return
+
+    def _steps_in_place(self, running: Sequence[_Draft], most: int) -> int:
+        """Return how many rows may follow one another before a lane has to begin elsewhere."""
+        classes = self._decoder.lanes.classes
+        if classes.exact:
+            while most > 1 and any(
+                classes.base(draft.position) != classes.base(draft.position + most - 1) for draft in running
+            ):
+                most -= 1
+        return most
 
     def _encode(self, encoder: EncoderBatch, running: Sequence[_Draft]) -> None:
         """Make the byte states of the next rows; they are encoded again when they are scored."""
@@ -89,48 +123,39 @@ class DraftBatch:
             draft.moved += moved
             draft.calls += calls
 
-    def _step(self, running: Sequence[_Draft]) -> None:
-        """Decode the next row of each draft, and choose the token after it."""
-        began, decoder = perf_counter(), self._decoder
-        extents = [Extent(draft.position, decoder.least_rows) for draft in running]
-        # Room for the whole draft: the window does not slide in the middle of it, beyond where scoring begins.
-        room = min(BATCHED_ROWS, max(draft.call.most - draft.count for draft in running))
-        for group in decoder.groups([draft.seated for draft in running], extents, room):
-            packed = self._run(group, running)
-            ended, share = perf_counter(), 1 / len(group.members)
-            moved = decoder.graph.moved_bytes(group)
-            for member in group.members:
-                draft = running[member.call]
-                draft.seconds += (ended - began) * share
-                draft.moved += moved
-                draft.calls += share
-                self._choose(draft, packed, member.seat - group.first)
-            began = perf_counter()
-
-    def _run(self, group: Group, running: Sequence[_Draft]) -> GroupCall:
+    def _prepare(self, group: Group, running: Sequence[_Draft]) -> GroupCall:
+        """Return the call of a group, with its rows placed."""
         packed = self._decoder.prepare(group)
-        seats, views = slice(group.first, group.first + group.lanes), packed.views
-        views["latent_index"][:] = self._latent_index[seats, None]
-        if self._encoder is None:
-            views["ids"][:] = self._tokens[seats, None]
-        else:
-            views["states"][:] = self._states[seats, None]
+        packed.views["latent_index"][:] = self._latent_index[group.first : group.first + group.lanes, None]
         for index, member in enumerate(group.members):
             seen = running[member.call].call.visible_from
             if seen:
                 self._decoder.graph.see(packed, group, index, group.rows, 0, seen)
-        self._decoder.graph.run(packed, group)
         return packed
 
-    def _choose(self, draft: _Draft, packed: GroupCall, lane: int) -> None:
-        """Note the token after a draft's row."""
-        views, count, call = packed.views, draft.count, draft.call
-        token = int(views["best"][lane, 0])
-        if call.pick is not None:
-            token, draft.more = call.pick(rows_of(packed, lane, 1))
-        draft.tokens[count], draft.probabilities[count] = token, views["probability"][lane, 0]
-        draft.count = count + 1
-        self._tokens[draft.seated.seat] = token
-        if self._encoder is not None:
-            draft.context[:-1] = draft.context[1:]
-            draft.context[-1] = token
+    def _step(self, packed: GroupCall, group: Group, running: Sequence[_Draft]) -> None:
+        """Decode the next row of the drafts of a group, and choose the tokens after them."""
+        began, graph, views = perf_counter(), self._decoder.graph, packed.views
+        seats = slice(group.first, group.first + group.lanes)
+        if self._encoder is None:
+            views["ids"][:] = self._tokens[seats, None]
+        else:
+            views["states"][:] = self._states[seats, None]
+        graph.run(packed, group)
+        share, moved = 1 / len(group.members), graph.moved_bytes(group)
+        best, probabilities = views["best"][:, 0].tolist(), views["probability"][:, 0].tolist()
+        seconds = (perf_counter() - began) * share
+        for member in group.members:
+            draft, lane = running[member.call], member.seat - group.first
+            count, token = draft.count, best[lane]
+            if draft.call.pick is not None:
+                token, draft.more = draft.call.pick(rows_of(packed, lane, 1))
+            draft.tokens[count], draft.probabilities[count] = token, probabilities[lane]
+            self._tokens[member.seat] = token
+            draft.count = count + 1
+            draft.seconds += seconds
+            draft.moved += moved
+            draft.calls += share
+            if self._encoder is not None:
+                draft.context[:-1] = draft.context[1:]
+                draft.context[-1] = token

@@ -32,7 +32,7 @@ class LaneClasses:
         if window is not None:
             most = min(most, window - 1 + self._step - 1 + BATCHED_ROWS)
         last = -(-most // VIEW_SLOTS) * VIEW_SLOTS
-        self.slots = [*smaller_classes(last), last]
+        self.slots = [*_smaller(last), last]
         """Slots of a lane, by class; the last holds a window and some rows more, or the whole sequence."""
 
     def base(self, position: int) -> int:
@@ -49,10 +49,10 @@ class LaneClasses:
         return bisect_left(self.slots, slots)
 
 
-def smaller_classes(last: int) -> list[int]:
-    """Return the powers of two from 64 slots to before the last class."""
+def _smaller(last: int) -> list[int]:
+    """Return the classes before the last: each has 64 slots more than the one before it, or a quarter of them."""
     found, slots = [], VIEW_SLOTS
     while slots < last:
         found.append(slots)
-        slots *= 2
+        slots += max(1, slots // 4 // VIEW_SLOTS) * VIEW_SLOTS
     return found

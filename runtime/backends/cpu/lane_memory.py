@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -42,3 +43,13 @@ class LaneMemory(Buffer):
         item = flat.itemsize
         flat[: (first - begin) // item] = 0
         flat[(last - begin) // item :] = 0
+
+
+def committed_slots(classes: Sequence[int], size: int) -> int:
+    """Return the slots of the lanes of a stack that are in memory at once, at most.
+
+    Args:
+        classes: slots of a lane, by class, rising.
+        size: number of sequences, each of which has one lane; one of them has two while it is copied.
+    """
+    return (size + 1) * classes[-1] if _GIVES_BACK else size * sum(classes)

@@ -21,15 +21,17 @@ class Seats:
         self._used = [0] * size
         """The turn in which each seat was used last."""
         self._turn = 0
+        self._seats: dict[int, int] = {}
+        """Seats by the identity of the sequence that has it."""
 
     def of(self, sequence: OnnxRuntimeSequence) -> int:
         """Return a sequence's seat; -1: it has none."""
-        return self.sequences.index(sequence) if sequence in self.sequences else -1
+        return self._seats.get(id(sequence), -1)
 
     def use(self, sequences: Sequence[OnnxRuntimeSequence]) -> list[int]:
         """Return the seats of sequences, -1 for those that have none, and note that they are in use."""
         self._turn += 1
-        found = [self.of(sequence) for sequence in sequences]
+        found = [self._seats.get(id(sequence), -1) for sequence in sequences]
         for seat in found:
             if seat >= 0:
                 self._used[seat] = self._turn
@@ -44,22 +46,24 @@ class Seats:
     def take(self, sequence: OnnxRuntimeSequence) -> int:
         """Give a sequence the first free seat, and return it."""
         seat = self.sequences.index(None)
-        self.sequences[seat], self._used[seat] = sequence, self._turn
+        self.sequences[seat], self._used[seat], self._seats[id(sequence)] = sequence, self._turn, seat
         return seat
 
     def free(self, seat: int) -> None:
         """Let go of a seat."""
+        del self._seats[id(self.sequences[seat])]
         self.sequences[seat] = None
 
     def hole(self) -> tuple[int, int] | None:
         """Return the last seat that is taken, and a free one before it; None: there is no such seat."""
-        if None not in self.sequences:
+        taken = len(self._seats)
+        if None not in self.sequences[:taken]:
             return None
         free = self.sequences.index(None)
-        last = max((seat for seat, sequence in enumerate(self.sequences) if sequence is not None), default=-1)
-        return (last, free) if free < last else None
+        return max(self._seats.values()), free
 
     def move(self, seat: int, to: int) -> None:
         """Give a seat's sequence another seat, which is free."""
         self.sequences[to], self._used[to] = self.sequences[seat], self._used[seat]
+        self._seats[id(self.sequences[to])] = to
         self.sequences[seat] = None
