@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from fakes.batch_twins import Play
 from shared_files import SharedFiles
 
 from fastblt.calibration import calibrate as calibrate_module
@@ -126,6 +127,11 @@ def test_rows_are_the_same_to_the_bit_in_calls_of_any_size(quantized: Path, rows
             pieces.append(session.score().logits.copy())
         found.append(np.concatenate(pieces))
     np.testing.assert_array_equal(found[0], found[1])
+
+
+def test_rows_are_the_same_to_the_bit_in_calls_of_many_sequences(quantized: Path) -> None:
+    backend = OnnxRuntimeBackend.load(quantized, 200, 1)
+    Play(backend, backend.new_batch(4), 4, seed=1).run(25)
 
 
 def test_verified_drafts_write_the_same_bytes(quantized: Path) -> None:
