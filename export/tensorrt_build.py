@@ -20,6 +20,7 @@ from typing import Any
 import onnx_ir as ir
 
 from fastblt.export.appending import append_caches
+from fastblt.export.flat_products import flatten_products
 from fastblt.models.atomic_file import write_file
 from fastblt.runtime.bundle.engines import ShapeProfile
 from fastblt.runtime.bundle.graph_model import load_graph
@@ -206,6 +207,7 @@ def _network_flags(trt: Any) -> int:
 def _with_sizes(path: Path, capacity: Mapping[str, int], appends: GraphSpec | None) -> bytes:
     """Return a serialized graph with numbers for the sizes of its caches; weights in other files stay there."""
     model = load_graph(path)
+    flatten_products(model.graph)
     if appends is not None:
         append_caches(model, appends)
     for value in (*model.graph.inputs, *model.graph.outputs):
