@@ -14,7 +14,7 @@ import numpy as np
 
 from fastblt.models.tokens import BOS_ID, BYTE_OFFSET, EOS_ID, VOCAB_SIZE, decode, encode
 from fastblt.runtime.backends.protocol import MAX_ROWS, Ids
-from fastblt.runtime.methods import Method, MethodError, Origin, Round
+from fastblt.runtime.methods import Method, MethodError, Origin, Round, steps_of
 from fastblt.runtime.request import StopRules
 from fastblt.runtime.sequence.lease import Lease
 from fastblt.runtime.sequence.requests import Score, Steps
@@ -262,7 +262,7 @@ class GrowingText:
         self.stats.reused_bytes = max(0, self.session.begin(self.ids, self.stats) - 1)
         while self.session.has_piece:
             yield self._read_piece()
-        for steps in self.method.rounds(self.session, self.sampler):
+        for steps in steps_of(self.method, self.session, self.sampler):
             yield self._grow(steps)
             if self.ended:
                 return

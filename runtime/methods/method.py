@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Literal, NamedTuple, Protocol
 
 from fastblt.models.config import BltConfig
@@ -68,7 +68,23 @@ class Method(Protocol):
         ...
 
 
+def steps_of(method: Method, session: Session, sampler: Sampler) -> Iterator[Steps[Round]]:
+    """Return the rounds of a method, to be run one after the other.
+
+    Raises:
+        MethodError: the method yields something else.
+    """
+    for steps in method.rounds(session, sampler):
+        if not isinstance(steps, Generator):
+            found = type(steps).__name__
+            raise MethodError(
+                f"method {method.name!r}: found a {found} among its rounds, expected generators of requests "
+                "(docs/decoding.md)"
+            )
+        yield steps
+
+
 def rounds_of(method: Method, session: Session, sampler: Sampler) -> Iterator[Round]:
     """Run the rounds of a method, one after the other, without end."""
-    for steps in method.rounds(session, sampler):
+    for steps in steps_of(method, session, sampler):
         yield session.run(steps)

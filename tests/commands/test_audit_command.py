@@ -13,14 +13,15 @@ from fastblt.cli import app
 from fastblt.commands.prompts import distinct_prompts
 from fastblt.runtime.methods import registry, self_speculation
 from fastblt.runtime.methods.method import Round
+from fastblt.runtime.sequence.requests import Steps, score
 from fastblt.runtime.sequence.sampling import Draft, Sampler
 from fastblt.runtime.sequence.session import Session
 
 
-def accept_always(session: Session, sampler: Sampler, draft: Draft, **_: Any) -> Round:
+def accept_always(session: Session, sampler: Sampler, draft: Draft, **_: Any) -> Steps[Round]:
     """Verification that verifies nothing."""
     session.append(draft.tokens)
-    following = sampler.choose(session.score(), -1)
+    following = sampler.choose((yield from score()), -1)
     session.append([following])
     return Round((*draft.tokens, following), (*["accepted"] * len(draft.tokens), "free"), (), len(draft.tokens))
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from fastblt.models.atomic_folder import replacing_folder
 from fastblt.runtime.bundle.bundle import Bundle
-from fastblt.runtime.bundle.manifest import GraphSpec, Manifest
+from fastblt.runtime.bundle.manifest import BATCH, GraphSpec, Manifest
 from fastblt.runtime.measure.verify.recorded_calls import RecordedCall, Tensors, record_calls
 from fastblt.runtime.measure.verify.reference import DeviceError, Emulate, cpu_reference
 from fastblt.runtime.measure.verify.tolerance import Tolerance, require_polygraphy, tolerance_of
@@ -169,7 +169,7 @@ def _describe(call: RecordedCall, manifest: Manifest) -> PolygraphyCall:
     shapes = {tensor.name: call.inputs[tensor.name].shape for tensor in dynamic}
     largest = {
         tensor.name: tuple(
-            2 * found if isinstance(size, str) and tensor.role not in ("cache", "pool") else found
+            2 * found if isinstance(size, str) and size != BATCH and tensor.role not in ("cache", "pool") else found
             for found, size in zip(shapes[tensor.name], tensor.shape, strict=True)
         )
         for tensor in dynamic

@@ -23,7 +23,7 @@ from fastblt.runtime.measure.report import write_json
 from fastblt.runtime.methods import parse_method, registry, self_speculation
 from fastblt.runtime.methods.method import Round
 from fastblt.runtime.progress import OnProgress
-from fastblt.runtime.sequence.requests import score_with_block
+from fastblt.runtime.sequence.requests import Steps, score, score_with_block
 from fastblt.runtime.sequence.sampling import Draft, Sampler
 from fastblt.runtime.sequence.session import Session
 
@@ -80,10 +80,10 @@ def test_audit_reports_a_fault_when_the_models_differ(runtimes: tuple[BltRuntime
     assert fault.logit_gap > 1e-4
 
 
-def accept_always(session: Session, sampler: Sampler, draft: Draft, **_: Any) -> Round:
+def accept_always(session: Session, sampler: Sampler, draft: Draft, **_: Any) -> Steps[Round]:
     """Verification that verifies nothing."""
     session.append(draft.tokens)
-    following = sampler.choose(session.score(), -1)
+    following = sampler.choose((yield from score()), -1)
     session.append([following])
     return Round((*draft.tokens, following), (*["accepted"] * len(draft.tokens), "free"), (), len(draft.tokens))
 
@@ -309,11 +309,14 @@ class OneByOne:
     def check(self, config: BltConfig) -> None:
         """Runs on every model."""
 
-    def rounds(self, session: Session, sampler: Sampler) -> Iterator[Round]:
+    def rounds(self, session: Session, sampler: Sampler) -> Iterator[Steps[Round]]:
         while True:
-            token = sampler.choose(session.score(), -1)
-            session.append([token])
-            yield Round((token,), ("sampled",))
+            yield self._round(session, sampler)
+
+    def _round(self, session: Session, sampler: Sampler) -> Steps[Round]:
+        token = sampler.choose((yield from score()), -1)
+        session.append([token])
+        return Round((token,), ("sampled",))
 
 
 @pytest.mark.usefixtures("own_methods")

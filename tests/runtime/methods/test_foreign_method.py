@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 from fakes.installed_package import install_package
 
+from fastblt.models.config import BltConfig
+from fastblt.models.tokens import encode
 from fastblt.runtime.backends.protocol import Backend
 from fastblt.runtime.blt_runtime import BltRuntime
 from fastblt.runtime.measure.audit.comparison import audit
 from fastblt.runtime.measure.bench.plan import make_bench_plan
 from fastblt.runtime.measure.bench.timing import measure
 from fastblt.runtime.measure.replay.rates import ReplayRates
-from fastblt.runtime.methods import MethodError, parse_method, registry
+from fastblt.runtime.methods import Method, MethodError, Round, parse_method, registry
 from fastblt.runtime.methods.replay_profile import ReplayError
+from fastblt.runtime.sequence.sampling import Sampler
+from fastblt.runtime.sequence.session import Session
 
 Scripted = Callable[..., Backend]
 
@@ -114,3 +119,19 @@ def test_bad_argument_and_replay_are_refused_in_its_name(scripted: Scripted) -> 
         parse_method("echo:x")
     with pytest.raises(ReplayError, match="found method echo:4, which has no replay profile"):
         ReplayRates.parse("acceptance=0.9", ["echo:4"]).profile("echo:4", scripted(PROMPT).config)
+
+
+def test_a_method_that_yields_rounds_in_place_of_requests_is_refused(scripted: Scripted) -> None:
+    class Earlier:
+        name, lossless = "earlier", True
+
+        def check(self, config: BltConfig) -> None:
+            """Runs on every model."""
+
+        def rounds(self, session: Session, sampler: Sampler) -> Iterator[Round]:
+            yield Round((70,), ("sampled",))
+
+    runtime = BltRuntime(scripted(encode(PROMPT, bos=False).tolist()))
+    method = cast("Method", Earlier())
+    with pytest.raises(MethodError, match="method 'earlier': found a Round among its rounds, expected generators of"):
+        runtime.generate(PROMPT[:4], 5, method=method)
