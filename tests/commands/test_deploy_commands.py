@@ -19,7 +19,7 @@ from typer.testing import CliRunner, Result
 from fastblt.cli import app
 from fastblt.commands.doctor import bundle_notes
 from fastblt.commands.polygraphy import write_polygraphy
-from fastblt.runtime.backends.gpu.graph import DeviceGraph
+from fastblt.runtime.backends.gpu.bound_graph import BoundGraph
 from fastblt.runtime.bundle.archive import pack
 from fastblt.runtime.bundle.bundle import Bundle
 from fastblt.runtime.bundle.engines import ENGINES_FILE, load_engine_folder
@@ -125,22 +125,22 @@ def test_verify_names_the_graph_that_computes_something_else(
 ) -> None:
     """A graph is skipped now and then, and always where it is recorded: what it should have computed is not there."""
     assert run("compile", bundle, "--max-bytes", "1024").exit_code == 0
-    launch, record, calls = DeviceGraph.launch, DeviceGraph.record, [0]
+    launch, record, calls = BoundGraph.launch, BoundGraph.record, [0]
 
-    def is_damaged(graph: DeviceGraph) -> bool:
+    def is_damaged(graph: BoundGraph) -> bool:
         return graph.spec.file.startswith({"patcher": "entropy"}.get(part, part))
 
-    def skip(self: DeviceGraph) -> None:
+    def skip(self: BoundGraph) -> None:
         calls[0] += 1
         if not (is_damaged(self) and calls[0] > 200 and calls[0] % 3 == 0):
             launch(self)
 
-    def leave_out(self: DeviceGraph) -> None:
+    def leave_out(self: BoundGraph) -> None:
         if not is_damaged(self):
             record(self)
 
-    monkeypatch.setattr(DeviceGraph, "launch", skip)
-    monkeypatch.setattr(DeviceGraph, "record", leave_out)
+    monkeypatch.setattr(BoundGraph, "launch", skip)
+    monkeypatch.setattr(BoundGraph, "record", leave_out)
     result = run("verify", bundle, "--methods", "ar", "--prompts", "1")
     assert result.exit_code == 1
     assert f": {part}, output " in result.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,9 +21,10 @@ from fastblt.runtime.methods.denoising import (
     MaximumBounded,
     OneStep,
     Rule,
-    denoise,
+    denoise_block,
     parse_rule,
 )
+from fastblt.runtime.sequence.requests import Denoise, draft_with_block
 from fastblt.runtime.sequence.sampling import Draft, Sampler
 
 VALUES = st.lists(st.floats(0, 1, width=32), min_size=1, max_size=16)
@@ -253,21 +255,18 @@ class Scribe:
         probability, best = self.steps[len(self.shown) - 1]
         return rows_of(probability, best)
 
-    def first_pass(self, block: Ids) -> tuple[DecoderRows, DecoderRows]:
-        return rows_of([0.5, 0.5], [8, 9]), self._rows(block)
-
-    def denoise(self, block: Ids) -> DecoderRows:
-        return self._rows(block)
-
     def run(self, size: int, rule: str, *, clean_first: bool, sampler: Sampler | None = None) -> Draft:
-        return denoise(
-            self,  # type: ignore[arg-type]
-            sampler or Sampler(),
-            size,
-            parse_rule(rule),
-            self.first_pass,
-            clean_first=clean_first,
-        )
+        steps = denoise_block(sampler or Sampler(), size, parse_rule(rule), draft_with_block, clean_first=clean_first)
+        answer: Any = None
+        while True:
+            try:
+                request = steps.send(answer)
+            except StopIteration as end:
+                found: Draft = end.value
+                return found
+            assert isinstance(request, Denoise)
+            rows = self._rows(request.block)
+            answer = (rows_of([0.5, 0.5], [8, 9]), rows) if request.with_last else rows
 
 
 def rows_of(probability: list[float], best: list[int]) -> DecoderRows:

@@ -5,6 +5,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -13,6 +15,7 @@ from fastblt.runtime.methods.adaptive.estimates import Acceptance, LinearCost, P
 from fastblt.runtime.methods.adaptive.policy import Policy
 from fastblt.runtime.methods.method import Round
 from fastblt.runtime.sequence.learned import Learned
+from fastblt.runtime.sequence.requests import Score, Steps
 from fastblt.runtime.sequence.sampling import Sampler
 from fastblt.runtime.sequence.session import Session
 
@@ -89,7 +92,8 @@ class Counting:
     def __init__(self) -> None:
         self.pace = Pace(cold=0, trial=0)
 
-    def round(self, session: Session, sampler: Sampler) -> Round:
+    def round(self, session: Session, sampler: Sampler) -> Steps[Round]:
+        yield Score()
         return Round((5,), ("sampled",), (), 0)
 
 
@@ -101,7 +105,8 @@ def test_no_round_is_lost_while_drafters_are_chosen(
     idle = Counting()
     idle.pace.observe(1e9, 1)  # as good as never tried again
     policy._drafters = [known, idle]
-    together(lambda: policy.round(None, Sampler()))  # type: ignore[arg-type]
+    session: Any = SimpleNamespace(now=time.perf_counter)
+    together(lambda: [*policy.round(session, Sampler())])
     assert policy._idle == [0, THREADS * TIMES]
 
 
