@@ -92,9 +92,9 @@ class PatchTable:
         return [self.next_latent_start, *self.ends[self.latents_ready :]]
 
     def rewind(self, length: int) -> None:
-        """Forget the patches that tokens from position ``length`` on have closed; ``length`` is 1 at least."""
+        """Forget the patches that tokens from position ``length`` on have closed."""
         self.read_until = length
-        del self.ends[int(self.latent_of[length - 1]) + 1 :]
+        del self.ends[int(self.latent_of[length - 1]) + 1 if length else 0 :]
         self.latents_ready = min(self.latents_ready, len(self.ends))
 
     def restore(self, ends: Sequence[int], read_until: int, latents_ready: int) -> None:

@@ -17,6 +17,7 @@ from fastblt.runtime.backends.protocol import Backend
 from fastblt.runtime.blt_runtime import BltRuntime
 from fastblt.runtime.generation import Chunk
 from fastblt.runtime.methods import MethodError, Round
+from fastblt.runtime.sequence.requests import Steps, score
 from fastblt.runtime.sequence.sampling import Sampler
 from fastblt.runtime.sequence.session import Session
 
@@ -120,11 +121,14 @@ class Silent:
     def check(self, config: BltConfig) -> None:
         pass
 
-    def rounds(self, session: Session, sampler: Sampler) -> Iterator[Round]:
+    def rounds(self, session: Session, sampler: Sampler) -> Iterator[Steps[Round]]:
         while True:
-            token = sampler.choose(session.score(), -1)
-            session.append([token])
-            yield Round((token,), ("sampled",))
+            yield self._round(session, sampler)
+
+    def _round(self, session: Session, sampler: Sampler) -> Steps[Round]:
+        token = sampler.choose((yield from score()), -1)
+        session.append([token])
+        return Round((token,), ("sampled",))
 
 
 def test_method_without_logprobs_is_an_error_only_where_they_are_wanted(runtime: BltRuntime) -> None:

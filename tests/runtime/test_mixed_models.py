@@ -218,7 +218,7 @@ def test_sampling_verifies_drafts(backend: Backend) -> None:
         (lambda data: data["graphs"].pop("draft"), "expected decoder, draft, encoder, global, patcher"),
         (
             lambda data: data["graphs"]["draft"]["inputs"][0].update(name="states"),
-            "graph draft: input 0: found states int64 [1, rows], role ids, expected ids int64 [1, rows]",
+            "graph draft: input 0: found states int64 [batch, rows], role ids, expected ids int64 [batch, rows]",
         ),
     ],
 )

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from properties import examples
 
 from fastblt.models.tokens import BYTE_OFFSET, encode
-from fastblt.runtime.backends.protocol import Backend, encodes_whole_patches
+from fastblt.runtime.backends.protocol import Backend, Progress, encodes_whole_patches
 from fastblt.runtime.methods import parse_method, rounds_of
+from fastblt.runtime.sequence.requests import score_known
 from fastblt.runtime.sequence.sampling import Sampler
 from fastblt.runtime.sequence.saved_session import SavedSession
 from fastblt.runtime.sequence.session import Session
@@ -47,6 +48,20 @@ def following(session: Session, method: str, count: int = 12) -> tuple[list[int]
     session.rewind(end)
     session.append([BYTE_OFFSET + 66])
     return session.tokens.tolist(), list(session.patch_ends), session.score().logits[-1].tobytes()
+
+
+def test_session_whose_patches_are_known_and_rows_are_not_is_saved(host_backend: Backend) -> None:
+    """Asking for rows that are known reads patches even where no row is."""
+    unread, session = Session(host_backend), Session(host_backend)
+    for each in (unread, session):
+        each.append(encode(OTHER, bos=False))
+    expected = following(unread, "ar")
+    assert session.run(score_known()) is None
+    saved = session.saved()
+    assert (saved.patch_ends, saved.progress) == ((), Progress())
+    other = Session(host_backend)
+    other.restore(saved)
+    assert following(other, "ar") == expected
 
 
 @examples(5)
