@@ -73,7 +73,7 @@ class Answer(NamedTuple):
     moved_bytes: float
     """Its own caches, and the weights divided by the sequences that the call served."""
     calls: float
-    """Calls of the graph divided by the sequences that they served; of a draft, one per byte."""
+    """Calls of the graph divided by the sequences that they served; of a draft, those of the decoder."""
 
 
 class Batch(Protocol):

@@ -120,4 +120,5 @@ class GrowingStream:
         except StopIteration as end:
             self.chunk = end.value
         except BaseException as error:
-            self.error = error
+            self.error, self.request = error, None
+            self._steps.close()  # an interrupt may come when a request has been made

@@ -74,17 +74,23 @@ class RoundScheduler:
         Returns:
             What came of each, in order: its chunk, or the error that ended it.
         """
-        if len(streams) == 1:
-            streams[0].growing.session.leave_batch()
-        growing = [GrowingStream(stream) for stream in streams]
-        together = len(growing) > 1
-        while waiting := [each for each in growing if each.request is not None]:
-            drafting = [each for each in waiting if not isinstance(each.request, Score)]
-            self._answer(drafting or waiting, together)
+        growing: list[GrowingStream] = []
+        try:
+            for stream in streams:
+                growing.append(GrowingStream(stream))
+            while waiting := [each for each in growing if each.request is not None]:
+                drafting = [each for each in waiting if not isinstance(each.request, Score)]
+                self._answer(drafting or waiting, together=len(streams) > 1)
+        except BaseException as error:
+            # An interrupt between the steps: none of them is left waiting for an answer.
+            for each in growing:
+                if each.request is not None:
+                    each.spoil(error)
+            raise
         return growing
 
     def close(self) -> None:
-        """Let all streams leave, and let go of the memory."""
+        """Let all streams leave, and let go of the memory; they can grow alone afterwards."""
         if self._batch is not None:
             self._batch.close()
 
@@ -95,6 +101,8 @@ class RoundScheduler:
             if together and not _is_long(each) and self._joins(each.session):
                 sharing.append(each)
             else:
+                if not together:
+                    each.session.leave_batch()
                 each.answer_alone()
         for each in sharing:
             each.begin_calls()

@@ -137,6 +137,7 @@ class CountedParts:
             calls, seconds = len(drafted.tokens), seconds - drafted.encoder_seconds
             if self._config.decoder_reads_states:
                 self._add("encoder", drafted.encoder_seconds, calls, 0, graph_calls)
+                self.stats.shared_calls += graph_calls
         self._add(part, seconds, calls, round(answer.moved_bytes), graph_calls)
         self.stats.shared_calls += answer.calls
 

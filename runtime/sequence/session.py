@@ -254,6 +254,8 @@ class Session:
                     request = steps.send(answer)
         except StopIteration as end:
             return cast("T", end.value)
+        finally:
+            steps.close()  # an interrupt between two requests would leave it waiting for an answer
 
     def answer(self, request: Request) -> Any:
         """Make the calls that a request needs, and return its answer.

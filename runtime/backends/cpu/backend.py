@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import Any
 from weakref import WeakSet
 
@@ -62,6 +63,7 @@ class OnnxRuntimeBackend:
         self.open_sequences = OpenSequences[OnnxRuntimeSequence]()
         self.batches = WeakSet[OnnxRuntimeBatch]()
         """Those that are open."""
+        self._changing_batches = Lock()
         path, width = bundle.embeddings, self.config.encoder.dim
         self.tables = None if path is None else HostEmbeddings(path, self.config.hash, width)
 
@@ -117,14 +119,20 @@ class OnnxRuntimeBackend:
                 f"{self.path}: found graphs for one sequence, expected graphs for several: export it again with "
                 "'fastblt export'"
             )
-        check_batch_fits(
-            self.manifest.weight_bytes + self.sequences * self.sequence_bytes,
-            sum(batch_bytes(self, batch.size) for batch in self.batches),
-            partial(batch_bytes, self),
-            size,
-            host_memory(),
-            "this machine",
-        )
-        batch = OnnxRuntimeBatch(self, size)
-        self.batches.add(batch)
-        return batch
+        with self._changing_batches:  # of two threads, the second counts what the first has taken
+            check_batch_fits(
+                self.manifest.weight_bytes + self.sequences * self.sequence_bytes,
+                sum(batch_bytes(self, batch.size) for batch in self.batches),
+                partial(batch_bytes, self),
+                size,
+                host_memory(),
+                "this machine",
+            )
+            batch = OnnxRuntimeBatch(self, size)
+            self.batches.add(batch)
+            return batch
+
+    def forget_batch(self, batch: OnnxRuntimeBatch) -> None:
+        """Note that a batch has let go of its memory."""
+        with self._changing_batches:
+            self.batches.discard(batch)

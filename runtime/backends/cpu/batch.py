@@ -94,10 +94,9 @@ class OnnxRuntimeBatch:
 
     def leave(self, sequence: BackendSequence) -> None:
         """Implement `Batch.leave`."""
-        parts = self._open()
         if isinstance(sequence, OnnxRuntimeSequence) and sequence.batch is self:
             seat = self._seats.of(sequence)
-            parts.leave(seat, sequence)
+            self._open().leave(seat, sequence)
             self._free(seat, sequence)
 
     def drop(self, sequence: OnnxRuntimeSequence) -> None:
@@ -115,7 +114,7 @@ class OnnxRuntimeBatch:
             if sequence is not None:
                 self.leave(sequence)
         self._parts = None
-        self._backend.batches.discard(self)
+        self._backend.forget_batch(self)
 
     def _open(self) -> BatchParts:
         if self._parts is None:

@@ -60,6 +60,8 @@ class DraftBatch:
     def run(self, seated: Sequence[Seated], calls: Sequence[DraftCall]) -> list[Answer]:
         """Return an answer to each call."""
         drafts = [_Draft(each, call) for each, call in zip(seated, calls, strict=True)]
+        # What a failed draft left behind may be NaN, which idle lanes would write behind their sequences' rows.
+        self._states.fill(0)
         self._tokens.fill(0)
         self._latent_index.fill(0)
         for draft in drafts:
@@ -117,11 +119,10 @@ class DraftBatch:
             seen = draft.call.visible_from or None
             pieces.append(EncoderPiece(draft.position, draft.context, at, at + 1, seen))
         answers = encoder.encode([draft.seated for draft in running], pieces, self._states)
-        for draft, (_, seconds, moved, calls) in zip(running, answers, strict=True):
+        for draft, (_, seconds, moved, _) in zip(running, answers, strict=True):
             draft.encoder_seconds += seconds
             draft.seconds += seconds
             draft.moved += moved
-            draft.calls += calls
 
     def _prepare(self, group: Group, running: Sequence[_Draft]) -> GroupCall:
         """Return the call of a group, with its rows placed."""

@@ -294,3 +294,51 @@ def test_backends_that_cannot_batch_serve_streams_in_turn(alone: BltRuntime, tin
     assert not scheduler.shares_calls
     streams = [stream(eager, 0), stream(eager, 9, "ar")]
     assert read(scheduler, streams)[1] == alone.generate(TEXT[9:39], 20, method="ar", stop_at_eos=False).data
+
+
+def test_an_interrupt_between_the_calls_frees_all_streams(
+    runtime: BltRuntime, watched: WatchedBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scheduler = RoundScheduler(runtime.backend, 2)
+    streams = [stream(runtime, 0), stream(runtime, 9)]
+    scheduler.step(streams)
+
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(scheduler, "_call", interrupted)
+        with pytest.raises(KeyboardInterrupt) as caught:
+            scheduler.step(streams)
+    assert caught.tb is not None, "what it refers to is not gone"
+    assert [each.finish for each in streams] == ["closed", "closed"]
+    assert runtime.sequences_in_use == 0
+    assert watched.batches[0].members == set()
+
+
+def test_streams_outlive_the_batch_that_they_shared(alone: BltRuntime) -> None:
+    scheduler = RoundScheduler(alone.backend, 2)
+    streams = [stream(alone, 0), stream(alone, 9)]
+    began = [step.chunk for step in scheduler.step(streams)]
+    scheduler.close()
+    for start, each, chunk in zip((0, 9), streams, began, strict=True):
+        assert chunk is not None
+        text = chunk.data + b"".join(chunk.data for chunk in each)
+        assert text == alone.generate(TEXT[start : start + 30], 20, method="s:4", stop_at_eos=False).data
+
+
+def test_a_stream_that_has_ended_leaves_the_session_to_the_next_text(
+    runtime: BltRuntime, watched: WatchedBackend
+) -> None:
+    scheduler = RoundScheduler(runtime.backend, 3)
+    ended = stream(runtime, 0)
+    ended.close()
+    streams = [stream(runtime, 0), stream(runtime, 9)]
+    assert streams[0].growing.session is ended.growing.session
+    scheduler.step(streams)
+    members = set(watched.batches[0].members)
+    assert len(members) == 2
+    scheduler.step([ended])
+    assert watched.batches[0].members == members
+    for each in streams:
+        each.close()

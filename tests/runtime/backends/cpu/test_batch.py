@@ -45,6 +45,12 @@ def blt_d(open_backend: OpenBackend) -> OnnxRuntimeBackend:
     return open_onnx(open_backend, "embedding", 600)
 
 
+@pytest.fixture
+def encoding_backend(tiny_encoder_checkpoint: Path, exported: Callable[..., Path]) -> OnnxRuntimeBackend:
+    """Return one whose decoder reads byte states."""
+    return OnnxRuntimeBackend.load(exported(tiny_encoder_checkpoint), 400, 1)
+
+
 def test_rows_and_caches_are_those_of_sequences_alone(backend: OnnxRuntimeBackend) -> None:
     """To the bit, whatever they do."""
     assert isinstance(backend, BatchingBackend)
@@ -183,6 +189,52 @@ def test_batch_refuses_what_it_cannot_run(blt_d: OnnxRuntimeBackend, tiny_bundle
     with pytest.raises(BundleError, match=r"old: found graphs for one sequence, .* 'fastblt export'"):
         old.new_batch(2)
     assert not RoundScheduler(old, 2).shares_calls, "its texts grow in turn"
+
+
+def test_drafts_count_calls_of_encoder_and_decoder_once(encoding_backend: OnnxRuntimeBackend) -> None:
+    batch, twins = encoding_backend.new_batch(2), scored(encoding_backend, 2, 30)
+    for each in twins:
+        each.append([9])
+        each.shared.stats.graph_calls.clear()
+    answer_together(batch, [(each, (Draft(3, None, "closed"),) * 2) for each in twins])
+    for each in twins:
+        assert each.shared.stats.graph_calls == {"encoder": pytest.approx(1.5), "decoder": pytest.approx(1.5)}
+        assert each.shared.stats.shared_calls == pytest.approx(3)
+
+
+def test_states_of_a_failed_draft_are_forgotten(encoding_backend: OnnxRuntimeBackend) -> None:
+    """They would be written behind the rows of a sequence that is idle."""
+    batch, twins = encoding_backend.new_batch(3), scored(encoding_backend, 3, 30)
+    for each in twins:
+        each.append([9])
+    answer_together(batch, [(each, (Score(), Score())) for each in twins])
+    for each in twins:
+        each.append([9])
+    parts = batch._parts
+    assert parts is not None
+    parts._draft._states.fill(np.nan)
+    answer_together(batch, [(each, (Draft(3, None, "closed"),) * 2) for each in twins[::2]])
+    twins[1].rewind(twins[1].shared.length - 2)
+    twins[1].append([9])
+    answer_together(batch, [(each, (Score(), Score())) for each in twins])
+
+
+def test_batch_is_closed_while_another_thread_makes_one(
+    blt_d: OnnxRuntimeBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others, size_of = [blt_d.new_batch(2) for _ in range(3)], backend_module.batch_bytes
+    closing = Thread(target=others[0].close)
+
+    def slow(backend: OnnxRuntimeBackend, size: int) -> int:
+        if closing.ident is None:
+            closing.start()
+            closing.join(0.2)
+        return size_of(backend, size)
+
+    monkeypatch.setattr(backend_module, "batch_bytes", slow)
+    made = blt_d.new_batch(2)
+    closing.join()
+    assert set(blt_d.batches) == {*others[1:], made}
 
 
 def test_batch_that_does_not_fit_is_refused(blt_d: OnnxRuntimeBackend, monkeypatch: pytest.MonkeyPatch) -> None:
