@@ -44,10 +44,10 @@ class RoundScheduler:
     Args:
         backend: of the streams' runtime. Where it cannot batch, the streams still grow by a step each, one by one.
         size: most streams at once.
-        slots: most of them whose calls run together; None: all; 1: none.
+        slots: most of them whose calls run together; None: all, or as many as there is memory for; 1: none.
 
     Raises:
-        CapacityError: there is no memory for such a batch.
+        CapacityError: there is no memory for so many ``slots``.
     """
 
     def __init__(self, backend: Backend, size: int, slots: int | None = None) -> None:
@@ -56,9 +56,20 @@ class RoundScheduler:
         self._sharing = 0
         """Sessions that have joined the batch."""
         self._batch: Batch | None = None
-        if self.slots > 1 and isinstance(backend, BatchingBackend):
+        if isinstance(backend, BatchingBackend):
             with suppress(BundleError):  # graphs or engines of an earlier version take one sequence
-                self._batch = backend.new_batch(self.slots)
+                self._batch = self._new_batch(backend, can_shrink=slots is None)
+
+    def _new_batch(self, backend: BatchingBackend, *, can_shrink: bool) -> Batch | None:
+        """Return a batch of `slots`, or of fewer if there is no memory for so many and nobody asked for them."""
+        while self.slots > 1:
+            try:
+                return backend.new_batch(self.slots)
+            except CapacityError:
+                if not can_shrink:
+                    raise
+                self.slots //= 2
+        return None
 
     @property
     def shares_calls(self) -> bool:

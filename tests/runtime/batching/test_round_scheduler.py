@@ -181,6 +181,26 @@ def test_no_more_streams_share_calls_than_there_are_slots(runtime: BltRuntime, w
         each.close()
 
 
+def test_fewer_streams_share_calls_where_memory_ends(
+    alone: BltRuntime, runtime: BltRuntime, watched: WatchedBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room = [0]
+
+    def new_batch(size: int) -> WatchedBatch:
+        if size > room[0]:
+            raise CapacityError(f"batch: found no memory for {size} sequences, expected some for {room[0]}")
+        return WatchedBatch(size)
+
+    monkeypatch.setattr(watched, "new_batch", new_batch)
+    for room[0], slots in ((3, 2), (0, 1)):
+        scheduler = RoundScheduler(runtime.backend, 5)
+        assert (scheduler.slots, scheduler.shares_calls) == (slots, slots > 1)
+        streams = [stream(runtime, 9 * i) for i in range(3)]
+        assert read(scheduler, streams)[2] == alone.generate(TEXT[18:48], 20, method="s:4", stop_at_eos=False).data
+        with pytest.raises(CapacityError, match="found no memory for 5 sequences"):
+            RoundScheduler(runtime.backend, 5, slots=5)
+
+
 def test_a_graph_that_fails_ends_those_who_share_the_call(runtime: BltRuntime, watched: WatchedBackend) -> None:
     scheduler = RoundScheduler(runtime.backend, 3)
     streams = [stream(runtime, 5 * i) for i in range(2)]
