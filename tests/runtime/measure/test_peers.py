@@ -60,6 +60,18 @@ def test_transformers_writes_the_same_bytes(folder: Path, source: str, prompt: b
     assert len(found.stats.byte_seconds) == len(found.tokens) - 1
 
 
+def test_transformers_writes_the_same_bytes_in_batches(folder: Path) -> None:
+    peer = TransformersPeer.load(folder / "bundle", "cpu", 1)
+    ours = BltRuntime.from_pretrained(folder / "bundle", provider="cpu", max_bytes=200, threads=1)
+    prompts = [b"The quick brown fox", b"In the beginning of", b"0123456789012345678"]
+    found = peer.generate_batch(prompts, 24)
+    assert found.texts == [ours.generate(each, 24, method="ar", stop_at_eos=False).data for each in prompts]
+    assert set(found.stats.nfe.values()) == {24}
+    assert (found.stats.rounds, found.stats.new_bytes) == (24, sum(map(len, found.texts)))
+    with pytest.raises(PeerError, match="found prompts of 1 to 2 bytes, expected one length"):
+        peer.generate_batch([b"a", b"bc"], 4)
+
+
 def test_transformers_stops_at_eos_like_ours(comparable: Blt, make_model: Callable[..., Blt]) -> None:
     model = make_model(comparable.config)
     model.decoder.output.weight[EOS_ID] = model.decoder.output.weight.abs().mean() * 40

@@ -140,7 +140,7 @@ class StreamsMeasurement:
             shared,
             self._grown[together if shared else in_turn],
             self._grown.get(in_turn, []) if shared else [],
-            _weights(runtime, self._grown[in_turn]) if in_turn in self._grown else {},
+            _weights(self._replays.get(in_turn, runtime), self._grown[in_turn]) if in_turn in self._grown else {},
             None if self._profiles is None else self._profiles[contender],
         )
 
