@@ -23,21 +23,25 @@ _NAMES: dict[str, Callable[[StreamsRow], str]] = {
 _SPEED: tuple[Field[StreamsRow], ...] = (
     Field("bytes/s", lambda row: f"{row.together.bytes_per_s:.1f}"),
     Field("times\nin turn", lambda row: number(row.times_in_turn, ".2f")),
-    Field("times\npeer", lambda row: number(row.times_peer, ".2f")),
     Field("ms/byte\nmedian", lambda row: f"{row.together.ms_per_byte_p50:.2f}"),
     Field("ms/byte\n95 %", lambda row: f"{row.together.ms_per_byte_p95:.2f}"),
+    Field("times\npeer", lambda row: number(row.times_peer, ".2f"), wide=True),
     Field("ms to\nfirst byte", lambda row: f"{row.together.first_byte_ms:.0f}", wide=True),
     Field("in turn:\nbytes/s", lambda row: _in_turn(row, lambda figures: figures.bytes_per_s, ".1f"), wide=True),
     Field("\nmedian", lambda row: _in_turn(row, lambda figures: figures.ms_per_byte_p50, ".2f"), wide=True),
     Field("\n95 %", lambda row: _in_turn(row, lambda figures: figures.ms_per_byte_p95, ".2f"), wide=True),
     Field("drafts\nkept", lambda row: percent(row.acceptance), wide=True),
-    Field("same\ntext", lambda row: _same_text(row)),
+    Field("same\ntext", lambda row: _same_text(row), wide=True),
 )
 _COST: tuple[Field[StreamsRow], ...] = (
     Field("calls", lambda row: f"{row.together.calls_per_byte:.3f}"),
-    Field("calls\nin turn", lambda row: _in_turn(row, lambda figures: figures.calls_per_byte, ".3f")),
+    Field("calls\nin turn", lambda row: _in_turn(row, lambda figures: figures.calls_per_byte, ".3f"), wide=True),
     Field("MB read", lambda row: f"{row.together.moved_bytes_per_byte / 1e6:.4g}"),
-    Field("MB read\nin turn", lambda row: _in_turn(row, lambda figures: figures.moved_bytes_per_byte / 1e6, ".4g")),
+    Field(
+        "MB read\nin turn",
+        lambda row: _in_turn(row, lambda figures: figures.moved_bytes_per_byte / 1e6, ".4g"),
+        wide=True,
+    ),
     Field("MB\nexpected", lambda row: number(_megabytes(row.predicted_moved_bytes_per_byte), ".4g")),
     Field("read /\nexpected", lambda row: number(row.times_predicted, ".2f")),
 )
@@ -99,6 +103,11 @@ def describe_streams(report: StreamsReport, prompts: Sequence[bytes]) -> Iterato
     unable = dict.fromkeys(row.backend for row in report.rows if row.streams > 1 and not row.calls_shared)
     if unable:
         yield f"{', '.join(unable)}: texts share no calls; they grew in turn, a round of each."
+    different = [f"{row.method} ({row.streams})" for row in report.rows if row.as_in_turn is False]
+    if different:
+        yield f"TEXTS DIFFER between shared calls and calls in turn: {', '.join(different)}; see fastblt audit."
+    elif any(row.as_in_turn for row in report.rows):
+        yield "Texts that share calls are those in turn, byte for byte."
     yield (
         "bytes/s: of all texts together, from when each had its first byte until one ended. ms/byte: as the reader of "
         "one text sees it. times in turn: against the same texts, a round of each in turn, without sharing calls. MB "
