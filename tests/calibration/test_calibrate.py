@@ -14,7 +14,11 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from fakes.arrivals import arrivals, check_arrivals
 from fakes.batch_twins import Play
+from hypothesis import given
+from hypothesis import strategies as st
+from properties import examples
 from shared_files import SharedFiles
 
 from fastblt.calibration import calibrate as calibrate_module
@@ -132,6 +136,17 @@ def test_rows_are_the_same_to_the_bit_in_calls_of_any_size(quantized: Path, rows
 def test_rows_are_the_same_to_the_bit_in_calls_of_many_sequences(quantized: Path) -> None:
     backend = OnnxRuntimeBackend.load(quantized, 200, 1)
     Play(backend, backend.new_batch(4), 4, seed=1).run(25)
+
+
+@pytest.fixture(scope="module")
+def quantized_runtime(quantized: Path) -> BltRuntime:
+    return BltRuntime.from_pretrained(quantized, max_bytes=600, threads=1, sequences=24, reuse_prompts=False)
+
+
+@examples(3)
+@given(st.data())
+def test_texts_that_grow_together_are_those_of_texts_alone(quantized_runtime: BltRuntime, data: st.DataObject) -> None:
+    check_arrivals(quantized_runtime, quantized_runtime, data.draw(arrivals(("ar", "s:4", "dv:4@one", "d:4@0.7"))))
 
 
 def test_verified_drafts_write_the_same_bytes(quantized: Path) -> None:

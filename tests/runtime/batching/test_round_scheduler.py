@@ -8,10 +8,8 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+from fakes.arrivals import TEXT
 from fakes.watched_batch import WatchedBackend, WatchedBatch
-from hypothesis import given
-from hypothesis import strategies as st
-from properties import examples
 
 from fastblt.runtime.backends.batching import (
     Answer,
@@ -25,9 +23,6 @@ from fastblt.runtime.backends.protocol import Backend, BackendSequence, Capacity
 from fastblt.runtime.batching.round_scheduler import RoundScheduler
 from fastblt.runtime.blt_runtime import BltRuntime
 from fastblt.runtime.generation import ByteStream
-
-TEXT = b"In the beginning God created the heaven and the earth. And the earth was without form, and void; " * 4
-METHODS = ("ar", "s:4", "s:7", "dv:4@one", "dv:3@0.3+partial", "auto", "d:4@0.7")
 
 
 @pytest.fixture(scope="module")
@@ -58,48 +53,6 @@ def read(scheduler: RoundScheduler, streams: list[ByteStream]) -> list[bytes]:
             assert step.error is None
             found[index] += step.chunk.data if step.chunk else b""
     return found
-
-
-@examples(12)
-@given(st.data())
-def test_bytes_are_those_of_texts_alone_whoever_comes_and_goes(alone: BltRuntime, data: st.DataObject) -> None:
-    runtime = BltRuntime(cast("Backend", WatchedBackend(alone.backend)))
-    wanted = data.draw(
-        st.lists(
-            st.tuples(
-                st.integers(0, 300),
-                st.sampled_from([30, 30, 30, 300]),
-                st.sampled_from(METHODS),
-                st.integers(1, 40),
-                st.sampled_from([0.0, 0.9]),
-                st.integers(0, 9),
-            ),
-            min_size=2,
-            max_size=6,
-        )
-    )
-    scheduler = RoundScheduler(runtime.backend, 6)
-    running: dict[int, ByteStream] = {}
-    found = [b""] * len(wanted)
-    turn, begun = 0, 0
-    while begun < len(wanted) or running:
-        for index, (start, length, method, new_bytes, temperature, arrival) in enumerate(wanted):
-            if arrival == turn:
-                prompt, options = TEXT[start : start + length], {"temperature": temperature, "seed": 3}
-                running[index] = runtime.stream(prompt, new_bytes, method=method, stop_at_eos=False, **options)
-                begun += 1
-        for index, step in zip(list(running), scheduler.step(list(running.values())), strict=True):
-            assert step.error is None
-            found[index] += step.chunk.data if step.chunk else b""
-            if not running[index].open:
-                del running[index]
-        turn += 1
-    for (start, length, method, new_bytes, temperature, _), text in zip(wanted, found, strict=True):
-        if method == "auto" and temperature:
-            continue  # the clock decides how its bytes are drafted: a seed does not fix them
-        prompt = TEXT[start : start + length]
-        expected = alone.generate(prompt, new_bytes, method=method, stop_at_eos=False, temperature=temperature, seed=3)
-        assert text == expected.data
 
 
 def test_drafts_and_verifications_of_all_streams_share_their_calls(
