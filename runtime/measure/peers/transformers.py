@@ -22,7 +22,7 @@ from fastblt.models.config import BltConfig
 from fastblt.models.formats import transformers as layout
 from fastblt.models.formats.names import translate
 from fastblt.models.parameters import count_parameters
-from fastblt.models.tokens import EOS_ID, decode, encode
+from fastblt.models.tokens import EOS_ID, VOCAB_SIZE, decode, encode
 from fastblt.runtime.backends.eager.loading import load_eager
 from fastblt.runtime.generation import Generation
 from fastblt.runtime.machine import default_threads
@@ -39,8 +39,8 @@ _MODULES = {
 }
 
 
-#: An end of text that no model writes.
-_NO_TOKEN = -1
+#: A token that no model has, in place of an end of text.
+_NO_TOKEN = VOCAB_SIZE
 
 
 class PeerError(ValueError):
