@@ -43,7 +43,18 @@ class Cluster:
 
         [deployment] = self.config["applications"][0]["deployments"]
         deployment["user_config"].update(user_config)
-        self._client.deploy_apps(ServeDeploySchema.model_validate(self.config), _blocking=True)
+        # Ray's own wait gives up after a minute, which a busy machine may need for the imports of two replicas.
+        self._client.deploy_apps(ServeDeploySchema.model_validate(self.config), _blocking=False)
+        wait_until(self._deployed, 240, self._statuses)
+
+    def _deployed(self) -> bool:
+        found = self._client.list_serve_statuses()
+        states = [str(each.app_status.status) for each in found]
+        assert not any("DEPLOY_FAILED" in state for state in states), self._statuses()
+        return bool(states) and all("RUNNING" in state for state in states)
+
+    def _statuses(self) -> str:
+        return "\n".join(str(each) for each in self._client.list_serve_statuses())
 
     def running(self) -> int:
         """Return the number of replicas that Ray takes for running."""
@@ -65,11 +76,11 @@ class Cluster:
         """Do nothing: a fleet has no state that a test could look at."""
 
 
-def wait_until(condition: Callable[[], bool], seconds: float) -> float:
-    """Wait, and return how long it took."""
+def wait_until(condition: Callable[[], bool], seconds: float, found: Callable[[], str] = str) -> float:
+    """Wait, and return how long it took; what was ``found`` instead is told when it takes too long."""
     began = time.monotonic()
     while not condition():
-        assert time.monotonic() - began < seconds, "it takes too long"
+        assert time.monotonic() - began < seconds, f"it takes longer than {seconds} s: {found()}"
         time.sleep(0.05)
     return time.monotonic() - began
 
