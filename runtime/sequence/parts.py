@@ -62,28 +62,34 @@ class CountedParts:
 
     def alone(self, call: PartCall) -> Any:
         """Make a call, and return what the method of `BackendSequence` returns."""
-        self.check_usable()
+        if self.failed:
+            self.check_usable()
         sequence = self.sequence
+        result: Any = None
         began = perf_counter()
         try:
             if isinstance(call, DecoderCall):
-                result: Any = sequence.run_decoder(*call)
+                part, rows = self.part_of(call), len(call.ids)
+                result = sequence.run_decoder(*call)
                 check_rows(result.best, result.probability)
             elif isinstance(call, PatcherCall):
+                part, rows = "patcher", len(call.ids)
                 result = sequence.run_patcher(*call)
-            elif isinstance(call, DraftCall):
-                result = sequence.draft(*call)
-                check_rows(result.tokens, result.probabilities)
             elif isinstance(call, EncoderCall):
-                result = None
+                part, rows = "encoder", len(call.ids) - self._history
                 sequence.run_encoder(*call)
-            else:
-                result = None
+            elif isinstance(call, GlobalCall):
+                part, rows = "global", call.patches
                 sequence.run_global(*call)
+            else:
+                drafted = sequence.draft(*call)
+                check_rows(drafted.tokens, drafted.probabilities)
+                self._book_draft(call, drafted, perf_counter() - began)
+                return drafted
         except BaseException:
             self.spoil()
             raise
-        self._book(call, result, perf_counter() - began)
+        self._book(part, call[0], rows, perf_counter() - began)
         return result
 
     def take(self, call: PartCall, answer: Answer) -> Any:
@@ -114,20 +120,20 @@ class CountedParts:
             return decoder_of(self._config, call.block)
         return _PARTS[type(call)]
 
-    def _book(self, call: PartCall, result: Any, seconds: float) -> None:
-        """Book a call that the sequence has made alone."""
-        if isinstance(call, DraftCall):
-            self._book_draft(call, result, seconds)
-            return
-        part, position = self.part_of(call), call[0]
-        self._add(part, seconds, 1, self.sequence.moved_bytes(part, position, self._rows_of(call)))
+    def _book(self, part: str, position: int, rows: int, seconds: float, calls: int = 1) -> None:
+        """Book calls of ``rows`` rows that the sequence has made alone, and the seconds that all of them took."""
+        stats = self.stats
+        stats.part_seconds[part] += seconds
+        stats.nfe[part] += calls
+        stats.graph_calls[part] += calls
+        stats.moved_bytes += calls * self.sequence.moved_bytes(part, position, rows)
 
     def _book_draft(self, call: DraftCall, drafted: Drafted, seconds: float) -> None:
         """Book a draft: the decoder runs once a byte, and the encoder where drafted rows read it."""
-        moved, calls = self.sequence.moved_bytes, len(drafted.tokens)
-        self._add("decoder", seconds - drafted.encoder_seconds, calls, calls * moved("decoder", call.position, 1))
+        calls = len(drafted.tokens)
+        self._book("decoder", call.position, 1, seconds - drafted.encoder_seconds, calls)
         if self._config.decoder_reads_states:
-            self._add("encoder", drafted.encoder_seconds, calls, calls * moved("encoder", call.position, 1))
+            self._book("encoder", call.position, 1, drafted.encoder_seconds, calls)
 
     def _book_share(self, call: PartCall, answer: Answer) -> None:
         """Book a sequence's share of a call that served several."""
@@ -136,26 +142,17 @@ class CountedParts:
             drafted: Drafted = answer.result
             calls, seconds = len(drafted.tokens), seconds - drafted.encoder_seconds
             if self._config.decoder_reads_states:
-                self._add("encoder", drafted.encoder_seconds, calls, 0, graph_calls)
-                self.stats.shared_calls += graph_calls
-        self._add(part, seconds, calls, round(answer.moved_bytes), graph_calls)
-        self.stats.shared_calls += answer.calls
+                self._book_part("encoder", drafted.encoder_seconds, calls, graph_calls)
+        self._book_part(part, seconds, calls, graph_calls)
+        self.stats.moved_bytes += round(answer.moved_bytes)
 
-    def _add(self, part: str, seconds: float, calls: int, moved_bytes: int, graph_calls: float | None = None) -> None:
-        """Add calls; ``graph_calls`` is a share of those of the graph, None: all of them."""
+    def _book_part(self, part: str, seconds: float, calls: int, graph_calls: float) -> None:
+        """Add calls of a part that served several sequences, and the share of the graph's calls."""
         stats = self.stats
         stats.part_seconds[part] += seconds
         stats.nfe[part] += calls
-        stats.graph_calls[part] += calls if graph_calls is None else graph_calls
-        stats.moved_bytes += moved_bytes
-
-    def _rows_of(self, call: PartCall) -> int:
-        """Return the rows that a call runs."""
-        if isinstance(call, GlobalCall):
-            return call.patches
-        if isinstance(call, DraftCall):
-            return 1
-        return len(call.ids) - (self._history if isinstance(call, EncoderCall) else 0)
+        stats.graph_calls[part] += graph_calls
+        stats.shared_calls += graph_calls
 
 
 _PARTS: dict[type, str] = {

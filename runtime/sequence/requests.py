@@ -56,6 +56,10 @@ Request: TypeAlias = Score | Draft | Denoise
 Steps: TypeAlias = Generator[Request, Any, T]
 
 
+#: One object each: to make one costs more than all else that happens between two bytes of ``ar``.
+_ALL, _KNOWN = Score(), Score(only_known=True)
+
+
 def score() -> Steps[DecoderRows]:
     """Score all tokens that are not scored.
 
@@ -63,7 +67,7 @@ def score() -> Steps[DecoderRows]:
         The decoder's rows of the last (at most `MAX_ROWS`) of them; the last row is about the next token. As in every
         answer, they are views that the next request overwrites.
     """
-    return cast("DecoderRows", (yield Score()))
+    return cast("DecoderRows", (yield _ALL))
 
 
 def score_known() -> Steps[DecoderRows | None]:
@@ -76,7 +80,7 @@ def score_known() -> Steps[DecoderRows | None]:
         not worth a call of its own: unless there is a draft decoder, the byte that it verifies was, as a rule, drafted
         from that very row.
     """
-    return cast("DecoderRows | None", (yield Score(only_known=True)))
+    return cast("DecoderRows | None", (yield _KNOWN))
 
 
 def score_with_block(block: Ids, latent: Latent) -> Steps[tuple[DecoderRows, DecoderRows]]:
