@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 from fastblt.runtime.backends.cpu.lanes import Lanes
 
-#: Rows that nobody asked for which a call may have: a read of all weights takes as long as computing some 8 rows.
-IDLE_ROWS = 8
+#: Rows that nobody asked for which a call may have: a read of all weights takes as long as computing some 24 rows.
+IDLE_ROWS = 24
 
 
 class Member(NamedTuple):
