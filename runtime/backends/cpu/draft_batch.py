@@ -79,8 +79,10 @@ class DraftBatch:
         """Draft a byte for each; more of them where they share one call, as long as none ends."""
         decoder = self._decoder
         left = [draft.call.most - draft.count for draft in running]
-        # Room for the whole draft: the window does not slide in the middle of it, beyond where scoring begins.
-        room = min(BATCHED_ROWS, max(left))
+        # Room for the whole draft: the window does not slide in the middle of it, beyond where scoring begins. The
+        # last call needs it for rows that nobody reads, too.
+        extra = decoder.least_rows - 1
+        room = min(BATCHED_ROWS, max(left) + extra)
         extents = [Extent(draft.position, decoder.least_rows) for draft in running]
         groups = decoder.groups([draft.seated for draft in running], extents, room)
         group = groups[0]
@@ -92,7 +94,7 @@ class DraftBatch:
                 self._step(self._prepare(group, running), group, running)
             return
         packed = self._prepare(group, running)
-        for step in range(self._steps_in_place(running, min(room, *left))):
+        for step in range(self._steps_in_place(running, min(room - extra, *left))):
             if self._encoder is not None:
                 self._encode(self._encoder, running)
             if step:
