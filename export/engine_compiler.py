@@ -8,6 +8,7 @@ slots; those have the size that the largest capacity needs, and are updated in p
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from fastblt.export.interruptible import run_interruptible
 from fastblt.export.tensorrt_build import TensorRtGraph
 from fastblt.models.atomic_folder import replacing_folder
 from fastblt.models.config import BltConfig
+from fastblt.runtime.backends.gpu.device_rows import MOST_ELEMENTS
 from fastblt.runtime.backends.gpu.sliding import (
     CALL_ROWS,
     SLOT_STEP,
@@ -264,13 +266,14 @@ def _profiles(
     """
     found = []
     together = together if any(BATCH in tensor.shape for tensor in spec.inputs) else 1
+    countable = _most_latents(spec)
     for name, (sequences, rows) in PROFILES.items():
         if sequences[0] > together:
             continue
         ranges: dict[int | str, Sequence[int]] = {
             "rows": rows,
             "patches": rows,
-            "latents": (1, latents, together * latents),
+            "latents": (1, min(latents, countable), min(together * latents, countable)),
         }
         ranges[BATCH] = [min(number, together) for number in sequences]
         ranges["context_rows"] = [size + history for size in rows]
@@ -283,3 +286,10 @@ def _profiles(
                 shapes[tensor.name] = (least, usual, most)
         found.append(ShapeProfile(name, shapes))
     return tuple(found)
+
+
+def _most_latents(spec: GraphSpec) -> int:
+    """Return how many latents a call of a graph may read, whose elements are counted with 32 bits."""
+    latents = spec.input("latent_kv")
+    sizes = () if latents is None else latents.shape[1:]
+    return MOST_ELEMENTS // math.prod(size for size in sizes if isinstance(size, int))

@@ -94,6 +94,8 @@ class FakeCuda:
         self.graphs: dict[int, list[Work]] = {}
         self.executables: dict[int, list[Work]] = {}
         self.default_stream: list[Work] = []
+        self.late_memset = True
+        """Whether the default stream works as late as the host waits for it, or at once."""
         self.launches = 0
         self.waits = 0
         self._handles = itertools.count(0x1000)
@@ -129,15 +131,19 @@ class FakeCuda:
         return self._free("pinned", ptr)
 
     def cudaMemset(self, devPtr: int, value: int, count: int) -> tuple[Status]:
-        return self.cudaMemset2D(devPtr, count, value, count, 1)
-
-    def cudaMemset2D(self, devPtr: int, pitch: int, value: int, width: int, height: int) -> tuple[Status]:
         if self._capturing():
             return (Status.cudaErrorStreamCaptureUnsupported,)
-        # This goes to the default stream, which other streams do not wait for: it is done when the host waits for the
-        # device, or too late for whatever another stream did in the meantime.
-        self.default_stream.append(self._set(devPtr, pitch, value, width, height))
+        # This goes to the default stream, which other streams do not wait for: it is done at once, before what they
+        # have queued, or when the host waits for the device, too late for what they did in the meantime.
+        work = self._set(devPtr, count, value, count, 1)
+        if self.late_memset:
+            self.default_stream.append(work)
+        else:
+            work()
         return (Status.cudaSuccess,)
+
+    def cudaMemsetAsync(self, devPtr: int, value: int, count: int, stream: int) -> tuple[Status]:
+        return self.cudaMemset2DAsync(devPtr, count, value, count, 1, stream)
 
     def cudaMemset2DAsync(
         self, devPtr: int, pitch: int, value: int, width: int, height: int, stream: int

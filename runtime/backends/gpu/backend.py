@@ -10,8 +10,8 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from threading import RLock
 
-from fastblt.runtime.backends.gpu.batch import DeviceBatch, batch_bytes
-from fastblt.runtime.backends.gpu.batch_graph import MOST_TOGETHER
+from fastblt.runtime.backends.gpu.batch import DeviceBatch
+from fastblt.runtime.backends.gpu.batch_limits import batch_bytes, sequences_of_calls
 from fastblt.runtime.backends.gpu.buffer_array import SharedMemory
 from fastblt.runtime.backends.gpu.cuda import CudaError, Stream
 from fastblt.runtime.backends.gpu.executor import Executor
@@ -104,6 +104,7 @@ class DeviceBackend:
                 slot.clear()
                 for batch in self.batches:
                     batch.clear()
+                self.stream.synchronize()
         except BaseException as error:
             self._free.append(slot)
             if isinstance(error, CudaError):
@@ -123,28 +124,29 @@ class DeviceBackend:
 
         Raises:
             BundleError: the graphs, or the engines, take one sequence at a time.
+            GraphError: the device does not make it, or a graph fails.
         """
         if size < 1:
             raise ValueError(f"batch: found a size of {size}, expected at least 1")
-        together = min(size, self.sequences)
-        for executor in self.executors.values():
-            problem = executor.batch_problem(min(self.sequences, MOST_TOGETHER))
-            if problem is not None:
-                raise BundleError(problem)
+        together = sequences_of_calls(self, size)
         with self.lock:
-            needed, free = batch_bytes(self), self.stream.cuda.available_memory()
+            needed, free = batch_bytes(self, together), self.stream.cuda.available_memory()
             if needed > free:
                 raise CapacityError(
                     f"batch: found {free / 1e9:,.2f} GB free on the GPU, expected {needed / 1e9:,.2f} GB for calls of "
-                    f"{self.sequences} sequences: load fewer of them"
+                    f"{together} sequences: share calls of fewer texts"
                 )
             try:
-                batch = DeviceBatch(self, together)
+                batch = DeviceBatch(self, min(size, self.sequences), together)
             except CudaError as error:
                 raise self.failure("decoder", error) from error
             self.batches.append(batch)
-            if self._warm and self.idle:
-                batch.warm_up()
+            try:
+                if self._warm and self.idle:
+                    batch.warm_up()
+            except BaseException:
+                batch.close()
+                raise
             return batch
 
     def take_back(self, slot: Slot) -> None:
@@ -184,6 +186,7 @@ class DeviceBackend:
                     raise self.failure(step.part, error) from error
             for slot in self.slots:
                 slot.clear()
+            self.stream.synchronize()
             on_progress(len(steps), len(steps), "")
             self._warm = True
 

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Sequence
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+import numpy as np
+
 from fastblt.runtime.backends.batching import (
     Answer,
     DecoderCall,
@@ -21,14 +23,13 @@ from fastblt.runtime.backends.batching import (
     PatcherCall,
 )
 from fastblt.runtime.backends.gpu.batch_drafts import BatchDrafter
-from fastblt.runtime.backends.gpu.batch_graph import BATCH_ROWS, MOST_TOGETHER, BatchGraph, covering
+from fastblt.runtime.backends.gpu.batch_graph import BatchGraph, covering
 from fastblt.runtime.backends.gpu.batch_parts import BatchDecoder, BatchEncoder, BatchGlobal, BatchPatcher
 from fastblt.runtime.backends.gpu.cuda import CudaError
-from fastblt.runtime.backends.gpu.memory import call_buffers
-from fastblt.runtime.backends.gpu.places import Exchange, exchange_bytes
+from fastblt.runtime.backends.gpu.places import Exchange
 from fastblt.runtime.backends.gpu.sequence import DeviceSequence
 from fastblt.runtime.backends.graph_error import GraphError
-from fastblt.runtime.backends.protocol import BackendSequence, Drafted, decoder_of
+from fastblt.runtime.backends.protocol import BackendSequence, DecoderRows, Drafted, decoder_of
 
 if TYPE_CHECKING:
     from fastblt.runtime.backends.gpu.backend import DeviceBackend
@@ -47,17 +48,18 @@ class DeviceBatch:
     Args:
         backend: theirs.
         size: most sequences.
+        together: most of them in one call, a power of two.
     """
 
-    def __init__(self, backend: DeviceBackend, size: int) -> None:
-        self.size = size
+    def __init__(self, backend: DeviceBackend, size: int, together: int) -> None:
+        self.size, self._most_together = size, together
         self._backend, self._history = backend, backend.config.hash.context - 1
         self._members: list[weakref.ref[DeviceSequence]] = []
         self._settled = True
         """Whether the members are as close together as they were when the last one joined or left."""
         self._exchange = Exchange(backend)
         slots, stream, config = backend.slots, backend.stream, backend.config
-        self.graphs = {part: _batch_graph(backend, part) for part in backend.executors}
+        self.graphs = {part: _batch_graph(backend, part, together) for part in backend.executors}
         patcher = self.graphs.get("patcher")
         self._patcher = None if patcher is None else BatchPatcher(patcher, stream)
         self._encoder = BatchEncoder(self.graphs["encoder"], slots, self._history, backend.tables)
@@ -95,13 +97,16 @@ class DeviceBatch:
                 if rows > self.graphs["decoder"].most_rows:
                     found[index] = self._alone(sequence, call)
                     continue
-                group = sequence.slot.place // MOST_TOGETHER, 0 if rows <= _FEW_ROWS else rows
+                group = sequence.slot.place // self._most_together, 0 if rows <= _FEW_ROWS else rows
                 waiting.setdefault(group, []).append(index)
             for indexes in waiting.values():
                 if len(indexes) == 1:
                     found[indexes[0]] = self._alone(*own[indexes[0]])
-                else:
-                    found |= zip(indexes, self._together([own[index] for index in indexes]), strict=True)
+                    continue
+                answers = self._together([own[index] for index in indexes])
+                if len(waiting) > 1:  # the next group's results arrive in the same memory
+                    answers = [answer._replace(result=_copy(answer.result)) for answer in answers]
+                found |= zip(indexes, answers, strict=True)
         return [found[index] for index in range(len(calls))]
 
     def leave(self, sequence: BackendSequence) -> None:
@@ -135,7 +140,7 @@ class DeviceBatch:
         for part, graph in self.graphs.items():
             try:
                 for _ in range(_RUNS):
-                    graph.run_classes(min(self.size, MOST_TOGETHER))
+                    graph.run_classes(self._most_together)
                     for slot in backend.slots[1:]:
                         slot.graphs[part].run_moved_classes()
                 backend.stream.synchronize()
@@ -147,7 +152,7 @@ class DeviceBatch:
     def clear(self) -> None:
         """Empty what padding rows may read."""
         for graph in self.graphs.values():
-            graph.clear()
+            graph.clear_links()
 
     def _open(self) -> list[DeviceSequence]:
         members = (member() for member in self._members)
@@ -255,18 +260,14 @@ class DeviceBatch:
         return Answer(result, seconds, moved * steps, steps / together)
 
 
-def _batch_graph(backend: DeviceBackend, part: str) -> BatchGraph:
+def _copy(result: Any) -> Any:
+    """Return a result that later calls leave alone; drafts are no views."""
+    return result.copy() if isinstance(result, DecoderRows | np.ndarray) else result
+
+
+def _batch_graph(backend: DeviceBackend, part: str, together: int) -> BatchGraph:
     """Bind the graph of a part to the places of all slots."""
     graphs = [slot.graphs[part] for slot in backend.slots]
     executor, latents = backend.executors[part], backend.slots[0].rows["latent_kv"]
-    stores = latents.stores(MOST_TOGETHER) if executor.spec.input("latent_kv") is not None else []
-    return BatchGraph(executor, graphs, backend.stream, stores)
-
-
-def batch_bytes(backend: DeviceBackend) -> int:
-    """Return the device memory that a batch takes, in bytes: that of calls, since the caches are those of the slots."""
-    specs = {part: executor.spec for part, executor in backend.executors.items()}
-    together = min(backend.sequences, MOST_TOGETHER)
-    rows = min(BATCH_ROWS, *(executor.batch_rows for executor in backend.executors.values()))
-    calls = call_buffers(backend.config, specs, together, rows)
-    return sum(calls.values()) + exchange_bytes(backend.memory)
+    stores = latents.stores(together) if executor.spec.input("latent_kv") is not None else []
+    return BatchGraph(executor, graphs, backend.stream, together, stores)

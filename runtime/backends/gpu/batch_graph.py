@@ -21,8 +21,6 @@ from fastblt.runtime.backends.protocol import Ids
 
 #: Most rows of each sequence in a call of several. Longer calls, pieces of prompts, use the weights that they read.
 BATCH_ROWS = 32
-#: Most sequences in one call.
-MOST_TOGETHER = 16
 
 
 def covering(places: Iterable[int], count: int) -> range:
@@ -44,7 +42,8 @@ class BatchGraph(BoundGraph):
         executor: runs the graph.
         graphs: the same graph in every slot, by place; theirs are the caches.
         stream: carries the work.
-        latents: of all slots, in pieces of `MOST_TOGETHER`, where the graph reads them.
+        together: most sequences of a call; a call takes no places of two pieces of as many.
+        latents: of all slots, in pieces of ``together``, where the graph reads them.
     """
 
     def __init__(
@@ -52,20 +51,23 @@ class BatchGraph(BoundGraph):
         executor: Executor,
         graphs: Sequence[DeviceGraph],
         stream: Stream,
+        together: int,
         latents: Sequence[Bound] = (),
     ) -> None:
-        self.graphs, self._latents = graphs, latents
-        one, together = graphs[0], min(len(graphs), MOST_TOGETHER)
+        self.graphs, self.together, self._latents = graphs, together, latents
+        one = graphs[0]
         self.window = one.window
         self.most_rows = min(BATCH_ROWS, executor.batch_rows)
-        largest = one.sizes(self.most_rows, executor.slots, executor.pool_slots, together)
+        largest = one.sizes(self.most_rows, executor.slots, executor.pool_slots, min(len(graphs), together))
         for bound in latents:
             largest["latents"] = max(largest["latents"], bound.shape[0])
+        self._layout: tuple[range, int] | None = None
+        """Places and rows of the last call."""
         super().__init__(executor, stream, largest, one.row_bytes, self._whole(0))
 
     def _whole(self, place: int) -> dict[str, Bound]:
         """Return what is bound instead of memory for the rows of a call: the latents of the slots beside a place."""
-        return {"latent_kv": self._latents[place // MOST_TOGETHER]} if self._latents else {}
+        return {"latent_kv": self._latents[place // self.together]} if self._latents else {}
 
     def range_of(self, places: Iterable[int]) -> range:
         """Return the range of places that a call of these takes."""
@@ -92,7 +94,14 @@ class BatchGraph(BoundGraph):
         return at, slot
 
     def choose(self, places: range, rows: int) -> ShapeClass:
-        """Make the shape class of a call the current one, and return it; there must be room already."""
+        """Make the shape class of a call the current one, and return it; there must be room already.
+
+        What calls of other classes have left for its padding rows is emptied: it may be a NaN of another text.
+        """
+        if self._layout != (places, rows):
+            self._layout = places, rows
+            for name in self.links.keys() & {tensor.name for tensor in self.spec.inputs}:
+                self._stream.clear(self.links[name])
         one = self.graphs[places[0]]
         slots, pool_slots = one.caches.array.stride, one.pool.array.stride if one.pool is not None else 0
         key = (rows, places, one.caches.address(0), one.pool and one.pool.address(0), slots, pool_slots)
@@ -134,11 +143,6 @@ class BatchGraph(BoundGraph):
                 size = rows * graph.pool.row_bytes
                 source = self._rows_area.address + len(self.cache_names) * pitch + index * size
                 self._stream.copy(graph.pool.address(0, pool_slots[place]), source, size)
-
-    def clear(self) -> None:
-        """Empty what padding rows may read, once everything that is queued is done."""
-        for memory in self.links.values():
-            memory.clear()
 
     def moved_bytes(self, together: int) -> float:
         """Return a sequence's share of the weights, and the bytes of its caches, that a call of several reads."""

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from fastblt.runtime.backends.batching import DecoderCall, EncoderCall, GlobalCall, PatcherCall
-from fastblt.runtime.backends.gpu.batch_graph import MOST_TOGETHER, BatchGraph, GroupCall, Rows
+from fastblt.runtime.backends.gpu.batch_graph import BatchGraph, GroupCall, Rows
 from fastblt.runtime.backends.gpu.cuda import Stream, Views
 from fastblt.runtime.backends.gpu.slot import Slot
 from fastblt.runtime.backends.host_embeddings import HostEmbeddings
@@ -182,7 +182,7 @@ class BatchDecoder:
 
     def first_latent(self, place: int) -> int:
         """Return the index of a slot's first latent among those that a call has bound."""
-        return self._slots[place].rows["latent_kv"].first(MOST_TOGETHER)
+        return self._slots[place].rows["latent_kv"].first(self.graph.together)
 
     def latent_index(self, place: int, latents: Ids) -> Ids:
         """Return the indices of a sequence's latents among those that a call has bound."""

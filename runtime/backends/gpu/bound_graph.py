@@ -169,6 +169,11 @@ class BoundGraph:
         """Queue the copy of what the host wrote since `take_inputs`."""
         self._stream.upload(self._upload.address, self._source, self.current.upload.bytes)
 
+    def clear_links(self) -> None:
+        """Empty what passes from graph to graph, behind whatever is queued: padding rows read what was left there."""
+        for memory in self.links.values():
+            self._stream.clear(memory)
+
     def launch(self) -> None:
         """Queue the graph."""
         self.current.launch.run()

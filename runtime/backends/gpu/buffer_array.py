@@ -54,11 +54,11 @@ class BufferArray:
         return self.memory.address + lane * self.pitch + (place * self.stride + row) * self.row_bytes
 
     def clear(self, place: int) -> None:
-        """Fill a slot's place with zeros, and wait for whatever is queued."""
+        """Queue that a slot's place becomes zero, behind whatever is queued: another slot may still move from there."""
         if self.places == 1:
-            self.memory.clear()
+            self._stream.clear(self.memory)
         else:
-            self.memory.clear_rows(self.address(place), self.pitch, self.stride * self.row_bytes, self.lanes)
+            self._stream.zero_rows(self.address(place), self.pitch, self.stride * self.row_bytes, self.lanes)
 
     def make_room(self, rows: int) -> None:
         """Move the places apart until each has room for ``rows`` rows."""

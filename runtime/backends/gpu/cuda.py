@@ -131,22 +131,10 @@ class DeviceMemory:
                 f"memory: found {free / 1e9:,.2f} GB free on the GPU, expected {self.size / 1e9:,.2f} GB ({error}): "
                 "end other programs on it, ask for fewer bytes, or make the model smaller with fastblt quantize"
             ) from error
-        self._cuda = cuda
         weakref.finalize(self, cuda.api.cudaFree, self.address)
-        self.clear()
-
-    def clear(self) -> None:
-        """Fill the memory with zeros, and wait for whatever is queued."""
-        self.clear_rows(self.address, self.size, self.size, 1)
-
-    def clear_rows(self, address: int, pitch: int, width: int, rows: int) -> None:
-        """Fill rows of ``width`` bytes, which begin ``pitch`` bytes apart, with zeros; wait for whatever is queued."""
-        if rows == 1:
-            self._cuda("cudaMemset", address, 0, width)
-        else:
-            self._cuda("cudaMemset2D", address, pitch, 0, width, rows)
         # The zeros go to the default stream, which ours does not wait for.
-        self._cuda("cudaDeviceSynchronize")
+        cuda("cudaMemset", self.address, 0, self.size)
+        cuda("cudaDeviceSynchronize")
 
 
 class PinnedMemory:
@@ -235,7 +223,14 @@ class Stream:
 
     def zero_rows(self, target: int, pitch: int, width: int, rows: int) -> None:
         """Queue that ``rows`` rows of ``width`` bytes, which begin ``pitch`` bytes apart, become zero."""
-        self.cuda("cudaMemset2DAsync", target, pitch, 0, width, rows, self._stream)
+        if rows == 1:
+            self.cuda("cudaMemsetAsync", target, 0, width, self._stream)
+        else:
+            self.cuda("cudaMemset2DAsync", target, pitch, 0, width, rows, self._stream)
+
+    def clear(self, memory: DeviceMemory) -> None:
+        """Queue that memory becomes zero."""
+        self.zero_rows(memory.address, memory.size, memory.size, 1)
 
     def synchronize(self) -> None:
         """Wait for everything that is queued."""

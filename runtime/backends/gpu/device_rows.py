@@ -16,6 +16,9 @@ from fastblt.runtime.backends.gpu.sliding import whole_steps
 from fastblt.runtime.bundle.dtypes import numpy_dtype
 from fastblt.runtime.bundle.manifest import TensorSpec
 
+#: Most elements of a tensor that graphs read by index: ONNX Runtime's kernels count them with 32 bits.
+MOST_ELEMENTS = 2**31 - 1
+
 
 class DeviceRows:
     """Holds every row of one tensor that passes from graph to graph: patch embeddings, byte states or latents.
@@ -45,6 +48,11 @@ class DeviceRows:
         """Row after the last one that is in use."""
 
     @property
+    def elements(self) -> int:
+        """Return the number of elements of a slot's place."""
+        return self.array.rows * math.prod(self.row_shape)
+
+    @property
     def whole(self) -> Bound:
         """Return shape and address of all rows, for a graph that reads any of them."""
         return Bound((self._rows, *self.row_shape), self.array.address(self.place))
@@ -60,7 +68,7 @@ class DeviceRows:
         return self.place % together * self.array.rows
 
     def clear(self) -> None:
-        """Fill all rows with zeros, and wait for whatever is queued."""
+        """Fill all rows with zeros, behind whatever is queued."""
         self.end = 0
         self.array.clear(self.place)
 

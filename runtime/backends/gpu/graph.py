@@ -115,13 +115,12 @@ class DeviceGraph(BoundGraph):
                     self.run_nothing(rows, slots)
 
     def clear(self) -> None:
-        """Empty the caches, and what padding rows may read, once everything that is queued is done."""
+        """Empty the caches, and what padding rows may read, behind whatever is queued."""
         if self.owns_caches:
             self.caches.clear()
         if self.pool is not None:
             self.pool.clear()
-        for memory in self.links.values():
-            memory.clear()
+        self.clear_links()
 
     def reset(self) -> None:
         """Let the next rows begin at position 0; what is in the caches is overwritten before anything reads it."""

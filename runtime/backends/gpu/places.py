@@ -47,8 +47,9 @@ class Exchange:
             self._swap_rows(array, one.place, other.place, count)
         one.exchange_places(other)
         for graph in (*one.graphs.values(), *other.graphs.values()):
-            for memory in graph.links.values():
-                self._backend.stream.zero_rows(memory.address, memory.size, memory.size, 1)
+            graph.clear_links()
+        for batch in self._backend.batches:
+            batch.clear()
         self._backend.slots[one.place], self._backend.slots[other.place] = one, other
 
     def _swap_rows(self, array: BufferArray, one: int, other: int, count: int) -> None:

@@ -128,7 +128,7 @@ class SlidingBuffer:
         return self.array.address(self.place, lane, slot)
 
     def clear(self) -> None:
-        """Begin again with zeros, once everything that is queued is done."""
+        """Begin again with zeros, behind whatever is queued."""
         self.reset()
         self.array.clear(self.place)
 

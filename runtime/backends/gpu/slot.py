@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from numpy.typing import NDArray
 
 from fastblt.runtime.backends.gpu.decoder_calls import DecoderCalls
-from fastblt.runtime.backends.gpu.device_rows import DeviceRows
+from fastblt.runtime.backends.gpu.device_rows import MOST_ELEMENTS, DeviceRows
 from fastblt.runtime.backends.gpu.drafting import DeviceDrafter, StepDrafter
 from fastblt.runtime.backends.gpu.encoder_calls import EncoderCalls
 from fastblt.runtime.backends.gpu.global_calls import GlobalCalls
@@ -97,7 +97,11 @@ class Slot:
         latents, history = self.rows["latent_kv"], self.config.hash.context - 1
         # After the decoder, whose caches it shares.
         for part, executor in sorted(backend.executors.items(), key=lambda item: item[0] == "draft"):
-            whole = executor.spec.input("latent_kv") is not None and executor.accepts("latents", positions)
+            whole = (
+                executor.spec.input("latent_kv") is not None
+                and executor.accepts("latents", positions)
+                and latents.elements <= MOST_ELEMENTS
+            )
             found[part] = DeviceGraph(
                 executor,
                 self.config.graph_stacks[part],
@@ -146,7 +150,7 @@ class Slot:
         self._forget()
 
     def clear(self) -> None:
-        """Empty everything, once what is queued is done: NaN, where a text has left any, would spread."""
+        """Empty everything, behind whatever is queued: NaN, where a text has left any, would spread."""
         for graph in self.graphs.values():
             graph.clear()
         for rows in self.rows.values():

@@ -140,7 +140,7 @@ class TensorRtExecutor:
             return None
         return (
             f"{self.path}: found an engine for calls of at most {min(missing) - 1} sequences, expected {together}: "
-            "build it again with fastblt compile"
+            f"build it again with fastblt compile --sequences {together}"
         )
 
     def bind(self, tensors: Mapping[str, Bound]) -> TensorRtLaunch:

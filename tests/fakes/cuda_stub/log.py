@@ -10,7 +10,7 @@ from pathlib import Path
 #: Calls that make the host wait for the device.
 WAITS = (
     *("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize"),
-    *("cudaMemcpy", "cudaMemset", "cudaMemset2D"),
+    *("cudaMemcpy", "cudaMemset"),
 )
 #: Calls that queue one piece of work each; so does every kernel.
 COPIES = ("cudaMemcpyAsync", "cudaMemcpy2DAsync", "cudaMemsetAsync", "cudaMemset2DAsync")

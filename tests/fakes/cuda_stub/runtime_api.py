@@ -39,7 +39,7 @@ FUNCTIONS: dict[str, tuple[tuple[Any, ...], tuple[Any, ...]]] = {
     "cudaMemcpy2DAsync": ((), (c_void_p, c_size_t, c_void_p, c_size_t, c_size_t, c_size_t, c_int, c_void_p)),
     "cudaMemcpyAsync": ((), (c_void_p, c_void_p, c_size_t, c_int, c_void_p)),
     "cudaMemset": ((), (c_void_p, c_int, c_size_t)),
-    "cudaMemset2D": ((), (c_void_p, c_size_t, c_int, c_size_t, c_size_t)),
+    "cudaMemsetAsync": ((), (c_void_p, c_int, c_size_t, c_void_p)),
     "cudaMemset2DAsync": ((), (c_void_p, c_size_t, c_int, c_size_t, c_size_t, c_void_p)),
     "cudaPeekAtLastError": ((), ()),
     "cudaRuntimeGetVersion": ((c_int,), ()),

@@ -89,9 +89,3 @@ static cudaError_t set_rows(const char *call, void *target, size_t pitch, int va
 cudaError_t cudaMemset2DAsync(void *target, size_t pitch, int value, size_t width, size_t rows, cudaStream_t stream) {
     return set_rows(__func__, target, pitch, value, width, rows, stream);
 }
-
-cudaError_t cudaMemset2D(void *target, size_t pitch, int value, size_t width, size_t rows) {
-    cudaError_t forbidden = stub_forbidden_while_capturing(__func__);
-    if (forbidden != cudaSuccess) return forbidden;
-    return set_rows(__func__, target, pitch, value, width, rows, NULL);
-}

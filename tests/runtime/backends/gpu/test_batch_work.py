@@ -19,8 +19,8 @@ from fastblt.export import engine_compiler
 from fastblt.export.engine_compiler import CompileRequest, compile_bundle
 from fastblt.runtime.backends.batching import BatchingBackend, DraftCall, PatcherCall
 from fastblt.runtime.backends.gpu.backend import DeviceBackend
-from fastblt.runtime.backends.gpu.batch import batch_bytes
 from fastblt.runtime.backends.gpu.batch_graph import covering
+from fastblt.runtime.backends.gpu.batch_limits import batch_bytes
 from fastblt.runtime.backends.gpu.sequence import DeviceSequence
 from fastblt.runtime.backends.protocol import CapacityError
 from fastblt.runtime.blt_runtime import BltRuntime
@@ -142,12 +142,12 @@ def test_memory_is_announced_and_given_back(load: Load, gpu: FakeCuda, form: str
     before = allocated()
     batch = backend.new_batch(3)
     assert isinstance(backend, BatchingBackend)
-    assert allocated() - before == batch_bytes(backend)
+    assert allocated() - before == batch_bytes(backend, 4)
     batch.close()
     batch.close()
     assert allocated() == before
-    gpu.used_by_others = gpu.memory - before - batch_bytes(backend) + 1
-    with pytest.raises(CapacityError, match=r"^batch: found .* free on the GPU, expected .* of 3 sequences"):
+    gpu.used_by_others = gpu.memory - before - batch_bytes(backend, 4) + 1
+    with pytest.raises(CapacityError, match=r"^batch: found .* free on the GPU, expected .* of 4 sequences"):
         backend.new_batch(3)
 
 
@@ -164,7 +164,7 @@ def test_bundles_and_engines_of_earlier_versions_are_refused_with_the_command(
     library = TensorRtLibrary("tensorrt-rtx", sys.modules["tensorrt_rtx"])
     compile_bundle(tmp_path / "new", library, CompileRequest((89,), (600,)))
     backend = load_form(FORMS["BLT-D engines"], tmp_path / "new", gpu, 2)
-    with pytest.raises(BundleError, match=r"\.engine: found an engine for .* at most 1 seq.* expected 2: .* compile$"):
+    with pytest.raises(BundleError, match=r"\.engine: found .* at most 1 seq.* expected 2: .* --sequences 2$"):
         backend.new_batch(2)
 
 
