@@ -11,7 +11,7 @@ from fastblt.models.config import BltConfig
 from fastblt.runtime.backends.entry import LoadRequest
 from fastblt.runtime.backends.protocol import Backend, Ids
 from fastblt.runtime.backends.registry import load_backend
-from fastblt.runtime.batching.round_scheduler import RoundScheduler
+from fastblt.runtime.batching.round_scheduler import round_schedulers
 from fastblt.runtime.batching.together import generate_together
 from fastblt.runtime.bundle.bundle import Bundle
 from fastblt.runtime.generation import ByteStream, Chunk, Generation, Prompt
@@ -191,7 +191,7 @@ class BltRuntime(TextMaker):
         def opener(prompt: Prompt) -> Callable[[], ByteStream]:
             return lambda: self.stream(prompt, max_new_bytes, request=request, **options)
 
-        scheduler = RoundScheduler(self.backend, min(most, len(prompts)))
+        (scheduler,) = round_schedulers(self.backend, 1, min(most, len(prompts)))
         try:
             return generate_together(scheduler, [opener(prompt) for prompt in prompts], on_chunk)
         finally:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeAlias
 
 from fastblt.runtime.backends.batching import Answer, PartCall
 from fastblt.runtime.generation import ByteStream, Chunk
 from fastblt.runtime.sequence.requests import Request, Steps
+
+#: Called with a stream whose step has ended.
+OnEnd: TypeAlias = Callable[["GrowingStream"], None]
 
 
 class GrowingStream:
@@ -18,13 +21,14 @@ class GrowingStream:
 
     Args:
         stream: that is to grow.
+        on_end: called when the step has ended; what it raises is raised by whatever has brought the step to its end.
 
     Attributes:
         request: what the method asks for; None: the step has ended.
         call: what is to be called next to answer it; None: its calls have not begun, or have ended.
     """
 
-    def __init__(self, stream: ByteStream) -> None:
+    def __init__(self, stream: ByteStream, on_end: OnEnd) -> None:
         self.stream = stream
         self.session = stream.growing.session
         self.chunk: Chunk | None = None
@@ -34,9 +38,17 @@ class GrowingStream:
         self.request: Request | None = None
         self.call: PartCall | None = None
         self._steps: Steps[Chunk | None] = stream.requests()
+        self._on_end = on_end
         self._asked = 0.0
         self._share = 0.0
         self._resume(None)
+
+    def leave_batch(self) -> None:
+        """Take the session out of the batch that it is in."""
+        try:
+            self.session.leave_batch()
+        except BaseException as error:
+            self.spoil(error)
 
     def answer_alone(self) -> None:
         """Answer the request by calls of the sequence's own."""
@@ -122,3 +134,5 @@ class GrowingStream:
         except BaseException as error:
             self.error, self.request = error, None
             self._steps.close()  # an interrupt may come when a request has been made
+        if self.request is None:
+            self._on_end(self)

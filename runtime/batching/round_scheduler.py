@@ -5,14 +5,14 @@ that however the streams arrive, they meet at one verification. All requests of 
 model's parts, and equal calls run together: first all of the patcher, then all of the encoder, of the global
 transformer and of the decoder.
 
-Nobody waits for more than one step of each other stream. The prompt of a new text is a step for each piece of it, which
-runs alone: it has rows enough to be worth a read of the weights.
+Nobody waits for more than one step of each other stream; where no calls are shared, streams take their steps one after
+the other. The prompt of a new text is a step for each piece of it, which runs alone: it has rows enough to be worth a
+read of the weights.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from functools import partial
 
 from fastblt.runtime.backends.batching import (
@@ -26,7 +26,7 @@ from fastblt.runtime.backends.batching import (
     PatcherCall,
 )
 from fastblt.runtime.backends.protocol import Backend, CapacityError
-from fastblt.runtime.batching.growing_stream import GrowingStream
+from fastblt.runtime.batching.growing_stream import GrowingStream, OnEnd
 from fastblt.runtime.bundle.manifest import BundleError
 from fastblt.runtime.generation import ByteStream
 from fastblt.runtime.sequence.requests import Score
@@ -38,13 +38,20 @@ SHARED_ROWS = 32
 _RANK: dict[type, int] = {PatcherCall: 0, EncoderCall: 1, GlobalCall: 2, DraftCall: 3, DecoderCall: 4}
 
 
+def ignore_end(_: GrowingStream) -> None:
+    """Do nothing: whoever lets streams grow waits until all have ended their steps."""
+
+
 class RoundScheduler:
     """Grows streams of one backend together; one thread at a time may use it.
 
     Args:
         backend: of the streams' runtime. Where it cannot batch, the streams still grow by a step each, one by one.
         size: most streams at once.
-        slots: most of them whose calls run together; None: all, or as many as there is memory for; 1: none.
+        slots: most of them whose calls run together; None: all; 1: none.
+
+    Attributes:
+        alone_because: why no calls run together; empty: some do.
 
     Raises:
         CapacityError: there is no memory for so many ``slots``.
@@ -56,42 +63,40 @@ class RoundScheduler:
         self._sharing = 0
         """Sessions that have joined the batch."""
         self._batch: Batch | None = None
-        if isinstance(backend, BatchingBackend):
-            with suppress(BundleError):  # graphs or engines of an earlier version take one sequence
-                self._batch = self._new_batch(backend, can_shrink=slots is None)
-
-    def _new_batch(self, backend: BatchingBackend, *, can_shrink: bool) -> Batch | None:
-        """Return a batch of `slots`, or of fewer if there is no memory for so many and nobody asked for them."""
-        while self.slots > 1:
+        self.alone_because = ""
+        if self.slots < 2:
+            self.alone_because = "no more than one text may share calls"
+        elif not isinstance(backend, BatchingBackend):
+            self.alone_because = f"{backend.name} runs one text at a time"
+        else:
             try:
-                return backend.new_batch(self.slots)
-            except CapacityError:
-                if not can_shrink:
-                    raise
-                self.slots //= 2
-        return None
+                self._batch = backend.new_batch(self.slots)
+            except BundleError as error:  # graphs or engines of an earlier version
+                self.alone_because = str(error)
 
     @property
     def shares_calls(self) -> bool:
         """Return whether calls of several streams run together."""
         return self._batch is not None
 
-    def step(self, streams: Sequence[ByteStream]) -> list[GrowingStream]:
+    def step(self, streams: Sequence[ByteStream], on_end: OnEnd = ignore_end) -> list[GrowingStream]:
         """Let each stream grow by one step, as `ByteStream.step` does.
 
         Args:
             streams: at most `size`, each of them once.
+            on_end: called with each stream as soon as its step has ended; what it raises ends the others.
 
         Returns:
             What came of each, in order: its chunk, or the error that ended it.
         """
         growing: list[GrowingStream] = []
         try:
-            for stream in streams:
-                growing.append(GrowingStream(stream))
-            while waiting := [each for each in growing if each.request is not None]:
-                drafting = [each for each in waiting if not isinstance(each.request, Score)]
-                self._answer(drafting or waiting, together=len(streams) > 1)
+            for group in [streams] if self.shares_calls else [[stream] for stream in streams]:
+                for stream in group:
+                    growing.append(GrowingStream(stream, on_end))
+                while waiting := [each for each in growing if each.request is not None]:
+                    drafting = [each for each in waiting if not isinstance(each.request, Score)]
+                    self._answer(drafting or waiting, together=len(group) > 1)
         except BaseException as error:
             # An interrupt between the steps: none of them is left waiting for an answer.
             for each in growing:
@@ -113,8 +118,9 @@ class RoundScheduler:
                 sharing.append(each)
             else:
                 if not together:
-                    each.session.leave_batch()
-                each.answer_alone()
+                    each.leave_batch()
+                if each.request is not None:
+                    each.answer_alone()
         for each in sharing:
             each.begin_calls()
         while calling := [each for each in sharing if each.call is not None]:
@@ -153,6 +159,34 @@ class RoundScheduler:
         else:
             for each, answer in zip(calling, answers, strict=True):
                 each.take(answer)
+
+
+def round_schedulers(backend: Backend, count: int, size: int, slots: int | None = None) -> list[RoundScheduler]:
+    """Return schedulers for several threads, all with as many slots.
+
+    Args:
+        backend: see `RoundScheduler`.
+        count: how many.
+        size: most streams of each.
+        slots: of each; None: ``size``, or half of that and so on where memory ends.
+
+    Raises:
+        CapacityError: there is no memory for so many ``slots``.
+    """
+    most = size if slots is None else slots
+    while True:
+        made: list[RoundScheduler] = []
+        try:
+            for _ in range(count):
+                made.append(RoundScheduler(backend, size, most))
+        except CapacityError:
+            for each in made:
+                each.close()
+            if slots is not None:
+                raise
+            most //= 2
+        else:
+            return made
 
 
 def _is_long(each: GrowingStream) -> bool:

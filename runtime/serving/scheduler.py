@@ -1,12 +1,14 @@
 """Shares a model's places among texts: first come, first served for a place, then all grow round by round.
 
 A step is one bounded piece of work: a piece of a prompt, or a round of a method. The texts of a worker take a step each
-at the same time, and share the calls that answer them (`fastblt.runtime.batching.round_scheduler`). A long prompt holds
-up the others for no more than a piece of it, whoever comes first.
+at the same time, and share the calls that answer them (`fastblt.runtime.batching.round_scheduler`). What a text has
+grown by is handed on as soon as its step has ended. A long prompt holds up the others for no more than a piece of it,
+whoever comes first.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import deque
@@ -14,11 +16,13 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from fastblt.runtime.batching.growing_stream import GrowingStream
-from fastblt.runtime.batching.round_scheduler import RoundScheduler
+from fastblt.runtime.batching.round_scheduler import RoundScheduler, round_schedulers
 from fastblt.runtime.blt_runtime import BltRuntime
 from fastblt.runtime.generation import Chunk
 from fastblt.runtime.machine import usable_cores
 from fastblt.runtime.serving.text_job import TextJob
+
+log = logging.getLogger("fastblt.serving")
 
 
 class QueueFullError(Exception):
@@ -51,10 +55,11 @@ class Scheduler:
         workers: number of threads.
         queue: most texts that wait for a place.
         observer: told of every chunk and of every end.
-        slots: most texts of a worker whose rounds share calls; None: all of them.
+        slots: most texts of a worker whose rounds share calls; None: all of them, or fewer of every worker where memory
+            ends.
 
     Raises:
-        CapacityError: there is no memory for the batches of the workers.
+        CapacityError: there is no memory for so many ``slots`` of each worker.
     """
 
     def __init__(
@@ -69,7 +74,7 @@ class Scheduler:
         self._closed = False
         # No worker takes a text while another one has fewer: none has more than its share.
         share = -(-self.places // workers)
-        self._workers = [_Worker(RoundScheduler(runtime.backend, share, slots)) for _ in range(workers)]
+        self._workers = [_Worker(rounds) for rounds in round_schedulers(runtime.backend, workers, share, slots)]
         self._threads = [
             threading.Thread(target=self._work, args=(worker,), name=f"fastblt-worker-{i}", daemon=True)
             for i, worker in enumerate(self._workers)
@@ -79,7 +84,7 @@ class Scheduler:
 
     @property
     def slots(self) -> int:
-        """Return how many texts of a worker share calls; 1: none do."""
+        """Return how many texts of each worker share calls; 1: none do."""
         rounds = self._workers[0].rounds
         return rounds.slots if rounds.shares_calls else 1
 
@@ -165,11 +170,24 @@ class Scheduler:
 
     def _round(self, worker: _Worker, jobs: list[TextJob]) -> None:
         """Let texts grow by a step each, and end those that are not wanted or have reached their end."""
-        growing = [job for job in jobs if self._begin(worker, job)]
-        steps = worker.rounds.step([job.stream for job in growing if job.stream is not None])
-        for job, step in zip(growing, steps, strict=True):
-            if not self._grew(job, step):
-                self._end(worker, job, step.error)
+        growing = {id(job.stream): job for job in jobs if self._begin(worker, job)}
+        streams = [job.stream for job in growing.values() if job.stream is not None]
+
+        def hand_on(step: GrowingStream) -> None:
+            job = growing.pop(id(step.stream))
+            error = step.error
+            try:
+                if self._grew(job, step):
+                    return
+            except BaseException as found:
+                error = error or found
+            self._end(worker, job, error)
+
+        try:
+            worker.rounds.step(streams, hand_on)
+        except BaseException as error:  # native code may raise anything; the thread is needed by other texts
+            for job in growing.values():
+                self._end(worker, job, error)
 
     def _begin(self, worker: _Worker, job: TextJob) -> bool:
         """Open the stream of a text that is new; return whether it can grow."""
@@ -210,7 +228,10 @@ class Scheduler:
             worker.jobs.remove(job)
             self._changed.notify_all()
         job.end(error)
-        self._observer.ended(job)
+        try:
+            self._observer.ended(job)
+        except BaseException:
+            log.exception("the end of a text was not counted")
 
 
 def default_workers(runtime: BltRuntime) -> int:

@@ -6,65 +6,22 @@ import asyncio
 import itertools
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
+from fakes.jobs import ended, job, read, scheduler
 
 from fastblt.runtime.blt_runtime import BltRuntime
-from fastblt.runtime.generation import Chunk
 from fastblt.runtime.machine import usable_cores
-from fastblt.runtime.request import GenerationRequest
 from fastblt.runtime.serving import text_job
-from fastblt.runtime.serving.scheduler import QueueFullError, Scheduler, default_workers
+from fastblt.runtime.serving.scheduler import QueueFullError, default_workers
 from fastblt.runtime.serving.text_job import TextJob
-
-
-class Turns:
-    """Records whose turn it was."""
-
-    def __init__(self) -> None:
-        self.turns: list[TextJob] = []
-        self.ends: list[TextJob] = []
-
-    def grew(self, job: TextJob, chunk: Chunk) -> None:
-        self.turns.append(job)
-
-    def ended(self, job: TextJob) -> None:
-        self.ends.append(job)
 
 
 @pytest.fixture(scope="module")
 def two_places(tiny_bundle: Path) -> BltRuntime:
     return BltRuntime.from_pretrained(tiny_bundle, max_bytes=2048, sequences=2, threads=1)
-
-
-@contextmanager
-def scheduler(runtime: BltRuntime, workers: int = 1, queue: int = 4) -> Iterator[tuple[Scheduler, Turns]]:
-    turns = Turns()
-    found = Scheduler(runtime, workers, queue, turns)
-    try:
-        yield found, turns
-    finally:
-        found.close()
-    assert (found.waiting, found.active, runtime.sequences_in_use) == (0, 0, 0)
-
-
-def job(prompt: bytes, new_bytes: int = 12, method: str = "ar") -> TextJob:
-    return TextJob(prompt, GenerationRequest(new_bytes, method=method, stop_at_eos=False), asyncio.Event())
-
-
-async def read(scheduler: Scheduler, one: TextJob) -> bytes:
-    found = b""
-    while True:
-        chunks, ended = one.take()
-        scheduler.resume(one)
-        found += b"".join(chunk.data for chunk in chunks)
-        if ended:
-            assert one.error is None
-            return found
-        await asyncio.sleep(0.001)
 
 
 def test_a_long_prompt_holds_up_others_for_a_piece_at_most(two_places: BltRuntime, reference: BltRuntime) -> None:
@@ -166,24 +123,31 @@ def test_a_text_that_is_read_while_it_is_about_to_stop_grows_on(
     asyncio.run(run())
 
 
-def test_threads_survive_what_native_code_raises(two_places: BltRuntime, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Panic(BaseException):
-        pass
+class Panic(BaseException):
+    """What native code may raise."""
 
-    def fail(*_: object, **__: object) -> None:
-        raise Panic
 
+def panic(*_: object, **__: object) -> Any:
+    raise Panic
+
+
+@pytest.mark.parametrize("where", ["stream", "step", "grew", "ended"])
+def test_threads_survive_what_native_code_raises(
+    two_places: BltRuntime, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
     async def run() -> None:
         with scheduler(two_places) as (found, _turns):
-            wrong, right = job(b"wrong"), job(b"right")
+            broken: dict[str, Any] = {"stream": two_places, "step": found._workers[0].rounds}
+            jobs = [job(b"wrong"), job(b"too")]
             with monkeypatch.context() as patch:
-                patch.setattr(two_places, "stream", fail)
-                found.submit([wrong])
-                end = time.monotonic() + 10
-                while not wrong.ended:
-                    assert time.monotonic() < end, "its thread is gone"
-                    await asyncio.sleep(0.001)
-            assert isinstance(wrong.error, Panic)
+                patch.setattr(broken.get(where, _turns), where, panic)
+                found.submit(jobs)
+                for each in jobs:
+                    await ended(each)
+            for each in jobs:
+                assert isinstance(each.error, Panic) == (where != "ended")
+            assert (found.active, two_places.sequences_in_use) == (0, 0)
+            right = job(b"right")
             found.submit([right])
             assert len(await read(found, right)) == 12
 

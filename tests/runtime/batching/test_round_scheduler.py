@@ -20,7 +20,8 @@ from fastblt.runtime.backends.batching import (
 )
 from fastblt.runtime.backends.graph_error import GraphError
 from fastblt.runtime.backends.protocol import Backend, BackendSequence, CapacityError
-from fastblt.runtime.batching.round_scheduler import RoundScheduler
+from fastblt.runtime.batching.growing_stream import GrowingStream
+from fastblt.runtime.batching.round_scheduler import RoundScheduler, round_schedulers
 from fastblt.runtime.blt_runtime import BltRuntime
 from fastblt.runtime.generation import ByteStream
 
@@ -146,12 +147,36 @@ def test_fewer_streams_share_calls_where_memory_ends(
 
     monkeypatch.setattr(watched, "new_batch", new_batch)
     for room[0], slots in ((3, 2), (0, 1)):
-        scheduler = RoundScheduler(runtime.backend, 5)
+        (scheduler,) = round_schedulers(runtime.backend, 1, 5)
         assert (scheduler.slots, scheduler.shares_calls) == (slots, slots > 1)
         streams = [stream(runtime, 9 * i) for i in range(3)]
         assert read(scheduler, streams)[2] == alone.generate(TEXT[18:48], 20, method="s:4", stop_at_eos=False).data
+        for asked in (5, None):
+            with pytest.raises(CapacityError, match="found no memory for 5 sequences"):
+                RoundScheduler(runtime.backend, 5, slots=asked)
         with pytest.raises(CapacityError, match="found no memory for 5 sequences"):
-            RoundScheduler(runtime.backend, 5, slots=5)
+            round_schedulers(runtime.backend, 1, 5, slots=5)
+
+
+def test_the_threads_of_a_server_have_as_many_slots_each(
+    runtime: BltRuntime, watched: WatchedBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def new_batch(size: int) -> WatchedBatch:
+        taken = sum(batch.size for batch in watched.batches if not batch.closed)
+        if taken + size > 9:
+            raise CapacityError(f"batch: found no memory for {size} sequences, expected some for {9 - taken}")
+        watched.batches.append(WatchedBatch(size))
+        return watched.batches[-1]
+
+    monkeypatch.setattr(watched, "new_batch", new_batch)
+    schedulers = round_schedulers(runtime.backend, 3, 8)
+    assert [each.slots for each in schedulers] == [2, 2, 2]
+    assert [batch.size for batch in watched.batches if not batch.closed] == [2, 2, 2]
+    for each in schedulers:
+        each.close()
+    with pytest.raises(CapacityError, match="found no memory for 4 sequences"):
+        round_schedulers(runtime.backend, 3, 8, slots=4)
+    assert all(batch.closed for batch in watched.batches)
 
 
 def test_a_graph_that_fails_ends_those_who_share_the_call(runtime: BltRuntime, watched: WatchedBackend) -> None:
@@ -267,6 +292,62 @@ def test_backends_that_cannot_batch_serve_streams_in_turn(alone: BltRuntime, tin
     assert not scheduler.shares_calls
     streams = [stream(eager, 0), stream(eager, 9, "ar")]
     assert read(scheduler, streams)[1] == alone.generate(TEXT[9:39], 20, method="ar", stop_at_eos=False).data
+
+
+def test_streams_that_share_no_calls_take_their_steps_one_after_the_other(runtime: BltRuntime) -> None:
+    scheduler = RoundScheduler(runtime.backend, 2, slots=1)
+    streams = [stream(runtime, 0), stream(runtime, 9)]
+    scheduler.step(streams)
+    seen: list[tuple[int, list[int]]] = []
+
+    def note(step: GrowingStream) -> None:
+        assert step.chunk is not None
+        seen.append((streams.index(step.stream), [each.stats.rounds for each in streams]))
+
+    scheduler.step(streams, note)
+    assert seen == [(0, [2, 1]), (1, [2, 2])]
+    for each in streams:
+        each.close()
+
+
+def test_who_shares_no_calls_is_handed_on_before_those_who_do(runtime: BltRuntime, watched: WatchedBackend) -> None:
+    scheduler = RoundScheduler(runtime.backend, 3, slots=2)
+    streams = [stream(runtime, 7 * i, "ar") for i in range(3)]
+    scheduler.step(streams)
+    (batch,) = watched.batches
+    batch.calls.clear()
+    seen: list[tuple[int, bool]] = []
+    scheduler.step(streams, lambda step: seen.append((streams.index(step.stream), bool(batch.calls))))
+    assert seen == [(2, False), (0, True), (1, True)]
+    for each in streams:
+        each.close()
+
+
+def test_a_session_that_cannot_leave_its_batch_ends_its_own_text(
+    alone: BltRuntime, runtime: BltRuntime, watched: WatchedBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scheduler = RoundScheduler(runtime.backend, 2)
+    streams = [stream(runtime, 0), stream(runtime, 9)]
+    scheduler.step(streams)
+
+    def fail(_: object) -> None:
+        raise MemoryError("no room to copy to")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(watched.batches[0], "leave", fail)
+        (step,) = scheduler.step(streams[:1])
+    assert isinstance(step.error, MemoryError)
+    assert (streams[0].finish, runtime.sequences_in_use) == ("closed", 1)
+    streams[1].close()
+    again = stream(runtime, 0)
+    assert read(scheduler, [again])[0] == alone.generate(TEXT[:30], 20, method="s:4", stop_at_eos=False).data
+
+
+def test_why_no_calls_are_shared_is_known(runtime: BltRuntime, tiny_bundle: Path) -> None:
+    eager = BltRuntime.from_pretrained(tiny_bundle, backend="eager", max_bytes=300, sequences=2)
+    assert RoundScheduler(eager.backend, 2).alone_because == "eager runs one text at a time"
+    assert RoundScheduler(runtime.backend, 2, slots=1).alone_because == "no more than one text may share calls"
+    assert RoundScheduler(runtime.backend, 2).alone_because == ""
 
 
 def test_an_interrupt_between_the_calls_frees_all_streams(
