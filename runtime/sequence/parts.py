@@ -152,7 +152,6 @@ class CountedParts:
         stats.part_seconds[part] += seconds
         stats.nfe[part] += calls
         stats.graph_calls[part] += graph_calls
-        stats.shared_calls += graph_calls
 
 
 _PARTS: dict[type, str] = {

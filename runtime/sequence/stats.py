@@ -19,8 +19,6 @@ class RunStats:
     """Seconds inside the backend for each part; the rest of the total is the control flow."""
     graph_calls: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     """Calls of each part's graph, each divided by the sequences that it served."""
-    shared_calls: float = 0.0
-    """Calls made for this generation, each divided by the sequences that it served; of those made in batches only."""
     moved_bytes: int = 0
     """Weight and cache bytes that the calls read."""
     rounds: int = 0

@@ -28,8 +28,10 @@ class Metrics:
         self._drafted = counter("drafted_bytes", "Bytes drafted for verification")
         self._accepted = counter("accepted_bytes", "Drafted bytes that verification kept")
         self._rounds = counter("rounds", "Rounds of decoding methods")
-        self._calls = counter("calls", "Calls of each part of the model", "part")
-        self._shared = counter("shared_calls", "Calls made in batches, each divided by the texts that it served")
+        self._calls = counter("calls", "Calls of each part of the model that each text has asked for", "part")
+        self._graph_calls = counter(
+            "graph_calls", "Calls of the graph of each part; fewer than those asked for, where texts share them", "part"
+        )
         self._texts = counter("texts", "Texts that have ended, by why", "finish")
         self._requests = counter("requests", "Requests, by path and status", "path", "status")
         self._errors = counter("errors", "Requests that failed, by code", "code")
@@ -44,6 +46,7 @@ class Metrics:
         )
         for part in PARTS:
             self._calls.labels(part)
+            self._graph_calls.labels(part)
 
     def gauge(self, name: str, text: str, value: Callable[[], float]) -> None:
         """Show a value that is asked for whenever the metrics are read."""
@@ -64,7 +67,7 @@ class Metrics:
         self._rounds.inc(stats.rounds)
         for part in parts_in(stats.nfe):
             self._calls.labels(part).inc(stats.nfe[part])
-        self._shared.inc(stats.shared_calls)
+            self._graph_calls.labels(part).inc(stats.graph_calls[part])
         self._texts.labels("error" if job.error else "cancelled" if job.cancelled else job.finish).inc()
         if job.first_byte_seconds is not None:
             self._first_byte.observe(job.first_byte_seconds)

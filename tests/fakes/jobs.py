@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from fastblt.runtime.blt_runtime import BltRuntime
@@ -57,9 +57,14 @@ async def read(scheduler: Scheduler, one: TextJob) -> bytes:
         await asyncio.sleep(0.001)
 
 
-async def ended(one: TextJob) -> None:
-    """Wait until a text has ended, ten seconds at most."""
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for something, ten seconds at most."""
     end = time.monotonic() + 10
-    while not one.ended:
-        assert time.monotonic() < end, "nobody ends it"
+    while not condition():
+        assert time.monotonic() < end, "it does not happen"
         await asyncio.sleep(0.001)
+
+
+async def ended(one: TextJob) -> None:
+    """Wait until a text has ended."""
+    await until(lambda: one.ended)
