@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+#: Most texts that a measurement lets grow at the same time.
+MOST_STREAMS = 64
+
 
 def require_at_least(least: int, **values: int | None) -> None:
     """Check numbers of a request, by the names of their fields; None means that a number was not given.

@@ -69,7 +69,7 @@ class Together:
         streams: most texts at once; the runtime has to have room for them.
 
     Raises:
-        CapacityError: there is no memory for them.
+        CapacityError: there is no memory for calls that so many share.
     """
 
     def __init__(self, runtime: BltRuntime, streams: int) -> None:
@@ -78,9 +78,9 @@ class Together:
         self._groups = 0
 
     @property
-    def shares_calls(self) -> bool:
-        """Return whether calls of several texts run together."""
-        return self._scheduler.shares_calls
+    def alone_because(self) -> str:
+        """Return why texts share no calls; empty: they do."""
+        return self._scheduler.alone_because
 
     def close(self) -> None:
         """Let go of the memory."""

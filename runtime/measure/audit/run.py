@@ -16,13 +16,11 @@ from fastblt.runtime.measure.audit.comparison import AuditRow, audit
 from fastblt.runtime.measure.audit.growth import Together
 from fastblt.runtime.measure.audit.methods import choose_methods
 from fastblt.runtime.measure.audit.ties import TIE_BOUND
-from fastblt.runtime.measure.requests import require_at_least
+from fastblt.runtime.measure.requests import MOST_STREAMS, require_at_least
 from fastblt.runtime.progress import OnProgress, no_progress
 
 #: Prompts where a request specifies neither their number nor that of the bytes.
 DEFAULT_PROMPTS = 64
-#: Most texts that grow together.
-MOST_STREAMS = 64
 
 
 class AuditError(ValueError):
@@ -77,8 +75,8 @@ class AuditReport:
     left_out: tuple[str, ...]
     """Default methods that the model cannot run."""
     model: str
-    calls_shared: bool = False
-    """Whether texts that grew together shared calls."""
+    alone_because: str = ""
+    """Why texts that grew together shared no calls; empty: they did, or grew one after the other."""
 
     @property
     def faults(self) -> int:
@@ -102,7 +100,7 @@ class AuditReport:
             "tie_bound": self.bound,
             "max_new_bytes": self.request.max_new_bytes,
             "streams": self.request.streams,
-            "calls_shared": self.calls_shared,
+            "calls_shared": self.request.streams > 1 and not self.alone_because,
             "bytes_compared": sum(row.bytes for row in self.rows),
             "rows": [dataclasses.asdict(row) for row in self.rows],
         }
@@ -169,8 +167,8 @@ def run_audit(
     finally:
         if growth is not None:
             growth.close()
-    shared = growth is not None and growth.shares_calls
-    return AuditReport(bundle, request, reference.backend.name, bound, rows, left_out, opened.config.name, shared)
+    alone = growth.alone_because if growth is not None else ""
+    return AuditReport(bundle, request, reference.backend.name, bound, rows, left_out, opened.config.name, alone)
 
 
 def _choose_prompts(request: AuditRequest, prompts: Sequence[tuple[str, bytes]]) -> Sequence[tuple[str, bytes]]:
@@ -190,7 +188,7 @@ def _choose_prompts(request: AuditRequest, prompts: Sequence[tuple[str, bytes]])
 
 
 def of_mixed_lengths(prompts: Sequence[tuple[str, bytes]]) -> list[tuple[str, bytes]]:
-    """Return prompts of many lengths: of five in turn one is cut to a quarter, one to a half, and one is long.
+    """Return prompts of many lengths, and names with them: of five one is cut to a quarter, one to a half, one is long.
 
     The long one follows the four before it, so that it is, as a rule, more than `MAX_ROWS` bytes.
     """
@@ -202,5 +200,5 @@ def of_mixed_lengths(prompts: Sequence[tuple[str, bytes]]) -> list[tuple[str, by
             data = data[: len(data) // 2]
         elif index % 5 == 4:
             data = b"".join(before for _, before in prompts[index - 4 : index + 1])
-        found.append((name, data))
+        found.append((f"{name} ({len(data)} bytes)", data))
     return found

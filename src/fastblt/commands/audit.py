@@ -32,9 +32,10 @@ from fastblt.commands.output import (
 )
 from fastblt.commands.prompts import distinct_prompts
 from fastblt.runtime.measure.audit.comparison import AuditRow
-from fastblt.runtime.measure.audit.run import DEFAULT_PROMPTS, MOST_STREAMS, AuditRequest, run_audit
+from fastblt.runtime.measure.audit.run import DEFAULT_PROMPTS, AuditRequest, run_audit
 from fastblt.runtime.measure.audit.ties import Difference
 from fastblt.runtime.measure.report import write_json
+from fastblt.runtime.measure.requests import MOST_STREAMS
 
 
 def command(
@@ -90,7 +91,7 @@ def command(
     print_left_out(report.model, report.left_out)
     print_audit(stdout(), report.rows, report.reference, report.bound)
     if streams > 1:
-        how = "calls were shared" if report.calls_shared else f"one call at a time, since {backend} shares none"
+        how = f"one call at a time ({report.alone_because})" if report.alone_because else "calls were shared"
         note(stdout(), f"{streams} texts at once: {how}.")
     if json is not None:
         write_json(json, report.to_dict())

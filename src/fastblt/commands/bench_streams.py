@@ -100,18 +100,18 @@ def describe_streams(report: StreamsReport, prompts: Sequence[bytes]) -> Iterato
         f"threads {threads}; held-out prompts of {len(prompts[0])} bytes, {request.max_new_bytes} new bytes for each "
         f"text{repeats}, greedy."
     )
-    unable = dict.fromkeys(row.backend for row in report.rows if row.streams > 1 and not row.calls_shared)
-    if unable:
-        yield f"{', '.join(unable)}: texts share no calls; they grew in turn, a round of each."
+    for backend, reason in {row.backend: row.alone_because for row in report.rows if row.alone_because}.items():
+        yield f"{backend}: texts share no calls ({reason}); they grew in turn, a round of each."
     different = [f"{row.method} ({row.streams})" for row in report.rows if row.as_in_turn is False]
     if different:
         yield f"TEXTS DIFFER between shared calls and calls in turn: {', '.join(different)}; see fastblt audit."
     elif any(row.as_in_turn for row in report.rows):
         yield "Texts that share calls are those in turn, byte for byte."
     yield (
-        "bytes/s: of all texts together, from when each had its first byte until one ended. ms/byte: as the reader of "
-        "one text sees it. times in turn: against the same texts, a round of each in turn, without sharing calls. MB "
-        "expected: weights once a call, each text's own caches."
+        "bytes/s: of all texts together, from when each had its first byte to before the round in which one ended. "
+        "ms/byte: as the reader of one text sees it. times in turn: against the same texts, a round of each in turn, "
+        "without sharing calls. MB expected: weights once a call, as many calls a round as the text makes that needs "
+        "most, if texts are independent of each other; each text's own caches."
     )
 
 

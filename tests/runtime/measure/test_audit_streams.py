@@ -56,6 +56,7 @@ def test_prompts_are_of_many_lengths() -> None:
     assert len(set(lengths)) >= 8
     assert min(lengths) < 32
     assert max(lengths) > 256
+    assert all(name.endswith(f"({len(data)} bytes)") for name, data in PROMPTS)
 
 
 def test_methods_grow_side_by_side_and_by_themselves_and_are_right(
@@ -79,6 +80,13 @@ def test_methods_grow_side_by_side_and_by_themselves_and_are_right(
     (batch,) = watched.batches
     assert {count for _, count in batch.calls} == {1, 2, 3}
     assert growth[0].sequences_in_use == 0
+
+
+def test_why_calls_are_not_shared_is_reported(tiny_bundle: Path) -> None:
+    options = ("--backend", "eager", "--streams", "2", "--prompts", "2", "--max-new-bytes", "4", "--methods", "ar")
+    result = invoke(tiny_bundle, *options)
+    assert result.exit_code == 0, result.stderr
+    assert "2 texts at once: one call at a time (eager runs one text at a time)." in result.stdout
 
 
 def break_one_row(monkeypatch: pytest.MonkeyPatch, choice: int) -> None:
@@ -144,7 +152,8 @@ def test_command_audits_streams(tiny_bundle: Path, tmp_path: Path) -> None:
     report = json.loads(path.read_text(encoding="utf-8"))
     assert report["streams"] == 3
     assert [row["prompts"] for row in report["rows"]] == [4, 4]
-    assert "3 texts at once" in result.stdout
+    assert "3 texts at once: calls were shared." in result.stdout
+    assert report["calls_shared"] is True
 
 
 def test_command_prints_what_differs_and_fails(

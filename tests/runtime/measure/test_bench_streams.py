@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 from fakes.watched_batch import WatchedBackend
 
+from fastblt.runtime.backends.cpu.backend import OnnxRuntimeBackend
 from fastblt.runtime.backends.protocol import Backend
 from fastblt.runtime.blt_runtime import BltRuntime
 from fastblt.runtime.generation import Generation
 from fastblt.runtime.measure.bench.plan import Contender, make_bench_plan
 from fastblt.runtime.measure.bench.streams.growth import Growth, Work, grow, grow_in_peer
-from fastblt.runtime.measure.bench.streams.prediction import calls_per_round, predicted_moved_bytes
+from fastblt.runtime.measure.bench.streams.prediction import expected_most, predicted_moved_bytes
 from fastblt.runtime.measure.bench.streams.rows import Compared, StreamsRow, figures
-from fastblt.runtime.measure.bench.streams.run import check_streams
+from fastblt.runtime.measure.bench.streams.run import check_streams, weights_of
 from fastblt.runtime.measure.bench.streams.timing import StreamsMeasurement
 from fastblt.runtime.measure.peers import GeneratedBatch, Generator
 from fastblt.runtime.measure.replay.rates import ReplayRates
@@ -45,28 +47,48 @@ def work(seconds: float, new_bytes: int, rounds: int, moved: float, **calls: tup
     )
 
 
+def weights(runtime: BltRuntime) -> dict[str, float]:
+    manifest = cast("OnnxRuntimeBackend", runtime.backend).manifest
+    return {part: float(spec.weight_bytes) for part, spec in manifest.graphs.items()}
+
+
 def test_calls_of_a_round_are_shared_or_happen_if_any_text_makes_them() -> None:
-    assert calls_per_round(9.0, 8) == 9
-    assert calls_per_round(0.0, 8) == 0
-    assert calls_per_round(0.25, 8) == pytest.approx(1 - 0.75**8)
-    assert calls_per_round(1.5, 2) == pytest.approx(1.75)
-    assert calls_per_round(0.3, 1) == pytest.approx(0.3)
+    assert expected_most({9: 10}, 10, 8) == 9
+    assert expected_most({}, 10, 8) == 0
+    assert expected_most({1: 1}, 4, 8) == pytest.approx(1 - 0.75**8)
+    assert expected_most({1: 2, 2: 2}, 4, 2) == pytest.approx(1.75)
+    assert expected_most({1: 3}, 10, 1) == pytest.approx(0.3)
+
+
+def test_the_longest_draft_of_a_round_is_expected() -> None:
+    """Drafts of 1 or 9 bytes, as often: of two texts one drafts 9 in three of four rounds; on average each drafts 5."""
+    assert expected_most({1: 5, 9: 5}, 10, 2) == pytest.approx(0.25 * 1 + 0.75 * 9)
+    assert expected_most({1: 5, 9: 5}, 10, 1) == pytest.approx(5)
+    assert expected_most({4: 5}, 10, 2) == pytest.approx(0.75 * 4), "half of the rounds are without any call"
 
 
 def test_bytes_are_predicted_by_weights_once_a_call_and_caches_of_each_text() -> None:
     # Ten rounds of each of four texts: weights 100 and 1000, caches 60 in all.
     in_turn = work(1, 80, 40, 100 * 40 + 1000 * 20 + 60, patcher=(40, 40), **{"global": (20, 20)})
-    found = predicted_moved_bytes(in_turn, 4, {"patcher": 100.0, "global": 1000.0})
+    rounds = {"patcher": {1: 40}, "global": {1: 20}}
+    found = predicted_moved_bytes(in_turn, rounds, 4, {"patcher": 100.0, "global": 1000.0})
     assert found == pytest.approx(100 * 10 + 1000 * 10 * (1 - 0.5**4) + 60)
     nothing = work(0, 0, 0, 0)
-    assert predicted_moved_bytes(nothing, 4, {}) == 0
+    assert predicted_moved_bytes(nothing, {}, 4, {}) == 0
+
+
+def test_weights_are_those_of_the_manifest(runtime: BltRuntime, tiny_bundle: Path) -> None:
+    """On a GPU a call of no rows reads caches, too: no call says what the weights are."""
+    eager = BltRuntime.from_pretrained(tiny_bundle, backend="eager", max_bytes=64)
+    assert weights_of(tiny_bundle, {"onnxruntime": runtime, "eager": eager}) == weights(runtime)
+    assert weights_of(tiny_bundle / "none", {"eager": eager}) == {}
 
 
 def growth(rate: float, calls: float, moved: float, text: bytes = b"abc") -> Growth:
     """Two texts that grew by 100 bytes while both did, in 20 rounds."""
     steady = work(100 / rate, 100, 20, moved, decoder=(20, calls))
     whole = work(100 / rate + 1, 120, 24, moved + 5, decoder=(24, calls + 4))
-    return Growth([text, b"x"], whole, steady, [0.5, 0.7], [0.01] * 9 + [0.03])
+    return Growth([text, b"x"], whole, steady, [0.5, 0.7], [0.01] * 9 + [0.03], {"decoder": Counter({1: 20})})
 
 
 def test_figures_are_those_of_the_time_in_which_all_texts_grow() -> None:
@@ -82,7 +104,7 @@ def test_figures_are_those_of_the_time_in_which_all_texts_grow() -> None:
 def compared(together: list[Growth], in_turn: list[Growth], **changes: Any) -> StreamsRow:
     wanted: dict[str, Any] = {
         "contender": Contender("onnxruntime", "s:4"), "device": "cpu", "streams": 2, "calls_shared": True,
-        "together": together, "in_turn": in_turn, "weights": {"decoder": 50.0}, "profile": None,
+        "alone_because": None, "together": together, "in_turn": in_turn, "weights": {"decoder": 50.0}, "profile": None,
     }  # fmt: skip
     return Compared(**(wanted | changes)).row(400.0)
 
@@ -98,7 +120,8 @@ def test_a_row_compares_with_texts_in_turn_with_the_prediction_and_with_a_peer()
 
 
 def test_texts_that_share_nothing_have_nothing_to_compare() -> None:
-    row = compared([growth(200, 20, 1100)], [], calls_shared=False)
+    row = compared([growth(200, 20, 1100)], [], calls_shared=False, alone_because="it cannot")
+    assert row.alone_because == "it cannot"
     assert [row.in_turn, row.times_in_turn, row.predicted_moved_bytes_per_byte, row.times_predicted] == [None] * 4
     assert row.as_in_turn is None
 
@@ -118,8 +141,10 @@ def test_texts_grow_alike_and_share_their_calls(runtime: BltRuntime, method: str
     assert 0 < together.steady.seconds < together.whole.seconds
     assert runtime.sequences_in_use == 0
     if method == "ar":
-        # Every round is a byte of each text; the first is the prompt's.
-        assert together.steady.new_bytes == 4 * 23 == len(together.byte_seconds)
+        # Every round is a byte of each text; the first is the prompt's, and the last is left out.
+        assert together.steady.new_bytes == 4 * 22 == len(together.byte_seconds)
+        assert together.rounds_by_calls["decoder"] == in_turn.rounds_by_calls["decoder"] == {1: 4 * 22}
+        assert together.rounds_by_calls["global"] == {1: together.steady.calls["global"]}
 
 
 def test_an_error_closes_all_texts(runtime: BltRuntime) -> None:
@@ -141,7 +166,7 @@ def test_an_error_closes_all_texts(runtime: BltRuntime) -> None:
 def test_units_are_measured_with_calls_shared_and_in_turn(runtime: BltRuntime) -> None:
     seen: list[str] = []
     plan = make_bench_plan("onnxruntime", ["auto"])
-    measurement = StreamsMeasurement({"onnxruntime": runtime}, plan, (1, 2), PROMPTS, 12)
+    measurement = StreamsMeasurement({"onnxruntime": runtime}, plan, (1, 2), PROMPTS, 12, weights(runtime))
     rows = measurement.measure(2, lambda done, total, what: seen.append(f"{done}/{total} {what}"))
     assert [(row.method, row.streams, row.calls_shared) for row in rows] == [
         ("ar", 1, False),
@@ -165,7 +190,7 @@ def test_replays_draw_alike_with_calls_shared_and_in_turn(runtime: BltRuntime) -
     plan = make_bench_plan("onnxruntime", ["s:4"])
     rates = ReplayRates.parse("acceptance=0.8,patch=3", plan.methods)
     profiles = {c: rates.profile(c.method, runtime.config) for c in plan.contenders}
-    measurement = StreamsMeasurement({"onnxruntime": runtime}, plan, (1, 3), PROMPTS, 60, profiles)
+    measurement = StreamsMeasurement({"onnxruntime": runtime}, plan, (1, 3), PROMPTS, 60, weights(runtime), profiles)
     rows = measurement.measure()
     for row in rows:
         assert row.as_in_turn is None
@@ -209,7 +234,7 @@ def test_a_peer_s_batch_is_compared_with(runtime: BltRuntime) -> None:
     assert found.steady.graph_calls == {"decoder": pytest.approx(9)}
     plan = make_bench_plan("onnxruntime", ["ar"], ["transformers"])
     runtimes: dict[str, Generator] = {"onnxruntime": runtime, "transformers": Peer(runtime)}
-    ours, theirs = StreamsMeasurement(runtimes, plan, (2,), PROMPTS, 8).measure()
+    ours, theirs = StreamsMeasurement(runtimes, plan, (2,), PROMPTS, 8, weights(runtime)).measure()
     assert theirs.together.bytes_per_s == pytest.approx(4)
     assert (theirs.times_peer, theirs.in_turn) == (pytest.approx(1), None)
     assert ours.times_peer == pytest.approx(ours.together.bytes_per_s / 4)
@@ -234,9 +259,9 @@ def test_what_was_learned_can_be_exchanged() -> None:
 def test_rows_are_plain_data() -> None:
     row = dataclasses.asdict(compared([growth(200, 10, 700)], [growth(100, 20, 1100)]))
     assert set(row) == {
-        "backend", "method", "device", "streams", "calls_shared", "together", "in_turn", "times_in_turn",
-        "predicted_moved_bytes_per_byte", "times_predicted", "as_in_turn", "times_peer", "lossless", "acceptance",
-        "replay",
+        "backend", "method", "device", "streams", "calls_shared", "alone_because", "together", "in_turn",
+        "times_in_turn", "predicted_moved_bytes_per_byte", "times_predicted", "as_in_turn", "times_peer", "lossless",
+        "acceptance", "replay",
     }  # fmt: skip
     assert set(row["together"]) == set(row["in_turn"]) == {
         "bytes", "bytes_per_s", "bytes_per_s_with_prompt", "ms_per_byte_p50", "ms_per_byte_p95", "first_byte_ms",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -52,12 +53,15 @@ class Growth:
     whole: Work
     """What everything has cost."""
     steady: Work
-    """What has happened while all of them grew: from when every text had its first byte until one ended."""
+    """What has happened while all of them grew: from when every text had its first byte to before the round in which
+    one ended."""
     first_byte_seconds: list[float]
     """Of each text, from the beginning of all."""
     byte_seconds: list[float]
-    """Of each byte after a text's first round, until one ended: the time since the text had grown before, shared by
-    its new bytes."""
+    """Of each byte after a text's first round, before the round in which one ended: the time since the text had grown
+    before, shared by its new bytes."""
+    rounds_by_calls: dict[str, Counter[int]] = field(default_factory=dict)
+    """For each part, in how many rounds of `steady` a text made so many calls; rounds without any are left out."""
     replay: ReplayCounts | None = None
     """What a replay really showed."""
 
@@ -67,10 +71,9 @@ class _Text:
     """Follows a stream."""
 
     stream: ByteStream
-    began: float
     pieces: list[bytes] = field(default_factory=list)
     grown: float = 0.0
-    """When it has grown last; 0: never."""
+    """When it has grown last, in seconds from the beginning of all; 0: never."""
     first_byte_seconds: float = 0.0
     byte_seconds: list[float] = field(default_factory=list)
 
@@ -84,7 +87,7 @@ class _Text:
         if self.grown:
             self.byte_seconds += [(now - self.grown) / len(data)] * len(data)
         else:
-            self.first_byte_seconds = now - self.began
+            self.first_byte_seconds = now
         self.grown = now
 
 
@@ -103,24 +106,20 @@ def grow(
     scheduler = RoundScheduler(runtime.backend, len(prompts), slots=None if share else 1)
     began = perf_counter()
     texts: list[_Text] = []
-    first: Work | None = None
-    last: Work | None = None
-    byte_seconds: list[float] = []
+    steady = _Steady()
     try:
         for prompt in prompts:
-            stream = runtime.stream(prompt, max_new_bytes, method=method, stop_at_eos=False)
-            texts.append(_Text(stream, began))
+            texts.append(_Text(runtime.stream(prompt, max_new_bytes, method=method, stop_at_eos=False)))
+        seconds = perf_counter() - began
         while growing := [text for text in texts if text.stream.open]:
+            began = perf_counter()
             steps = scheduler.step([text.stream for text in growing])
-            now = perf_counter()
+            seconds += perf_counter() - began  # without the time that counting takes
             for text, step in zip(growing, steps, strict=True):
-                text.take(step, now)
-            if first is None and all(text.grown for text in texts):
-                first = _work(texts, now - began)
-            if last is None and not all(text.stream.open for text in texts):
-                last = _work(texts, now - began)
-                byte_seconds = [seconds for text in texts for seconds in text.byte_seconds]
-        whole = _work(texts, max(text.grown for text in texts) - began)
+                text.take(step, seconds)
+            if all(text.stream.open for text in texts):
+                steady.take(texts, seconds)
+        whole = _work(texts, max(text.grown for text in texts))
     finally:
         for text in texts:
             text.stream.close()
@@ -128,10 +127,42 @@ def grow(
     return Growth(
         [b"".join(text.pieces) for text in texts],
         whole,
-        (last or whole).since(first or last or whole),
+        steady.work(),
         [text.first_byte_seconds for text in texts],
-        byte_seconds,
+        steady.byte_seconds,
+        dict(steady.rounds_by_calls),
     )
+
+
+class _Steady:
+    """Follows the rounds in which all texts grow and none of them ends."""
+
+    def __init__(self) -> None:
+        self.byte_seconds: list[float] = []
+        self.rounds_by_calls: defaultdict[str, Counter[int]] = defaultdict(Counter)
+        self._first: Work | None = None
+        self._last: Work | None = None
+        self._calls: list[Counter[str]] = []
+        """Of each text, before the next round."""
+
+    def take(self, texts: Sequence[_Text], seconds: float) -> None:
+        """Note a round after which every text can grow further."""
+        if not all(text.grown for text in texts):
+            return
+        self._last = _work(texts, seconds)
+        self._first = self._first or self._last
+        for text, before in zip(texts, self._calls, strict=False):  # none before the first
+            for part, count in text.stream.stats.nfe.items():
+                if count > before[part]:
+                    self.rounds_by_calls[part][count - before[part]] += 1
+        self._calls = [text.stream.stats.nfe.copy() for text in texts]
+        self.byte_seconds = [seconds for text in texts for seconds in text.byte_seconds]
+
+    def work(self) -> Work:
+        """Return what the rounds have cost."""
+        if self._first is None or self._last is None:
+            return Work(0.0, 0, 0, 0.0, {}, {})
+        return self._last.since(self._first)
 
 
 def _work(texts: Sequence[_Text], seconds: float) -> Work:

@@ -1,13 +1,14 @@
 """Computes the figures of texts that grew at the same time: one row for each contender and number of texts.
 
 Everything but `Figures.first_byte_ms` and `Figures.bytes_per_s_with_prompt` is about the time in which all texts grew:
-from when each had its first byte until one of them ended. Prompts are left out, and so is the end, when there are fewer
-texts.
+from when each had its first byte to before the round in which one of them ended. Prompts are left out, and so is the
+end, when there are fewer texts.
 """
 
 from __future__ import annotations
 
 import statistics
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -55,6 +56,8 @@ class StreamsRow:
     """Texts that grew at the same time."""
     calls_shared: bool
     """Whether they shared calls in ``together``."""
+    alone_because: str | None
+    """Why they did not; null: they did, or there is one text."""
     together: Figures
     """Of texts that share calls; where ``calls_shared`` is false, of texts in turn."""
     in_turn: Figures | None
@@ -86,9 +89,11 @@ class Compared:
     device: str
     streams: int
     calls_shared: bool
+    alone_because: str | None
+    """As in `StreamsRow`."""
     together: Sequence[Growth]
     in_turn: Sequence[Growth]
-    """In the same order; none: the texts share no calls anyway."""
+    """In the same order; none: ``together`` is that, or a peer's batch."""
     weights: Mapping[str, float]
     """Bytes of each part's weights."""
     profile: ReplayProfile | None
@@ -110,6 +115,7 @@ class Compared:
             device=self.device,
             streams=self.streams,
             calls_shared=self.calls_shared,
+            alone_because=self.alone_because,
             together=together,
             in_turn=in_turn,
             times_in_turn=None if in_turn is None else _ratio(together.bytes_per_s, in_turn.bytes_per_s),
@@ -126,7 +132,11 @@ class Compared:
         if not self.in_turn:
             return None
         work = _sum([growth.steady for growth in self.in_turn])
-        return _ratio(predicted_moved_bytes(work, self.streams, self.weights), work.new_bytes)
+        rounds: defaultdict[str, Counter[int]] = defaultdict(Counter)
+        for growth in self.in_turn:
+            for part, counts in growth.rounds_by_calls.items():
+                rounds[part].update(counts)
+        return _ratio(predicted_moved_bytes(work, rounds, self.streams, self.weights), work.new_bytes)
 
     def _as_in_turn(self) -> bool | None:
         if self.profile is not None or not self.in_turn:

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from fastblt.runtime.backends.batching import BatchingBackend
+from fastblt.runtime.blt_runtime import BltRuntime
+from fastblt.runtime.bundle.bundle import Bundle
 from fastblt.runtime.machine import device_info
 from fastblt.runtime.measure.bench.run import BenchRequest, load_contenders
 from fastblt.runtime.measure.bench.streams.rows import StreamsRow
 from fastblt.runtime.measure.bench.streams.timing import StreamsMeasurement
 from fastblt.runtime.measure.loading import bundle_dtype
+from fastblt.runtime.measure.peers import Generator
+from fastblt.runtime.measure.requests import MOST_STREAMS
 from fastblt.runtime.progress import OnProgress, no_progress
-
-#: Most texts at the same time.
-MOST_STREAMS = 64
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,16 @@ def run_streams_bench(
     if not prompts:
         raise ValueError("bench: found no prompts, expected at least 1")
     plan, runtimes, profiles = load_contenders(bundle, request, prompts, max(streams))
-    measurement = StreamsMeasurement(runtimes, plan, streams, prompts, request.max_new_bytes, profiles)
+    weights = weights_of(bundle, runtimes)
+    measurement = StreamsMeasurement(runtimes, plan, streams, prompts, request.max_new_bytes, weights, profiles)
     rows = measurement.measure(request.repeats, on_progress)
     model = runtimes[request.backend].config.name
     return StreamsReport(request, streams, model, bundle_dtype(bundle), device_info(request.threads), rows)
+
+
+def weights_of(bundle: Path, runtimes: Mapping[str, Generator]) -> dict[str, float]:
+    """Return the bytes of the weights of each part, where a backend can share calls; those run graphs of bundles."""
+    backends = [runtime.backend for runtime in runtimes.values() if isinstance(runtime, BltRuntime)]
+    if not any(isinstance(backend, BatchingBackend) for backend in backends):
+        return {}
+    return {part: spec.weight_bytes for part, spec in Bundle.open(bundle, check=False).manifest.graphs.items()}

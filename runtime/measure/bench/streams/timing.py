@@ -45,6 +45,7 @@ class StreamsMeasurement:
         streams: numbers of texts.
         prompts: at least one; texts take them in turn.
         max_new_bytes: bytes of each text.
+        weights: bytes of each part's weights, where texts can share calls.
         profiles: how to replay the contenders; None: the model's own output is measured.
 
     Raises:
@@ -60,19 +61,20 @@ class StreamsMeasurement:
         streams: Sequence[int],
         prompts: Sequence[bytes],
         max_new_bytes: int,
+        weights: Mapping[str, float],
         profiles: Mapping[Contender, ReplayProfile] | None = None,
     ) -> None:
         for contender in plan.contenders:
             parse_method(contender.method).check(runtimes[contender.backend].config)
         self._runtimes, self._plan, self._streams = runtimes, plan, streams
         self._prompts, self._max_new_bytes = prompts, max_new_bytes
-        self._profiles = profiles
-        sharing = {name: _shares_calls(runtime, max(streams)) for name, runtime in runtimes.items()}
+        self._weights, self._profiles = weights, profiles
+        self._alone_because = {name: _alone_because(runtime, max(streams)) for name, runtime in runtimes.items()}
         self._units = [
             _Unit(contender, count, shared)
             for contender in plan.contenders
             for count in streams
-            for shared in _ways(runtimes[contender.backend], count, shares=sharing[contender.backend])
+            for shared in self._ways(contender, count)
         ]
         lent: dict[str, list[BackendSequence]] = {}
         self._replays: dict[_Unit, BltRuntime] = {}
@@ -82,6 +84,12 @@ class StreamsMeasurement:
                 self._replays[unit] = replayed(runtime, profiles[unit.contender], lent)
         self._learned: dict[_Unit, dict[type[object], object]] = {unit: {} for unit in self._units}
         self._grown: dict[_Unit, list[Growth]] = {unit: [] for unit in self._units}
+
+    def _ways(self, contender: Contender, streams: int) -> tuple[bool, ...]:
+        """Return whether to measure with calls shared, and in turn; a peer's batch is measured only as that."""
+        if not isinstance(self._runtimes[contender.backend], BltRuntime):
+            return (True,)
+        return (True, False) if streams > 1 and not self._alone_because[contender.backend] else (False,)
 
     def measure(self, repeats: int = 1, on_progress: OnProgress = no_progress) -> list[StreamsRow]:
         """Measure everything ``repeats`` times, after one unmeasured run of each unit, and return the figures.
@@ -138,35 +146,20 @@ class StreamsMeasurement:
             runtime.device,
             count,
             shared,
+            None if shared or count == 1 else self._alone_because[contender.backend],
             self._grown[together if shared else in_turn],
             self._grown.get(in_turn, []) if shared else [],
-            _weights(self._replays.get(in_turn, runtime), self._grown[in_turn]) if in_turn in self._grown else {},
+            self._weights,
             None if self._profiles is None else self._profiles[contender],
         )
 
 
-def _ways(runtime: Generator, streams: int, *, shares: bool) -> tuple[bool, ...]:
-    """Return whether to measure with calls shared, and in turn; a peer's batch is measured only as that."""
+def _alone_because(runtime: Generator, streams: int) -> str:
+    """Return why texts share no calls; empty: they do."""
     if not isinstance(runtime, BltRuntime):
-        return (True,)
-    return (True, False) if shares and streams > 1 else (False,)
-
-
-def _shares_calls(runtime: Generator, streams: int) -> bool:
-    """Return whether texts can share calls."""
-    if not isinstance(runtime, BltRuntime):
-        return False
+        return ""
     scheduler = RoundScheduler(runtime.backend, streams)
     try:
-        return scheduler.shares_calls
+        return scheduler.alone_because
     finally:
         scheduler.close()
-
-
-def _weights(runtime: Generator, grown: Sequence[Growth]) -> dict[str, float]:
-    """Return the bytes of the weights of each part that was called: what a call of no rows reads."""
-    if not isinstance(runtime, BltRuntime):
-        return {}
-    parts = {part for growth in grown for part in growth.whole.calls}
-    with runtime.session() as session:
-        return {part: session.sequence.moved_bytes(part, 0, 0) for part in parts}
