@@ -74,6 +74,9 @@ class Answer(NamedTuple):
     """Its own caches, and the weights divided by the sequences that the call served."""
     calls: float
     """Calls of the graph divided by the sequences that they served; of a draft, those of the decoder."""
+    error: Exception | None = None
+    """What ended this sequence's call, and nobody else's: its pick has raised it, and what it holds is not to be relied
+    on."""
 
 
 class Batch(Protocol):

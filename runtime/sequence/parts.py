@@ -93,8 +93,10 @@ class CountedParts:
         return result
 
     def take(self, call: PartCall, answer: Answer) -> Any:
-        """Book what a batch has answered to a call, and return the result."""
+        """Book what a batch has answered to a call, and return the result, or raise what ended it."""
         try:
+            if answer.error is not None:
+                raise answer.error
             if isinstance(call, DecoderCall):
                 check_rows(answer.result.best, answer.result.probability)
             elif isinstance(call, DraftCall):

@@ -75,6 +75,17 @@ class Twins:
             self.compare(found.state[name], value)
 
 
+def scored(backend: Backend, count: int, length: int) -> list[Twins]:
+    """Return twins that have scored texts of random bytes alone."""
+    random, found = np.random.default_rng(5), []
+    for _ in range(count):
+        twins = Twins(backend)
+        twins.append(random.integers(4, 260, length).tolist())
+        twins.answer(Score(), Score())
+        found.append(twins)
+    return found
+
+
 def answer_together(batch: Batch, asked: Sequence[tuple[Twins, tuple[Request, Request]]]) -> None:
     """Let a batch answer the requests of several twins, and compare every answer with the other's own."""
     running = []

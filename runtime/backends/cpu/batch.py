@@ -28,10 +28,12 @@ from fastblt.runtime.backends.cpu.latent_store import LATENTS
 from fastblt.runtime.backends.cpu.part_batch import Seated
 from fastblt.runtime.backends.cpu.seats import Seats
 from fastblt.runtime.backends.cpu.sequence import OnnxRuntimeSequence
-from fastblt.runtime.backends.protocol import BackendSequence, decoder_of
+from fastblt.runtime.backends.protocol import BackendSequence, CapacityError, decoder_of
 
 if TYPE_CHECKING:
     from fastblt.runtime.backends.cpu.backend import OnnxRuntimeBackend
+
+_KINDS: dict[type, str] = {PatcherCall: "patcher", EncoderCall: "encoder", GlobalCall: "global", DraftCall: "drafts"}
 
 
 class OnnxRuntimeBatch:
@@ -71,40 +73,52 @@ class OnnxRuntimeBatch:
     def run(self, calls: Sequence[tuple[BackendSequence, PartCall]]) -> list[Answer]:
         """Implement `Batch.run`."""
         parts = self._open()
-        answers: list[Answer | None] = [None] * len(calls)
-        sharing: list[tuple[int, OnnxRuntimeSequence, PartCall]] = []
-        for index, (sequence, call) in enumerate(calls):
-            mine = self._check(sequence)
+        sequences = self._check(calls)
+        try:
+            return self._answer(parts, sequences, [call for _, call in calls])
+        except CapacityError:
+            for sequence in sequences:
+                self.leave(sequence)
+            raise
+        except BaseException:
+            for sequence in sequences:
+                self.drop(sequence)
+            raise
+
+    def _answer(
+        self, parts: BatchParts, sequences: Sequence[OnnxRuntimeSequence], calls: Sequence[PartCall]
+    ) -> list[Answer]:
+        answers: dict[int, Answer] = {}
+        sharing = []
+        for index, (sequence, call) in enumerate(zip(sequences, calls, strict=True)):
             if self._is_long(call):
-                answers[index] = _alone(mine, call, self._config)
+                answers[index] = _alone(sequence, call, self._config)
             else:
-                sharing.append((index, mine, call))
+                sharing.append(index)
         if sharing:
-            try:
-                seats = self._seat([sequence for _, sequence, _ in sharing])
-                seated = [Seated(each[1], seat) for each, seat in zip(sharing, seats, strict=True)]
-                found = parts.run(seated, [call for _, _, call in sharing])
-            except BaseException:
-                for _, sequence, _ in sharing:
-                    self.drop(sequence)
-                raise
-            for (index, _, _), answer in zip(sharing, found, strict=True):
-                answers[index] = answer
-        return [answer for answer in answers if answer is not None]
+            mine = [sequences[index] for index in sharing]
+            seated = [Seated(*each) for each in zip(mine, self._seat(mine), strict=True)]
+            found = parts.run(seated, [calls[index] for index in sharing])
+            answers |= zip(sharing, found, strict=True)
+        return [answers[index] for index in range(len(calls))]
 
     def leave(self, sequence: BackendSequence) -> None:
         """Implement `Batch.leave`."""
         if isinstance(sequence, OnnxRuntimeSequence) and sequence.batch is self:
             seat = self._seats.of(sequence)
-            self._open().leave(seat, sequence)
-            self._free(seat, sequence)
+            if seat >= 0:
+                self._open().leave(seat, sequence)
+                self._seats.free(seat)
+            sequence.batch = None
 
     def drop(self, sequence: OnnxRuntimeSequence) -> None:
         """Let go of a sequence that ends or has failed; what it has computed here is lost."""
         if sequence.batch is self:
             seat = self._seats.of(sequence)
-            self._open().drop(seat)
-            self._free(seat, sequence)
+            if seat >= 0:
+                self._open().drop(seat)
+                self._seats.free(seat)
+            sequence.batch = None
 
     def close(self) -> None:
         """Implement `Batch.close`."""
@@ -121,19 +135,30 @@ class OnnxRuntimeBatch:
             raise ValueError("batch: found a closed one, expected one that is open")
         return self._parts
 
-    def _free(self, seat: int, sequence: OnnxRuntimeSequence) -> None:
-        self._seats.free(seat)
-        sequence.batch = None
-
-    def _check(self, sequence: BackendSequence) -> OnnxRuntimeSequence:
-        """Return a sequence, which is of this backend, open and in no other batch."""
-        if not isinstance(sequence, OnnxRuntimeSequence) or sequence.backend is not self._backend:
-            raise ValueError("sequence: found one of another backend, expected one of the batch's")
-        if sequence.batch is not self:
-            if sequence.closed:
+    def _check(self, calls: Sequence[tuple[BackendSequence, PartCall]]) -> list[OnnxRuntimeSequence]:
+        """Return the sequences of calls that can run together: of this backend, open, and in no other batch."""
+        if not 1 <= len(calls) <= self.size:
+            raise ValueError(f"batch: found {len(calls)} calls, expected 1 to {self.size}")
+        if len({id(sequence) for sequence, _ in calls}) < len(calls):
+            raise ValueError("batch: found several calls of one sequence, expected one of each")
+        kinds = {self._kind(call) for _, call in calls}
+        if len(kinds) > 1:
+            raise ValueError(f"batch: found calls of {' and '.join(sorted(kinds))}, expected one kind")
+        found = []
+        for sequence, _ in calls:
+            if not isinstance(sequence, OnnxRuntimeSequence) or sequence.backend is not self._backend:
+                raise ValueError("sequence: found one of another backend, expected one of the batch's")
+            if sequence.batch is not self and sequence.closed:
                 raise ValueError("sequence: found a closed one, expected one that is open")
-            sequence.leave_batch()
-        return sequence
+            found.append(sequence)
+        for sequence in found:
+            if sequence.batch is not self:
+                sequence.leave_batch()
+        return found
+
+    def _kind(self, call: PartCall) -> str:
+        """Return the kind of a call, as messages name it."""
+        return decoder_of(self._config, call.block) if isinstance(call, DecoderCall) else _KINDS[type(call)]
 
     def _seat(self, sequences: Sequence[OnnxRuntimeSequence]) -> list[int]:
         """Return the seats of sequences; who has none gets one, and seats become dense."""
@@ -146,14 +171,19 @@ class OnnxRuntimeBatch:
                     leaving = seats.sequences[idle]
                     assert leaving is not None, "every seat is taken"
                     self.leave(leaving)
-                found[index] = seats.take(sequence)
+                seat = seats.first_free()
+                parts.drop(seat)  # what an interrupt may have left there
                 sequence.batch = self
+                seats.take(seat, sequence)
+                found[index] = seat
         hole = seats.hole()
         if hole is None:
             return found
         while hole is not None:
-            parts.move(*hole)
-            seats.move(*hole)
+            seat, to = hole
+            parts.copy(seat, to)
+            seats.move(seat, to)
+            parts.drop(seat)
             hole = seats.hole()
         return [seats.of(sequence) for sequence in sequences]
 

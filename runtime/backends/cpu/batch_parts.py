@@ -76,7 +76,7 @@ class BatchParts:
         self.packed_bytes = sum(graph.packed_bytes for graph in graphs.values()) + self.store.memory.bytes
         """Bytes of all that is packed for calls, at most."""
         encoder = self._encoder if config.decoder_reads_states else None
-        self._draft = DraftBatch(self._decoders["decoder"], encoder)
+        self._draft = DraftBatch(self._decoders["decoder"], encoder, config.vocab_size)
 
     def run(self, seated: Sequence[Seated], calls: Sequence[PartCall]) -> list[Answer]:
         """Return the answers to calls, which are all of one kind."""
@@ -105,11 +105,11 @@ class BatchParts:
             lanes.drop(seat)
         self.store.forget(seat)
 
-    def move(self, seat: int, to: int) -> None:
-        """Let another seat, which has no lanes, have those of a seat."""
+    def copy(self, seat: int, to: int) -> None:
+        """Let another seat have the same lanes as a seat."""
         for lanes in self.lanes.values():
-            lanes.move(seat, to)
-        self.store.forget(seat)
+            lanes.copy(seat, to)
+        self.store.forget(to)
 
 
 def _caches(spec: GraphSpec) -> tuple[list[str], int, np.dtype[Any]]:

@@ -101,6 +101,7 @@ class BatchedGraph:
     def _point_caches(self, call: GroupCall, group: Group) -> None:
         """Bind every cache, input and update alike, to the lanes of a group."""
         shape = (group.lanes, 1, self.lanes.classes.slots[group.of], self.lanes.dim)
+        call.view_start = -1  # until all are bound: an interrupt may come between
         for name, memory in self.lanes.buffers(group.of).items():
             call.point(name, shape, memory, group.first)
             if not self._rows:

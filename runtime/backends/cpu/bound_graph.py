@@ -51,8 +51,9 @@ class Binding:
         if not buffer.address <= address <= self._last[name]:
             raise ValueError(f"{name}: {kind.name} {list(shape)} from row {row} on is not inside its buffer")
         bind = self.io.bind_input if name in self._inputs else self.io.bind_output
+        self._bound.pop(name, None)  # an interrupt may come before or after it is bound
         bind(name, "cpu", 0, kind.onnx, shape, address)
-        self._bound[name] = (shape, buffer, address)  # not before: an interrupt may come between
+        self._bound[name] = (shape, buffer, address)
 
     def inputs(self, names: Set[str] | None = None) -> dict[str, NDArray[Any]]:
         """Return copies of what inputs are bound to, by name: all of them, or those whose names are in ``names``."""
@@ -142,6 +143,7 @@ class BoundGraph:
     def _point_caches(self, binding: Binding, view: View) -> None:
         """Bind every cache, input and update alike, to the slots of a view."""
         shape = (1, 1, view.slots, self.caches.dim)
+        binding.view_start = -1  # until all are bound: an interrupt may come between
         for name, buffer in self.caches.buffers.items():
             binding.point(name, shape, buffer, view.start)
             if not self._appends:

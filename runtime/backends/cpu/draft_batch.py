@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import isfinite
 from time import perf_counter
 
 import numpy as np
@@ -15,7 +16,8 @@ from fastblt.runtime.backends.cpu.encoder_pieces import EncoderPiece
 from fastblt.runtime.backends.cpu.lane_classes import BATCHED_ROWS
 from fastblt.runtime.backends.cpu.lane_groups import Group
 from fastblt.runtime.backends.cpu.part_batch import Extent, Seated
-from fastblt.runtime.backends.protocol import Drafted, Ids
+from fastblt.runtime.backends.graph_error import graph_error
+from fastblt.runtime.backends.protocol import CapacityError, Drafted, Ids
 
 
 class _Draft:
@@ -29,6 +31,7 @@ class _Draft:
         self.probabilities = np.empty(call.most, dtype=np.float32)
         self.count = 0
         self.more = True
+        self.error: Exception | None = None
         self.seconds = self.encoder_seconds = self.moved = self.calls = 0.0
 
     @property
@@ -37,7 +40,7 @@ class _Draft:
 
     def answer(self) -> Answer:
         drafted = Drafted(self.tokens[: self.count], self.probabilities[: self.count], self.encoder_seconds)
-        return Answer(drafted, self.seconds, self.moved, self.calls)
+        return Answer(drafted, self.seconds, self.moved, self.calls, self.error)
 
 
 class DraftBatch:
@@ -46,11 +49,13 @@ class DraftBatch:
     Args:
         decoder: decodes the rows.
         encoder: makes the byte states that they read; None: they read none.
+        vocab_size: number of tokens that exist.
     """
 
-    def __init__(self, decoder: DecoderBatch, encoder: EncoderBatch | None) -> None:
+    def __init__(self, decoder: DecoderBatch, encoder: EncoderBatch | None, vocab_size: int) -> None:
         self._decoder = decoder
         self._encoder = encoder
+        self._vocab = vocab_size
         lanes = decoder.lanes
         # By seat; what nobody drafts for are zeros.
         self._states = np.zeros((lanes.size, lanes.dim), dtype=lanes.dtype)
@@ -64,14 +69,19 @@ class DraftBatch:
         self._states.fill(0)
         self._tokens.fill(0)
         self._latent_index.fill(0)
-        for draft in drafts:
+        running = [draft for draft in drafts if draft.call.most]
+        for draft in running:
             sequence, seat = draft.seated
             latent = draft.call.latent
             index = latent + self._decoder.store.index(seat, sequence.buffers.latent_kv, latent, latent)
             self._latent_index[seat], self._tokens[seat] = index, draft.call.ids[-1]
-        running = drafts
         while running:
-            self._grow(running)
+            try:
+                self._grow(running)
+            except CapacityError as error:
+                if any(draft.count for draft in drafts):  # it cannot begin again: picks have been made
+                    raise graph_error("decoder", error) from error
+                raise
             running = [draft for draft in running if draft.more and draft.count < draft.call.most]
         return [draft.answer() for draft in drafts]
 
@@ -121,10 +131,16 @@ class DraftBatch:
             seen = draft.call.visible_from or None
             pieces.append(EncoderPiece(draft.position, draft.context, at, at + 1, seen))
         answers = encoder.encode([draft.seated for draft in running], pieces, self._states)
-        for draft, (_, seconds, moved, _) in zip(running, answers, strict=True):
-            draft.encoder_seconds += seconds
-            draft.seconds += seconds
-            draft.moved += moved
+        for draft, answer in zip(running, answers, strict=True):
+            draft.encoder_seconds += answer.seconds
+            draft.seconds += answer.seconds
+            draft.moved += answer.moved_bytes
+
+    def _stop(self, draft: _Draft) -> None:
+        """End a draft whose row is not to be relied on: the steps of others see nothing of it, not even NaN."""
+        draft.more = False
+        seat = draft.seated.seat
+        self._states[seat], self._tokens[seat], self._latent_index[seat] = 0, 0, 0
 
     def _prepare(self, group: Group, running: Sequence[_Draft]) -> GroupCall:
         """Return the call of a group, with its rows placed."""
@@ -151,14 +167,22 @@ class DraftBatch:
         for member in group.members:
             draft, lane = running[member.call], member.seat - group.first
             count, token = draft.count, best[lane]
-            if draft.call.pick is not None:
-                token, draft.more = draft.call.pick(rows_of(packed, lane, 1))
-            draft.tokens[count], draft.probabilities[count] = token, probabilities[lane]
-            self._tokens[member.seat] = token
-            draft.count = count + 1
             draft.seconds += seconds
             draft.moved += moved
             draft.calls += share
+            if draft.call.pick is not None:
+                try:
+                    token, draft.more = draft.call.pick(rows_of(packed, lane, 1))
+                except Exception as error:
+                    draft.error = error
+                    self._stop(draft)
+                    continue
+            draft.tokens[count], draft.probabilities[count] = token, probabilities[lane]
+            self._tokens[member.seat] = token
+            draft.count = count + 1
+            if not 0 <= token < self._vocab or not isfinite(probabilities[lane]):
+                self._stop(draft)  # whoever takes the answer finds the same
+                continue
             if self._encoder is not None:
                 draft.context[:-1] = draft.context[1:]
                 draft.context[-1] = token

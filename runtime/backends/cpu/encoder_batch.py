@@ -52,8 +52,13 @@ class EncoderBatch(PartBatch):
             taking = [index for index, mine in enumerate(pieces) if turn < len(mine)]
             answers = self.encode([seated[index] for index in taking], [pieces[index][turn] for index in taking])
             for index, answer in zip(taking, answers, strict=True):
-                _, seconds, moved, shares = found[index]
-                found[index] = Answer(None, seconds + answer.seconds, moved + answer.moved_bytes, shares + answer.calls)
+                before = found[index]
+                found[index] = Answer(
+                    None,
+                    before.seconds + answer.seconds,
+                    before.moved_bytes + answer.moved_bytes,
+                    before.calls + answer.calls,
+                )
         return found
 
     def _pieces(self, call: EncoderCall) -> list[EncoderPiece]:

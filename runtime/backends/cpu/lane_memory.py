@@ -10,14 +10,26 @@ from typing import Any
 import numpy as np
 
 from fastblt.runtime.backends.cpu.buffers import Buffer
+from fastblt.runtime.backends.protocol import CapacityError
 
 _GIVES_BACK = sys.platform == "linux"
 
 
 class LaneMemory(Buffer):
-    """Holds one cache of every lane of a class, ``array`` [lanes, slots, dim], zeroed and committed when used."""
+    """Holds one cache of every lane of a class, ``array`` [lanes, slots, dim], zeroed and committed when used.
+
+    Raises:
+        CapacityError: there is no memory for it.
+    """
 
     def __init__(self, lanes: int, slots: int, dim: int, dtype: np.dtype[Any]) -> None:
+        try:
+            self._reserve(lanes, slots, dim, dtype)
+        except (OSError, MemoryError) as error:
+            size = lanes * slots * dim * dtype.itemsize
+            raise CapacityError(f"lanes: found no memory ({error}), expected {size:,} bytes for {lanes}") from error
+
+    def _reserve(self, lanes: int, slots: int, dim: int, dtype: np.dtype[Any]) -> None:
         if not _GIVES_BACK:
             super().__init__(lanes, (slots, dim), dtype)
             return

@@ -1,7 +1,10 @@
 """Holds the caches that sequences of a batch have in one stack: a lane each, beside one another in memory.
 
-A sequence's own caches are copied into its lane once, up to the window, and what it has computed there is copied back
-when it leaves. In between, rows are copied only when it outgrows its lane, or its window reaches the end of it.
+A sequence's own caches are copied into its lane when it joins, up to the window, and what it has computed there is
+copied back when it leaves. In between, rows are copied when it outgrows its lane, when its window reaches the end of
+it, when it rewinds to before the lane begins, when its lane joins those of a larger class, and when its seat changes.
+
+Whatever is raised half way, an interrupt included, leaves no lane that another sequence could read as its own.
 """
 
 from __future__ import annotations
@@ -48,9 +51,15 @@ class Lanes:
         self.copied = Counter[str]()
         """Bytes of caches that were copied, by reason: ``join``, ``growth``, ``slide``, ``move``, ``leave``."""
         self._buffers: list[dict[str, LaneMemory]] = [{} for _ in classes.slots]
+        self._filled: set[tuple[int, int]] = set()
+        """Class and seat of the lanes that have been claimed and not cleared since."""
 
     def buffers(self, of: int) -> dict[str, LaneMemory]:
-        """Return the lanes of a class by cache, [size, slots, dim]: reserved when they are first asked for."""
+        """Return the lanes of a class by cache, [size, slots, dim]: reserved when they are first asked for.
+
+        Raises:
+            CapacityError: there is no memory for them.
+        """
         found = self._buffers[of]
         if not found:
             slots = self.classes.slots[of]
@@ -67,6 +76,9 @@ class Lanes:
             position: of the first row.
             rows: number of rows that will be written.
             room: slots that a call may write to from the first row on, >= ``rows``, at most `BATCHED_ROWS`.
+
+        Raises:
+            CapacityError: there is no memory for a lane; the sequence can leave with all that it has computed.
         """
         of, base = self.class_of[seat], self.base[seat]
         classes = self.classes
@@ -88,7 +100,7 @@ class Lanes:
         base = self.classes.base(position)
         of = self.classes.least(position + room - base)
         count = position - base
-        for name, buffer in self.buffers(of).items():
+        for name, buffer in self._claim(seat, of).items():
             buffer.array[seat, :count] = own.buffers[name].array[base:position]
         self.copied["join"] += count * self.slot_bytes
         self.class_of[seat], self.base[seat], self.end[seat] = of, base, position
@@ -98,7 +110,7 @@ class Lanes:
         before, old = self.class_of[seat], self.base[seat]
         self._write_back(seat, own, base, "slide")
         count = position - base
-        new, reason = self.buffers(of), "slide" if of == before else "growth"
+        new, reason = (self.buffers(of), "slide") if of == before else (self._claim(seat, of), "growth")
         for name, buffer in self.buffers(before).items():
             # Flat arrays are copied in place where they overlap, others by way of a third one.
             source, target = buffer.array[seat].reshape(-1), new[name].array[seat].reshape(-1)
@@ -124,34 +136,44 @@ class Lanes:
         self._shift(seat, own, self.base[seat], self.end[seat], of)
 
     def leave(self, seat: int, own: KvBuffers) -> None:
-        """Copy what a seat's own caches lack, and let go of its lane; does nothing without one."""
+        """Copy what the own caches of a seat's sequence lack, and let go of its lane; does nothing without one."""
         if self.class_of[seat] >= 0:
             self._write_back(seat, own, self.end[seat], "leave")
             self._forget(seat)
 
     def drop(self, seat: int) -> None:
-        """Let go of a seat's lane, and of what its own caches lack."""
+        """Let go of a seat's lane, and of what the sequence's own caches lack; does nothing without one."""
         if self.class_of[seat] >= 0:
             self._forget(seat)
 
-    def move(self, seat: int, to: int) -> None:
-        """Let another seat, which has no lane, have a seat's lane."""
+    def copy(self, seat: int, to: int) -> None:
+        """Let another seat have the same lane as a seat, instead of what it has."""
+        self.drop(to)
         of = self.class_of[seat]
         if of < 0:
             return
         count = self.end[seat] - self.base[seat]
-        for buffer in self.buffers(of).values():
+        for buffer in self._claim(to, of).values():
             buffer.array[to, :count] = buffer.array[seat, :count]
         self.copied["move"] += count * self.slot_bytes
-        for values in (self.class_of, self.base, self.end, self._new):
+        for values in (self.base, self.end, self._new, self.class_of):
             values[to] = values[seat]
-        self._forget(seat)
+
+    def _claim(self, seat: int, of: int) -> dict[str, LaneMemory]:
+        """Return the lanes of a class; the seat's, which is going to be filled, holds nothing of a sequence before."""
+        found = self.buffers(of)
+        if (of, seat) in self._filled:
+            self._clear(seat, of)
+        self._filled.add((of, seat))
+        return found
 
     def _forget(self, seat: int) -> None:
-        self._clear(seat, self.class_of[seat])
+        of = self.class_of[seat]
         self.class_of[seat], self.base[seat], self.end[seat], self._new[seat] = -1, 0, 0, _NONE
+        self._clear(seat, of)
 
     def _clear(self, seat: int, of: int) -> None:
         """Clear a lane: the next sequence that has it must not find NaN there, which no mask hides."""
         for memory in self.buffers(of).values():
             memory.clear(seat)
+        self._filled.discard((of, seat))

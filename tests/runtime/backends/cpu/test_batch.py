@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fakes.batch_twins import Play, Twins, answer_together
+from fakes.batch_twins import Play, answer_together, scored
 from fakes.earlier_bundles import of_one_sequence
 from fakes.onnx_backends import OpenBackend, open_onnx
 
-from fastblt.runtime.backends.batching import BatchingBackend, PatcherCall
+from fastblt.runtime.backends.batching import BatchingBackend, DecoderCall, PatcherCall
 from fastblt.runtime.backends.cpu import backend as backend_module
 from fastblt.runtime.backends.cpu.backend import OnnxRuntimeBackend
 from fastblt.runtime.backends.cpu.batch import OnnxRuntimeBatch
@@ -63,17 +63,6 @@ def test_rows_and_caches_are_those_of_sequences_alone(backend: OnnxRuntimeBacken
         twins.compare_states()
         twins.append([7])
         twins.answer(Score(), Score())
-
-
-def scored(backend: OnnxRuntimeBackend, count: int, length: int) -> list[Twins]:
-    """Return twins that have scored texts of random bytes alone."""
-    random, found = np.random.default_rng(5), []
-    for _ in range(count):
-        twins = Twins(backend)
-        twins.append(random.integers(4, 260, length).tolist())
-        twins.answer(Score(), Score())
-        found.append(twins)
-    return found
 
 
 def test_steps_copy_no_caches(blt_d: OnnxRuntimeBackend) -> None:
@@ -170,7 +159,9 @@ def test_two_threads_use_a_batch_each(blt_d: OnnxRuntimeBackend) -> None:
     assert errors == []
 
 
-def test_batch_refuses_what_it_cannot_run(blt_d: OnnxRuntimeBackend, tiny_bundle: Path, tmp_path: Path) -> None:
+def test_batch_refuses_what_it_cannot_run(
+    blt_d: OnnxRuntimeBackend, tiny_bundle: Path, tmp_path: Path, tiny_mixed_checkpoint: Path, exported: Any
+) -> None:
     batch, other = blt_d.new_batch(2), OnnxRuntimeBackend.load(tiny_bundle, 100, 1)
     call = PatcherCall(0, np.array([1]), None)
     with pytest.raises(ValueError, match="sequence: found one of another backend"):
@@ -179,6 +170,21 @@ def test_batch_refuses_what_it_cannot_run(blt_d: OnnxRuntimeBackend, tiny_bundle
     closed.close()
     with pytest.raises(ValueError, match="sequence: found a closed one"):
         batch.run([(closed, call)])
+    one, two, three = (blt_d.new_sequence() for _ in range(3))
+    decoding, drafting = (DecoderCall(0, np.array([1]), np.array([0]), block, None) for block in (0, 1))
+    refused: list[tuple[list[Any], str]] = [
+        ([], "batch: found 0 calls, expected 1 to 2"),
+        ([(one, call), (two, call), (three, call)], "batch: found 3 calls, expected 1 to 2"),
+        ([(one, call), (one, call)], "batch: found several calls of one sequence, expected one of each"),
+        ([(one, call), (two, decoding)], "batch: found calls of decoder and patcher, expected one kind"),
+    ]
+    for calls, message in refused:
+        with pytest.raises(ValueError, match=message):
+            batch.run(calls)
+    assert one.batch is two.batch is None
+    mixed = OnnxRuntimeBackend.load(exported(tiny_mixed_checkpoint), 100, 1)
+    with pytest.raises(ValueError, match="batch: found calls of decoder and draft, expected one kind"):
+        mixed.new_batch(2).run([(mixed.new_sequence(), decoding), (mixed.new_sequence(), drafting)])
     batch.close()
     batch.close()
     with pytest.raises(ValueError, match="batch: found a closed one"):

@@ -196,3 +196,17 @@ def test_every_address_is_inside_its_buffer() -> None:
         with pytest.raises(ValueError, match=r"x: float32 .* is not inside its buffer"):
             binding.point("x", shape, buffer, row)
     assert session.io_binding().bind_input.call_count == 2
+
+
+def test_interrupt_after_memory_is_bound_lets_it_be_bound_again() -> None:
+    session = MagicMock()
+    spec = GraphSpec("part.onnx", (TensorSpec("x", "float32", (1, "rows"), "states"),), (), 0)
+    buffer, bind = Buffer(8, (), np.dtype(np.float32)), session.io_binding().bind_input
+    binding = Binding(session, spec)
+    binding.point("x", (1, 4), buffer, 0)
+    bind.side_effect = KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        binding.point("x", (1, 4), buffer, 2)
+    bind.side_effect = None
+    binding.point("x", (1, 4), buffer, 0)
+    assert [call.args[-1] - buffer.address for call in bind.call_args_list] == [0, 8, 0]
