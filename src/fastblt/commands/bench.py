@@ -7,11 +7,12 @@ from typing import Annotated
 
 import typer
 
+from fastblt.commands.bench_html import SampleRequest, write_page
 from fastblt.commands.bench_streams import bench_streams, parse_streams
 from fastblt.commands.bench_tables import bench_tables, describe_measurement
 from fastblt.commands.bench_url import as_texts, bench_url, check_target, read_prompts
 from fastblt.commands.checks import check_backend, check_bundle, check_file_target
-from fastblt.commands.errors import usage_errors
+from fastblt.commands.errors import UsageError, usage_errors
 from fastblt.commands.options import (
     BackendOption,
     JsonOption,
@@ -135,6 +136,13 @@ def command(
     ] = ServerBenchRequest.timeout,
     wide: WideOption = False,
     json: JsonOption = None,
+    html: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write a page about the results, one HTML file: charts, and the same text by each method.",
+            show_default=False,
+        ),
+    ] = None,
     backend: BackendOption = BenchRequest.backend,
     provider: ProviderOption = BenchRequest.provider,
     threads: ThreadsOption = None,
@@ -181,8 +189,13 @@ def command(
         )
         _check(request)
         counts = None if streams is None else parse_streams(streams)
+        if html is not None and counts is not None:
+            raise UsageError(
+                "--html: found it with --streams, expected one of them: the page is about one text at a time"
+            )
         texts = heldout_prompts(prompts or max(counts or (_PROMPTS,)), prompt_bytes, sources)
     check_file_target(json)
+    check_file_target(html)
     check_bundle(bundle, backend=backend)
     if counts is not None:
         _note_replay(replay)
@@ -199,6 +212,8 @@ def command(
         console.print()
     for line in describe_measurement(report, sources, wide=wide):
         note(console, line)
+    if html is not None:
+        write_page(html, bundle, report, SampleRequest(backend, provider, threads))
 
 
 def _note_replay(replay: str | None) -> None:

@@ -18,7 +18,7 @@ from fastblt.runtime.measure.server_bench.run import run_server_bench
 
 #: Parameters of the command that only a server has, and those that only a bundle has.
 OF_SERVERS = ("clients", "duration", "requests", "timeout", "stream", "chat", "model", "api_key", "prompt_file")
-OF_BUNDLES = ("streams", "repeats", "replay", "backend", "provider", "threads", "max_bytes")
+OF_BUNDLES = ("streams", "repeats", "replay", "html", "backend", "provider", "threads", "max_bytes")
 
 
 def check_target(context: Any, bundle: Path | None, url: str | None) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
-import shutil
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -14,13 +12,13 @@ from typing import Any
 
 import pytest
 import uvicorn
-from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
+from fakes.browser import chromium
+from playwright.sync_api import Browser, Page, Route, expect
 
 from fastblt.runtime.blt_runtime import BltRuntime
 from fastblt.runtime.serving.app import create_app
 from fastblt.runtime.serving.listen import bind
 
-CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 #: What the tests wait for happens at once; a loaded machine is slow.
 PATIENCE_MS = 60_000
 
@@ -29,17 +27,12 @@ expect.set_options(timeout=PATIENCE_MS)
 
 @pytest.fixture(scope="package")
 def browser() -> Iterator[Browser]:
-    """Debian's Chromium, without a window; tests skip where there is none.
+    """Chromium; tests skip where there is none.
 
     Not for the whole session: as long as Playwright runs, asyncio has a running loop, and others want their own.
     """
-    found = next(filter(None, map(shutil.which, CHROMIUM)), None)
-    if found is None:
-        pytest.skip(f"no browser here (none of {', '.join(CHROMIUM)}): apt-get install chromium")
-    # Its sandbox refuses to run as root, and containers have no room in /dev/shm.
-    arguments = ["--disable-dev-shm-usage", *["--no-sandbox"] * (os.geteuid() == 0)]
-    with sync_playwright() as playwright:
-        yield playwright.chromium.launch(executable_path=found, args=arguments)
+    with chromium() as found:
+        yield found
 
 
 class Watched:

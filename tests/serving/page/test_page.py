@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from fakes.browser import POOR_CONTRAST
 from playwright.sync_api import Page, Route, expect
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -22,29 +23,6 @@ WATCH = """element => {
     new MutationObserver(() => seen.push(element.textContent)).observe(
         element, { childList: true, characterData: true, subtree: true });
     window["seen-" + (element.id || "text")] = seen;
-}"""
-
-#: The contrast of every visible text with what it stands on, where it is less than 4.5.
-POOR_CONTRAST = """() => {
-    const rgba = color => color.match(/[\\d.]+/g).map(Number);
-    const over = (top, under, a = top[3] ?? 1) => top.slice(0, 3).map((c, i) => a * c + (1 - a) * under[i]);
-    const luminance = color => color.map(c => c / 255).map(c => c <= .04045 ? c / 12.92 : ((c + .055) / 1.055) ** 2.4)
-        .reduce((sum, c, i) => sum + c * [.2126, .7152, .0722][i], 0);
-    const ground = node => {
-        const under = node.parentElement ? ground(node.parentElement) : [255, 255, 255];
-        return over(rgba(getComputedStyle(node).backgroundColor), under);
-    };
-    const poor = [];
-    const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
-    while (texts.nextNode()) {
-        const node = texts.currentNode.parentElement;
-        if (!texts.currentNode.data.trim() || !node.checkVisibility()) continue;
-        const under = ground(node);
-        const both = [luminance(over(rgba(getComputedStyle(node).color), under)), luminance(under)];
-        const contrast = (Math.max(...both) + .05) / (Math.min(...both) + .05);
-        if (contrast < 4.5) poor.push(`${node.className || node.tagName}: ${contrast.toFixed(2)}`);
-    }
-    return poor;
 }"""
 
 #: Every kind of mark.
