@@ -55,7 +55,8 @@ def speed(report: BenchReport) -> Element:
     longest = max(row.bytes_per_s for row in report.rows) or 1.0
     near = [limit for row in report.rows if (limit := limit_rate(row)) and limit <= _ROOM * longest]
     axis = max([longest, *near])
-    ratios = [Column(NUMBER, element("span", "× ", backend_term(each), " ar")) for each in others]
+    heads = (term("ar") if each == backend else backend_term(each) for each in others)
+    ratios = [Column(NUMBER, element("span", "× ", head)) for head in heads]
     columns = [
         Column(NAME, "Method"),
         Column(BAR),
@@ -66,7 +67,7 @@ def speed(report: BenchReport) -> Element:
     ]
     references = [ar_rate(report, each) for each in others]
     rows = [_row(row, backend, references, axis) for row in report.rows]
-    lead: list[Child] = ["Longer bars are faster."]
+    lead: list[Child] = ["Longer bars are faster; × is how many times as fast as ", element("code", "ar"), "."]
     if any(map(limit_rate, report.rows)):
         lead += [" The line, or an arrow where it is far away, is the ", term("limit", "memory limit"), "."]
     legend = element("p", *_legend(report), class_="legend")
