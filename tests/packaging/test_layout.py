@@ -169,6 +169,7 @@ def test_wheel_holds_every_module_and_type_marker(wheel: Path) -> None:
     page = [*(ROOT / "runtime/serving/page").iterdir()]
     assert {"index.html", "page.css", "page.js"} <= {path.name for path in page}
     assert {f"fastblt/{path.relative_to(ROOT)}" for path in data + page} <= files
+    assert "fastblt/commands/report_page/page.css" in files
     # optimum's folders belong to optimum: the command is put there, and nothing else.
     others = {name for name in files if ".dist-info" not in name and not name.startswith("fastblt/")}
     assert others == {OPTIMUM_COMMAND}
