@@ -1,4 +1,4 @@
-"""Describes the machine: processor, cores, memory bandwidth, GPUs, package versions, and the user's cache folder.
+"""Describes the machine: processor, cores, memory bandwidth, GPUs, package versions, and the user's folders.
 
 Importing it is cheap: numpy and platformdirs are imported by the functions that need them.
 """
@@ -38,6 +38,11 @@ def device_info(threads: int | None = None) -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {name: version for name in packages if (version := package_version(name)) is not None},
     }
+
+
+def machine_identity() -> dict[str, Any]:
+    """Return what decides how fast this machine is, in plain JSON types: ``cpu``, ``usable_cores`` and ``gpus``."""
+    return {"cpu": cpu_model(), "usable_cores": usable_cores(), "gpus": _gpus()}
 
 
 def usable_cores() -> int:
@@ -118,3 +123,13 @@ def cache_folder() -> Path:
     from platformdirs import user_cache_path
 
     return user_cache_path("fastblt", appauthor=False)
+
+
+def settings_folder() -> Path:
+    """Return the folder for what commands keep as the user's settings; it need not exist.
+
+    On Linux that is ``$XDG_CONFIG_HOME/fastblt``, by default ``~/.config/fastblt``; elsewhere the system's own place.
+    """
+    from platformdirs import user_config_path
+
+    return user_config_path("fastblt", appauthor=False)

@@ -58,5 +58,6 @@ ENTRY = MethodEntry(
     parse=Autoregressive.parse,
     audited=("ar",),
     benchmarked=("ar",),
+    tuned=("ar",),
     traced=lambda config: ("ar",),
 )

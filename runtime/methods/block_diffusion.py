@@ -55,5 +55,6 @@ ENTRY = MethodEntry(
     parse=BlockDiffusion.parse,
     needs="BLT-D",
     audited=("d:8@0.7", "d:8@eb1.0"),
+    tuned=("d:4@0.7", "d:8@0.7", "d:8@eb1.0", "d:16@0.7"),
     traced=lambda config: (f"d:{config.block_size}@0.7",) if config.block_size else (),
 )

@@ -91,5 +91,6 @@ ENTRY = MethodEntry(
     parse=DiffusionVerification.parse,
     needs="BLT-D",
     audited=("dv:8@one", "dv:8@0.3", "dv:8@eb1.5", "dv:8@one+partial"),
+    tuned=("dv:4@one", "dv:6@one", "dv:8@one", "dv:12@one", "dv:16@one"),
     traced=lambda config: (f"dv:{config.block_size}@one",) if config.block_size else (),
 )

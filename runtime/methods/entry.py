@@ -34,6 +34,8 @@ class MethodEntry:
     """Complete names that ``bench`` measures by default."""
     traced: Callable[[BltConfig], tuple[str, ...]] = no_names
     """Returns the complete names that calibration records a model's activations with."""
+    tuned: tuple[str, ...] = ()
+    """Complete names that ``tune`` compares by default, where the model can run them."""
     needs: str = "any model"
     """Which models can run it, in a few words; `Method.check` decides."""
 

@@ -139,6 +139,12 @@ def bench_methods(config: BltConfig) -> Selection:
     return runnable(bench_defaults(), config)
 
 
+def tune_methods(config: BltConfig, *, allow_lossy: bool = False) -> tuple[str, ...]:
+    """Return the names that ``tune`` compares by default on a model; lossless ones only, unless others are allowed."""
+    names = runnable((name for entry in methods() for name in entry.tuned), config).names
+    return tuple(name for name in names if allow_lossy or parse_method(name).lossless)
+
+
 def trace_methods(config: BltConfig) -> tuple[str, ...]:
     """Return the names that calibration records a model's activations with."""
     return runnable((name for entry in methods() for name in entry.traced(config)), config).names

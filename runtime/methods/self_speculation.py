@@ -90,5 +90,6 @@ ENTRY = MethodEntry(
     parse=SelfSpeculation.parse,
     audited=("s:4", "s:8", "s:16"),
     benchmarked=("s:4", "s:8", "s:16"),
+    tuned=("s:2", "s:3", "s:4", "s:6", "s:8", "s:12", "s:16"),
     traced=lambda config: ("s:8",),
 )

@@ -25,6 +25,7 @@ COMMANDS = {
     "serve": "Serve a bundle over HTTP: OpenAI's interface, and a page.",
     "bench": "Measure the speed of decoding methods, or of a server.",
     "report": "Write a page about a bundle: speed, cost, drafts, texts.",
+    "tune": "Find the fastest settings for this machine, and keep them.",
     "audit": "Check that every method writes the bytes it has to write.",
     "eval": "Measure how well a bundle predicts text, and what it generates.",
     "lm-eval": "Run lm-evaluation-harness over a bundle.",

@@ -12,7 +12,7 @@ from fakes.openai_server import KEY, TEXT, OpenAiServer, openai_server
 from typer.testing import CliRunner, Result
 
 from fastblt.cli import app
-from fastblt.commands.bench_url import read_prompts
+from fastblt.commands.prompts import read_prompts
 from fastblt.runtime.measure.server_bench import run
 
 

@@ -39,6 +39,9 @@ class BenchRequest:
     provider: str = "auto"
     threads: int | None = None
     """Threads of one operator; None: the backend's choice."""
+    tuned_threads: int | None = None
+    """What ``backend`` takes where ``threads`` is None: what suits it is no measure for those that it is compared with.
+    """
     max_bytes: int | None = None
     """Capacity of the caches, prompt and new bytes; None: enough."""
     max_new_bytes: int = 128
@@ -48,9 +51,15 @@ class BenchRequest:
     replay: str | None = None
     """Rates to replay at, in the syntax of `fastblt.runtime.measure.replay.rates`; None: the model's own output."""
 
+    def threads_of(self, backend: str) -> int | None:
+        """Return the threads of a backend or peer; None: its own choice."""
+        return self.tuned_threads if self.threads is None and backend == self.backend else self.threads
+
     def __post_init__(self) -> None:
         """Check the numbers."""
-        require_at_least(1, threads=self.threads, max_bytes=self.max_bytes, repeats=self.repeats)
+        require_at_least(
+            1, threads=self.threads, tuned_threads=self.tuned_threads, max_bytes=self.max_bytes, repeats=self.repeats
+        )
         require_at_least(2, max_new_bytes=self.max_new_bytes)
 
 
@@ -146,7 +155,7 @@ def _load(bundle: Path, name: str, request: BenchRequest, max_bytes: int, sequen
         provider=request.provider,
         backend=name,
         max_bytes=max_bytes,
-        threads=request.threads,
+        threads=request.threads_of(name),
         sequences=sequences,
         reuse_prompts=False,  # what is repeated is measured as if it came for the first time
     )

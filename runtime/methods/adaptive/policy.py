@@ -108,4 +108,5 @@ ENTRY = MethodEntry(
     needs="any model; blocks need BLT-D",
     audited=("auto",),
     benchmarked=("auto",),
+    tuned=("auto",),
 )

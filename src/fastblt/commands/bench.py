@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +11,7 @@ import typer
 from fastblt.commands.bench_html import SampleRequest, write_page
 from fastblt.commands.bench_streams import bench_streams, parse_streams
 from fastblt.commands.bench_tables import bench_tables, describe_measurement
-from fastblt.commands.bench_url import as_texts, bench_url, check_target, read_prompts
+from fastblt.commands.bench_url import as_texts, bench_url, check_target
 from fastblt.commands.checks import check_backend, check_bundle, check_file_target
 from fastblt.commands.errors import UsageError, usage_errors
 from fastblt.commands.options import (
@@ -24,8 +25,9 @@ from fastblt.commands.options import (
     numbers,
     split_names,
 )
-from fastblt.commands.output import note, print_table, progress, stdout
-from fastblt.commands.prompts import heldout_prompts
+from fastblt.commands.output import note, print_table, progress, stderr, stdout
+from fastblt.commands.prompts import heldout_prompts, read_prompts
+from fastblt.commands.tuned import ProfileOption, usable_profile
 from fastblt.runtime.measure.bench.plan import make_bench_plan
 from fastblt.runtime.measure.bench.run import BenchRequest, run_bench
 from fastblt.runtime.measure.peers import PEERS
@@ -146,6 +148,7 @@ def command(
     backend: BackendOption = BenchRequest.backend,
     provider: ProviderOption = BenchRequest.provider,
     threads: ThreadsOption = None,
+    profile: ProfileOption = True,
     max_bytes: MaxBytesOption = None,
 ) -> None:
     """Measure the speed of decoding methods, or of a server.
@@ -197,6 +200,8 @@ def command(
     check_file_target(json)
     check_file_target(html)
     check_bundle(bundle, backend=backend)
+    if profile:
+        request = _with_profile(bundle, request, every_method=methods is not None)
     if counts is not None:
         _note_replay(replay)
         bench_streams(bundle, request, counts, texts, json, wide=wide)
@@ -214,6 +219,25 @@ def command(
         note(console, line)
     if html is not None:
         write_page(html, bundle, report, SampleRequest(backend, provider, threads))
+
+
+def _with_profile(bundle: Path, request: BenchRequest, *, every_method: bool) -> BenchRequest:
+    """Return a request with what `fastblt tune` found for a bundle; a note says what that is.
+
+    Args:
+        bundle: that is measured, and no other one, even if a profile names one.
+        request: from the options.
+        every_method: whether it has every method that is to be measured; otherwise the profile's is measured, too.
+    """
+    found = usable_profile(bundle, request.backend, request.provider)
+    if found is None or found.runs is not None:
+        return request
+    methods = request.methods if every_method else tuple(dict.fromkeys((*request.methods, found.method)))
+    request = replace(request, methods=methods, tuned_threads=found.threads)
+    threads = request.threads_of(request.backend)
+    threads_text = "" if threads is None else f", threads {threads}"
+    note(stderr(), f"tuned for this machine: {found.method}{threads_text}; --no-profile leaves that out")
+    return request
 
 
 def _note_replay(replay: str | None) -> None:

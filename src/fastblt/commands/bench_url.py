@@ -10,15 +10,13 @@ from fastblt.commands.bench_url_tables import describe_server, server_tables
 from fastblt.commands.checks import check_file_target
 from fastblt.commands.errors import UsageError
 from fastblt.commands.output import note, print_table, progress, stdout
-from fastblt.models.limits import JSON_BYTES
-from fastblt.models.reading import read_json, read_text
 from fastblt.runtime.measure.report import write_json
 from fastblt.runtime.measure.server_bench.request import ServerBenchRequest
 from fastblt.runtime.measure.server_bench.run import run_server_bench
 
 #: Parameters of the command that only a server has, and those that only a bundle has.
 OF_SERVERS = ("clients", "duration", "requests", "timeout", "stream", "chat", "model", "api_key", "prompt_file")
-OF_BUNDLES = ("streams", "repeats", "replay", "html", "backend", "provider", "threads", "max_bytes")
+OF_BUNDLES = ("streams", "repeats", "replay", "html", "backend", "provider", "threads", "profile", "max_bytes")
 
 
 def check_target(context: Any, bundle: Path | None, url: str | None) -> None:
@@ -41,33 +39,6 @@ def check_target(context: Any, bundle: Path | None, url: str | None) -> None:
         source = context.get_parameter_source(name)
         if source is not None and source.name == "COMMANDLINE":
             raise UsageError(f"--{name.replace('_', '-')}: found it without {needed}, which it is for")
-
-
-def read_prompts(path: Path) -> list[str]:
-    """Return the prompts in a file: a list of strings in a ``.json`` file, else every line that is not empty.
-
-    Raises:
-        ValueError: there are none, or it is too large or not UTF-8.
-        OSError: it cannot be read.
-    """
-    if path.suffix == ".json":
-        found = read_json(path, ValueError, "a list of prompts")
-    else:
-        found = _lines(path)
-    if not isinstance(found, list) or not found or not all(isinstance(each, str) and each for each in found):
-        raise ValueError(f"{path}: found no list of prompts, expected at least one text")
-    if any("\ud800" <= character <= "\udfff" for each in found for character in each):
-        raise ValueError(f"{path}: found half of a character, which no request can have, expected text")
-    return found
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return [line for line in read_text(path, JSON_BYTES).splitlines() if line.strip()]
-    except UnicodeDecodeError:
-        raise ValueError(f"{path}: found bytes that are no UTF-8, expected text") from None
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
 
 
 def as_texts(prompts: Sequence[bytes]) -> list[str]:

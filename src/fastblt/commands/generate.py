@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -24,10 +25,12 @@ from fastblt.commands.options import (
     MethodOption,
     ProviderOption,
     RowFloorOption,
+    ThreadsOption,
 )
 from fastblt.commands.output import add_row, left, make_table, print_table, progress, stderr, stdout, words
 from fastblt.commands.prompts import default_prompt
 from fastblt.commands.show import Show, escaped
+from fastblt.commands.tuned import ProfileOption, tuned
 from fastblt.models.config import BltConfig
 from fastblt.models.limits import TEXT_BYTES
 from fastblt.runtime.backends.protocol import parts_in
@@ -88,6 +91,8 @@ def command(
     stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be repeated.")] = None,
     backend: BackendOption = DEFAULT_BACKEND,
     provider: ProviderOption = "auto",
+    threads: ThreadsOption = None,
+    profile: ProfileOption = True,
     max_bytes: MaxBytesOption = None,
     row_floor: RowFloorOption = 1,
     warm_up: Annotated[
@@ -139,13 +144,16 @@ def command(
     # A saved text is continued without a prompt, too.
     data, origin = (b"", "") if saved and prompt is None and prompt_file is None else read_prompt(prompt, prompt_file)
     check_bundle(bundle, backend=backend)
+    chosen = tuned(bundle, backend, provider, method=method, threads=threads, profile=profile)
+    request = replace(request, method=chosen.method)
     capacity = max_bytes or default_capacity(backend, max(1, before + len(data) + max_new_bytes))
     with progress("warming up", delay=1.0) as on_progress:
         runtime = BltRuntime.from_pretrained(
-            bundle,
+            chosen.bundle,
             provider=provider,
             backend=backend,
             max_bytes=capacity,
+            threads=chosen.threads,
             row_floor=row_floor,
             warm_up=warm_up,
             on_progress=on_progress,

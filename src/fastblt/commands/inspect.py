@@ -67,6 +67,11 @@ def command(
     for table in graphs:
         console.print()
         print_table(console, table)
+    if facts.profiles:
+        console.print()
+        print_table(console, profiles_table(facts))
+    for why in facts.refused_profiles:
+        note(console, f"ignored: {why}")
     console.print()
     print_table(console, traffic_table(facts))
     note(console, _traffic_note(facts))
@@ -79,6 +84,7 @@ def as_json(facts: ModelFacts) -> dict[str, Any]:
     found["stored"] = {part: dataclasses.asdict(each) for part, each in facts.stored.items()}
     found["memory"] = [{**dataclasses.asdict(each), "device": each.device} for each in facts.memory]
     found["engines"] = [{**dataclasses.asdict(each), "total": each.total} for each in facts.engines]
+    found["profiles"] = [dataclasses.asdict(each) for each in facts.profiles]
     found["manifest"] = None if facts.manifest is None else facts.manifest.to_dict()
     return found
 
@@ -174,6 +180,18 @@ def engines_table(facts: ModelFacts) -> Table:
         activations = "unknown" if each.activations is None else megabytes(each.activations)
         sizes = (megabytes(each.weights), megabytes(each.engines), activations, megabytes(each.buffers))
         add_row(table, each.folder, str(each.max_bytes), *sizes, megabytes(each.total))
+    return table
+
+
+def profiles_table(facts: ModelFacts) -> Table:
+    """Return a table of what is the default on this machine, by backend."""
+    headings = (right("threads"), right("bytes/s"), right("times default"), words("bundle"))
+    table = make_table(left("tuned with"), left("method"), *headings)
+    for each in facts.profiles:
+        threads = "-" if each.threads is None else str(each.threads)
+        runs = "this one" if each.runs is None else each.runs.path
+        figures = (threads, f"{each.bytes_per_s:.1f}", f"{each.times_default:.2f}")
+        add_row(table, f"{each.backend}, {each.provider}", each.method, *figures, runs)
     return table
 
 

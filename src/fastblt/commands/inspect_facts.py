@@ -26,6 +26,7 @@ from fastblt.runtime.bundle.manifest import (
 from fastblt.runtime.doctor.engine_memory import EngineMemory, engine_memory
 from fastblt.runtime.doctor.memory import exported_shapes, graph_of, weight_bytes
 from fastblt.runtime.measure.replay.paper import estimates
+from fastblt.runtime.measure.tune.profile import Profile, ProfileError, profiles_of
 
 #: A part's name in tables, and its field in `ParameterCounts`.
 PARTS = {
@@ -90,6 +91,10 @@ class ModelFacts:
     manifest: Manifest | None = None
     engines: tuple[EngineMemory, ...] = ()
     """What each folder of engines of a bundle needs, by capacity."""
+    profiles: tuple[Profile, ...] = ()
+    """What ``fastblt tune`` found for a bundle on this machine, by backend."""
+    refused_profiles: tuple[str, ...] = ()
+    """Why other profiles of the bundle are ignored."""
 
 
 def read_facts(path: str, max_bytes: int, patcher: str | None = None, *, check: bool = False) -> ModelFacts:
@@ -130,6 +135,7 @@ def bundle_facts(folder: Path, max_bytes: int, *, check: bool = False) -> ModelF
         tables = bundle.embeddings.stat().st_size
         stored["hash embeddings"] = Stored(tables, _table_type(bundle))
     memory = _memory(config, manifest.dtype, max_bytes, sizes, tables)
+    profiles = list(profiles_of(folder))
     folders = [load_engine_folder(path) for path in engine_folders(folder)]
     return ModelFacts(
         "bundle",
@@ -142,6 +148,8 @@ def bundle_facts(folder: Path, max_bytes: int, *, check: bool = False) -> ModelF
         traffic(config),
         manifest,
         tuple(each for engines in folders for each in engine_memory(engines, config, manifest)),
+        tuple(each for each in profiles if isinstance(each, Profile)),
+        tuple(str(each) for each in profiles if isinstance(each, ProfileError)),
     )
 
 

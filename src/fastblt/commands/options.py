@@ -129,16 +129,17 @@ def split_names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
-def numbers(option: str, text: str, kind: Callable[[str], N]) -> list[N]:
+def numbers(option: str, text: str, kind: Callable[[str], N], most: int = TEXT_BYTES) -> list[N]:
     """Return the numbers in a comma-separated list, each once.
 
     Args:
         option: its name, for errors.
         text: as the user gave it; may be empty.
         kind: ``int`` or ``float``.
+        most: largest one.
 
     Raises:
-        UsageError: one of them is not a number greater than 0, or larger than anything that is counted here.
+        UsageError: one of them is not a number greater than 0, or larger than ``most``.
     """
     found: dict[N, None] = {}
     for name in split_names(text):
@@ -146,11 +147,10 @@ def numbers(option: str, text: str, kind: Callable[[str], N]) -> list[N]:
             value = kind(name)
         except ValueError:
             value = kind("-1")
-        if not 0 < value <= TEXT_BYTES:
+        if not 0 < value <= most:
             expected = "whole numbers" if kind is int else "numbers"
             raise UsageError(
-                f"--{option}: found {name!r}, expected {expected} greater than 0 and at most {TEXT_BYTES}, "
-                "comma-separated"
+                f"--{option}: found {name!r}, expected {expected} greater than 0 and at most {most}, comma-separated"
             )
         found[value] = None
     return list(found)

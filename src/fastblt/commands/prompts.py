@@ -1,11 +1,14 @@
-"""Chooses prompts for commands that were given none: held-out text that ships with the package."""
+"""Chooses prompts for commands: held-out text that ships with the package, or what a file lists."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from fastblt.calibration.heldout import CORPORA, Prompt, load_prompts, load_text
 from fastblt.commands.errors import UsageError
+from fastblt.models.limits import JSON_BYTES
+from fastblt.models.reading import read_json, read_text
 
 #: Every shipped prompt is at least this long.
 SHORTEST_PROMPT = 64
@@ -80,3 +83,30 @@ def _from_text(corpus: str, size: int) -> list[bytes]:
     text = load_text(corpus)
     step = max(size, _LONG_PROMPT)
     return [text[end - size : end] for end in range(step, len(text) + 1, step)]
+
+
+def read_prompts(path: Path) -> list[str]:
+    """Return the prompts in a file: a list of strings in a ``.json`` file, else every line that is not empty.
+
+    Raises:
+        ValueError: there are none, or it is too large or not UTF-8.
+        OSError: it cannot be read.
+    """
+    if path.suffix == ".json":
+        found = read_json(path, ValueError, "a list of prompts")
+    else:
+        found = _lines(path)
+    if not isinstance(found, list) or not found or not all(isinstance(each, str) and each for each in found):
+        raise ValueError(f"{path}: found no list of prompts, expected at least one text")
+    if any("\ud800" <= character <= "\udfff" for each in found for character in each):
+        raise ValueError(f"{path}: found half of a character, which no request can have, expected text")
+    return found
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return [line for line in read_text(path, JSON_BYTES).splitlines() if line.strip()]
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: found bytes that are no UTF-8, expected text") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None

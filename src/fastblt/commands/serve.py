@@ -18,6 +18,7 @@ from fastblt.commands.options import (
     ThreadsOption,
 )
 from fastblt.commands.output import note, stderr
+from fastblt.commands.tuned import ProfileOption, tuned
 from fastblt.models.limits import CHOICES, SECONDS, SEQUENCES, TEXT_BYTES, THREADS
 from fastblt.runtime.backends.entry import ROOMY
 from fastblt.runtime.blt_runtime import BltRuntime
@@ -115,6 +116,7 @@ def command(
     backend: BackendOption = "onnxruntime",
     provider: ProviderOption = "auto",
     threads: ThreadsOption = None,
+    profile: ProfileOption = True,
     row_floor: RowFloorOption = 1,
 ) -> None:
     """Serve a bundle over HTTP: OpenAI's interface, and a page.
@@ -130,6 +132,7 @@ def command(
 
     check_backend(backend)
     check_bundle(bundle, backend=backend)
+    bundle, method, threads = tuned(bundle, backend, provider, method=method, threads=threads, profile=profile)
     if is_bundle(bundle):
         Bundle.open(bundle, check=False).check_sizes()  # nobody is told of an address that will not answer
     with usage_errors():

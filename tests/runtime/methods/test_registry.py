@@ -46,7 +46,7 @@ ENTRY = MethodEntry("{0}", "{0}", ("{0}",), "from outside", lambda argument: Aut
 def test_everything_that_an_entry_names_can_be_parsed(known: MethodEntry) -> None:
     config = preset("tiny")
     assert known.examples
-    for name in (*known.examples, *known.audited, *known.benchmarked, *known.traced(config)):
+    for name in (*known.examples, *known.audited, *known.benchmarked, *known.tuned, *known.traced(config)):
         assert name.partition(":")[0] == known.name
         assert parse_method(name).name == name
     assert known.syntax.partition(":")[0] == known.name
@@ -68,6 +68,12 @@ def test_defaults_are_what_the_model_can_run() -> None:
     size = diffusion.block_size
     assert registry.trace_methods(diffusion) == ("ar", "s:8", f"dv:{size}@one", f"d:{size}@0.7")
     assert registry.trace_methods(plain) == ("ar", "s:8")
+    drafts = ("s:2", "s:3", "s:4", "s:6", "s:8", "s:12", "s:16")
+    assert registry.tune_methods(plain) == registry.tune_methods(plain, allow_lossy=True) == ("ar", *drafts, "auto")
+    blocks = ("dv:4@one", "dv:6@one", "dv:8@one")
+    assert registry.tune_methods(diffusion) == ("ar", *drafts, *blocks, "auto")
+    lossy = ("d:4@0.7", "d:8@0.7", "d:8@eb1.0")
+    assert registry.tune_methods(diffusion, allow_lossy=True) == ("ar", *drafts, *blocks, *lossy, "auto")
 
 
 def test_text_about_methods_names_all_of_them() -> None:
@@ -94,10 +100,15 @@ def test_something_else_is_no_method() -> None:
 
 
 def test_registered_method_is_offered_everywhere() -> None:
-    register_method(entry("mine", audited=("mine",), benchmarked=("mine",), traced=lambda config: ("mine",)))
+    register_method(
+        entry("mine", audited=("mine",), benchmarked=("mine",), tuned=("mine",), traced=lambda config: ("mine",))
+    )
     config = preset("tiny")
     assert parse_method("mine").name == "mine"
-    for names in (registry.audit_methods(config).names, registry.bench_defaults(), registry.trace_methods(config)):
+    for names in (
+        *(registry.audit_methods(config).names, registry.bench_defaults()),
+        *(registry.trace_methods(config), registry.tune_methods(config)),
+    ):
         assert names[-1] == "mine"
     assert "mine (for a test)" in registry.methods_help()
     assert "| `mine` | `mine` | for a test | yes | any model |" in registry.methods_table()

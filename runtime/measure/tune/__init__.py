@@ -1,0 +1,1 @@
+"""Finds the fastest settings for a machine and a user's prompts, and keeps them in a profile."""
