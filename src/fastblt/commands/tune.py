@@ -64,10 +64,10 @@ def command(
     provider: ProviderOption = TuneRequest.provider,
     json: JsonOption = None,
 ) -> None:
-    """Find the fastest method, draft length, number of threads and bundle for this machine.
+    """Find the fastest settings for this machine, and keep them.
 
-    All settings are measured in turn on the same prompts, greedily, and drop out when they are clearly slower. What
-    wins becomes the default of `fastblt generate`, `serve` and `bench` for this bundle, on this machine.
+    Settings are methods, draft lengths, numbers of threads and bundles. All are measured in turn on the same prompts,
+    greedily, and drop out when they are clearly slower. What wins becomes the default of `fastblt generate`, `serve` and `bench` for this bundle, on this machine.
     """
     others = tuple(map(Path, split_names(against)))
     names = None if methods is None else tuple(split_names(methods))
