@@ -67,7 +67,8 @@ def command(
     """Find the fastest settings for this machine, and keep them.
 
     Settings are methods, draft lengths, numbers of threads and bundles. All are measured in turn on the same prompts,
-    greedily, and drop out when they are clearly slower. What wins becomes the default of `fastblt generate`, `serve` and `bench` for this bundle, on this machine.
+    greedily, and drop out when they are clearly slower. What wins becomes the default of `fastblt generate`, `serve`
+    and `bench` for this bundle, on this machine.
     """
     others = tuple(map(Path, split_names(against)))
     names = None if methods is None else tuple(split_names(methods))
