@@ -218,7 +218,7 @@ def command(
     for line in describe_measurement(report, sources, wide=wide):
         note(console, line)
     if html is not None:
-        write_page(html, bundle, report, SampleRequest(backend, provider, threads))
+        write_page(html, bundle, report, SampleRequest(backend, provider, request.threads_of(backend)))
 
 
 def _with_profile(bundle: Path, request: BenchRequest, *, every_method: bool) -> BenchRequest:
