@@ -167,12 +167,13 @@ class BltRuntime(TextMaker):
     ) -> list[Generation]:
         """Generate after each of several prompts, in rounds that the texts share: weights are read once for all.
 
-        Each text is that of `generate`, except that a seed fixes what is drawn for all texts alike.
+        Each text is that of `generate`, except that a seed fixes what is drawn for all texts alike. Where other
+        threads hold places, the texts share the others, and take more as these become free.
 
         Args:
             prompts: as for `generate`.
             max_new_bytes: as for `generate`, of each text.
-            at_once: most texts that grow at the same time; None: `sequences`.
+            at_once: most texts that grow at the same time; None: `sequences`, or as many as places are free.
             request: as for `generate`.
             on_chunk: called with the index of a prompt and each chunk of its text.
             options: as for `generate`.
@@ -189,7 +190,8 @@ class BltRuntime(TextMaker):
             raise ValueError(f"at_once: found {most}, expected 1..{self.sequences}, the sequences of the runtime")
 
         def opener(prompt: Prompt) -> Callable[[], ByteStream]:
-            return lambda: self.stream(prompt, max_new_bytes, request=request, **options)
+            wanted = self._check(prompt, max_new_bytes, request, options)
+            return lambda: self._start(wanted, stream=False, together=True)
 
         (scheduler,) = round_schedulers(self.backend, 1, min(most, len(prompts)))
         try:

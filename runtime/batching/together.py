@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from fastblt.runtime.batching.growing_stream import GrowingStream
 from fastblt.runtime.batching.round_scheduler import RoundScheduler
 from fastblt.runtime.generation import ByteStream, Chunk, Generation
+from fastblt.runtime.turns import BusyError
 
 
 @dataclass
@@ -38,7 +39,7 @@ def generate_together(
 
     Args:
         scheduler: runs as many of them at once as it has room for; as one ends, the next begins.
-        openers: each opens a stream.
+        openers: each opens a stream; one that raises `BusyError` while others grow is called again after a round.
         on_chunk: called with the index of a text and each of its chunks.
         beginning: most texts that begin in one round; None: as many as there is room for.
 
@@ -55,8 +56,14 @@ def generate_together(
         while waiting or running:
             room = min(scheduler.size - len(running), beginning or scheduler.size, len(waiting))
             for _ in range(room):
-                index, opened = waiting.popleft()
-                running.append(_Text(index, opened()))
+                index, opened = waiting[0]
+                try:
+                    running.append(_Text(index, opened()))
+                except BusyError:
+                    if not running:
+                        raise
+                    break
+                waiting.popleft()
             grown = scheduler.step([text.stream for text in running])
             for text, step in zip(list(running), grown, strict=True):
                 if not _take(text, step, on_chunk):

@@ -129,16 +129,20 @@ class SequencePool:
             waiting = sum(each.thread is not None for each in self._waiting)
             return replace(self._stats, in_use=held, idle=len(self._places) - held, waiting=waiting)
 
-    def lease(self, ids: Ids, owner: Conversation | None = None, *, stream: bool = False) -> Lease:
+    def lease(
+        self, ids: Ids, owner: Conversation | None = None, *, stream: bool = False, together: bool = False
+    ) -> Lease:
         """Return the session for a text, which `Session.begin` is to be called with.
 
         Args:
             ids: int64 [n], BOS first.
             owner: the sequence that the text belongs to.
             stream: whether it may be held for ever.
+            together: whether the thread grows several texts; it then waits for a place only if it has none.
 
         Raises:
-            BusyError: no place can become free: each is held by an open stream, or by a call that waits for one too.
+            BusyError: no place can become free: each is held by an open stream, or by a call that waits for one too;
+                or the thread does not wait.
             CapacityError: the backend cannot have another sequence.
         """
         waiting = _Waiting()
@@ -150,7 +154,7 @@ class SequencePool:
                     if place is not None:
                         return self._lend(place, ids, owner, stream=stream)
                     self._waiting.add(waiting)
-                    self._check_waiting()
+                    self._check_waiting(together=together)
                 # A stream that is dropped gives no signal.
                 waiting.signal.acquire(timeout=_LOOK_AGAIN)
         finally:
@@ -216,8 +220,8 @@ class SequencePool:
         self._places.append(_Place(session))
         return self._places[-1]
 
-    def _check_waiting(self) -> None:
-        """Raise `BusyError` where waiting for a place could last for ever."""
+    def _check_waiting(self, *, together: bool) -> None:
+        """Raise `BusyError` where waiting for a place could last for ever, or would hold up texts ``together``."""
         threads = self._holders()
         count = len(self._places)
         places = "the one sequence" if count == 1 else f"all {count} sequences"
@@ -226,6 +230,8 @@ class SequencePool:
                 f"runtime: found {places} taken by streams that are open, expected one that is free; read a stream to "
                 "its end, close() it, or load the model with more sequences"
             )
+        if together and threading.get_ident() in threads:
+            raise BusyError(f"runtime: found {places} taken, expected one that is free for another text")
         if threading.get_ident() in threads <= {None, *(each.thread for each in self._waiting)}:
             raise BusyError(
                 "runtime: found a call from inside another one (on_chunk, a streamer, a signal handler) while "

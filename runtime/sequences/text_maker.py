@@ -178,11 +178,11 @@ class TextMaker(ABC):
         method.check(self.backend.config)
         return _Wanted(prompt_ids(prompt), method, wanted.sampler(), wanted.stop_rules())
 
-    def _start(self, wanted: _Wanted, *, stream: bool) -> ByteStream:
-        """Take a place for a text, and return what grows it."""
+    def _start(self, wanted: _Wanted, *, stream: bool, together: bool = False) -> ByteStream:
+        """Take a place for a text, as `SequencePool.lease` does, and return what grows it."""
         started = time.perf_counter()
         text = self._with_prompt(wanted.ids, wanted.rules.max_new_bytes, "max_new_bytes=")
-        lease = self._pool.lease(text, self._owner(), stream=stream)
+        lease = self._pool.lease(text, self._owner(), stream=stream, together=together)
         try:
             return ByteStream(lease, text, wanted.method, wanted.sampler, wanted.rules, started)
         except BaseException:

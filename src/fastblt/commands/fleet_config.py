@@ -41,7 +41,7 @@ def config(
         typer.Option(
             min=1,
             max=SEQUENCES,
-            help="Most of them whose rounds share a read of the weights; 1: none do  [default: all]",
+            help="Most texts of a thread whose rounds share a read of the weights; 1: none do  [default: all of them]",
         ),
     ] = None,
     max_ongoing: Annotated[

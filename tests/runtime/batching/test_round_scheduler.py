@@ -260,32 +260,6 @@ def test_adaptive_decoding_counts_its_share_of_the_time(runtime: BltRuntime, mon
         each.close()
 
 
-def test_many_texts_are_generated_in_the_order_of_their_prompts(alone: BltRuntime, runtime: BltRuntime) -> None:
-    prompts = [TEXT[5 * i : 5 * i + 20] for i in range(7)]
-    seen: dict[int, bytes] = dict.fromkeys(range(7), b"")
-
-    def on_chunk(index: int, chunk: Any) -> None:
-        seen[index] += chunk.data
-
-    options: dict[str, Any] = {"method": "s:4", "stop_at_eos": False}
-    found = runtime.generate_many(prompts, 15, at_once=3, on_chunk=on_chunk, **options)
-    expected = [alone.generate(prompt, 15, **options).data for prompt in prompts]
-    assert [each.data for each in found] == expected == list(seen.values())
-    assert runtime.sequences_in_use == 0
-    assert runtime.generate_many([], 15) == []
-    with pytest.raises(ValueError, match=r"at_once: found 25, expected 1\.\.24"):
-        runtime.generate_many(prompts, at_once=25)
-
-
-def test_an_error_of_one_text_closes_the_others(runtime: BltRuntime) -> None:
-    def fail(index: int, chunk: Any) -> None:
-        raise RuntimeError("the caller's own")
-
-    with pytest.raises(RuntimeError, match="the caller's own"):
-        runtime.generate_many([b"one", b"two"], 15, on_chunk=fail)
-    assert runtime.sequences_in_use == 0
-
-
 def test_backends_that_cannot_batch_serve_streams_in_turn(alone: BltRuntime, tiny_bundle: Path) -> None:
     eager = BltRuntime.from_pretrained(tiny_bundle, backend="eager", max_bytes=300, sequences=2)
     scheduler = RoundScheduler(eager.backend, 2)

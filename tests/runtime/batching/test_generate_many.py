@@ -1,0 +1,101 @@
+"""Many texts in one call: in the order of their prompts, by several threads at once, ended by the first error."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from time import monotonic, sleep
+from typing import Any
+
+import pytest
+from fakes.arrivals import TEXT
+
+from fastblt.runtime.blt_runtime import BltRuntime
+from fastblt.runtime.generation import Chunk, Generation
+from fastblt.runtime.turns import BusyError
+
+PROMPTS = [TEXT[5 * i : 5 * i + 20] for i in range(7)]
+OPTIONS: dict[str, Any] = {"method": "s:4", "stop_at_eos": False}
+
+
+@pytest.fixture(scope="module")
+def runtime(tiny_bundle: Path) -> BltRuntime:
+    return BltRuntime.from_pretrained(tiny_bundle, max_bytes=200, threads=1, sequences=3)
+
+
+@pytest.fixture(scope="module")
+def expected(tiny_bundle: Path) -> list[bytes]:
+    alone = BltRuntime.from_pretrained(tiny_bundle, max_bytes=200, threads=1, sequences=1, reuse_prompts=False)
+    return [alone.generate(prompt, 15, **OPTIONS).data for prompt in PROMPTS]
+
+
+def data_of(found: list[Generation]) -> list[bytes]:
+    return [each.data for each in found]
+
+
+def test_texts_are_in_the_order_of_their_prompts(runtime: BltRuntime, expected: list[bytes]) -> None:
+    seen: dict[int, bytes] = dict.fromkeys(range(7), b"")
+
+    def on_chunk(index: int, chunk: Chunk) -> None:
+        seen[index] += chunk.data
+
+    found = runtime.generate_many(PROMPTS, 15, at_once=2, on_chunk=on_chunk, **OPTIONS)
+    assert data_of(found) == expected == list(seen.values())
+    assert runtime.sequences_in_use == 0
+    assert runtime.generate_many([], 15) == []
+    with pytest.raises(ValueError, match=r"at_once: found 4, expected 1\.\.3"):
+        runtime.generate_many(PROMPTS, at_once=4)
+
+
+def test_an_error_of_one_text_closes_the_others(runtime: BltRuntime) -> None:
+    def fail(index: int, chunk: Chunk) -> None:
+        raise RuntimeError("the caller's own")
+
+    with pytest.raises(RuntimeError, match="the caller's own"):
+        runtime.generate_many([b"one", b"two"], 15, on_chunk=fail)
+    assert runtime.sequences_in_use == 0
+
+
+def test_a_thread_that_finds_no_place_waits_for_those_of_another(runtime: BltRuntime, expected: list[bytes]) -> None:
+    """The second begins when the first holds all places; from then on each takes what becomes free."""
+    second: list[Future[list[Generation]]] = []
+
+    with ThreadPoolExecutor(1) as pool:
+
+        def begin_second(index: int, chunk: Chunk) -> None:
+            if second:
+                return
+            assert runtime.sequences_in_use == 3
+            second.append(pool.submit(runtime.generate_many, PROMPTS, 15, **OPTIONS))
+            end = monotonic() + 10
+            while not runtime.pool_stats.waiting:
+                assert monotonic() < end, "the other thread does not wait"
+                sleep(0.001)
+
+        first = runtime.generate_many(PROMPTS, 15, on_chunk=begin_second, **OPTIONS)
+        assert data_of(first) == data_of(second[0].result(60)) == expected
+    assert runtime.sequences_in_use == 0
+
+
+def test_texts_grow_in_the_places_that_are_left(runtime: BltRuntime, expected: list[bytes]) -> None:
+    growing: set[int] = set()
+    with runtime.stream(b"one", 5), runtime.stream(b"two", 5):
+        found = runtime.generate_many(PROMPTS, 15, on_chunk=lambda index, _: growing.add(index), **OPTIONS)
+        assert data_of(found) == expected
+        with runtime.stream(b"three", 5), pytest.raises(BusyError, match="all 3 sequences taken by streams"):
+            runtime.generate_many(PROMPTS, 15, **OPTIONS)
+    assert growing == {*range(7)}
+
+
+def test_three_threads_at_once(runtime: BltRuntime, expected: list[bytes]) -> None:
+    begin = threading.Barrier(3)
+
+    def generate() -> list[bytes]:
+        begin.wait(10)
+        return data_of(runtime.generate_many(PROMPTS, 15, **OPTIONS))
+
+    with ThreadPoolExecutor(3) as pool:
+        for found in [pool.submit(generate) for _ in range(3)]:
+            assert found.result(60) == expected
+    assert runtime.sequences_in_use == 0
