@@ -8,7 +8,7 @@ in      patch_end         int64    [b, p]           pool slot after its last byt
 in      pool_index        int64    [b]              pool slot of the first row
 in      pool              dtype    [b, 1, C, 3d]    per byte: state, pooling key, pooling value; updated in place
 in      (stack inputs)                              see `fastblt.export.graph_builder.CachedStack`
-out     patch_embeddings  dtype    [1, p, k * d]
+out     patch_embeddings  dtype    [b, p, k * d]
 out     states            dtype    [b, n, d]        only if the decoder reads byte states
 out     pool_out          dtype    [b, 1, C, 3d]
 out     (cache updates)

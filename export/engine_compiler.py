@@ -89,8 +89,8 @@ class CompileRequest:
     """Longest patch, if the model sets no limit."""
     timing_cache: Path | None = None
     """File that TensorRT keeps its measurements of kernels in; read if it exists, and written."""
-    sequences: int = MOST_SEQUENCES
-    """Most sequences of a call: fewer take less memory for activations, and less time to compile."""
+    sequences: int = 1
+    """Most sequences of a call: more take more memory for activations, and more time to compile."""
 
     def __post_init__(self) -> None:
         """Require a compute capability, a capacity and a sequence."""

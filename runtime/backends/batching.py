@@ -100,7 +100,9 @@ class Batch(Protocol):
             One answer per call, in order.
 
         Raises:
-            CapacityError: there is no memory for another sequence; nothing has run.
+            CapacityError: a sequence has no room for its rows, or there is no memory for another one; no `pick` has
+                been called, and all calls may be made again.
+            ValueError: a sequence is closed or of another backend, or the batch is closed.
             GraphError: a graph fails; what any of these sequences hold is not to be relied on.
         """
         ...

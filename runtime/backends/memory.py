@@ -26,7 +26,9 @@ def check_fits(weights: int, buffers: Callable[[int], int], max_bytes: int, avai
     """
     if available is None or weights + buffers(max_bytes) <= available:
         return
-    needed = f"{_gigabytes(weights + buffers(max_bytes))} of memory ({_gigabytes(weights)} of them for weights)"
+    needed = (
+        f"{_gigabytes(weights + buffers(max_bytes))} of memory ({_gigabytes(weights)} of them shared by all sequences)"
+    )
     largest = bisect_right(range(1, max_bytes), available - weights, key=buffers)
     if largest == 0:
         raise CapacityError(
@@ -70,7 +72,7 @@ def sequences_that_fit(
     if available is not None and needed > available:
         raise CapacityError(
             f"sequences: found {wanted} for max_bytes={max_bytes}, which take {_gigabytes(needed)} of memory "
-            f"({_gigabytes(weights)} of them for weights), expected at most "
+            f"({_gigabytes(weights)} of them shared by all sequences), expected at most "
             f"{(available - weights) // buffers(max_bytes)} with the {_gigabytes(available)} of {where}"
         )
     return wanted

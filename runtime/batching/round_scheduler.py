@@ -172,6 +172,7 @@ def round_schedulers(backend: Backend, count: int, size: int, slots: int | None 
 
     Raises:
         CapacityError: there is no memory for so many ``slots``.
+        BundleError: ``slots`` are asked for, and the graphs or engines take one sequence at a time.
     """
     most = size if slots is None else slots
     while True:
@@ -186,6 +187,9 @@ def round_schedulers(backend: Backend, count: int, size: int, slots: int | None 
                 raise
             most //= 2
         else:
+            asked = slots is not None and made[0].slots > 1
+            if asked and isinstance(backend, BatchingBackend) and not made[0].shares_calls:
+                raise BundleError(made[0].alone_because)
             return made
 
 

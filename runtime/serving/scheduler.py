@@ -60,6 +60,7 @@ class Scheduler:
 
     Raises:
         CapacityError: there is no memory for so many ``slots`` of each worker.
+        BundleError: ``slots`` are asked for, and the graphs or engines take one sequence at a time.
     """
 
     def __init__(

@@ -94,6 +94,8 @@ class FakeCuda:
         self.graphs: dict[int, list[Work]] = {}
         self.executables: dict[int, list[Work]] = {}
         self.default_stream: list[Work] = []
+        self.most_pitch = 2**31 - 1
+        """Most bytes that rows of a copy or a fill may be apart."""
         self.late_memset = True
         """Whether the default stream works as late as the host waits for it, or at once."""
         self.launches = 0
@@ -148,6 +150,8 @@ class FakeCuda:
     def cudaMemset2DAsync(
         self, devPtr: int, pitch: int, value: int, width: int, height: int, stream: int
     ) -> tuple[Status]:
+        if height > 1 and pitch > self.most_pitch:
+            return (Status.cudaErrorInvalidValue,)
         return (self.enqueue(stream, self._set(devPtr, pitch, value, width, height)),)
 
     def _set(self, target: int, pitch: int, value: int, width: int, height: int) -> Work:
@@ -191,7 +195,7 @@ class FakeCuda:
             cudaMemcpyKind.cudaMemcpyDeviceToDevice: ("device", "device"),
         }
         source, target = ends[cudaMemcpyKind(kind)]
-        if width > min(dpitch, spitch) or height < 1:
+        if width > min(dpitch, spitch) or height < 1 or (height > 1 and max(dpitch, spitch) > self.most_pitch):
             return (Status.cudaErrorInvalidValue,)
         span = (height - 1) * spitch + width, (height - 1) * dpitch + width
 

@@ -78,7 +78,7 @@ def open_device_backend(kind: str, bundle: Path, max_bytes: int, files: SharedFi
 
         def write(folder: Path) -> None:
             shutil.copytree(bundle, folder)
-            compile_bundle(folder, load_library(kind), CompileRequest((cuda.sm,), (max_bytes,)))
+            compile_bundle(folder, load_library(kind), CompileRequest((cuda.sm,), (max_bytes,), sequences=16))
 
         compiled = files.make(f"{kind}-{max_bytes}-{bundle.name}", write)
         return loading.load_tensorrt(compiled, kind, max_bytes, sequences=3)
@@ -171,7 +171,7 @@ def compiled(exported: Callable[..., Path], shared_files: SharedFiles) -> Callab
         def write(folder: Path) -> None:
             shutil.copytree(bundle, folder)
             library = TensorRtLibrary("tensorrt-rtx", FakeTensorRt(FakeCuda()))
-            compile_bundle(folder, library, CompileRequest((89,), CAPACITIES))
+            compile_bundle(folder, library, CompileRequest((89,), CAPACITIES, sequences=16))
 
         return shared_files.make(f"compiled-{bundle.name}", write)
 

@@ -156,6 +156,11 @@ class DeviceBackend:
         """
         self._free.append(slot)
 
+    def reset_closed(self) -> None:
+        """Let nothing be held where a sequence was closed, so that what pads calls of others has room there."""
+        for slot in list(self._free):
+            slot.reset()
+
     def warm_up(self, on_progress: OnProgress = no_progress) -> None:
         """Bind, run and record all that generations can need, so that none of it happens while a text grows.
 

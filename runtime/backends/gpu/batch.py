@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -29,7 +30,7 @@ from fastblt.runtime.backends.gpu.cuda import CudaError
 from fastblt.runtime.backends.gpu.places import Exchange
 from fastblt.runtime.backends.gpu.sequence import DeviceSequence
 from fastblt.runtime.backends.graph_error import GraphError
-from fastblt.runtime.backends.protocol import BackendSequence, DecoderRows, Drafted, decoder_of
+from fastblt.runtime.backends.protocol import BackendSequence, CapacityError, DecoderRows, Drafted, decoder_of
 
 if TYPE_CHECKING:
     from fastblt.runtime.backends.gpu.backend import DeviceBackend
@@ -60,6 +61,7 @@ class DeviceBatch:
         self._exchange = Exchange(backend)
         slots, stream, config = backend.slots, backend.stream, backend.config
         self.graphs = {part: _batch_graph(backend, part, together) for part in backend.executors}
+        self._most_rows = min(graph.most_rows for graph in self.graphs.values())
         patcher = self.graphs.get("patcher")
         self._patcher = None if patcher is None else BatchPatcher(patcher, stream)
         self._encoder = BatchEncoder(self.graphs["encoder"], slots, self._history, backend.tables)
@@ -84,9 +86,12 @@ class DeviceBatch:
     def run(self, calls: Sequence[tuple[BackendSequence, PartCall]]) -> list[Answer]:
         """Implement `Batch.run`."""
         backend, found = self._backend, dict[int, Answer]()
-        own = cast("Calls[PartCall]", calls)
+        own = [(self._check(sequence), call) for sequence, call in calls]
         with backend.lock:
             self._join([sequence for sequence, _ in own])
+            for sequence, call in own:
+                if isinstance(call, DraftCall):  # before anything is drawn, since that cannot be repeated
+                    self._drafter.make_room(sequence.slot.place, call)
             waiting: dict[tuple[int, int], list[int]] = {}
             for index, (sequence, call) in enumerate(own):
                 known = self._known(sequence, call)
@@ -94,16 +99,13 @@ class DeviceBatch:
                     found[index] = known
                     continue
                 rows = self._rows(call)
-                if rows > self.graphs["decoder"].most_rows:
+                if rows > self._most_rows:
                     found[index] = self._alone(sequence, call)
                     continue
                 group = sequence.slot.place // self._most_together, 0 if rows <= _FEW_ROWS else rows
                 waiting.setdefault(group, []).append(index)
             for indexes in waiting.values():
-                if len(indexes) == 1:
-                    found[indexes[0]] = self._alone(*own[indexes[0]])
-                    continue
-                answers = self._together([own[index] for index in indexes])
+                answers = self._group([own[index] for index in indexes])
                 if len(waiting) > 1:  # the next group's results arrive in the same memory
                     answers = [answer._replace(result=_copy(answer.result)) for answer in answers]
                 found |= zip(indexes, answers, strict=True)
@@ -129,7 +131,7 @@ class DeviceBatch:
                 del self._patcher, self._encoder, self._global, self._decoders, self._drafter, self._exchange
 
     def warm_up(self) -> None:
-        """Bind, run and record what calls of several sequences need, but for drafts; every slot is emptied.
+        """Bind, run and record what calls of several sequences usually need, but for drafts; every slot is emptied.
 
         Classes of one sequence whose caches have moved closer are bound again, too.
 
@@ -154,6 +156,14 @@ class DeviceBatch:
         for graph in self.graphs.values():
             graph.clear_links()
 
+    def _check(self, sequence: BackendSequence) -> DeviceSequence:
+        """Return a sequence, which is of this backend; the batch is open."""
+        if not isinstance(sequence, DeviceSequence) or sequence.backend is not self._backend:
+            raise ValueError("sequence: found one of another backend, expected one of the batch's")
+        if self not in self._backend.batches:
+            raise ValueError("batch: found a closed one, expected one that is open")
+        return sequence
+
     def _open(self) -> list[DeviceSequence]:
         members = (member() for member in self._members)
         return [member for member in members if member is not None and member.is_open]
@@ -161,11 +171,12 @@ class DeviceBatch:
     def _keep(self, members: Iterable[DeviceSequence]) -> None:
         """Let the batch consist of these sequences."""
         kept = list(members)
-        self._settled &= len(kept) == len(self._members)
+        self._settled &= kept == [member() for member in self._members]
         self._members = [weakref.ref(member) for member in kept]
 
     def _join(self, callers: Sequence[DeviceSequence]) -> None:
         """Let callers join that have not, and bring the sequences of the batch closer where they have changed."""
+        self._backend.reset_closed()
         members = self._open()
         self._keep([*members, *(caller for caller in callers if caller not in members)])
         if self._settled:
@@ -213,6 +224,13 @@ class DeviceBatch:
         }
         result = methods[type(call)](*call)
         return self._answer(sequence, call, result, perf_counter() - began, 1)
+
+    def _group(self, calls: Calls[PartCall]) -> list[Answer]:
+        """Run calls of one kind together; each alone where a place has no room for the rows of such a call."""
+        if len(calls) > 1:
+            with suppress(CapacityError):
+                return self._together(calls)
+        return [self._alone(*call) for call in calls]
 
     def _together(self, calls: Calls[PartCall]) -> list[Answer]:
         """Run calls of one kind that share calls of the graph."""

@@ -71,6 +71,17 @@ class BatchDrafter:
                 self._slots[place].look_ahead.keep(call.position, asked, seen, entropies[: call.most + 1])
         return found
 
+    def make_room(self, place: int, call: DraftCall) -> None:
+        """Make room for a draft and the row behind it.
+
+        Raises:
+            CapacityError: the caches, or the encoder's pool, have none.
+        """
+        decoder, rows = self._decoder.graph, call.most + self._decoder.graph.padded(1)
+        if self._decoder.reads_states:
+            self._encoder.place_pool(range(place, place + 1), {place: Rows(call.position, 0)}, rows)
+        decoder.make_room(place, call.position, 0, rows)
+
     def single_rows(self, calls: Mapping[int, DecoderCall]) -> dict[int, DecoderRows]:
         """Decode a row of each sequence, and ask the patcher about the byte that it finds most likely."""
         rows, ids = {}, {}

@@ -16,11 +16,9 @@ from fastblt.runtime.backends.gpu.bound_graph import BoundGraph, ShapeClass
 from fastblt.runtime.backends.gpu.cuda import Stream, aligned
 from fastblt.runtime.backends.gpu.executor import Bound, Executor
 from fastblt.runtime.backends.gpu.graph import DeviceGraph
+from fastblt.runtime.backends.gpu.sliding import BATCH_ROWS
 from fastblt.runtime.backends.live_rows import first_visible
 from fastblt.runtime.backends.protocol import Ids
-
-#: Most rows of each sequence in a call of several. Longer calls, pieces of prompts, use the weights that they read.
-BATCH_ROWS = 32
 
 
 def covering(places: Iterable[int], count: int) -> range:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fastblt.runtime.backends.gpu.batch_graph import BATCH_ROWS
 from fastblt.runtime.backends.gpu.device_rows import MOST_ELEMENTS
 from fastblt.runtime.backends.gpu.memory import call_buffers
 from fastblt.runtime.backends.gpu.places import exchange_bytes
+from fastblt.runtime.backends.gpu.sliding import BATCH_ROWS
 from fastblt.runtime.backends.protocol import CapacityError
 from fastblt.runtime.bundle.manifest import BundleError
 
@@ -22,7 +22,8 @@ def sequences_of_calls(backend: DeviceBackend, size: int) -> int:
     """Return the most sequences of a call in a batch for ``size`` sequences: a power of two, so that few ranges occur.
 
     Raises:
-        BundleError: the graphs, or the engines, take one sequence at a time.
+        BundleError: the graphs, or the engines, take one sequence at a time, or calls of several have fewer rows than
+            the row floor.
         CapacityError: the texts are so long that the latents of two cannot be read by one call.
     """
     wanted = min(size, backend.sequences, MOST_TOGETHER)
@@ -32,6 +33,12 @@ def sequences_of_calls(backend: DeviceBackend, size: int) -> int:
     for executor in backend.executors.values():
         if executor.batch_problem(2) is not None:
             raise BundleError(executor.batch_problem(wanted))
+    rows = _most_rows(backend)
+    if backend.row_floor > rows:
+        raise BundleError(
+            f"row floor: found {backend.row_floor}, expected at most {rows}, the rows of each sequence in a call of "
+            "several (--row-floor)"
+        )
     latents = backend.slots[0].rows["latent_kv"]
     if 2 * latents.elements > MOST_ELEMENTS:
         raise CapacityError(
@@ -58,6 +65,10 @@ def batch_bytes(backend: DeviceBackend, together: int) -> int:
         together: most sequences of a call.
     """
     specs = {part: executor.spec for part, executor in backend.executors.items()}
-    rows = min(BATCH_ROWS, *(executor.batch_rows for executor in backend.executors.values()))
-    calls = call_buffers(backend.config, specs, min(together, backend.sequences), rows)
+    calls = call_buffers(backend.config, specs, min(together, backend.sequences), _most_rows(backend))
     return sum(calls.values()) + exchange_bytes(backend.memory)
+
+
+def _most_rows(backend: DeviceBackend) -> int:
+    """Return the most rows of each sequence that calls of all parts take."""
+    return min(BATCH_ROWS, *(executor.batch_rows for executor in backend.executors.values()))

@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 #: Blocks of one `UploadBlocks` that may be on their way to the device; more make the host wait.
 _MOST_BLOCKS = 64
+#: Most bytes that rows of one copy may be apart; the driver refuses more.
+MOST_PITCH = 2**31 - 1
 #: Addresses that graphs are bound to are multiples of this, as device allocations are.
 ALIGNMENT = 256
 
@@ -217,14 +219,19 @@ class Stream:
 
         Rows begin ``target_pitch`` bytes apart at the target and ``source_pitch`` bytes apart at the source.
         """
+        if max(target_pitch, source_pitch) > MOST_PITCH:
+            for row in range(rows):
+                self.copy(target + row * target_pitch, source + row * source_pitch, width)
+            return
         self.cuda(
             "cudaMemcpy2DAsync", target, target_pitch, source, source_pitch, width, rows, self._on_device, self._stream
         )
 
     def zero_rows(self, target: int, pitch: int, width: int, rows: int) -> None:
         """Queue that ``rows`` rows of ``width`` bytes, which begin ``pitch`` bytes apart, become zero."""
-        if rows == 1:
-            self.cuda("cudaMemsetAsync", target, 0, width, self._stream)
+        if rows == 1 or pitch > MOST_PITCH:
+            for row in range(rows):
+                self.cuda("cudaMemsetAsync", target + row * pitch, 0, width, self._stream)
         else:
             self.cuda("cudaMemset2DAsync", target, pitch, 0, width, rows, self._stream)
 

@@ -10,7 +10,7 @@ from fastblt.runtime.backends.gpu.call import Call, pieces
 from fastblt.runtime.backends.gpu.device_rows import DeviceRows
 from fastblt.runtime.backends.gpu.draft_chain import Place
 from fastblt.runtime.backends.gpu.graph import DeviceGraph
-from fastblt.runtime.backends.gpu.sliding import CALL_ROWS, SlidingBuffer
+from fastblt.runtime.backends.gpu.sliding import BATCH_ROWS, CALL_ROWS, SlidingBuffer
 from fastblt.runtime.backends.host_embeddings import HostEmbeddings
 from fastblt.runtime.backends.protocol import DRAFT_SLACK, CapacityError, Ids
 
@@ -96,10 +96,13 @@ class EncoderCalls:
             self._states.copy_from(self.graph, position, rows)
 
     def make_room_in_pool(self, position: int, rows: int) -> int:
-        """Make room in the pool for rows, padding included, and return the slot of the first one."""
+        """Make room in the pool for rows, padding included, and return the slot of the first one.
+
+        There is room for the rows of a batch at least: what pads the calls of others lands there.
+        """
         origin = min(self.open_from, position)
         try:
-            return self.pool.make_room(origin, position, rows)
+            return self.pool.make_room(origin, position, max(rows, BATCH_ROWS))
         except CapacityError as error:
             raise CapacityError(
                 f"patch: found one that has {position - origin} bytes and is still open, expected at most "

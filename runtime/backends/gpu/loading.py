@@ -74,7 +74,8 @@ def load_tensorrt(
     def needed(size: int) -> int:
         return sum(device_buffers(config, dtype, size, fixed=fixed).values()) + sum(called.values())
 
-    count = _check_memory(cuda, opened, max_bytes, sequences, needed)
+    recorded = max(engine.activation_bytes or 0 for engine in engines.values())
+    count = _check_memory(cuda, opened, max_bytes, sequences, needed, recorded)
     stream = Stream(cuda)
     executors = {}
     for part, spec in graphs.items():
@@ -93,7 +94,12 @@ def load_tensorrt(
 
 
 def _check_memory(
-    cuda: Cuda, bundle: Bundle, max_bytes: int, sequences: int | None, needed: Callable[[int], int]
+    cuda: Cuda,
+    bundle: Bundle,
+    max_bytes: int,
+    sequences: int | None,
+    needed: Callable[[int], int],
+    activations: int = 0,
 ) -> int:
     """Return the number of sequences to load for.
 
@@ -103,12 +109,14 @@ def _check_memory(
         max_bytes: longest prompt plus new bytes.
         sequences: number that the user asks for; None: 1, since memory for all of them is allocated at once.
         needed: returns the device memory of a sequence for a text of this many bytes.
+        activations: bytes that all sequences share for them, as the engines' manifest records it.
 
     Raises:
-        CapacityError: weights and sequences need more memory than the GPU has free.
+        CapacityError: weights, activations and sequences need more memory than the GPU has free.
     """
     available = cuda.available_memory()
-    return sequences_that_fit(bundle.graph_bytes, needed, max_bytes, sequences or 1, available, "the GPU")
+    shared = bundle.graph_bytes + activations
+    return sequences_that_fit(shared, needed, max_bytes, sequences or 1, available, "the GPU")
 
 
 def _check_slots(folder: EngineFolder, engine: EngineSpec, config: BltConfig, max_bytes: int) -> None:

@@ -64,9 +64,9 @@ def command(
         typer.Option(
             min=1,
             max=16,
-            help="Most texts that share a call of the model; 1 takes the least memory and time to compile.",
+            help="Most texts that share a call of the model; more take more memory and time to compile.",
         ),
-    ] = 16,
+    ] = 1,
 ) -> None:
     """Compile a bundle to TensorRT engines.
 

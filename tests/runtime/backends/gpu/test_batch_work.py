@@ -15,7 +15,6 @@ from fakes.batches import FORMS, load_form, rounds_of, texts_of
 from fakes.cuda import FakeCuda, cudaMemcpyKind
 from fakes.earlier_bundles import of_one_sequence
 
-from fastblt.export import engine_compiler
 from fastblt.export.engine_compiler import CompileRequest, compile_bundle
 from fastblt.runtime.backends.batching import BatchingBackend, DraftCall, PatcherCall
 from fastblt.runtime.backends.gpu.backend import DeviceBackend
@@ -152,14 +151,12 @@ def test_memory_is_announced_and_given_back(load: Load, gpu: FakeCuda, form: str
 
 
 def test_bundles_and_engines_of_earlier_versions_are_refused_with_the_command(
-    tiny_bundle: Path, tmp_path: Path, gpu: FakeCuda, monkeypatch: pytest.MonkeyPatch
+    tiny_bundle: Path, tmp_path: Path, gpu: FakeCuda
 ) -> None:
     old = of_one_sequence(tiny_bundle, tmp_path / "old")
     backend = load_form(FORMS["BLT-D sessions"], old, gpu, 2)
     with pytest.raises(BundleError, match=r"entropy\.onnx: found a graph of an earlier .* fastblt export$"):
         backend.new_batch(2)
-    alone = {name: each for name, each in engine_compiler.PROFILES.items() if name in ("byte", "verify", "prefill")}
-    monkeypatch.setattr(engine_compiler, "PROFILES", alone)
     shutil.copytree(tiny_bundle, tmp_path / "new")
     library = TensorRtLibrary("tensorrt-rtx", sys.modules["tensorrt_rtx"])
     compile_bundle(tmp_path / "new", library, CompileRequest((89,), (600,)))
