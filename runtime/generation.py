@@ -207,10 +207,12 @@ class ByteStream(Iterator[Chunk]):
                 return  # from inside a round, by a signal handler: it is the last one
             self._cut = self._cut or not self.growing.ended
             try:
-                self._steps.close()
                 self._lease.leave_batch()
             finally:
-                self._lease.held = False
+                try:
+                    self._steps.close()  # a method of another package may raise
+                finally:
+                    self._lease.held = False
             self._lease.release()
 
     def text(self) -> Iterator[str]:

@@ -14,6 +14,10 @@ from fastblt.runtime.sequence.requests import Request, Steps
 OnEnd: TypeAlias = Callable[["GrowingStream"], None]
 
 
+def ignore_end(_: GrowingStream) -> None:
+    """Do nothing: whoever lets streams grow waits until all have ended their steps."""
+
+
 class GrowingStream:
     """Runs a step of a stream up to its next request, its next call, or its end.
 
@@ -49,6 +53,13 @@ class GrowingStream:
             self.session.leave_batch()
         except BaseException as error:
             self.spoil(error)
+
+    def close(self) -> None:
+        """Close the stream, whose step has ended; an error in that is noted."""
+        try:
+            self.stream.close()
+        except BaseException as error:
+            self.error = error
 
     def answer_alone(self) -> None:
         """Answer the request by calls of the sequence's own."""

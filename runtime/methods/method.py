@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, cast
 
 from fastblt.models.config import BltConfig
-from fastblt.runtime.sequence.requests import Steps
+from fastblt.runtime.sequence.requests import Request, Steps
 from fastblt.runtime.sequence.sampling import Sampler
 from fastblt.runtime.sequence.session import Session
 
@@ -72,7 +72,7 @@ def steps_of(method: Method, session: Session, sampler: Sampler) -> Iterator[Ste
     """Return the rounds of a method, to be run one after the other.
 
     Raises:
-        MethodError: the method yields something else.
+        MethodError: the method yields something else; by a round: it asks for something that is no request.
     """
     for steps in method.rounds(session, sampler):
         if not isinstance(steps, Generator):
@@ -81,7 +81,29 @@ def steps_of(method: Method, session: Session, sampler: Sampler) -> Iterator[Ste
                 f"method {method.name!r}: found a {found} among its rounds, expected generators of requests "
                 "(docs/decoding.md)"
             )
-        yield steps
+        yield _checked(method, steps)
+
+
+def _checked(method: Method, steps: Steps[Round]) -> Steps[Round]:
+    """Run a round; whatever it yields that is no request is refused where it has yielded it."""
+    try:
+        request = next(steps)
+        while True:
+            try:
+                if not isinstance(request, Request):
+                    raise MethodError(
+                        f"method {method.name!r}: found a {type(request).__name__} among its requests, expected Score, "
+                        "Draft or Denoise (docs/decoding.md)"
+                    )
+                answer = yield request
+            except BaseException as error:
+                request = steps.throw(error)
+            else:
+                request = steps.send(answer)
+    except StopIteration as end:
+        return cast("Round", end.value)
+    finally:
+        steps.close()
 
 
 def rounds_of(method: Method, session: Session, sampler: Sampler) -> Iterator[Round]:

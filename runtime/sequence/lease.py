@@ -38,9 +38,13 @@ class Lease:
             self.release()
 
     def leave_batch(self) -> None:
-        """Let the session run alone again, as long as it has not been given back."""
+        """Let the session run alone again, as long as it has not been given back; an error spoils what it holds."""
         if self.held:
-            self.session.leave_batch()
+            try:
+                self.session.leave_batch()
+            except BaseException:
+                self.session.parts.spoil()
+                raise
 
     def release(self) -> None:
         """Give the session back, which leaves the batch that it is in; releasing again does nothing."""

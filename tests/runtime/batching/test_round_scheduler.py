@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from time import perf_counter
 from typing import Any, cast
@@ -11,10 +12,14 @@ import pytest
 from fakes.arrivals import TEXT
 from fakes.watched_batch import WatchedBackend, WatchedBatch
 
+from fastblt.models.config import BltConfig
+from fastblt.models.tokens import encode
 from fastblt.runtime.backends.batching import (
     Answer,
     DecoderCall,
     DraftCall,
+    EncoderCall,
+    GlobalCall,
     PartCall,
     PatcherCall,
 )
@@ -24,6 +29,12 @@ from fastblt.runtime.batching.growing_stream import GrowingStream
 from fastblt.runtime.batching.round_scheduler import RoundScheduler, round_schedulers
 from fastblt.runtime.blt_runtime import BltRuntime
 from fastblt.runtime.generation import ByteStream
+from fastblt.runtime.methods import Method, Round
+from fastblt.runtime.methods.ar import sample_next
+from fastblt.runtime.methods.verification import verify
+from fastblt.runtime.sequence.requests import Steps
+from fastblt.runtime.sequence.sampling import Draft, Sampler
+from fastblt.runtime.sequence.session import Session
 
 
 @pytest.fixture(scope="module")
@@ -79,8 +90,7 @@ def test_drafts_and_verifications_of_all_streams_share_their_calls(
     assert batch.closed
 
 
-def test_verifications_of_different_methods_meet(runtime: BltRuntime, watched: WatchedBackend) -> None:
-    """Whoever drafts does so before all of them score."""
+def test_whoever_drafts_does_so_before_all_score(runtime: BltRuntime, watched: WatchedBackend) -> None:
     scheduler = RoundScheduler(runtime.backend, 4)
     streams = [stream(runtime, 7, method) for method in ("ar", "s:4", "dv:4@one", "s:9")]
     scheduler.step(streams)
@@ -88,9 +98,50 @@ def test_verifications_of_different_methods_meet(runtime: BltRuntime, watched: W
     batch.calls.clear()
     scheduler.step(streams)
     assert batch.calls[:2] == [(DraftCall, 2), (DecoderCall, 1)]
-    assert (PatcherCall, 4) in batch.calls
+    assert (PatcherCall, 3) in batch.calls
+    assert batch.calls[-3:] == [(EncoderCall, 4), (GlobalCall, 4), (DecoderCall, 4)]
     for each in streams:
         each.close()
+
+
+class Told:
+    """Drafts what the model will write, so that every draft survives whole."""
+
+    lossless = True
+
+    def __init__(self, text: bytes, in_parts: bool) -> None:
+        self.name = f"told:{in_parts}"
+        self._ids = encode(text)
+        self._in_parts = in_parts
+
+    def check(self, config: BltConfig) -> None:
+        """Runs on every model."""
+
+    def rounds(self, session: Session, sampler: Sampler) -> Iterator[Steps[Round]]:
+        yield sample_next(session, sampler)
+        while True:
+            draft = Draft(self._ids[session.length : session.length + 12].tolist())
+            yield verify(session, sampler, draft, in_parts=self._in_parts)
+
+
+def test_verification_that_begins_with_known_latents_meets_the_others(
+    alone: BltRuntime, runtime: BltRuntime, watched: WatchedBackend
+) -> None:
+    """What no global call is needed for is verified first; those that go on share the call that closes patches."""
+    prompt = TEXT[7:37]
+    text = alone.generate(prompt, 60, method="ar", stop_at_eos=False).data
+    scheduler = RoundScheduler(runtime.backend, 3)
+    methods = [Told(prompt + text, in_parts) for in_parts in (False, True, True)]
+    streams = [runtime.stream(prompt, 26, method=cast("Method", each), stop_at_eos=False) for each in methods]
+    scheduler.step(streams)
+    (batch,) = watched.batches
+    batch.calls.clear()
+    assert read(scheduler, streams) == [text[1:26]] * 3
+    assert [call for call in batch.calls if call[0] in (GlobalCall, DecoderCall)] == [
+        *((GlobalCall, 3), (DecoderCall, 3)),
+        *((DecoderCall, 2), (GlobalCall, 3), (DecoderCall, 3)),
+    ]
+    assert all(each.stats.accepted == each.stats.drafted > 0 for each in streams)
 
 
 def test_one_stream_is_alone_and_a_long_prompt_is_read_alone(runtime: BltRuntime, watched: WatchedBackend) -> None:
@@ -343,6 +394,93 @@ def test_an_interrupt_between_the_calls_frees_all_streams(
     assert [each.finish for each in streams] == ["closed", "closed"]
     assert runtime.sequences_in_use == 0
     assert watched.batches[0].members == set()
+
+
+@pytest.mark.parametrize(("handed_on", "finish"), [(False, "closed"), (True, "length")])
+def test_an_interrupted_round_closes_streams_whose_chunk_nobody_has(
+    runtime: BltRuntime, monkeypatch: pytest.MonkeyPatch, handed_on: bool, finish: str
+) -> None:
+    """Those who were handed their chunk when their step ended go on."""
+    scheduler = RoundScheduler(runtime.backend, 3, slots=2)
+    streams = [stream(runtime, 7 * i, "ar") for i in range(3)]
+    scheduler.step(streams)
+    texts: list[ByteStream] = []
+
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(scheduler, "_call", interrupted)  # the third has no slot, and has ended its step by then
+        with pytest.raises(KeyboardInterrupt):
+            scheduler.step(streams, (lambda step: texts.append(step.stream)) if handed_on else None)
+    assert (texts[:1] == [streams[2]]) == handed_on
+    assert [each.open for each in streams] == [False, False, handed_on]
+    read(scheduler, streams)
+    assert streams[2].finish == finish
+    assert runtime.sequences_in_use == 0
+
+
+def test_a_closed_scheduler_ties_no_stream(alone: BltRuntime, runtime: BltRuntime, watched: WatchedBackend) -> None:
+    """Streams that it leaves open grow by it, and by another one, which counts them as its own."""
+    scheduler = RoundScheduler(runtime.backend, 2)
+    streams = [stream(runtime, 0), stream(runtime, 9)]
+    began = [step.chunk for step in scheduler.step(streams)]
+    scheduler.close()
+    assert (scheduler.shares_calls, scheduler.alone_because) == (False, "the scheduler is closed")
+    after = [step.chunk for step in scheduler.step(streams)]
+    other = RoundScheduler(runtime.backend, 3, slots=2)
+    batch = watched.batches[1]
+    third = [step.chunk for step in other.step(streams)]
+    assert len(batch.members) == 2
+    late = stream(runtime, 18)
+    other.step([*streams, late])
+    assert len(batch.members) == 2, "no more than there are slots"
+    streams[0].close()
+    assert len(batch.members) == 1, "who leaves leaves the batch that it is in"
+    text = b"".join(chunks[1].data for chunks in (began, after, third) if chunks[1])
+    expected = alone.generate(TEXT[9:39], 20, method="s:4", stop_at_eos=False).data
+    assert expected.startswith(text)
+    assert text
+    streams[1].close()
+    late.close()
+    assert batch.members == set()
+
+
+def test_a_session_leaves_one_batch_before_it_joins_another(runtime: BltRuntime, watched: WatchedBackend) -> None:
+    first, second = RoundScheduler(runtime.backend, 2), RoundScheduler(runtime.backend, 2)
+    streams = [stream(runtime, 0), stream(runtime, 9)]
+    first.step(streams)
+    assert [len(batch.members) for batch in watched.batches] == [2, 0]
+    second.step(streams)
+    assert [len(batch.members) for batch in watched.batches] == [0, 2]
+    others = [stream(runtime, 0), stream(runtime, 9)]
+    first.step(others)
+    assert [len(batch.members) for batch in watched.batches] == [2, 2]
+    for each in streams + others:
+        each.close()
+    assert [len(batch.members) for batch in watched.batches] == [0, 0]
+
+
+def test_a_method_that_raises_when_it_is_closed_leaves_no_session_in_a_batch(
+    runtime: BltRuntime, watched: WatchedBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scheduler = RoundScheduler(runtime.backend, 2)
+    streams = [stream(runtime, 0, "ar"), stream(runtime, 9)]
+    scheduler.step(streams)
+
+    def rounds() -> Iterator[None]:
+        try:
+            yield
+        finally:
+            raise RuntimeError("the method's own")
+
+    steps = rounds()
+    next(steps)
+    monkeypatch.setattr(streams[0], "_steps", steps)
+    with pytest.raises(RuntimeError, match="the method's own"):
+        streams[0].close()
+    assert (len(watched.batches[0].members), runtime.sequences_in_use) == (1, 1)
+    streams[1].close()
 
 
 def test_streams_outlive_the_batch_that_they_shared(alone: BltRuntime) -> None:

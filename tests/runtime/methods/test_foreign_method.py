@@ -12,13 +12,16 @@ from fakes.installed_package import install_package
 from fastblt.models.config import BltConfig
 from fastblt.models.tokens import encode
 from fastblt.runtime.backends.protocol import Backend
+from fastblt.runtime.batching.round_scheduler import RoundScheduler
 from fastblt.runtime.blt_runtime import BltRuntime
 from fastblt.runtime.measure.audit.comparison import audit
 from fastblt.runtime.measure.bench.plan import make_bench_plan
 from fastblt.runtime.measure.bench.timing import measure
 from fastblt.runtime.measure.replay.rates import ReplayRates
 from fastblt.runtime.methods import Method, MethodError, Round, parse_method, registry
+from fastblt.runtime.methods.ar import sample_next
 from fastblt.runtime.methods.replay_profile import ReplayError
+from fastblt.runtime.sequence.requests import Request, Steps
 from fastblt.runtime.sequence.sampling import Sampler
 from fastblt.runtime.sequence.session import Session
 
@@ -119,6 +122,62 @@ def test_bad_argument_and_replay_are_refused_in_its_name(scripted: Scripted) -> 
         parse_method("echo:x")
     with pytest.raises(ReplayError, match="found method echo:4, which has no replay profile"):
         ReplayRates.parse("acceptance=0.9", ["echo:4"]).profile("echo:4", scripted(PROMPT).config)
+
+
+class Bare:
+    """Yields nothing in place of its second request."""
+
+    name, lossless = "bare", True
+
+    def check(self, config: BltConfig) -> None:
+        """Runs on every model."""
+
+    def rounds(self, session: Session, sampler: Sampler) -> Iterator[Steps[Round]]:
+        yield sample_next(session, sampler)
+        yield self._round(session, sampler)
+
+    def _round(self, session: Session, sampler: Sampler) -> Steps[Round]:
+        yield cast("Request", None)
+        return (yield from sample_next(session, sampler))
+
+
+def test_what_is_no_request_ends_a_text_alone_and_among_others(tiny_bundle: Path) -> None:
+    runtime = BltRuntime.from_pretrained(tiny_bundle, max_bytes=300, threads=1, sequences=3)
+    method = cast("Method", Bare())
+    message = "method 'bare': found a NoneType among its requests, expected Score, Draft or Denoise"
+    with pytest.raises(MethodError, match=message):
+        runtime.generate(PROMPT, 5, method=method)
+    with pytest.raises(MethodError, match=message):
+        runtime.generate_many([PROMPT, PROMPT[4:]], 5, method=method)
+    scheduler = RoundScheduler(runtime.backend, 3)
+    names: list[Method | str] = ["ar", method, "s:4"]
+    streams = [runtime.stream(PROMPT[i:], 9, method=each, stop_at_eos=False) for i, each in enumerate(names)]
+    found = [b"", b"", b""]
+    errors: dict[int, BaseException | None] = {}
+    while growing := [index for index, each in enumerate(streams) if each.open]:
+        for index, step in zip(growing, scheduler.step([streams[index] for index in growing]), strict=True):
+            found[index] += step.chunk.data if step.chunk else b""
+            errors[index] = step.error or errors.get(index)
+    assert [index for index, error in errors.items() if isinstance(error, MethodError)] == [1]
+    assert [each.finish for each in streams] == ["length", "closed", "length"]
+    for index in (0, 2):
+        expected = runtime.generate(PROMPT[index:], 9, method=names[index], stop_at_eos=False)
+        assert found[index] == expected.data
+    scheduler.close()
+
+
+def test_a_method_learns_what_it_has_asked_for_in_vain(tiny_bundle: Path) -> None:
+    """The error is raised where it has yielded, so that it may ask for something else."""
+
+    class Careful(Bare):
+        def _round(self, session: Session, sampler: Sampler) -> Steps[Round]:
+            with pytest.raises(MethodError, match="found a NoneType among its requests"):
+                yield cast("Request", None)
+            return (yield from sample_next(session, sampler))
+
+    runtime = BltRuntime.from_pretrained(tiny_bundle, max_bytes=300, threads=1, sequences=1)
+    found = runtime.generate(PROMPT, 2, method=cast("Method", Careful()), stop_at_eos=False)
+    assert found.data == runtime.generate(PROMPT, 2, method="ar", stop_at_eos=False).data
 
 
 def test_a_method_that_yields_rounds_in_place_of_requests_is_refused(scripted: Scripted) -> None:
