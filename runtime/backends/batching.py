@@ -71,7 +71,7 @@ class Answer(NamedTuple):
     seconds: float
     """Of the call, divided by the sequences that it served."""
     moved_bytes: float
-    """Its own caches, and the weights divided by the sequences that the call served."""
+    """Of weights and caches that the call reads, divided by the sequences that it served."""
     calls: float
     """Calls of the graph divided by the sequences that they served; of a draft, those of the decoder."""
     error: Exception | None = None
@@ -124,6 +124,8 @@ class BatchingBackend(Protocol):
         """Return an empty batch for up to ``size`` sequences.
 
         Raises:
+            BundleError: the graphs or engines are of an earlier version and take one sequence.
             CapacityError: there is no memory for it.
+            ValueError: ``size`` is none that a batch can have.
         """
         ...

@@ -1,4 +1,7 @@
-"""Makes bundles like those of earlier versions, whose graphs take one sequence."""
+"""Makes bundles that are read like those of earlier versions, whose graphs take one sequence.
+
+Their graphs are those of today: only the shapes of inputs and outputs are others.
+"""
 
 from __future__ import annotations
 

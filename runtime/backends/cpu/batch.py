@@ -1,6 +1,7 @@
 """Runs sequences of one backend together: each has a lane in the caches of every stack, and calls cover many lanes.
 
-A call with many rows is worth a read of the weights of its own: its sequence leaves and runs alone.
+A call with many rows is worth a read of the weights of its own: it runs alone, over the sequence's own caches of this
+stack, whose lane the sequence gives up; those of the other stacks stay.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from fastblt.models.config import BltConfig
 from fastblt.runtime.backends.batching import (
     Answer,
     DecoderCall,
@@ -92,7 +92,7 @@ class OnnxRuntimeBatch:
         sharing = []
         for index, (sequence, call) in enumerate(zip(sequences, calls, strict=True)):
             if self._is_long(call):
-                answers[index] = _alone(sequence, call, self._config)
+                answers[index] = self._alone(parts, sequence, call)
             else:
                 sharing.append(index)
         if sharing:
@@ -187,6 +187,28 @@ class OnnxRuntimeBatch:
             hole = seats.hole()
         return [seats.of(sequence) for sequence in sequences]
 
+    def _alone(self, parts: BatchParts, sequence: OnnxRuntimeSequence, call: PartCall) -> Answer:
+        """Let a sequence make a call by itself, over its own caches; those of other stacks stay in the batch."""
+        began, part = perf_counter(), self._kind(call)
+        [seat] = self._seats.use([sequence])
+        if seat >= 0:
+            parts.leave_part(part, seat, sequence)
+        result: Any = None
+        if isinstance(call, PatcherCall):
+            rows = len(call.ids)
+            result = sequence.call_patcher(*call)
+        elif isinstance(call, EncoderCall):
+            rows = len(call.ids) - self._history
+            sequence.call_encoder(*call)
+        elif isinstance(call, GlobalCall):
+            rows = call.patches
+            sequence.call_global(*call)
+        else:
+            assert isinstance(call, DecoderCall), "drafts are never long"
+            rows = len(call.ids)
+            result = sequence.call_decoder(*call)
+        return Answer(result, perf_counter() - began, sequence.moved_bytes(part, call[0], rows), 1.0)
+
     def _is_long(self, call: PartCall) -> bool:
         """Return whether a call has too many rows to share it with others."""
         if isinstance(call, DraftCall):
@@ -200,23 +222,3 @@ class OnnxRuntimeBatch:
         if isinstance(call, DecoderCall) and int(call.latents[-1]) - int(call.latents[0]) >= LATENTS:
             return True
         return len(call.ids) > BATCHED_ROWS
-
-
-def _alone(sequence: OnnxRuntimeSequence, call: PartCall, config: BltConfig) -> Answer:
-    """Let a sequence make a call by itself, which ends its time in the batch."""
-    began = perf_counter()
-    result: Any = None
-    if isinstance(call, PatcherCall):
-        part, rows = "patcher", len(call.ids)
-        result = sequence.run_patcher(*call)
-    elif isinstance(call, EncoderCall):
-        part, rows = "encoder", len(call.ids) - (config.hash.context - 1)
-        sequence.run_encoder(*call)
-    elif isinstance(call, GlobalCall):
-        part, rows = "global", call.patches
-        sequence.run_global(*call)
-    else:
-        assert isinstance(call, DecoderCall), "drafts are never long"
-        part, rows = decoder_of(config, call.block), len(call.ids)
-        result = sequence.run_decoder(*call)
-    return Answer(result, perf_counter() - began, sequence.moved_bytes(part, call[0], rows), 1.0)

@@ -18,7 +18,7 @@ from fastblt.runtime.backends.batching import (
     PatcherCall,
 )
 from fastblt.runtime.backends.cpu.batched_graph import BatchedGraph, Sizes, memory_elements, packed_tensors
-from fastblt.runtime.backends.cpu.buffers import Buffer, capacity_of
+from fastblt.runtime.backends.cpu.buffers import BINDING_BYTES, BINDINGS_KEPT, Buffer, capacity_of
 from fastblt.runtime.backends.cpu.decoder_batch import DecoderBatch
 from fastblt.runtime.backends.cpu.draft_batch import DraftBatch
 from fastblt.runtime.backends.cpu.encoder_batch import POOL_SLOTS, EncoderBatch
@@ -99,6 +99,13 @@ class BatchParts:
             lanes.leave(seat, sequence.graphs[part].caches)
         self.store.forget(seat)
 
+    def leave_part(self, part: str, seat: int, sequence: OnnxRuntimeSequence) -> None:
+        """Copy what a sequence has computed in one part to its own caches, and let go of its lane there."""
+        stack = "decoder" if part == "draft" else part
+        self.lanes[stack].leave(seat, sequence.graphs[stack].caches)
+        if stack == "global":
+            self.store.forget(seat)
+
     def drop(self, seat: int) -> None:
         """Let go of a seat's lanes."""
         for lanes in self.lanes.values():
@@ -142,8 +149,8 @@ def most_sizes(config: BltConfig, part: str, size: int) -> Sizes:
 
 
 def batch_bytes(backend: OnnxRuntimeBackend, size: int) -> int:
-    """Return the bytes that a batch takes at most: lanes, and what is packed for calls."""
-    total = 0
+    """Return the bytes that a batch takes at most: lanes, what is packed for calls, and bindings."""
+    total = len(backend.graphs) * BINDINGS_KEPT * BINDING_BYTES
     for part, graph in backend.graphs.items():
         names, dim, kind = _caches(graph.spec)
         if part != "draft":

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastblt.models.config import BltConfig
+from fastblt.runtime.backends.live_rows import first_visible
 from fastblt.runtime.backends.protocol import DRAFT_SLACK, ROW_CAPACITY
 
 _INT64 = np.dtype(np.int64)
@@ -75,7 +76,7 @@ class KvBuffers:
         return View(*self._bounds(position, rows))
 
     def _bounds(self, position: int, rows: int) -> tuple[int, int]:
-        first = 0 if self.window is None else max(0, position - self.window + 1)
+        first = first_visible(position, self.window)
         return first // VIEW_SLOTS * VIEW_SLOTS, -(-(position + rows) // VIEW_SLOTS) * VIEW_SLOTS
 
     def moved_bytes(self, position: int, rows: int) -> int:

@@ -130,7 +130,9 @@ class DraftBatch:
             at = np.array([draft.position], dtype=np.int64)
             seen = draft.call.visible_from or None
             pieces.append(EncoderPiece(draft.position, draft.context, at, at + 1, seen))
-        answers = encoder.encode([draft.seated for draft in running], pieces, self._states)
+        left = max(draft.call.most - draft.count for draft in running)
+        room = min(BATCHED_ROWS, left + encoder.least_rows - 1)
+        answers = encoder.encode([draft.seated for draft in running], pieces, self._states, room)
         for draft, answer in zip(running, answers, strict=True):
             draft.encoder_seconds += answer.seconds
             draft.seconds += answer.seconds

@@ -66,7 +66,11 @@ class EncoderBatch(PartBatch):
         return [whole] if self.least_rows == 1 or len(call.starts) == 1 else by_patch(whole, self._before)
 
     def encode(
-        self, seated: Sequence[Seated], pieces: Sequence[EncoderPiece], drafted: NDArray[Any] | None = None
+        self,
+        seated: Sequence[Seated],
+        pieces: Sequence[EncoderPiece],
+        drafted: NDArray[Any] | None = None,
+        room: int = 0,
     ) -> list[Answer]:
         """Encode a piece of each sequence.
 
@@ -75,6 +79,7 @@ class EncoderBatch(PartBatch):
             pieces: one for each.
             drafted: where the state of each piece's only row goes, [size, dim], by seat; None: all results go to the
                 sequences' own buffers.
+            room: as for `PartBatch.groups`.
 
         Returns:
             Answers without results.
@@ -82,7 +87,7 @@ class EncoderBatch(PartBatch):
         began = perf_counter()
         extents = [Extent(call.position, max(len(call.ids) - self._before, self.least_rows)) for call in pieces]
         found: dict[int, Answer] = {}
-        for group in self.groups(seated, extents):
+        for group in self.groups(seated, extents, room):
             call = self._pack(group, seated, pieces)
             self.graph.run(call, group)
             for member in group.members:

@@ -81,8 +81,9 @@ def _neighbors(lanes: Lanes, members: list[Member], of: int, rows: int) -> list[
             idle = range(members[index - 1].seat + 1, members[index].seat)
             if len(idle) * rows <= IDLE_ROWS and all(has_room(lanes, lane, of, rows) for lane in idle):
                 continue
-        seats = members[begin].seat, members[index - 1].seat
-        groups.append(Group(of, seats[0], seats[1] - seats[0] + 1, rows, members[begin:index]))
+        mine = members[begin:index]
+        count = mine[-1].seat - mine[0].seat + 1
+        groups.append(Group(of, mine[0].seat, count, max(member.rows for member in mine), mine))
         begin = index
     return groups
 

@@ -53,7 +53,7 @@ class PartBatch:
         Args:
             seated: who calls.
             extents: their rows, padded to the fewest of the part.
-            room: most rows that a later call writes without another call of this method.
+            room: rows that the calls from this one on will write, 1 to `BATCHED_ROWS`: lanes are made to hold them now.
         """
         lanes, part = self.lanes, self.part
         room = max(room, *[extent.rows for extent in extents])

@@ -201,3 +201,11 @@ def test_engine_with_other_tensors_is_refused(bundle: Path, lie: str) -> None:
         "direction": "tensor logits: found no output, expected one",
     }
     assert message.startswith(f"{path}: {expected[lie]}")
+
+
+def test_inputs_for_other_numbers_of_sequences_are_named(bundle: Path) -> None:
+    (folder,) = engine_folders(bundle)
+    change(folder / ENGINES_FILE, COMPARED["profile of two texts"])
+    message = error_of(load, bundle)
+    assert "'ids'" in message
+    assert message.endswith("found other numbers of sequences each, expected the same")

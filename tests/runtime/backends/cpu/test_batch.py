@@ -13,12 +13,21 @@ from fakes.batch_twins import Play, answer_together, scored
 from fakes.earlier_bundles import of_one_sequence
 from fakes.onnx_backends import OpenBackend, open_onnx
 
-from fastblt.runtime.backends.batching import BatchingBackend, DecoderCall, PatcherCall
+from fastblt.runtime.backends.batching import (
+    BatchingBackend,
+    DecoderCall,
+    DraftCall,
+    EncoderCall,
+    PartCall,
+    PatcherCall,
+)
 from fastblt.runtime.backends.cpu import backend as backend_module
 from fastblt.runtime.backends.cpu.backend import OnnxRuntimeBackend
 from fastblt.runtime.backends.cpu.batch import OnnxRuntimeBatch
+from fastblt.runtime.backends.cpu.buffers import BINDING_BYTES, BINDINGS_KEPT
+from fastblt.runtime.backends.cpu.encoder_batch import POOL_SLOTS
 from fastblt.runtime.backends.graph_error import GraphError
-from fastblt.runtime.backends.protocol import CapacityError
+from fastblt.runtime.backends.protocol import CapacityError, DecoderRows
 from fastblt.runtime.batching.round_scheduler import RoundScheduler
 from fastblt.runtime.bundle.manifest import BundleError
 from fastblt.runtime.sequence.requests import Draft, Score
@@ -32,6 +41,8 @@ FORMS: dict[str, tuple[str, dict[str, Any]]] = {
     "lowered BLT, tables inside": ("tiny_encoder_checkpoint", {"lowered": True, "hash_tables": "graph"}),
     "documents": ("documents_checkpoint", {}),
 }
+#: Why caches are copied, other than that a sequence writes home what it has computed.
+_MOVES = ("join", "move", "growth")
 
 
 @pytest.fixture(scope="module", params=FORMS)
@@ -259,7 +270,9 @@ def test_memory_is_what_was_expected_at_most(backend: OnnxRuntimeBackend) -> Non
     largest = [lanes.buffers(len(lanes.classes.slots) - 1) for lanes in batch.lanes.values()]
     lanes = sum(memory.bytes for caches in largest for memory in caches.values())
     # A sequence has a lane in the largest class at most, and one that has outgrown another has two for a moment.
-    assert backend_module.batch_bytes(backend, 3) == pytest.approx(lanes * 4 / 3 + batch.packed_bytes, rel=0.01)
+    held = lanes * 4 / 3 + batch.packed_bytes
+    bindings = len(backend.graphs) * BINDINGS_KEPT * BINDING_BYTES
+    assert backend_module.batch_bytes(backend, 3) - bindings == pytest.approx(held, rel=0.01)
 
 
 def test_rows_are_equal_when_texts_are_much_longer_than_the_windows(blt_d: OnnxRuntimeBackend) -> None:
@@ -275,3 +288,69 @@ def test_rows_are_equal_when_texts_are_much_longer_than_the_windows(blt_d: OnnxR
     for each in twins:
         assert each.shared.length > 450
         each.compare_states()
+
+
+def test_call_that_is_too_long_takes_home_one_stack_only(encoding_backend: OnnxRuntimeBackend) -> None:
+    """A patch stays open for more bytes than the encoder's calls of several take."""
+    batch, history = encoding_backend.new_batch(2), encoding_backend.config.hash.context - 1
+    shared, alone = (
+        [encoding_backend.new_sequence() for _ in range(2)],
+        [encoding_backend.new_sequence() for _ in range(2)],
+    )
+    random = np.random.default_rng(4)
+
+    def ask(call: PartCall) -> None:
+        found = batch.run([(each, call) for each in shared])
+        for answer, other in zip(found, alone, strict=True):
+            if isinstance(call, EncoderCall):
+                other.run_encoder(*call)
+            else:
+                assert isinstance(call, PatcherCall)
+                np.testing.assert_array_equal(answer.result, other.run_patcher(*call))
+
+    copied = []
+    for position in range(0, 240, 6):
+        ids, start = random.integers(4, 260, history + 6), np.array([0])
+        ask(PatcherCall(position, ids[history:], None))
+        ask(EncoderCall(position, ids, start, start + position + 6, None))
+        if position > POOL_SLOTS:
+            assert [each.batch for each in shared] == [batch, batch]
+            copied.append({(part, why): lanes.copied[why] for part, lanes in batch.lanes.items() for why in _MOVES})
+    assert len(copied) > 15
+    assert all(each == copied[0] for each in copied)
+    for each, other in zip(shared, alone, strict=True):
+        for name in ("patcher.key_0", "encoder.key_0"):
+            np.testing.assert_array_equal(each.tensor(name, 230, 10), other.tensor(name, 230, 10))
+        np.testing.assert_array_equal(each.tensor("patch_embeddings", 0, 1), other.tensor("patch_embeddings", 0, 1))
+
+
+def test_drafts_move_no_caches_after_their_first_byte(encoding_backend: OnnxRuntimeBackend) -> None:
+    batch, (twins,) = encoding_backend.new_batch(1), scored(encoding_backend, 1, 30)
+    lanes = {part: batch.lanes[part] for part in ("encoder", "decoder")}
+    for part in lanes.values():
+        while part.class_of[0] < 0 or part.classes.slots[part.class_of[0]] - part.end[0] + part.base[0] > 3:
+            twins.append([9])
+            answer_together(batch, [(twins, (Score(), Score()))])
+        copied = []
+
+        def pick(row: DecoderRows, copied: list[Any] = copied) -> tuple[int, bool]:
+            copied.append({part: dict(each.copied) for part, each in lanes.items()})
+            return 9, True
+
+        twins.append([9])
+        answer_together(batch, [(twins, (Draft(6, pick, "closed"), Draft(6, lambda row: (9, True), "closed")))])
+        assert len(copied) == 6
+        assert all(each == copied[0] for each in copied)
+
+
+def test_draft_of_no_bytes_is_empty(blt_d: OnnxRuntimeBackend) -> None:
+    batch, twins = blt_d.new_batch(2), scored(blt_d, 2, 30)
+    calls = []
+    for most, each in zip((0, 2), twins, strict=True):
+        each.append([9])
+        call = next(each.shared.calls(Draft(2, None, "closed")))
+        assert isinstance(call, DraftCall)
+        calls.append((each.shared.sequence, call._replace(most=most)))
+    none, two = batch.run(calls)
+    assert (len(none.result.tokens), none.calls, len(two.result.tokens), two.calls) == (0, 0, 2, 2)
+    assert len(batch.run(calls[:1])[0].result.tokens) == 0
