@@ -18,7 +18,7 @@ from fastblt.calibration.bundle_quantizer import Quantizer, Recipe, layers_of  #
 from fastblt.calibration.precision import parse_scheme  # noqa: E402
 from fastblt.calibration.sensitivity import assignment, groups_of  # noqa: E402
 from fastblt.export.bundle_writer import export_bundle  # noqa: E402
-from fastblt.export.engine_compiler import PROFILES, CompileRequest, compile_bundle  # noqa: E402
+from fastblt.export.engine_compiler import MOST_SEQUENCES, PROFILES, CompileRequest, compile_bundle  # noqa: E402
 from fastblt.export.tensorrt_build import TensorRtGraph  # noqa: E402
 from fastblt.models.blt import Blt  # noqa: E402
 from fastblt.models.checkpoint import save_checkpoint  # noqa: E402
@@ -88,7 +88,7 @@ def test_every_graph_compiles_for_all_targets_without_a_gpu(
     bundle: Path, tmp_path: Path, report_engines: Report
 ) -> None:
     shutil.copytree(bundle, tmp_path / "bundle")
-    folder = compile_bundle(tmp_path / "bundle", LIBRARY, CompileRequest(SMS, (512, 2048)))
+    folder = compile_bundle(tmp_path / "bundle", LIBRARY, CompileRequest(SMS, (512, 2048), sequences=MOST_SEQUENCES))
     report_engines("blt-d-8m", folder)
     check_folder(bundle, folder, (512, 2048))
     slots = {engine.file: (engine.slots, engine.pool_slots) for engine in folder.engines}
@@ -124,7 +124,7 @@ def test_a_cut_of_blt_1b_compiles_for_all_targets_without_a_gpu(
     save_checkpoint(tmp_path / "checkpoint", Blt(config))
     bundle = tmp_path / "bundle"
     export_bundle(tmp_path / "checkpoint", bundle, dtype=dtype, verify=False)
-    folder = compile_bundle(bundle, LIBRARY, CompileRequest(SMS, (2048,)))
+    folder = compile_bundle(bundle, LIBRARY, CompileRequest(SMS, (2048,), sequences=MOST_SEQUENCES))
     report_engines("a cut of blt-1b", folder)
     check_folder(bundle, folder, (2048,))
 
@@ -141,7 +141,7 @@ def test_engine_builds_when_hash_tables_are_in_the_graph(
     manifest = load_manifest(bundle)
     same = [part for part, file in GRAPH_FILES.items() if manifest.files[file] == host.files[file]]
     assert same == ["patcher", "global", "decoder"]
-    folder = compile_part(bundle, "encoder", CompileRequest(SMS, (512,)), tmp_path)
+    folder = compile_part(bundle, "encoder", CompileRequest(SMS, (512,), sequences=MOST_SEQUENCES), tmp_path)
     (engine,) = folder.engines
     assert (engine.slots, engine.pool_slots) == (448, 192)
     check_engine(bundle, tmp_path / engine.file, engine)
@@ -349,7 +349,7 @@ def test_draft_decoder_compiles_for_all_targets_with_the_decoders_caches_in_plac
         groups = groups_of(list(layers_of(draft_bundle, ["draft"])), chosen)
         quantizer = Quantizer(draft_bundle, draft_bundle, None, Recipe())
         quantizer.write(bundle, assignment([(group, chosen.precision) for group in groups]))
-    (engine,) = compile_part(bundle, "draft", CompileRequest(SMS, (512,)), tmp_path).engines
+    (engine,) = compile_part(bundle, "draft", CompileRequest(SMS, (512,), sequences=MOST_SEQUENCES), tmp_path).engines
     decoder = Bundle.open(bundle).config.decoder
     assert (engine.part, engine.slots) == ("draft", cache_slots(decoder, 512))
     assert len(engine.aliases) == 2 * decoder.layers

@@ -231,4 +231,8 @@ def test_figures_arrive_at_ray_s_exporter(served: Cluster) -> None:
             wait_until(lambda: not missing(), 20)
         except AssertionError:
             assert missing() == set()
-        assert len(set(re.findall(r'ray_fastblt_ready\{.*?replica="(\w+)"', http.get(url).text))) >= 2
+
+        def replicas() -> set[str]:
+            return set(re.findall(r'ray_fastblt_ready\{.*?replica="(\w+)"', http.get(url).text))
+
+        wait_until(lambda: len(replicas()) >= 2, 20, lambda: f"replicas {replicas()}")

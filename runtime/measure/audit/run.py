@@ -164,10 +164,10 @@ def run_audit(
             wanted_bytes=request.bytes,
             growth=growth,
         )
+        alone = growth.alone_because if growth is not None else ""
     finally:
         if growth is not None:
             growth.close()
-    alone = growth.alone_because if growth is not None else ""
     return AuditReport(bundle, request, reference.backend.name, bound, rows, left_out, opened.config.name, alone)
 
 

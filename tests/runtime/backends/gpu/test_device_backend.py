@@ -315,5 +315,5 @@ def test_documents_are_masked_as_on_the_cpu(
     np.testing.assert_allclose(logits[0], logits[1], atol=1e-4)
     assert drafts[0] == drafts[1]
     assert texts[:2] == texts[2:]
-    # Twice the patcher was not asked ahead: about the prompt, and about the byte after it.
-    assert waits[0] == 2
+    # Once for an empty sequence; twice the patcher was not asked ahead: about the prompt, and about the byte after it.
+    assert waits[0] == 3
