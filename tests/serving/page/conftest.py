@@ -100,7 +100,7 @@ def page(watched: Watched, open_page: Page) -> Iterator[Page]:
 @pytest.fixture(scope="package")
 def server_url(tiny_bundle: Path) -> Iterator[str]:
     """The address of a server with a tiny model, in this process."""
-    app = create_app(partial(BltRuntime.from_pretrained, tiny_bundle, max_bytes=2048))
+    app = create_app(partial(BltRuntime.from_pretrained, tiny_bundle, max_bytes=16384))
     listening = bind("127.0.0.1", 0)
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))
     thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
