@@ -8,11 +8,12 @@ from typing import Annotated
 
 import typer
 
+from fastblt.commands.bench_checks import check_bench
 from fastblt.commands.bench_html import SampleRequest, write_page
 from fastblt.commands.bench_streams import bench_streams, parse_streams
 from fastblt.commands.bench_tables import bench_tables, describe_measurement
 from fastblt.commands.bench_url import as_texts, bench_url, check_target
-from fastblt.commands.checks import check_backend, check_bundle, check_file_target
+from fastblt.commands.checks import check_bundle, check_file_target
 from fastblt.commands.errors import UsageError, usage_errors
 from fastblt.commands.options import (
     BackendOption,
@@ -28,10 +29,7 @@ from fastblt.commands.options import (
 from fastblt.commands.output import note, print_table, progress, stderr, stdout
 from fastblt.commands.prompts import heldout_prompts, read_prompts
 from fastblt.commands.tuned import ProfileOption, usable_profile
-from fastblt.runtime.measure.bench.plan import make_bench_plan
 from fastblt.runtime.measure.bench.run import BenchRequest, run_bench
-from fastblt.runtime.measure.peers import PEERS
-from fastblt.runtime.measure.replay.rates import ReplayRates
 from fastblt.runtime.measure.report import write_json
 from fastblt.runtime.measure.server_bench.request import ServerBenchRequest
 from fastblt.runtime.methods.registry import bench_defaults
@@ -190,7 +188,7 @@ def command(
             repeats=repeats,
             replay=replay,
         )
-        _check(request)
+        check_bench(request)
         counts = None if streams is None else parse_streams(streams)
         if html is not None and counts is not None:
             raise UsageError(
@@ -245,12 +243,3 @@ def _note_replay(replay: str | None) -> None:
     if replay is not None:
         note(stdout(), f"REPLAY ({replay}): {_REPLAY_NOTE}")
         stdout().print()
-
-
-def _check(request: BenchRequest) -> None:
-    """Check methods, backends and the replay of a request before anything is loaded."""
-    plan = make_bench_plan(request.backend, request.methods, request.against)
-    for name in plan.backends:
-        check_backend(None if name in PEERS else name)
-    if request.replay is not None:
-        ReplayRates.parse(request.replay, plan.methods)

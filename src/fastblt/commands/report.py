@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from fastblt.commands.bench_checks import check_bench
 from fastblt.commands.bench_html import SampleRequest, write_page
 from fastblt.commands.checks import check_backend, check_bundle, check_file_target
 from fastblt.commands.errors import UsageError, usage_errors
@@ -14,11 +15,9 @@ from fastblt.commands.inspect_facts import read_facts
 from fastblt.commands.options import BackendOption, BundleArgument, ProviderOption, ThreadsOption, split_names
 from fastblt.commands.output import note, progress, stdout
 from fastblt.commands.prompts import heldout_prompts
-from fastblt.runtime.measure.bench.plan import make_bench_plan
 from fastblt.runtime.measure.bench.run import BenchReport, BenchRequest, run_bench
 from fastblt.runtime.measure.bench.saved import read_bench
 from fastblt.runtime.measure.loading import bundle_dtype
-from fastblt.runtime.measure.peers import PEERS
 from fastblt.runtime.methods.registry import bench_defaults
 
 #: Number and size in bytes of the held-out prompts that are measured.
@@ -102,8 +101,6 @@ def _check_options(context: Any) -> None:
 
 def _measure(bundle: Path, request: BenchRequest, texts: list[bytes]) -> BenchReport:
     with usage_errors():
-        plan = make_bench_plan(request.backend, request.methods, request.against)
-        for name in plan.backends:
-            check_backend(None if name in PEERS else name)
+        check_bench(request)
     with progress("measuring", redraw=False) as on_progress:
         return run_bench(bundle, request, texts, on_progress)
