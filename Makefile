@@ -47,7 +47,7 @@ EXPORT_SOURCES   := $(wildcard export/*.py models/*.py models/formats/*.py) $(wi
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test campaign launches gpu-campaign build lint format lock advisories clean distclean
+.PHONY: help demo test campaign launches gpu-campaign build docs lint format lock advisories clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -85,6 +85,9 @@ build: $(MANIFEST) $(TEST_READY) ## build sdist and wheel, run the wheel in an e
 	$(WHEEL_VENV)/bin/python -m pip check
 	cd $(WHEEL_VENV) && bin/fastblt generate $(abspath $(BUNDLE)) "In the beginning" --max-new-bytes 64
 
+docs: $(TEST_READY) ## build the documentation as a site, build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 lint: $(TEST_READY) ## the checks that run no code: ruff, mypy
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -105,7 +108,7 @@ lock: $(TOOLS)/uv ## write locks/*.txt anew, from pyproject.toml and constraints
 	$(COMPILE_FOR_JETPACK) pyproject.toml --extra jetpack6 --output-file locks/jetpack6.txt
 	$(COMPILE) pyproject.toml --extra export --excludes locks/cuda.in --no-emit-package torch \
 		--no-emit-package cuda-bindings --no-emit-package cuda-pathfinder --output-file locks/export.txt
-	$(COMPILE) pyproject.toml --extra export --extra train --extra eval --extra serve --extra fleet --extra dev --excludes locks/cuda.in \
+	$(COMPILE) pyproject.toml --extra export --extra train --extra eval --extra serve --extra fleet --extra docs --extra dev --excludes locks/cuda.in \
 		--no-emit-package torch --output-file locks/dev.txt
 
 advisories: $(TOOLS)/uv ## look up known vulnerabilities of what is in the locks; needs the network
