@@ -6,12 +6,15 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
+from weakref import finalize
+
+import numpy as np
 
 from fastblt.models.config import BltConfig
 from fastblt.runtime.backends.entry import LoadRequest
 from fastblt.runtime.backends.protocol import Backend, Ids
 from fastblt.runtime.backends.registry import load_backend
-from fastblt.runtime.batching.round_scheduler import round_schedulers
+from fastblt.runtime.batching.kept_scheduler import KeptScheduler
 from fastblt.runtime.batching.together import generate_together
 from fastblt.runtime.bundle.bundle import Bundle
 from fastblt.runtime.generation import ByteStream, Chunk, Generation, Prompt
@@ -50,6 +53,8 @@ class BltRuntime(TextMaker):
 
     def __init__(self, backend: Backend, *, reuse_prompts: bool = True) -> None:
         super().__init__(SequencePool(backend, Learned(), reuse=reuse_prompts))
+        self._scheduler = KeptScheduler(backend)
+        finalize(self, self._scheduler.close).atexit = False
 
     @classmethod
     def from_pretrained(
@@ -168,7 +173,8 @@ class BltRuntime(TextMaker):
         """Generate after each of several prompts, in rounds that the texts share: weights are read once for all.
 
         Each text is that of `generate`, except that a seed fixes what is drawn for all texts alike. Where other
-        threads hold places, the texts share the others, and take more as these become free.
+        threads hold places, the texts share the others, and take more as these become free. All prompts are checked
+        before the first text begins. What is made to share calls is kept for later calls of this runtime.
 
         Args:
             prompts: as for `generate`.
@@ -183,21 +189,24 @@ class BltRuntime(TextMaker):
 
         Raises:
             Exception: as `generate`; the first error ends all texts.
-            ValueError: also where ``at_once`` is not in 1..`sequences`.
+            ValueError: also where ``prompts`` is a single prompt, or ``at_once`` is not in 1..`sequences`.
         """
         most = self.sequences if at_once is None else at_once
         if not 1 <= most <= self.sequences:
             raise ValueError(f"at_once: found {most}, expected 1..{self.sequences}, the sequences of the runtime")
+        _check_is_collection(prompts)
 
         def opener(prompt: Prompt) -> Callable[[], ByteStream]:
             wanted = self._check(prompt, max_new_bytes, request, options)
+            self._whole_text(wanted)  # refuses one that is too long
             return lambda: self._start(wanted, stream=False, together=True)
 
-        (scheduler,) = round_schedulers(self.backend, 1, min(most, len(prompts)))
-        try:
-            return generate_together(scheduler, [opener(prompt) for prompt in prompts], on_chunk)
-        finally:
-            scheduler.close()
+        openers = [opener(prompt) for prompt in prompts]
+        if not openers:
+            return []
+        most = min(most, len(openers))
+        with self._scheduler.lend(most) as scheduler:
+            return generate_together(scheduler, openers, on_chunk, at_once=most)
 
     @contextmanager
     def session(self) -> Iterator[Session]:
@@ -233,3 +242,12 @@ class BltRuntime(TextMaker):
 
     def _call(self, work: Callable[[], T]) -> T:
         return work()
+
+
+def _check_is_collection(prompts: object) -> None:
+    """Raise ValueError unless these are prompts, and not one prompt."""
+    single = isinstance(prompts, str | bytes | bytearray | memoryview)
+    if single or not isinstance(prompts, Collection) or (isinstance(prompts, np.ndarray) and prompts.ndim < 2):
+        raise ValueError(
+            f"prompts: found {type(prompts).__name__}, expected a list of prompts; generate() takes a single one"
+        )

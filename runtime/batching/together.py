@@ -33,14 +33,16 @@ def generate_together(
     openers: Sequence[Callable[[], ByteStream]],
     on_chunk: Callable[[int, Chunk], None] | None = None,
     *,
+    at_once: int | None = None,
     beginning: int | None = None,
 ) -> list[Generation]:
     """Generate a text from each stream, in rounds that the streams share.
 
     Args:
-        scheduler: runs as many of them at once as it has room for; as one ends, the next begins.
+        scheduler: runs the streams; as one ends, the next begins.
         openers: each opens a stream; one that raises `BusyError` while others grow is called again after a round.
         on_chunk: called with the index of a text and each of its chunks.
+        at_once: most texts that grow at the same time, at most the scheduler's size; None: that size.
         beginning: most texts that begin in one round; None: as many as there is room for.
 
     Returns:
@@ -49,12 +51,13 @@ def generate_together(
     Raises:
         Exception: whatever ends a stream; the others are closed.
     """
+    most = scheduler.size if at_once is None else at_once
     waiting = deque(enumerate(openers))
     running: list[_Text] = []
     found: dict[int, Generation] = {}
     try:
         while waiting or running:
-            room = min(scheduler.size - len(running), beginning or scheduler.size, len(waiting))
+            room = min(most - len(running), beginning or most, len(waiting))
             for _ in range(room):
                 index, opened = waiting[0]
                 try:

@@ -181,13 +181,17 @@ class TextMaker(ABC):
     def _start(self, wanted: _Wanted, *, stream: bool, together: bool = False) -> ByteStream:
         """Take a place for a text, as `SequencePool.lease` does, and return what grows it."""
         started = time.perf_counter()
-        text = self._with_prompt(wanted.ids, wanted.rules.max_new_bytes, "max_new_bytes=")
+        text = self._whole_text(wanted)
         lease = self._pool.lease(text, self._owner(), stream=stream, together=together)
         try:
             return ByteStream(lease, text, wanted.method, wanted.sampler, wanted.rules, started)
         except BaseException:
             lease.held = False  # the traceback refers to it
             raise
+
+    def _whole_text(self, wanted: _Wanted) -> Ids:
+        """Return the text that a generation continues, int64 [n]; raise `CapacityError` where it has no room."""
+        return self._with_prompt(wanted.ids, wanted.rules.max_new_bytes, "max_new_bytes=")
 
     def _score(self, before: Ids, after: Ids) -> Score:
         """Return how likely the tokens ``after`` are."""

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from time import monotonic, sleep
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import pytest
 from fakes.arrivals import TEXT
+from fakes.watched_batch import WatchedBackend
 
+from fastblt.runtime.backends.cpu.backend import OnnxRuntimeBackend
+from fastblt.runtime.backends.protocol import Backend, CapacityError
 from fastblt.runtime.blt_runtime import BltRuntime
 from fastblt.runtime.generation import Chunk, Generation
 from fastblt.runtime.turns import BusyError
@@ -30,6 +35,11 @@ def expected(tiny_bundle: Path) -> list[bytes]:
     return [alone.generate(prompt, 15, **OPTIONS).data for prompt in PROMPTS]
 
 
+@pytest.fixture
+def watched(tiny_bundle: Path) -> WatchedBackend:
+    return WatchedBackend(OnnxRuntimeBackend.load(tiny_bundle, 200, 1, sequences=3))
+
+
 def data_of(found: list[Generation]) -> list[bytes]:
     return [each.data for each in found]
 
@@ -46,6 +56,53 @@ def test_texts_are_in_the_order_of_their_prompts(runtime: BltRuntime, expected: 
     assert runtime.generate_many([], 15) == []
     with pytest.raises(ValueError, match=r"at_once: found 4, expected 1\.\.3"):
         runtime.generate_many(PROMPTS, at_once=4)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "kind"),
+    [("One", "str"), (b"One", "bytes"), (bytearray(b"One"), "bytearray"), (np.array([1, 5]), "ndarray"), (7, "int")],
+)
+def test_a_single_prompt_is_refused(runtime: BltRuntime, prompts: Any, kind: str) -> None:
+    with pytest.raises(ValueError, match=rf"^prompts: found {kind}, expected a list of prompts; generate\(\) takes"):
+        runtime.generate_many(prompts, 5)
+
+
+@pytest.mark.parametrize(
+    ("last", "message"),
+    [(b"x" * 190, "prompt: found 190 bytes and max_new_bytes=15"), (None, "prompt: found NoneType")],
+)
+def test_no_text_begins_where_a_prompt_is_refused(runtime: BltRuntime, last: Any, message: str) -> None:
+    begun = runtime.pool_stats.texts
+    with pytest.raises(ValueError, match=message) as error:
+        runtime.generate_many([*PROMPTS, last], 15, **OPTIONS)
+    assert isinstance(error.value, CapacityError) == (last is not None)
+    assert runtime.pool_stats.texts == begun
+
+
+def test_a_batch_is_kept_from_call_to_call(watched: WatchedBackend, expected: list[bytes]) -> None:
+    """Until more texts are to grow at once, an error ends one, or the runtime is gone."""
+    runtime = BltRuntime(cast("Backend", watched))
+
+    def state() -> list[tuple[int, bool]]:
+        return [(batch.size, batch.closed) for batch in watched.batches]
+
+    for at_once in (2, 2, 3, 2, 3):
+        assert data_of(runtime.generate_many(PROMPTS, 15, at_once=at_once, **OPTIONS)) == expected
+    assert state() == [(2, True), (3, False)]
+    assert not watched.batches[1].members
+    served = [count for _, count in watched.batches[1].calls]
+    assert max(served) == 3
+
+    def fail(index: int, chunk: Chunk) -> None:
+        raise RuntimeError("the caller's own")
+
+    with pytest.raises(RuntimeError, match="the caller's own"):
+        runtime.generate_many(PROMPTS, 15, on_chunk=fail, **OPTIONS)
+    runtime.generate_many(PROMPTS[:2], 15, **OPTIONS)
+    assert state() == [(2, True), (3, True), (2, False)]
+    del runtime
+    gc.collect()
+    assert state() == [(2, True), (3, True), (2, True)]
 
 
 def test_an_error_of_one_text_closes_the_others(runtime: BltRuntime) -> None:
@@ -88,8 +145,10 @@ def test_texts_grow_in_the_places_that_are_left(runtime: BltRuntime, expected: l
     assert growing == {*range(7)}
 
 
-def test_three_threads_at_once(runtime: BltRuntime, expected: list[bytes]) -> None:
+def test_three_threads_at_once(watched: WatchedBackend, expected: list[bytes]) -> None:
+    """One batch remains."""
     begin = threading.Barrier(3)
+    runtime = BltRuntime(cast("Backend", watched))
 
     def generate() -> list[bytes]:
         begin.wait(10)
@@ -99,3 +158,4 @@ def test_three_threads_at_once(runtime: BltRuntime, expected: list[bytes]) -> No
         for found in [pool.submit(generate) for _ in range(3)]:
             assert found.result(60) == expected
     assert runtime.sequences_in_use == 0
+    assert [batch.closed for batch in watched.batches].count(False) == 1
