@@ -6,7 +6,8 @@ CHECKPOINT  ?= checkpoints/blt-d-8m
 BUNDLE      ?= build/demo-bundle
 METHODS     ?= ar,s:4,s:8,dv:8@one,d:8@0.7,auto
 BENCH_JSON  ?= build/demo-bench.json
-WHEEL_VENV  ?= build/wheel-venv
+# Each of these runs the wheel in an empty environment of its own.
+WHEEL_PYTHONS ?= $(PYTHON)
 # One more than there are cores: some tests wait for other processes.
 TEST_JOBS   ?= $(shell expr $$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN) + 1)
 PYTEST_ARGS ?=
@@ -76,14 +77,10 @@ gpu-campaign: $(TEST_READY) ## check and measure everything on this machine's GP
 launches: $(TEST_READY) ## count launches and waits over a stub of CUDA (COLUMN= of docs/results/launches.json)
 	PYTHONPATH=src:tests $(BIN)/python -m fakes.cuda_stub.measure --shapes $(COLUMN)
 
-build: $(MANIFEST) $(TEST_READY) ## build sdist and wheel, run the wheel in an empty environment
-	rm -rf dist $(WHEEL_VENV)
+build: $(MANIFEST) $(TEST_READY) ## build sdist and wheel, run the wheel in empty environments (WHEEL_PYTHONS=)
+	rm -rf dist
 	$(BIN)/python -m build --no-isolation --outdir dist
-	$(PYTHON) -m venv $(WHEEL_VENV)
-	$(WHEEL_VENV)/bin/python $(LOCKED) -r locks/core.txt
-	$(WHEEL_VENV)/bin/python -m pip install --quiet --no-deps --no-index dist/*.whl
-	$(WHEEL_VENV)/bin/python -m pip check
-	cd $(WHEEL_VENV) && bin/fastblt generate $(abspath $(BUNDLE)) "In the beginning" --max-new-bytes 64
+	$(foreach python,$(WHEEL_PYTHONS),$(call run_wheel,$(python),build/wheel-$(notdir $(python))))
 
 docs: $(TEST_READY) ## build the documentation as a site, build/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
@@ -142,6 +139,16 @@ $(TOOLS)/uv: locks/tools.txt
 	$(PYTHON) -m venv $(dir $(TOOLS))
 	$(TOOLS)/python $(LOCKED) -r $<
 	@touch $@
+
+define run_wheel
+rm -rf $(2)
+$(1) -m venv $(2)
+$(2)/bin/python $(LOCKED) -r locks/core.txt
+$(2)/bin/python -m pip install --quiet --no-deps --no-index dist/*.whl
+$(2)/bin/python -m pip check
+cd $(2) && bin/python --version && bin/fastblt generate $(abspath $(BUNDLE)) "In the beginning" --max-new-bytes 64
+
+endef
 
 # What builds source distributions comes first. uv knows no configuration of pip's (another index, files on a disk), so
 # where it fails pip tries, which stops at a wrong hash as well. PyPI has no CPU build of PyTorch, so pip may find none;
