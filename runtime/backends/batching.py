@@ -12,6 +12,9 @@ from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 from fastblt.runtime.backends.protocol import BackendSequence, Ids, Pick
 
+#: Most rows of a sequence in a call of several; more of them, a piece of a prompt, are worth a read of the weights.
+SHARED_ROWS = 32
+
 
 class PatcherCall(NamedTuple):
     """Holds the arguments of `BackendSequence.run_patcher`."""

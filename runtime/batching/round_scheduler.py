@@ -18,6 +18,7 @@ from functools import partial
 from weakref import WeakSet
 
 from fastblt.runtime.backends.batching import (
+    SHARED_ROWS,
     Batch,
     BatchingBackend,
     DecoderCall,
@@ -34,8 +35,6 @@ from fastblt.runtime.generation import ByteStream
 from fastblt.runtime.sequence.requests import Score
 from fastblt.runtime.sequence.session import Session, stay_alone
 
-#: Most tokens to score that share calls with those of other streams.
-SHARED_ROWS = 32
 #: Order of the parts in a pass; calls of the same rank and kind run together.
 _RANK: dict[type, int] = {PatcherCall: 0, EncoderCall: 1, GlobalCall: 2, DraftCall: 3, DecoderCall: 4}
 

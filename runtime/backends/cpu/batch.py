@@ -12,6 +12,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from fastblt.runtime.backends.batching import (
+    SHARED_ROWS,
     Answer,
     DecoderCall,
     DraftCall,
@@ -22,7 +23,6 @@ from fastblt.runtime.backends.batching import (
 )
 from fastblt.runtime.backends.cpu.batch_parts import BatchParts
 from fastblt.runtime.backends.cpu.encoder_batch import POOL_SLOTS
-from fastblt.runtime.backends.cpu.lane_classes import BATCHED_ROWS
 from fastblt.runtime.backends.cpu.lanes import Lanes
 from fastblt.runtime.backends.cpu.latent_store import LATENTS
 from fastblt.runtime.backends.cpu.part_batch import Seated
@@ -214,11 +214,11 @@ class OnnxRuntimeBatch:
         if isinstance(call, DraftCall):
             return False
         if isinstance(call, GlobalCall):
-            return call.patches > BATCHED_ROWS
+            return call.patches > SHARED_ROWS
         if isinstance(call, EncoderCall):
             rows = len(call.ids) - self._history
             slots = call.position + rows - int(call.starts[0])
-            return rows > BATCHED_ROWS or len(call.starts) > BATCHED_ROWS or slots > POOL_SLOTS
+            return rows > SHARED_ROWS or len(call.starts) > SHARED_ROWS or slots > POOL_SLOTS
         if isinstance(call, DecoderCall) and int(call.latents[-1]) - int(call.latents[0]) >= LATENTS:
             return True
-        return len(call.ids) > BATCHED_ROWS
+        return len(call.ids) > SHARED_ROWS

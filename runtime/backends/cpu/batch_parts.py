@@ -9,6 +9,7 @@ import numpy as np
 
 from fastblt.models.config import BltConfig
 from fastblt.runtime.backends.batching import (
+    SHARED_ROWS,
     Answer,
     DecoderCall,
     DraftCall,
@@ -23,7 +24,7 @@ from fastblt.runtime.backends.cpu.decoder_batch import DecoderBatch
 from fastblt.runtime.backends.cpu.draft_batch import DraftBatch
 from fastblt.runtime.backends.cpu.encoder_batch import POOL_SLOTS, EncoderBatch
 from fastblt.runtime.backends.cpu.global_batch import GlobalBatch
-from fastblt.runtime.backends.cpu.lane_classes import BATCHED_ROWS, LaneClasses
+from fastblt.runtime.backends.cpu.lane_classes import LaneClasses
 from fastblt.runtime.backends.cpu.lane_memory import committed_slots
 from fastblt.runtime.backends.cpu.lanes import Lanes
 from fastblt.runtime.backends.cpu.latent_store import LATENTS, LatentStore
@@ -136,15 +137,15 @@ def most_sizes(config: BltConfig, part: str, size: int) -> Sizes:
     """Return the largest sizes of the symbolic axes of a graph, in the order of every call's."""
     if part == "encoder":
         before = config.hash.context - 1
-        pool = POOL_SLOTS + BATCHED_ROWS
-        sizes = {"rows": BATCHED_ROWS, "patches": BATCHED_ROWS, "pool_slots": pool}
-        sizes["context_rows"] = BATCHED_ROWS + before
+        pool = POOL_SLOTS + SHARED_ROWS
+        sizes = {"rows": SHARED_ROWS, "patches": SHARED_ROWS, "pool_slots": pool}
+        sizes["context_rows"] = SHARED_ROWS + before
     elif part == "global":
-        sizes = {"patches": BATCHED_ROWS, "latents": size * BATCHED_ROWS}
+        sizes = {"patches": SHARED_ROWS, "latents": size * SHARED_ROWS}
     elif part == "patcher":
-        sizes = {"rows": BATCHED_ROWS}
+        sizes = {"rows": SHARED_ROWS}
     else:
-        sizes = {"rows": BATCHED_ROWS, "latents": 1 + size * LATENTS}
+        sizes = {"rows": SHARED_ROWS, "latents": 1 + size * LATENTS}
     return {BATCH: size, **sizes}
 
 

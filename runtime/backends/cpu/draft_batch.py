@@ -8,12 +8,11 @@ from time import perf_counter
 
 import numpy as np
 
-from fastblt.runtime.backends.batching import Answer, DraftCall
+from fastblt.runtime.backends.batching import SHARED_ROWS, Answer, DraftCall
 from fastblt.runtime.backends.cpu.batched_graph import GroupCall
 from fastblt.runtime.backends.cpu.decoder_batch import DecoderBatch, rows_of
 from fastblt.runtime.backends.cpu.encoder_batch import EncoderBatch
 from fastblt.runtime.backends.cpu.encoder_pieces import EncoderPiece
-from fastblt.runtime.backends.cpu.lane_classes import BATCHED_ROWS
 from fastblt.runtime.backends.cpu.lane_groups import Group
 from fastblt.runtime.backends.cpu.part_batch import Extent, Seated
 from fastblt.runtime.backends.graph_error import graph_error
@@ -92,7 +91,7 @@ class DraftBatch:
         # Room for the whole draft: the window does not slide in the middle of it, beyond where scoring begins. The
         # last call needs it for rows that nobody reads, too.
         extra = decoder.least_rows - 1
-        room = min(BATCHED_ROWS, max(left) + extra)
+        room = min(SHARED_ROWS, max(left) + extra)
         extents = [Extent(draft.position, decoder.least_rows) for draft in running]
         groups = decoder.groups([draft.seated for draft in running], extents, room)
         group = groups[0]
@@ -131,7 +130,7 @@ class DraftBatch:
             seen = draft.call.visible_from or None
             pieces.append(EncoderPiece(draft.position, draft.context, at, at + 1, seen))
         left = max(draft.call.most - draft.count for draft in running)
-        room = min(BATCHED_ROWS, left + encoder.least_rows - 1)
+        room = min(SHARED_ROWS, left + encoder.least_rows - 1)
         answers = encoder.encode([draft.seated for draft in running], pieces, self._states, room)
         for draft, answer in zip(running, answers, strict=True):
             draft.encoder_seconds += answer.seconds

@@ -10,11 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastblt.models.config import BltConfig
-from fastblt.runtime.backends.batching import Answer, EncoderCall
+from fastblt.runtime.backends.batching import SHARED_ROWS, Answer, EncoderCall
 from fastblt.runtime.backends.cpu.batched_graph import BatchedGraph, GroupCall
 from fastblt.runtime.backends.cpu.buffers import POOL_STEP
 from fastblt.runtime.backends.cpu.encoder_pieces import EncoderPiece, by_patch
-from fastblt.runtime.backends.cpu.lane_classes import BATCHED_ROWS
 from fastblt.runtime.backends.cpu.lane_groups import Group
 from fastblt.runtime.backends.cpu.part_batch import Extent, PartBatch, Seated
 from fastblt.runtime.backends.host_embeddings import HostEmbeddings
@@ -40,7 +39,7 @@ class EncoderBatch(PartBatch):
         self._before = config.hash.context - 1
         self._reads_states = config.decoder_reads_states
         self._whole = encodes_whole_patches(config)
-        self._ids = np.zeros((graph.lanes.size, BATCHED_ROWS + self._before), dtype=np.int64)
+        self._ids = np.zeros((graph.lanes.size, SHARED_ROWS + self._before), dtype=np.int64)
 
     def run(self, seated: Sequence[Seated], calls: Sequence[EncoderCall]) -> list[Answer]:
         """Return an answer to each call, without a result: what is encoded goes to the sequences' own buffers."""

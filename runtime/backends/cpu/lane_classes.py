@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from bisect import bisect_left
 
+from fastblt.runtime.backends.batching import SHARED_ROWS
 from fastblt.runtime.backends.cpu.buffers import VIEW_SLOTS
 from fastblt.runtime.backends.live_rows import first_visible
 
-#: Most rows of a sequence in a call of several; one with more of them runs alone, since they read the weights together.
-BATCHED_ROWS = 32
 #: A lane begins at a multiple of this many positions: the kernels of attention add up groups of 8 numbers, and compute
 #: the same sums to the bit when the groups stay together.
 _STEP = 8
@@ -28,9 +27,9 @@ class LaneClasses:
         self.window = window
         self.exact = exact
         self._step = VIEW_SLOTS if exact else _STEP
-        most = capacity + BATCHED_ROWS
+        most = capacity + SHARED_ROWS
         if window is not None:
-            most = min(most, window - 1 + self._step - 1 + BATCHED_ROWS)
+            most = min(most, window - 1 + self._step - 1 + SHARED_ROWS)
         last = -(-most // VIEW_SLOTS) * VIEW_SLOTS
         self.slots = [*_smaller(last), last]
         """Slots of a lane, by class; the last holds a window and some rows more, or the whole sequence."""

@@ -75,7 +75,7 @@ class Lanes:
             own: the sequence's own caches.
             position: of the first row.
             rows: number of rows that will be written.
-            room: slots that a call may write to from the first row on, >= ``rows``, at most `BATCHED_ROWS`.
+            room: slots that a call may write to from the first row on, >= ``rows``, at most `SHARED_ROWS`.
 
         Raises:
             CapacityError: there is no memory for a lane; the sequence can leave with all that it has computed.

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from fastblt.runtime.backends.batching import SHARED_ROWS
 from fastblt.runtime.backends.cpu.buffers import Buffer
-from fastblt.runtime.backends.cpu.lane_classes import BATCHED_ROWS
 
 #: Latents of a sequence that its rows in one call can read: no row closes more than one patch.
-LATENTS = BATCHED_ROWS + 1
+LATENTS = SHARED_ROWS + 1
 
 
 class LatentStore:

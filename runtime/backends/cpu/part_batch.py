@@ -53,7 +53,7 @@ class PartBatch:
         Args:
             seated: who calls.
             extents: their rows, padded to the fewest of the part.
-            room: rows that the calls from this one on will write, 1 to `BATCHED_ROWS`: lanes are made to hold them now.
+            room: rows that the calls from this one on will write, 1 to `SHARED_ROWS`: lanes are made to hold them now.
         """
         lanes, part = self.lanes, self.part
         room = max(room, *[extent.rows for extent in extents])

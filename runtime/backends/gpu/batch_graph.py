@@ -11,12 +11,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
+from fastblt.runtime.backends.batching import SHARED_ROWS
 from fastblt.runtime.backends.controls import write_controls
 from fastblt.runtime.backends.gpu.bound_graph import BoundGraph, ShapeClass
 from fastblt.runtime.backends.gpu.cuda import Stream, aligned
 from fastblt.runtime.backends.gpu.executor import Bound, Executor
 from fastblt.runtime.backends.gpu.graph import DeviceGraph
-from fastblt.runtime.backends.gpu.sliding import BATCH_ROWS
 from fastblt.runtime.backends.live_rows import first_visible
 from fastblt.runtime.backends.protocol import Ids
 
@@ -55,7 +55,7 @@ class BatchGraph(BoundGraph):
         self.graphs, self.together, self._latents = graphs, together, latents
         one = graphs[0]
         self.window = one.window
-        self.most_rows = min(BATCH_ROWS, executor.batch_rows)
+        self.most_rows = min(SHARED_ROWS, executor.batch_rows)
         largest = one.sizes(self.most_rows, executor.slots, executor.pool_slots, min(len(graphs), together))
         for bound in latents:
             largest["latents"] = max(largest["latents"], bound.shape[0])

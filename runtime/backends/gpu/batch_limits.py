@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from fastblt.runtime.backends.batching import SHARED_ROWS
 from fastblt.runtime.backends.gpu.device_rows import MOST_ELEMENTS
 from fastblt.runtime.backends.gpu.memory import call_buffers
 from fastblt.runtime.backends.gpu.places import exchange_bytes
-from fastblt.runtime.backends.gpu.sliding import BATCH_ROWS
 from fastblt.runtime.backends.protocol import CapacityError
 from fastblt.runtime.bundle.manifest import BundleError
 
@@ -71,4 +71,4 @@ def batch_bytes(backend: DeviceBackend, together: int) -> int:
 
 def _most_rows(backend: DeviceBackend) -> int:
     """Return the most rows of each sequence that calls of all parts take."""
-    return min(BATCH_ROWS, *(executor.batch_rows for executor in backend.executors.values()))
+    return min(SHARED_ROWS, *(executor.batch_rows for executor in backend.executors.values()))

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from fastblt.runtime.backends.batching import SHARED_ROWS
 from fastblt.runtime.backends.gpu.call import Call, pieces
 from fastblt.runtime.backends.gpu.device_rows import DeviceRows
 from fastblt.runtime.backends.gpu.draft_chain import Place
 from fastblt.runtime.backends.gpu.graph import DeviceGraph
-from fastblt.runtime.backends.gpu.sliding import BATCH_ROWS, CALL_ROWS, SlidingBuffer
+from fastblt.runtime.backends.gpu.sliding import CALL_ROWS, SlidingBuffer
 from fastblt.runtime.backends.host_embeddings import HostEmbeddings
 from fastblt.runtime.backends.protocol import DRAFT_SLACK, CapacityError, Ids
 
@@ -102,7 +103,7 @@ class EncoderCalls:
         """
         origin = min(self.open_from, position)
         try:
-            return self.pool.make_room(origin, position, max(rows, BATCH_ROWS))
+            return self.pool.make_room(origin, position, max(rows, SHARED_ROWS))
         except CapacityError as error:
             raise CapacityError(
                 f"patch: found one that has {position - origin} bytes and is still open, expected at most "

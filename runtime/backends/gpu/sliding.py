@@ -18,8 +18,6 @@ from fastblt.runtime.backends.protocol import DRAFT_SLACK, WHOLE_PATCH_LIMIT, Ca
 SLOT_STEP = 64
 #: Most rows of one call; longer ranges are cut. Shape classes are powers of two, so larger ones would pad more.
 CALL_ROWS = 64
-#: Most rows of each sequence in a call of several. Longer calls, pieces of prompts, use the weights that they read.
-BATCH_ROWS = 32
 #: Positions that are kept in addition to those that a call sees, so that a rewind by that many can be continued.
 REWIND = DRAFT_SLACK + WHOLE_PATCH_LIMIT
 #: Longest open patch where the model sets no limit, unless the engines are compiled for another.

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from fastblt.runtime.backends.batching import SHARED_ROWS
 from fastblt.runtime.backends.cpu.buffers import VIEW_SLOTS
-from fastblt.runtime.backends.cpu.lane_classes import BATCHED_ROWS, LaneClasses
+from fastblt.runtime.backends.cpu.lane_classes import LaneClasses
 from fastblt.runtime.backends.live_rows import first_visible
 
 CAPACITY = 1500
@@ -25,7 +26,7 @@ def test_every_position_has_a_class(window: int | None, exact: bool) -> None:
         assert classes.fits(base, position)
         assert not classes.fits(base + step, position), "what the row sees would be missing"
         assert classes.fits(base - step, position) is not exact
-        for room in (1, BATCHED_ROWS):
+        for room in (1, SHARED_ROWS):
             needed = position + room - base
             of = classes.least(needed)
             assert classes.slots[of] >= needed

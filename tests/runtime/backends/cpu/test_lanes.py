@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from fakes.interrupts import Interrupts
 
+from fastblt.runtime.backends.batching import SHARED_ROWS
 from fastblt.runtime.backends.cpu import lanes as lanes_module
 from fastblt.runtime.backends.cpu.buffers import KvBuffers
-from fastblt.runtime.backends.cpu.lane_classes import BATCHED_ROWS, LaneClasses
+from fastblt.runtime.backends.cpu.lane_classes import LaneClasses
 from fastblt.runtime.backends.cpu.lanes import Lanes
 from fastblt.runtime.backends.live_rows import first_visible
 from fastblt.runtime.backends.protocol import CapacityError
@@ -27,7 +28,7 @@ class Text:
     numbers = 1.0
 
     def __init__(self, window: int | None) -> None:
-        self.own = KvBuffers(NAMES, CAPACITY + BATCHED_ROWS, DIM, np.dtype(np.float32), window)
+        self.own = KvBuffers(NAMES, CAPACITY + SHARED_ROWS, DIM, np.dtype(np.float32), window)
         self.rows: list[float] = []
 
     def write(self, place: Callable[[str], Any], position: int, count: int) -> None:
@@ -85,7 +86,7 @@ def test_lanes_hold_what_has_been_computed(window: int | None, exact: bool) -> N
             if position > CAPACITY - 40:
                 position = int(random.integers(0, length // 2))
             rows = int(random.choice([1, 1, 2, 7, 20]))
-            grow(lanes, seat, text, position, rows, int(random.integers(1, BATCHED_ROWS + 1)))
+            grow(lanes, seat, text, position, rows, int(random.integers(1, SHARED_ROWS + 1)))
         elif what < 0.86:
             of = lanes.class_of[seat] + 1
             if 0 < of < len(lanes.classes.slots):
