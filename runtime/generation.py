@@ -17,7 +17,7 @@ from fastblt.runtime.backends.protocol import MAX_ROWS, Ids
 from fastblt.runtime.methods import Method, MethodError, Origin, Round, steps_of
 from fastblt.runtime.request import StopRules
 from fastblt.runtime.sequence.lease import Lease
-from fastblt.runtime.sequence.requests import Score, Steps
+from fastblt.runtime.sequence.requests import ScoreRequest, Steps
 from fastblt.runtime.sequence.sampling import Sampler
 from fastblt.runtime.sequence.session import Session
 from fastblt.runtime.sequence.stats import RunStats
@@ -271,7 +271,7 @@ class GrowingText:
         self.ended = True
 
     def _read_piece(self) -> Steps[Chunk]:
-        yield Score(most=MAX_ROWS)
+        yield ScoreRequest(most=MAX_ROWS)
         return _NOTHING
 
     def _grow(self, steps: Steps[Round]) -> Steps[Chunk]:

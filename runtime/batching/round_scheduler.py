@@ -32,7 +32,7 @@ from fastblt.runtime.backends.protocol import Backend, CapacityError
 from fastblt.runtime.batching.growing_stream import GrowingStream, OnEnd, ignore_end
 from fastblt.runtime.bundle.manifest import BundleError
 from fastblt.runtime.generation import ByteStream
-from fastblt.runtime.sequence.requests import Score
+from fastblt.runtime.sequence.requests import ScoreRequest
 from fastblt.runtime.sequence.session import Session, stay_alone
 
 #: Order of the parts in a pass; calls of the same rank and kind run together.
@@ -206,13 +206,13 @@ def round_schedulers(backend: Backend, count: int, size: int, slots: int | None 
 
 def _scores(each: GrowingStream) -> bool:
     """Return whether a stream asks to score all that it has; it may, after a request that leaves something to score."""
-    return isinstance(each.request, Score) and not each.request.only_known
+    return isinstance(each.request, ScoreRequest) and not each.request.only_known
 
 
 def _is_long(each: GrowingStream) -> bool:
     """Return whether a stream has more to score than is worth sharing."""
     session = each.session
-    return isinstance(each.request, Score) and session.length - session.scored > SHARED_ROWS
+    return isinstance(each.request, ScoreRequest) and session.length - session.scored > SHARED_ROWS
 
 
 def _call_of(each: GrowingStream) -> PartCall:

@@ -92,8 +92,8 @@ def _checked(method: Method, steps: Steps[Round]) -> Steps[Round]:
             try:
                 if not isinstance(request, Request):
                     raise MethodError(
-                        f"method {method.name!r}: found a {type(request).__name__} among its requests, expected Score, "
-                        "Draft or Denoise (docs/decoding.md)"
+                        f"method {method.name!r}: found a {type(request).__name__} among its requests, expected "
+                        "ScoreRequest, DraftRequest or DenoiseRequest (docs/decoding.md)"
                     )
                 answer = yield request
             except BaseException as error:

@@ -11,7 +11,7 @@ from fastblt.runtime.backends.batching import DecoderCall, DraftCall
 from fastblt.runtime.backends.protocol import MAX_ROWS, CapacityError, DecoderRows, Floats, Ids
 from fastblt.runtime.sequence.latents import Latents
 from fastblt.runtime.sequence.parts import Calls
-from fastblt.runtime.sequence.requests import Denoise, Draft, Latent, Request, Score
+from fastblt.runtime.sequence.requests import DenoiseRequest, DraftRequest, Latent, Request, ScoreRequest
 from fastblt.runtime.sequence.token_buffer import TokenBuffer
 
 _NO_BLOCK: Ids = np.empty(0, dtype=np.int64)
@@ -41,11 +41,11 @@ class Reader:
             CapacityError: a block or draft does not fit.
             ValueError: it cannot be asked for now.
         """
-        if isinstance(request, Score):
+        if isinstance(request, ScoreRequest):
             return self._answer_score(request)
-        return self._draft(request) if isinstance(request, Draft) else self._denoise(request)
+        return self._draft(request) if isinstance(request, DraftRequest) else self._denoise(request)
 
-    def _answer_score(self, request: Score) -> Calls[Any]:
+    def _answer_score(self, request: ScoreRequest) -> Calls[Any]:
         if self.scored == self._tokens.length:
             raise ValueError("score: found no token to score, append one first")
         if request.only_known:
@@ -93,7 +93,7 @@ class Reader:
         self.scored = end
         return rows
 
-    def _denoise(self, request: Denoise) -> Calls[Any]:
+    def _denoise(self, request: DenoiseRequest) -> Calls[Any]:
         block = request.block
         if not request.with_last:
             return (yield self._block_call(self._tokens.length, block, len(block)))
@@ -112,7 +112,7 @@ class Reader:
         seen = self._tokens.visible_from(position, position + len(ids) - block, block)
         return DecoderCall(position, ids, latents, block, seen)
 
-    def _draft(self, request: Draft) -> Calls[tuple[Ids, Floats]]:
+    def _draft(self, request: DraftRequest) -> Calls[tuple[Ids, Floats]]:
         position = self._check_draft(request.most)
         context, documents = self._tokens.with_history(position, position + 1), self._tokens.documents
         seen = 0 if documents is None else int(documents.first_byte[position])

@@ -1,4 +1,4 @@
-"""Defines what a method asks of its session: `Score`, `Draft` and `Denoise`.
+"""Defines what a method asks of its session: `ScoreRequest`, `DraftRequest` and `DenoiseRequest`.
 
 A method does not call the model. It yields requests and is sent the answers; whoever runs it decides when, and may
 gather the requests of many sequences into one call. The functions below ask and return what was answered, so that a
@@ -20,13 +20,13 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
-class Score:
+class ScoreRequest:
     """Asks to run all parts on the tokens that are not scored."""
 
     block: Ids | None = None
     """int64 [size]: bytes after the last token to denoise in the same pass, MASK_ID where one is not decided."""
     latent: Latent = "closed"
-    """Which latent the block reads, here and in later requests of `Denoise`."""
+    """Which latent the block reads, here and in later requests of `DenoiseRequest`."""
     only_known: bool = False
     """Only the rows that read latents which exist already."""
     most: int | None = None
@@ -34,7 +34,7 @@ class Score:
 
 
 @dataclass(frozen=True, eq=False)
-class Draft:
+class DraftRequest:
     """Asks to continue by the decoder alone, byte by byte."""
 
     most: int
@@ -43,7 +43,7 @@ class Draft:
 
 
 @dataclass(frozen=True, eq=False)
-class Denoise:
+class DenoiseRequest:
     """Asks to run a block by the decoder alone."""
 
     block: Ids
@@ -51,13 +51,13 @@ class Denoise:
     """Whether it also reads the last token, which stays unscored."""
 
 
-Request: TypeAlias = Score | Draft | Denoise
+Request: TypeAlias = ScoreRequest | DraftRequest | DenoiseRequest
 #: Yields requests, is sent their answers, and returns what came of it.
 Steps: TypeAlias = Generator[Request, Any, T]
 
 
 #: One object each: to make one costs more than all else that happens between two bytes of ``ar``.
-_ALL, _KNOWN = Score(), Score(only_known=True)
+_ALL, _KNOWN = ScoreRequest(), ScoreRequest(only_known=True)
 
 
 def score() -> Steps[DecoderRows]:
@@ -94,7 +94,7 @@ def score_with_block(block: Ids, latent: Latent) -> Steps[tuple[DecoderRows, Dec
         Rows of the tokens that were not scored, as `score` returns them, and of the block; block row i is about the
         block's own byte i.
     """
-    return cast("tuple[DecoderRows, DecoderRows]", (yield Score(block, latent)))
+    return cast("tuple[DecoderRows, DecoderRows]", (yield ScoreRequest(block, latent)))
 
 
 def draft_with_block(block: Ids) -> Steps[tuple[DecoderRows, DecoderRows]]:
@@ -106,12 +106,12 @@ def draft_with_block(block: Ids) -> Steps[tuple[DecoderRows, DecoderRows]]:
     Returns:
         The row of the last token (about the block's first byte), and the block's.
     """
-    return cast("tuple[DecoderRows, DecoderRows]", (yield Denoise(block, with_last=True)))
+    return cast("tuple[DecoderRows, DecoderRows]", (yield DenoiseRequest(block, with_last=True)))
 
 
 def denoise(block: Ids) -> Steps[DecoderRows]:
     """Run a block again, after `score_with_block` or `draft_with_block`, with some of its bytes decided."""
-    return cast("DecoderRows", (yield Denoise(block, with_last=False)))
+    return cast("DecoderRows", (yield DenoiseRequest(block, with_last=False)))
 
 
 def draft(most: int, pick: Pick | None = None, latent: Latent = "closed") -> Steps[tuple[Ids, Floats]]:
@@ -128,4 +128,4 @@ def draft(most: int, pick: Pick | None = None, latent: Latent = "closed") -> Ste
     Returns:
         Tokens int64 [n] and the probabilities float32 [n] of the rows' most likely tokens.
     """
-    return cast("tuple[Ids, Floats]", (yield Draft(most, pick, latent)))
+    return cast("tuple[Ids, Floats]", (yield DraftRequest(most, pick, latent)))

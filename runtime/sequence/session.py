@@ -19,7 +19,7 @@ from fastblt.runtime.backends.protocol import MAX_ROWS, Backend, DecoderRows, Id
 from fastblt.runtime.sequence.learned import Learned
 from fastblt.runtime.sequence.parts import Calls, CountedParts
 from fastblt.runtime.sequence.reader import Reader
-from fastblt.runtime.sequence.requests import Latent, Request, Score, Steps
+from fastblt.runtime.sequence.requests import Latent, Request, ScoreRequest, Steps
 from fastblt.runtime.sequence.saved_session import SavedSession
 from fastblt.runtime.sequence.stats import RunStats
 from fastblt.runtime.sequence.token_buffer import TokenBuffer
@@ -276,8 +276,8 @@ class Session:
         return self._reader.calls(request)
 
     def score(self) -> DecoderRows:
-        """Answer `requests.Score` for work below the level of methods."""
-        rows: DecoderRows = self.answer(Score())
+        """Answer `requests.ScoreRequest` for work below the level of methods."""
+        rows: DecoderRows = self.answer(ScoreRequest())
         return rows
 
     @property

@@ -19,7 +19,7 @@ from fastblt.runtime.backends.batching import (
 )
 from fastblt.runtime.backends.protocol import Backend, DecoderRows, Pick, decoder_of
 from fastblt.runtime.sequence.parts import Calls
-from fastblt.runtime.sequence.requests import Denoise, Draft, Request, Score
+from fastblt.runtime.sequence.requests import DenoiseRequest, DraftRequest, Request, ScoreRequest
 from fastblt.runtime.sequence.session import Session
 
 _ORDER = (PatcherCall, EncoderCall, GlobalCall, DraftCall, DecoderCall)
@@ -81,7 +81,7 @@ def scored(backend: Backend, count: int, length: int) -> list[Twins]:
     for _ in range(count):
         twins = Twins(backend)
         twins.append(random.integers(4, 260, length).tolist())
-        twins.answer(Score(), Score())
+        twins.answer(ScoreRequest(), ScoreRequest())
         found.append(twins)
     return found
 
@@ -168,11 +168,12 @@ class Play:
         random, session = self._random, twins.shared
         if drafting and session.scored and session.length - session.scored == 1:
             if len(self._block) and random.random() < 0.4:
-                return (Denoise(self._block, with_last=True),) * 2
+                return (DenoiseRequest(self._block, with_last=True),) * 2
             seed, most = int(random.integers(1 << 30)), int(random.integers(1, 10))
             if random.random() < 0.5:
-                return (Draft(most, None, "closed"),) * 2
-            return Draft(most, pick_at_random(seed), "closed"), Draft(most, pick_at_random(seed), "closed")
+                return (DraftRequest(most, None, "closed"),) * 2
+            one, other = (DraftRequest(most, pick_at_random(seed), "closed") for _ in range(2))
+            return one, other
         new = random.integers(4, 260, random.choice([1, 1, 2, 3, 9, 9, 20, 40])).tolist()
         if random.random() < 0.1:
             new[0] = EOS_ID
@@ -180,9 +181,9 @@ class Play:
             twins.rewind(int(random.integers(1, session.length // 2)))
         twins.append(new)
         if random.random() < 0.3:
-            return (Score(only_known=True),) * 2
+            return (ScoreRequest(only_known=True),) * 2
         block = self._block if len(self._block) and random.random() < 0.3 else None
-        return (Score(block),) * 2
+        return (ScoreRequest(block),) * 2
 
     def _after(self, twins: Twins) -> None:
         random, session = self._random, twins.shared

@@ -20,7 +20,7 @@ from fastblt.runtime.methods.adaptive.drafters import LONGEST_DRAFT, BlockDrafte
 from fastblt.runtime.methods.adaptive.estimates import Acceptance, LinearCost, Pace
 from fastblt.runtime.methods.adaptive.policy import Policy
 from fastblt.runtime.methods.method import Round
-from fastblt.runtime.sequence.requests import Request, Score, Steps
+from fastblt.runtime.sequence.requests import Request, ScoreRequest, Steps
 from fastblt.runtime.sequence.sampling import Sampler
 from fastblt.runtime.sequence.session import Session
 
@@ -98,7 +98,7 @@ class TimedDrafter:
 
     def round(self, session: Session, sampler: Sampler) -> Steps[Round]:
         self.rounds += 1
-        yield Score()
+        yield ScoreRequest()
         return Round((5, 5), ("accepted", "free"), (), 1)
 
 
@@ -160,7 +160,7 @@ def test_blocks_read_the_latent_that_they_were_trained_on(
     answer = Session.answer
 
     def watched(session: Session, request: Request) -> Any:
-        if isinstance(request, Score) and request.block is not None:
+        if isinstance(request, ScoreRequest) and request.block is not None:
             read.append(request.latent)
         return answer(session, request)
 

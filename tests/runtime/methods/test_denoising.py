@@ -24,7 +24,7 @@ from fastblt.runtime.methods.denoising import (
     denoise_block,
     parse_rule,
 )
-from fastblt.runtime.sequence.requests import Denoise, draft_with_block
+from fastblt.runtime.sequence.requests import DenoiseRequest, draft_with_block
 from fastblt.runtime.sequence.sampling import Draft, Sampler
 
 VALUES = st.lists(st.floats(0, 1, width=32), min_size=1, max_size=16)
@@ -264,7 +264,7 @@ class Scribe:
             except StopIteration as end:
                 found: Draft = end.value
                 return found
-            assert isinstance(request, Denoise)
+            assert isinstance(request, DenoiseRequest)
             rows = self._rows(request.block)
             answer = (rows_of([0.5, 0.5], [8, 9]), rows) if request.with_last else rows
 

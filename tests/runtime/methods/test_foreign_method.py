@@ -144,7 +144,9 @@ class Bare:
 def test_what_is_no_request_ends_a_text_alone_and_among_others(tiny_bundle: Path) -> None:
     runtime = BltRuntime.from_pretrained(tiny_bundle, max_bytes=300, threads=1, sequences=3)
     method = cast("Method", Bare())
-    message = "method 'bare': found a NoneType among its requests, expected Score, Draft or Denoise"
+    message = (
+        "method 'bare': found a NoneType among its requests, expected ScoreRequest, DraftRequest or DenoiseRequest"
+    )
     with pytest.raises(MethodError, match=message):
         runtime.generate(PROMPT, 5, method=method)
     with pytest.raises(MethodError, match=message):

@@ -15,7 +15,7 @@ from fastblt.runtime.methods.adaptive.estimates import Acceptance, LinearCost, P
 from fastblt.runtime.methods.adaptive.policy import Policy
 from fastblt.runtime.methods.method import Round
 from fastblt.runtime.sequence.learned import Learned
-from fastblt.runtime.sequence.requests import Score, Steps
+from fastblt.runtime.sequence.requests import ScoreRequest, Steps
 from fastblt.runtime.sequence.sampling import Sampler
 from fastblt.runtime.sequence.session import Session
 
@@ -93,7 +93,7 @@ class Counting:
         self.pace = Pace(cold=0, trial=0)
 
     def round(self, session: Session, sampler: Sampler) -> Steps[Round]:
-        yield Score()
+        yield ScoreRequest()
         return Round((5,), ("sampled",), (), 0)
 
 

@@ -30,7 +30,7 @@ from fastblt.runtime.backends.graph_error import GraphError
 from fastblt.runtime.backends.protocol import CapacityError, DecoderRows
 from fastblt.runtime.batching.round_scheduler import RoundScheduler
 from fastblt.runtime.bundle.manifest import BundleError
-from fastblt.runtime.sequence.requests import Draft, Score
+from fastblt.runtime.sequence.requests import DraftRequest, ScoreRequest
 
 #: Fixture of the checkpoint, and options of the export.
 FORMS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -73,7 +73,7 @@ def test_rows_and_caches_are_those_of_sequences_alone(backend: OnnxRuntimeBacken
     for twins in play.twins:
         twins.compare_states()
         twins.append([7])
-        twins.answer(Score(), Score())
+        twins.answer(ScoreRequest(), ScoreRequest())
 
 
 def test_steps_copy_no_caches(blt_d: OnnxRuntimeBackend) -> None:
@@ -83,7 +83,7 @@ def test_steps_copy_no_caches(blt_d: OnnxRuntimeBackend) -> None:
     for step in range(120):
         for each in twins:
             each.append([4 + step])
-        answer_together(batch, [(each, (Score(), Score())) for each in twins])
+        answer_together(batch, [(each, (ScoreRequest(), ScoreRequest())) for each in twins])
         if step == 0:
             joined = batch.copied["join"]
             assert joined > 0
@@ -106,7 +106,7 @@ def test_calls_are_shared(blt_d: OnnxRuntimeBackend) -> None:
     batch, twins = blt_d.new_batch(4), scored(blt_d, 4, 30)
     for each in twins:
         each.append([9])
-    calls = [next(each.shared.calls(Score())) for each in twins]
+    calls = [next(each.shared.calls(ScoreRequest())) for each in twins]
     sequences = [each.shared.sequence for each in twins]
     answers = batch.run(list(zip(sequences, calls, strict=True)))
     assert isinstance(calls[0], PatcherCall)
@@ -114,7 +114,8 @@ def test_calls_are_shared(blt_d: OnnxRuntimeBackend) -> None:
     spec, lanes = blt_d.graphs["patcher"].spec, batch.lanes["patcher"]
     assert sum(answer.moved_bytes for answer in answers) == spec.weight_bytes + 4 * 64 * lanes.slot_bytes
     drafts = [
-        next(each.shared.calls(Draft(most, None, "closed"))) for each, most in zip(twins, (1, 3, 3, 2), strict=True)
+        next(each.shared.calls(DraftRequest(most, None, "closed")))
+        for each, most in zip(twins, (1, 3, 3, 2), strict=True)
     ]
     shares = [answer.calls for answer in batch.run(list(zip(sequences, drafts, strict=True)))]
     assert sum(shares) == pytest.approx(3), "three steps, each of one call"
@@ -127,7 +128,7 @@ def test_failure_is_forgotten_with_the_sequences_that_had_it(
     batch, twins = blt_d.new_batch(3), scored(blt_d, 3, 30)
     for each in twins:
         each.append([9])
-    answer_together(batch, [(each, (Score(), Score())) for each in twins])
+    answer_together(batch, [(each, (ScoreRequest(), ScoreRequest())) for each in twins])
     for lanes in batch.lanes.values():
         if lanes.class_of[1] >= 0:
             for memory in lanes.buffers(lanes.class_of[1]).values():
@@ -136,20 +137,20 @@ def test_failure_is_forgotten_with_the_sequences_that_had_it(
     after = [*twins[::2], *scored(blt_d, 1, 50)]
     for each in after:
         each.append([9, 10])
-    answer_together(batch, [(each, (Score(), Score())) for each in after])
+    answer_together(batch, [(each, (ScoreRequest(), ScoreRequest())) for each in after])
 
     def fail(*_: Any) -> None:
         raise GraphError("entropy.onnx: failed")
 
     for each in after:
         each.append([9])
-    calls = [(each.shared.sequence, next(each.shared.calls(Score()))) for each in after[:2]]
+    calls = [(each.shared.sequence, next(each.shared.calls(ScoreRequest()))) for each in after[:2]]
     monkeypatch.setattr(blt_d.graphs["patcher"], "run", fail)
     with pytest.raises(GraphError):
         batch.run(calls)
     monkeypatch.undo()
     assert [each.shared.sequence.batch for each in after] == [None, None, batch]  # type: ignore[attr-defined]
-    answer_together(batch, [(after[2], (Score(), Score()))])
+    answer_together(batch, [(after[2], (ScoreRequest(), ScoreRequest()))])
 
 
 def test_two_threads_use_a_batch_each(blt_d: OnnxRuntimeBackend) -> None:
@@ -213,7 +214,7 @@ def test_drafts_count_calls_of_encoder_and_decoder_once(encoding_backend: OnnxRu
     for each in twins:
         each.append([9])
         each.shared.stats.graph_calls.clear()
-    answer_together(batch, [(each, (Draft(3, None, "closed"),) * 2) for each in twins])
+    answer_together(batch, [(each, (DraftRequest(3, None, "closed"),) * 2) for each in twins])
     for each in twins:
         assert each.shared.stats.graph_calls == {"encoder": pytest.approx(1.5), "decoder": pytest.approx(1.5)}
 
@@ -223,16 +224,16 @@ def test_states_of_a_failed_draft_are_forgotten(encoding_backend: OnnxRuntimeBac
     batch, twins = encoding_backend.new_batch(3), scored(encoding_backend, 3, 30)
     for each in twins:
         each.append([9])
-    answer_together(batch, [(each, (Score(), Score())) for each in twins])
+    answer_together(batch, [(each, (ScoreRequest(), ScoreRequest())) for each in twins])
     for each in twins:
         each.append([9])
     parts = batch._parts
     assert parts is not None
     parts._draft._states.fill(np.nan)
-    answer_together(batch, [(each, (Draft(3, None, "closed"),) * 2) for each in twins[::2]])
+    answer_together(batch, [(each, (DraftRequest(3, None, "closed"),) * 2) for each in twins[::2]])
     twins[1].rewind(twins[1].shared.length - 2)
     twins[1].append([9])
-    answer_together(batch, [(each, (Score(), Score())) for each in twins])
+    answer_together(batch, [(each, (ScoreRequest(), ScoreRequest())) for each in twins])
 
 
 def test_batch_is_closed_while_another_thread_makes_one(
@@ -281,7 +282,7 @@ def test_rows_are_equal_when_texts_are_much_longer_than_the_windows(blt_d: OnnxR
     for _ in range(40):
         for each in twins:
             each.append(random.integers(4, 260, 9).tolist())
-        answer_together(batch, [(each, (Score(), Score())) for each in twins])
+        answer_together(batch, [(each, (ScoreRequest(), ScoreRequest())) for each in twins])
         for each in twins:
             each.rewind(each.shared.length - 2)
     batch.close()
@@ -330,7 +331,7 @@ def test_drafts_move_no_caches_after_their_first_byte(encoding_backend: OnnxRunt
     for part in lanes.values():
         while part.class_of[0] < 0 or part.classes.slots[part.class_of[0]] - part.end[0] + part.base[0] > 3:
             twins.append([9])
-            answer_together(batch, [(twins, (Score(), Score()))])
+            answer_together(batch, [(twins, (ScoreRequest(), ScoreRequest()))])
         copied = []
 
         def pick(row: DecoderRows, copied: list[Any] = copied) -> tuple[int, bool]:
@@ -338,7 +339,9 @@ def test_drafts_move_no_caches_after_their_first_byte(encoding_backend: OnnxRunt
             return 9, True
 
         twins.append([9])
-        answer_together(batch, [(twins, (Draft(6, pick, "closed"), Draft(6, lambda row: (9, True), "closed")))])
+        answer_together(
+            batch, [(twins, (DraftRequest(6, pick, "closed"), DraftRequest(6, lambda row: (9, True), "closed")))]
+        )
         assert len(copied) == 6
         assert all(each == copied[0] for each in copied)
 
@@ -348,7 +351,7 @@ def test_draft_of_no_bytes_is_empty(blt_d: OnnxRuntimeBackend) -> None:
     calls = []
     for most, each in zip((0, 2), twins, strict=True):
         each.append([9])
-        call = next(each.shared.calls(Draft(2, None, "closed")))
+        call = next(each.shared.calls(DraftRequest(2, None, "closed")))
         assert isinstance(call, DraftCall)
         calls.append((each.shared.sequence, call._replace(most=most)))
     none, two = batch.run(calls)

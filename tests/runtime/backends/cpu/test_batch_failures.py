@@ -23,7 +23,7 @@ from fastblt.runtime.backends.cpu.draft_batch import DraftBatch
 from fastblt.runtime.backends.cpu.lanes import Lanes
 from fastblt.runtime.backends.graph_error import GraphError
 from fastblt.runtime.backends.protocol import CapacityError, DecoderRows, Pick
-from fastblt.runtime.sequence.requests import Draft, Score
+from fastblt.runtime.sequence.requests import DraftRequest, ScoreRequest
 from fastblt.runtime.sequence.sampling import Sampler, SamplingError
 
 
@@ -36,13 +36,13 @@ def step(batch: OnnxRuntimeBatch, *twins: Twins) -> None:
     """Let twins score another byte in the batch."""
     for each in twins:
         each.append([9])
-    answer_together(batch, [(each, (Score(), Score())) for each in twins])
+    answer_together(batch, [(each, (ScoreRequest(), ScoreRequest())) for each in twins])
 
 
 def next_call(twins: Twins) -> PartCall:
     """Return the first call that scores another byte."""
     twins.shared.append([9])
-    return next(twins.shared.calls(Score()))
+    return next(twins.shared.calls(ScoreRequest()))
 
 
 def end(*twins: Twins) -> None:
@@ -133,7 +133,7 @@ def test_memory_that_ends_lets_texts_go_on_alone(blt_d: OnnxRuntimeBackend, monk
     for each in twins:
         assert getattr(each.shared.sequence, "batch", batch) is None
         each.alone.append([9])
-        each.answer(Score(), Score())
+        each.answer(ScoreRequest(), ScoreRequest())
         each.compare_states()
 
 
@@ -153,7 +153,7 @@ def test_memory_that_ends_in_a_draft_ends_it(blt_d: OnnxRuntimeBackend, monkeypa
     calls = []
     for most, each in zip((2, 40), twins, strict=True):
         each.append([9])
-        calls.append((each.shared.sequence, next(each.shared.calls(Draft(most, None, "closed")))))
+        calls.append((each.shared.sequence, next(each.shared.calls(DraftRequest(most, None, "closed")))))
     with pytest.raises(GraphError, match=r"decoder: failed while it ran \(lanes: found no memory"):
         batch.run(calls)
 
@@ -182,9 +182,9 @@ def test_row_that_is_no_number_ends_one_draft_only(
     calls, expected = [], []
     for seed, each in enumerate(twins):
         each.append([9])
-        calls.append(next(each.shared.calls(Draft(5, pick(seed), "closed"))))
+        calls.append(next(each.shared.calls(DraftRequest(5, pick(seed), "closed"))))
         if seed != 1:
-            expected.append(each.alone.answer(Draft(5, pick(seed), "closed")))
+            expected.append(each.alone.answer(DraftRequest(5, pick(seed), "closed")))
     answers = batch.run([(each.shared.sequence, call) for each, call in zip(twins, calls, strict=True)])
     taken = [twins[index].shared.parts.take(calls[index], answers[index]) for index in (0, 2)]
     for each, drafted, other in zip(twins[::2], taken, expected, strict=True):
@@ -206,9 +206,11 @@ def test_token_that_does_not_exist_ends_one_draft_only(tiny_encoder_checkpoint: 
     calls = []
     for each, pick in zip(twins, picks, strict=True):
         each.append([9])
-        calls.append(next(each.shared.calls(Draft(4, pick, "closed"))))
+        calls.append(next(each.shared.calls(DraftRequest(4, pick, "closed"))))
     answers = batch.run([(each.shared.sequence, call) for each, call in zip(twins, calls, strict=True)])
     with pytest.raises(GraphError, match="it found token 260, expected 0 to 259"):
         twins[0].shared.parts.take(calls[0], answers[0])
     drafted = twins[1].shared.parts.take(calls[1], answers[1])
-    twins[1].compare((drafted.tokens, drafted.probabilities), tuple(twins[1].alone.answer(Draft(4, None, "closed"))))
+    twins[1].compare(
+        (drafted.tokens, drafted.probabilities), tuple(twins[1].alone.answer(DraftRequest(4, None, "closed")))
+    )

@@ -14,7 +14,7 @@ from fastblt.calibration.request import CalibrationRequest
 from fastblt.runtime.backends.cpu.backend import OnnxRuntimeBackend
 from fastblt.runtime.backends.cpu.sequence import QUANTIZED_ROWS
 from fastblt.runtime.measure.scoring.windows import Text, cut_windows
-from fastblt.runtime.sequence.requests import Draft, Score
+from fastblt.runtime.sequence.requests import DraftRequest, ScoreRequest
 
 
 @pytest.fixture(scope="module", params=["w8", "w4"])
@@ -55,7 +55,7 @@ def test_drafts_end_in_the_last_slot_of_a_lane(backend: OnnxRuntimeBackend, most
     twins = [Twins(backend) for _ in range(2)]
     for each in twins:
         each.append(range(4, 4 + slots - most))  # with BOS, the last row of the draft has the last slot
-        each.answer(Score(most=slots - most), Score(most=slots - most))
+        each.answer(ScoreRequest(most=slots - most), ScoreRequest(most=slots - most))
     assert QUANTIZED_ROWS == 2
-    answer_together(batch, [(each, (Draft(most, None, "closed"), Draft(most, None, "closed"))) for each in twins])
+    answer_together(batch, [(each, (DraftRequest(most, None, "closed"),) * 2) for each in twins])
     batch.close()
