@@ -1,5 +1,7 @@
 """Defines calls of a model's parts as data, and what runs those of several sequences together.
 
+Each call says which part it runs, and makes itself by the method of a sequence that answers it.
+
 A sequence runs alone through `fastblt.runtime.backends.protocol.BackendSequence`. Where a backend can batch, a `Batch`
 takes the calls of many sequences that ask for the same part, runs the graph once for all whose shapes allow it, and
 hands every sequence its own rows: weights are read once instead of once a sequence.
@@ -10,7 +12,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
-from fastblt.runtime.backends.protocol import BackendSequence, Ids, Pick
+from fastblt.models.config import BltConfig
+from fastblt.runtime.backends.protocol import BackendSequence, DecoderRows, Drafted, Floats, Ids, Pick, decoder_of
 
 #: Most rows of a sequence in a call of several; more of them, a piece of a prompt, are worth a read of the weights.
 SHARED_ROWS = 32
@@ -23,6 +26,18 @@ class PatcherCall(NamedTuple):
     ids: Ids
     visible_from: Ids | None
 
+    def part(self, config: BltConfig) -> str:
+        """Return the part that it runs."""
+        return "patcher"
+
+    def rows(self, config: BltConfig) -> int:
+        """Return its rows."""
+        return len(self.ids)
+
+    def run(self, sequence: BackendSequence) -> Floats:
+        """Make the call by a sequence."""
+        return sequence.run_patcher(*self)
+
 
 class EncoderCall(NamedTuple):
     """Holds the arguments of `BackendSequence.run_encoder`."""
@@ -33,6 +48,18 @@ class EncoderCall(NamedTuple):
     ends: Ids
     visible_from: Ids | None
 
+    def part(self, config: BltConfig) -> str:
+        """Return the part that it runs."""
+        return "encoder"
+
+    def rows(self, config: BltConfig) -> int:
+        """Return its rows; the first ids are those that hash n-grams reach back to."""
+        return len(self.ids) - (config.hash.context - 1)
+
+    def run(self, sequence: BackendSequence) -> None:
+        """Make the call by a sequence."""
+        sequence.run_encoder(*self)
+
 
 class GlobalCall(NamedTuple):
     """Holds the arguments of `BackendSequence.run_global`."""
@@ -40,6 +67,18 @@ class GlobalCall(NamedTuple):
     first_patch: int
     patches: int
     visible_from: Ids | None
+
+    def part(self, config: BltConfig) -> str:
+        """Return the part that it runs."""
+        return "global"
+
+    def rows(self, config: BltConfig) -> int:
+        """Return its rows, one per patch."""
+        return self.patches
+
+    def run(self, sequence: BackendSequence) -> None:
+        """Make the call by a sequence."""
+        sequence.run_global(*self)
 
 
 class DecoderCall(NamedTuple):
@@ -51,6 +90,18 @@ class DecoderCall(NamedTuple):
     block: int
     visible_from: Ids | None
 
+    def part(self, config: BltConfig) -> str:
+        """Return the part that it runs."""
+        return decoder_of(config, self.block)
+
+    def rows(self, config: BltConfig) -> int:
+        """Return its rows, those of the block included."""
+        return len(self.ids)
+
+    def run(self, sequence: BackendSequence) -> DecoderRows:
+        """Make the call by a sequence."""
+        return sequence.run_decoder(*self)
+
 
 class DraftCall(NamedTuple):
     """Holds the arguments of `BackendSequence.draft`."""
@@ -61,6 +112,18 @@ class DraftCall(NamedTuple):
     most: int
     pick: Pick | None
     visible_from: int
+
+    def part(self, config: BltConfig) -> str:
+        """Return the part that it runs; the encoder runs too where the decoder reads byte states."""
+        return "decoder"
+
+    def rows(self, config: BltConfig) -> int:
+        """Return the rows of each of its steps."""
+        return 1
+
+    def run(self, sequence: BackendSequence) -> Drafted:
+        """Make the call by a sequence."""
+        return sequence.draft(*self)
 
 
 PartCall: TypeAlias = PatcherCall | EncoderCall | GlobalCall | DecoderCall | DraftCall

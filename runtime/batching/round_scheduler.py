@@ -223,4 +223,4 @@ def _call_of(each: GrowingStream) -> PartCall:
 def _rank(each: GrowingStream) -> tuple[int, str]:
     """Return where a call stands among others; those that are equal can share one call."""
     call = _call_of(each)
-    return _RANK[type(call)], each.session.parts.part_of(call)
+    return _RANK[type(call)], call.part(each.session.config)

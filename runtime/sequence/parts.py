@@ -9,17 +9,9 @@ from typing import Any, TypeAlias, TypeVar, cast
 
 from fastblt.models.config import BltConfig
 from fastblt.models.tokens import VOCAB_SIZE
-from fastblt.runtime.backends.batching import (
-    Answer,
-    DecoderCall,
-    DraftCall,
-    EncoderCall,
-    GlobalCall,
-    PartCall,
-    PatcherCall,
-)
+from fastblt.runtime.backends.batching import Answer, DecoderCall, DraftCall, PartCall
 from fastblt.runtime.backends.graph_error import graph_error
-from fastblt.runtime.backends.protocol import BackendSequence, Drafted, Ids, decoder_of
+from fastblt.runtime.backends.protocol import BackendSequence, Drafted, Ids
 from fastblt.runtime.sequence.stats import RunStats
 
 T = TypeVar("T")
@@ -49,7 +41,6 @@ class CountedParts:
         self.damaged = False
         """Whether a call has failed, and may have left anything in the caches, even NaN."""
         self._config = config
-        self._history = config.hash.context - 1
 
     def run(self, calls: Calls[T]) -> T:
         """Make the calls that a generator asks for, one after the other."""
@@ -64,32 +55,18 @@ class CountedParts:
         """Make a call, and return what the method of `BackendSequence` returns."""
         if self.failed:
             self.check_usable()
-        sequence = self.sequence
-        result: Any = None
         began = perf_counter()
         try:
-            if isinstance(call, DecoderCall):
-                part, rows = self.part_of(call), len(call.ids)
-                result = sequence.run_decoder(*call)
-                check_rows(result.best, result.probability)
-            elif isinstance(call, PatcherCall):
-                part, rows = "patcher", len(call.ids)
-                result = sequence.run_patcher(*call)
-            elif isinstance(call, EncoderCall):
-                part, rows = "encoder", len(call.ids) - self._history
-                sequence.run_encoder(*call)
-            elif isinstance(call, GlobalCall):
-                part, rows = "global", call.patches
-                sequence.run_global(*call)
-            else:
-                drafted = sequence.draft(*call)
-                check_rows(drafted.tokens, drafted.probabilities)
-                self._book_draft(call, drafted, perf_counter() - began)
-                return drafted
+            result = call.run(self.sequence)
+            check_result(call, result)
         except BaseException:
             self.spoil()
             raise
-        self._book(part, call[0], rows, perf_counter() - began)
+        seconds = perf_counter() - began
+        if isinstance(call, DraftCall):
+            self._book_draft(call, cast("Drafted", result), seconds)
+        else:
+            self._book(call.part(self._config), call[0], call.rows(self._config), seconds)
         return result
 
     def take(self, call: PartCall, answer: Answer) -> Any:
@@ -97,10 +74,7 @@ class CountedParts:
         try:
             if answer.error is not None:
                 raise answer.error
-            if isinstance(call, DecoderCall):
-                check_rows(answer.result.best, answer.result.probability)
-            elif isinstance(call, DraftCall):
-                check_rows(answer.result.tokens, answer.result.probabilities)
+            check_result(call, answer.result)
         except BaseException:
             self.spoil()
             raise
@@ -115,12 +89,6 @@ class CountedParts:
         """Raise ValueError where no call may be made."""
         if self.failed:
             raise ValueError("session: found one that is closed, or in which a call has failed, expected a new session")
-
-    def part_of(self, call: PartCall) -> str:
-        """Return the part that a call runs."""
-        if isinstance(call, DecoderCall):
-            return decoder_of(self._config, call.block)
-        return _PARTS[type(call)]
 
     def _book(self, part: str, position: int, rows: int, seconds: float, calls: int = 1) -> None:
         """Book calls of ``rows`` rows that the sequence has made alone, and the seconds that all of them took."""
@@ -139,7 +107,7 @@ class CountedParts:
 
     def _book_share(self, call: PartCall, answer: Answer) -> None:
         """Book a sequence's share of a call that served several."""
-        part, seconds, calls, graph_calls = self.part_of(call), answer.seconds, 1, answer.calls
+        part, seconds, calls, graph_calls = call.part(self._config), answer.seconds, 1, answer.calls
         if isinstance(call, DraftCall):
             drafted: Drafted = answer.result
             calls, seconds = len(drafted.tokens), seconds - drafted.encoder_seconds
@@ -156,13 +124,12 @@ class CountedParts:
         stats.graph_calls[part] += graph_calls
 
 
-_PARTS: dict[type, str] = {
-    PatcherCall: "patcher",
-    EncoderCall: "encoder",
-    GlobalCall: "global",
-    DecoderCall: "decoder",
-    DraftCall: "decoder",
-}
+def check_result(call: PartCall, result: Any) -> None:
+    """Raise `GraphError` where a call has returned tokens that do not exist, or probabilities that are no numbers."""
+    if isinstance(call, DecoderCall):
+        check_rows(result.best, result.probability)
+    elif isinstance(call, DraftCall):
+        check_rows(result.tokens, result.probabilities)
 
 
 def check_rows(tokens: Ids, probabilities: Any) -> None:

@@ -17,7 +17,7 @@ from fastblt.runtime.backends.batching import (
     PartCall,
     PatcherCall,
 )
-from fastblt.runtime.backends.protocol import Backend, DecoderRows, Pick, decoder_of
+from fastblt.runtime.backends.protocol import Backend, DecoderRows, Pick
 from fastblt.runtime.sequence.parts import Calls
 from fastblt.runtime.sequence.requests import DenoiseRequest, DraftRequest, Request, ScoreRequest
 from fastblt.runtime.sequence.session import Session
@@ -116,8 +116,7 @@ def _next(calls: Calls[Any], result: Any) -> PartCall | None:
 
 
 def _rank(twins: Twins, call: PartCall) -> tuple[int, str]:
-    part = decoder_of(twins.shared.config, call.block) if isinstance(call, DecoderCall) else ""
-    return _ORDER.index(type(call)), part
+    return _ORDER.index(type(call)), call.part(twins.shared.config)
 
 
 def pick_at_random(seed: int) -> Pick:

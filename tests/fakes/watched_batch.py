@@ -8,12 +8,7 @@ from typing import Any
 
 from fastblt.runtime.backends.batching import (
     Answer,
-    DecoderCall,
-    DraftCall,
-    EncoderCall,
-    GlobalCall,
     PartCall,
-    PatcherCall,
 )
 from fastblt.runtime.backends.protocol import Backend, BackendSequence
 
@@ -40,15 +35,8 @@ class WatchedBatch:
         return [self._answer(sequence, call, len(calls)) for sequence, call in calls]
 
     def _answer(self, sequence: BackendSequence, call: PartCall, served: int) -> Answer:
-        method: Any = {
-            PatcherCall: sequence.run_patcher,
-            EncoderCall: sequence.run_encoder,
-            GlobalCall: sequence.run_global,
-            DecoderCall: sequence.run_decoder,
-            DraftCall: sequence.draft,
-        }[type(call)]
         began = perf_counter()
-        return Answer(method(*call), perf_counter() - began, 1000 / served, 1 / served)
+        return Answer(call.run(sequence), perf_counter() - began, 1000 / served, 1 / served)
 
     def leave(self, sequence: BackendSequence) -> None:
         self.members.discard(id(sequence))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fastblt.runtime.backends.batching import (
     SHARED_ROWS,
@@ -17,9 +17,7 @@ from fastblt.runtime.backends.batching import (
     DecoderCall,
     DraftCall,
     EncoderCall,
-    GlobalCall,
     PartCall,
-    PatcherCall,
 )
 from fastblt.runtime.backends.cpu.batch_parts import BatchParts
 from fastblt.runtime.backends.cpu.encoder_batch import POOL_SLOTS
@@ -28,12 +26,10 @@ from fastblt.runtime.backends.cpu.latent_store import LATENTS
 from fastblt.runtime.backends.cpu.part_batch import Seated
 from fastblt.runtime.backends.cpu.seats import Seats
 from fastblt.runtime.backends.cpu.sequence import OnnxRuntimeSequence
-from fastblt.runtime.backends.protocol import BackendSequence, CapacityError, decoder_of
+from fastblt.runtime.backends.protocol import BackendSequence, CapacityError
 
 if TYPE_CHECKING:
     from fastblt.runtime.backends.cpu.backend import OnnxRuntimeBackend
-
-_KINDS: dict[type, str] = {PatcherCall: "patcher", EncoderCall: "encoder", GlobalCall: "global", DraftCall: "drafts"}
 
 
 class OnnxRuntimeBatch:
@@ -48,7 +44,6 @@ class OnnxRuntimeBatch:
         self.size = size
         self._backend = backend
         self._config = backend.config
-        self._history = backend.config.hash.context - 1
         self._seats = Seats(size)
         self._parts: BatchParts | None = BatchParts(backend, size)
 
@@ -113,11 +108,11 @@ class OnnxRuntimeBatch:
 
     def drop(self, sequence: OnnxRuntimeSequence) -> None:
         """Let go of a sequence that ends or has failed; what it has computed here is lost."""
+        seat = self._seats.of(sequence)  # a call of its own that was interrupted may have left it no batch, but a seat
+        if seat >= 0:
+            self._open().drop(seat)
+            self._seats.free(seat)
         if sequence.batch is self:
-            seat = self._seats.of(sequence)
-            if seat >= 0:
-                self._open().drop(seat)
-                self._seats.free(seat)
             sequence.batch = None
 
     def close(self) -> None:
@@ -141,7 +136,7 @@ class OnnxRuntimeBatch:
             raise ValueError(f"batch: found {len(calls)} calls, expected 1 to {self.size}")
         if len({id(sequence) for sequence, _ in calls}) < len(calls):
             raise ValueError("batch: found several calls of one sequence, expected one of each")
-        kinds = {self._kind(call) for _, call in calls}
+        kinds = {"drafts" if isinstance(call, DraftCall) else call.part(self._config) for _, call in calls}
         if len(kinds) > 1:
             raise ValueError(f"batch: found calls of {' and '.join(sorted(kinds))}, expected one kind")
         found = []
@@ -155,10 +150,6 @@ class OnnxRuntimeBatch:
             if sequence.batch is not self:
                 sequence.leave_batch()
         return found
-
-    def _kind(self, call: PartCall) -> str:
-        """Return the kind of a call, as messages name it."""
-        return decoder_of(self._config, call.block) if isinstance(call, DecoderCall) else _KINDS[type(call)]
 
     def _seat(self, sequences: Sequence[OnnxRuntimeSequence]) -> list[int]:
         """Return the seats of sequences; who has none gets one, and seats become dense."""
@@ -189,36 +180,20 @@ class OnnxRuntimeBatch:
 
     def _alone(self, parts: BatchParts, sequence: OnnxRuntimeSequence, call: PartCall) -> Answer:
         """Let a sequence make a call by itself, over its own caches; those of other stacks stay in the batch."""
-        began, part = perf_counter(), self._kind(call)
+        began, part = perf_counter(), call.part(self._config)
         [seat] = self._seats.use([sequence])
         if seat >= 0:
             parts.leave_part(part, seat, sequence)
-        result: Any = None
-        if isinstance(call, PatcherCall):
-            rows = len(call.ids)
-            result = sequence.call_patcher(*call)
-        elif isinstance(call, EncoderCall):
-            rows = len(call.ids) - self._history
-            sequence.call_encoder(*call)
-        elif isinstance(call, GlobalCall):
-            rows = call.patches
-            sequence.call_global(*call)
-        else:
-            assert isinstance(call, DecoderCall), "drafts are never long"
-            rows = len(call.ids)
-            result = sequence.call_decoder(*call)
-        return Answer(result, perf_counter() - began, sequence.moved_bytes(part, call[0], rows), 1.0)
+        result = sequence.run_in_place(call)
+        moved = sequence.moved_bytes(part, call[0], call.rows(self._config))
+        return Answer(result, perf_counter() - began, moved, 1.0)
 
     def _is_long(self, call: PartCall) -> bool:
         """Return whether a call has too many rows to share it with others."""
-        if isinstance(call, DraftCall):
-            return False
-        if isinstance(call, GlobalCall):
-            return call.patches > SHARED_ROWS
+        rows = call.rows(self._config)
         if isinstance(call, EncoderCall):
-            rows = len(call.ids) - self._history
             slots = call.position + rows - int(call.starts[0])
             return rows > SHARED_ROWS or len(call.starts) > SHARED_ROWS or slots > POOL_SLOTS
         if isinstance(call, DecoderCall) and int(call.latents[-1]) - int(call.latents[0]) >= LATENTS:
             return True
-        return len(call.ids) > SHARED_ROWS
+        return rows > SHARED_ROWS

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastblt.models.config import BltConfig
+from fastblt.runtime.backends.batching import PartCall
 from fastblt.runtime.backends.cpu.bound_graph import Binding, BoundGraph
 from fastblt.runtime.backends.cpu.buffers import POOL_STEP, Buffer, CallBuffers, capacity_of
 from fastblt.runtime.backends.cpu.encoder_pieces import EncoderPiece, by_patch
@@ -28,9 +29,6 @@ QUANTIZED_ROWS = 2
 
 class OnnxRuntimeSequence:
     """Implements `fastblt.runtime.backends.protocol.BackendSequence`.
-
-    For each ``run_...`` there is a ``call_...`` that does not leave a batch: whoever calls it has taken back what the
-    caches of the part lack.
 
     Args:
         backend: whose sessions it runs.
@@ -65,14 +63,18 @@ class OnnxRuntimeSequence:
         if self.batch is not None:
             self.batch.leave(self)
 
+    def run_in_place(self, call: PartCall) -> Any:
+        """Make a call without leaving the batch, which has written back what the caches of the part lack."""
+        batch, self.batch = self.batch, None
+        try:
+            return call.run(self)
+        finally:
+            self.batch = batch
+
     def run_patcher(self, position: int, ids: Ids, visible_from: Ids | None = None) -> Floats:
         """Implement `BackendSequence.run_patcher`; the result is a view that the next call overwrites."""
         if self.batch is not None:
             self.leave_batch()
-        return self.call_patcher(position, ids, visible_from)
-
-    def call_patcher(self, position: int, ids: Ids, visible_from: Ids | None = None) -> Floats:
-        """Run the patcher."""
         rows, graph = max(len(ids), self._least_rows["patcher"]), self.graphs["patcher"]
         binding = graph.prepare(position, rows, (), visible_from=visible_from)
         if binding.fresh:
@@ -90,12 +92,6 @@ class OnnxRuntimeSequence:
         """Implement `BackendSequence.run_encoder`; ``visible_from`` may be one position for all rows."""
         if self.batch is not None:
             self.leave_batch()
-        self.call_encoder(position, ids, starts, ends, visible_from)
-
-    def call_encoder(
-        self, position: int, ids: Ids, starts: Ids, ends: Ids, visible_from: int | Ids | None = None
-    ) -> None:
-        """Run the encoder."""
         if self._least_rows["encoder"] == 1 or len(starts) == 1:
             self._encode(position, ids, starts, ends, visible_from)
             return
@@ -157,10 +153,6 @@ class OnnxRuntimeSequence:
         """Implement `BackendSequence.run_global`."""
         if self.batch is not None:
             self.leave_batch()
-        self.call_global(first_patch, count, visible_from)
-
-    def call_global(self, first_patch: int, count: int, visible_from: Ids | None = None) -> None:
-        """Run the global transformer."""
         graph, config = self._global, self.config
         count = max(count, self._least_rows["global"])
         binding = graph.prepare(first_patch, count, (), visible_from=visible_from)
@@ -177,12 +169,6 @@ class OnnxRuntimeSequence:
         """Implement `BackendSequence.run_decoder`; the result is views that the next call overwrites."""
         if self.batch is not None:
             self.leave_batch()
-        return self.call_decoder(position, ids, latents, block, visible_from)
-
-    def call_decoder(
-        self, position: int, ids: Ids, latents: Ids, block: int = 0, visible_from: Ids | None = None
-    ) -> DecoderRows:
-        """Run the decoder, or the draft decoder."""
         part = decoder_of(self.config, block)
         rows, first = max(len(ids), self._least_rows[part]), int(latents[0])
         graph = self.graphs[part]
@@ -248,7 +234,7 @@ class OnnxRuntimeSequence:
             if self._reads_states:
                 began = perf_counter()
                 at = np.array([position + step], dtype=np.int64)
-                self.call_encoder(position + step, context, at, at + 1, seen)
+                self.run_encoder(position + step, context, at, at + 1, seen)
                 context[:-1] = context[1:]
                 encoder_seconds += perf_counter() - began
             binding = self._decoder_binding(self._decoder, position + step, rows, latent, 1, visible_from=seen)

@@ -7,7 +7,7 @@ sequences of a batch are spread over more places than they need, after some have
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -16,7 +16,6 @@ import numpy as np
 
 from fastblt.runtime.backends.batching import (
     Answer,
-    DecoderCall,
     DraftCall,
     EncoderCall,
     GlobalCall,
@@ -30,7 +29,7 @@ from fastblt.runtime.backends.gpu.cuda import CudaError
 from fastblt.runtime.backends.gpu.places import Exchange
 from fastblt.runtime.backends.gpu.sequence import DeviceSequence
 from fastblt.runtime.backends.graph_error import GraphError
-from fastblt.runtime.backends.protocol import BackendSequence, CapacityError, DecoderRows, Drafted, decoder_of
+from fastblt.runtime.backends.protocol import BackendSequence, CapacityError, DecoderRows, Drafted
 
 if TYPE_CHECKING:
     from fastblt.runtime.backends.gpu.backend import DeviceBackend
@@ -199,30 +198,12 @@ class DeviceBatch:
 
     def _rows(self, call: PartCall) -> int:
         """Return the rows of a call, padding included."""
-        rows = 1
-        if isinstance(call, GlobalCall):
-            rows = call.patches
-        elif not isinstance(call, DraftCall):
-            rows = len(call.ids) - (self._history if isinstance(call, EncoderCall) else 0)
-        return self.graphs["decoder"].padded(rows)
-
-    def _part(self, call: PartCall) -> str:
-        """Return the part that a call runs."""
-        if isinstance(call, DecoderCall):
-            return decoder_of(self._backend.config, call.block)
-        return {PatcherCall: "patcher", EncoderCall: "encoder", GlobalCall: "global", DraftCall: "decoder"}[type(call)]
+        return self.graphs["decoder"].padded(call.rows(self._backend.config))
 
     def _alone(self, sequence: DeviceSequence, call: PartCall) -> Answer:
         """Make a call of one sequence, as it makes it without a batch."""
         began = perf_counter()
-        methods: dict[type, Callable[..., Any]] = {
-            PatcherCall: sequence.run_patcher,
-            EncoderCall: sequence.run_encoder,
-            GlobalCall: sequence.run_global,
-            DecoderCall: sequence.run_decoder,
-            DraftCall: sequence.draft,
-        }
-        result = methods[type(call)](*call)
+        result = call.run(sequence)
         return self._answer(sequence, call, result, perf_counter() - began, 1)
 
     def _group(self, calls: Calls[PartCall]) -> list[Answer]:
@@ -234,7 +215,7 @@ class DeviceBatch:
 
     def _together(self, calls: Calls[PartCall]) -> list[Answer]:
         """Run calls of one kind that share calls of the graph."""
-        part, began = self._part(calls[0][1]), perf_counter()
+        part, began = calls[0][1].part(self._backend.config), perf_counter()
         by_place: dict[int, Any] = {sequence.slot.place: call for sequence, call in calls}
         try:
             results = self._run(part, by_place)
@@ -265,7 +246,7 @@ class DeviceBatch:
         return dict(self._decoders[part].run(calls))
 
     def _answer(self, sequence: DeviceSequence, call: PartCall, result: Any, seconds: float, together: int) -> Answer:
-        part, steps = self._part(call), 1
+        part, steps = call.part(self._backend.config), 1
         parts = [part]
         if isinstance(call, DraftCall):
             drafted: Drafted = result

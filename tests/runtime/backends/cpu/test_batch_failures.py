@@ -12,7 +12,7 @@ from fakes.batch_twins import Twins, answer_together, scored
 from fakes.interrupts import Interrupts
 from fakes.onnx_backends import OpenBackend, open_onnx
 
-from fastblt.runtime.backends.batching import PartCall
+from fastblt.runtime.backends.batching import SHARED_ROWS, PartCall
 from fastblt.runtime.backends.cpu import batch as batch_module
 from fastblt.runtime.backends.cpu import batch_parts, lanes, seats
 from fastblt.runtime.backends.cpu.backend import OnnxRuntimeBackend
@@ -21,6 +21,7 @@ from fastblt.runtime.backends.cpu.batched_graph import GroupCall
 from fastblt.runtime.backends.cpu.bound_graph import Binding
 from fastblt.runtime.backends.cpu.draft_batch import DraftBatch
 from fastblt.runtime.backends.cpu.lanes import Lanes
+from fastblt.runtime.backends.cpu.sequence import OnnxRuntimeSequence
 from fastblt.runtime.backends.graph_error import GraphError
 from fastblt.runtime.backends.protocol import CapacityError, DecoderRows, Pick
 from fastblt.runtime.sequence.requests import DraftRequest, ScoreRequest
@@ -112,6 +113,27 @@ def test_interrupt_while_caches_are_bound_leaves_no_call_over_two_ranges_of_lane
         step(batch, first)
         step(batch, second)
     first.compare_states()
+
+
+def test_a_long_call_that_is_interrupted_leaves_no_seat(
+    blt_d: OnnxRuntimeBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even where the interrupt comes before the sequence is in the batch again."""
+    batch, twins = blt_d.new_batch(2), scored(blt_d, 2, 30)
+    step(batch, *twins)
+
+    def interrupted(sequence: OnnxRuntimeSequence, call: PartCall) -> None:
+        sequence.batch = None
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(OnnxRuntimeSequence, "run_in_place", interrupted)
+    twins[0].shared.append(range(4, 4 + SHARED_ROWS + 1))
+    call = next(twins[0].shared.calls(ScoreRequest()))
+    with pytest.raises(KeyboardInterrupt):
+        batch.run([(twins[0].shared.sequence, call)])
+    assert batch._seats.sequences == [None, twins[1].shared.sequence]
+    step(batch, twins[1])
+    batch.close()
 
 
 def test_memory_that_ends_lets_texts_go_on_alone(blt_d: OnnxRuntimeBackend, monkeypatch: pytest.MonkeyPatch) -> None:
