@@ -19,8 +19,9 @@ class LaneClasses:
     Args:
         window: of the stack; None: rows see all positions.
         capacity: positions of the longest sequence.
-        exact: lanes begin where the view of a sequence that runs alone does. Products over more than 256 or 512 slots
-            are sums of parts; their last bit depends on where the parts begin, and quantized graphs amplify it.
+        exact: lanes begin where the view of a sequence that runs alone does. Products over more slots than 16384
+            divided by the width of a head (256 where it is 64) are sums of parts; their last bit depends on where the
+            parts begin, and quantized graphs amplify it.
     """
 
     def __init__(self, window: int | None, capacity: int, *, exact: bool) -> None:

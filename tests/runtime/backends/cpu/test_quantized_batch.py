@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from fakes.batch_twins import Play, Twins, answer_together
+from fakes.batches import check_same, rounds_of, texts_of, write_alone, write_together
 from shared_files import SharedFiles
 
 from fastblt.calibration.calibrate import calibrate
@@ -13,6 +14,7 @@ from fastblt.calibration.heldout import load_prompts, load_text
 from fastblt.calibration.request import CalibrationRequest
 from fastblt.runtime.backends.cpu.backend import OnnxRuntimeBackend
 from fastblt.runtime.backends.cpu.sequence import QUANTIZED_ROWS
+from fastblt.runtime.blt_runtime import BltRuntime
 from fastblt.runtime.measure.scoring.windows import Text, cut_windows
 from fastblt.runtime.sequence.requests import DraftRequest, ScoreRequest
 
@@ -59,3 +61,14 @@ def test_drafts_end_in_the_last_slot_of_a_lane(backend: OnnxRuntimeBackend, most
     assert QUANTIZED_ROWS == 2
     answer_together(batch, [(each, (DraftRequest(most, None, "closed"),) * 2) for each in twins])
     batch.close()
+
+
+@pytest.mark.parametrize("methods", [("s:1",), ("s:1", "s:2", "s:8", "ar")], ids=["K=1", "mixed"])
+def test_texts_are_those_alone(backend: OnnxRuntimeBackend, methods: tuple[str, ...]) -> None:
+    """To the bit of every probability, with drafts of one length and of several."""
+    runtime = BltRuntime(backend, reuse_prompts=False)
+    texts = texts_of(12, longest=200)
+    with rounds_of(runtime) as scheduler:
+        assert scheduler.shares_calls
+        found = write_together(runtime, scheduler, texts, *methods)
+    check_same(found, write_alone(runtime, texts, *methods), tolerance=0)
