@@ -14,6 +14,7 @@ from fakes.cuda import FakeCuda
 from fakes.onnxruntime_cuda import FakeOnnxRuntime
 from fakes.scripted_backend import ScriptedBackend
 from fakes.tensorrt import FakeTensorRt
+from fakes.watched_batch import WatchedBackend
 from numpy.typing import NDArray
 from shared_files import SharedFiles
 
@@ -27,6 +28,7 @@ from fastblt.runtime.backends.eager.sequence import EagerSequence
 from fastblt.runtime.backends.gpu import loading
 from fastblt.runtime.backends.gpu.backend import DeviceBackend
 from fastblt.runtime.backends.protocol import Backend
+from fastblt.runtime.blt_runtime import BltRuntime
 from fastblt.runtime.bundle.tensorrt_library import TensorRtLibrary, load_library
 from fastblt.runtime.methods import MethodEntry, MethodError, registry
 from fastblt.runtime.plugins import Plugins
@@ -95,6 +97,18 @@ KINDS = [
 def backend(request: pytest.FixtureRequest, open_backend: OpenBackend) -> Backend:
     """Each backend with each kind of decoder input; what one session left in the buffers the next one finds."""
     return open_backend(*request.param, MAX_BYTES)
+
+
+@pytest.fixture(scope="module")
+def alone(tiny_bundle: Path) -> BltRuntime:
+    """A runtime with places for 24 texts, each of which is read from its beginning."""
+    return BltRuntime.from_pretrained(tiny_bundle, max_bytes=700, threads=1, sequences=24, reuse_prompts=False)
+
+
+@pytest.fixture
+def watched(alone: BltRuntime) -> WatchedBackend:
+    """The backend of `alone`, with batches that note what they are asked."""
+    return WatchedBackend(alone.backend)
 
 
 @pytest.fixture(scope="module", params=["eager", "onnxruntime"])

@@ -45,11 +45,6 @@ def test_bytes_are_those_of_texts_alone(form: tuple[BltRuntime, tuple[str, ...]]
     check_arrivals(runtime, runtime, data.draw(arrivals(methods)))
 
 
-@pytest.fixture(scope="module")
-def alone(tiny_bundle: Path) -> BltRuntime:
-    return load(tiny_bundle)
-
-
 @examples(6)
 @given(st.data())
 def test_batches_are_asked_what_they_can_answer(alone: BltRuntime, data: st.DataObject) -> None:

@@ -25,16 +25,6 @@ METHODS = ("ar", "s:4", "d:4@0.7")
 PROMPTS = of_mixed_lengths(distinct_prompts()[:10])
 
 
-@pytest.fixture(scope="module")
-def alone(tiny_bundle: Path) -> BltRuntime:
-    return BltRuntime.from_pretrained(tiny_bundle, max_bytes=700, threads=1, sequences=16, reuse_prompts=False)
-
-
-@pytest.fixture
-def watched(alone: BltRuntime) -> WatchedBackend:
-    return WatchedBackend(alone.backend)
-
-
 @pytest.fixture
 def growth(watched: WatchedBackend) -> Iterator[tuple[BltRuntime, Together]]:
     runtime = BltRuntime(cast("Backend", watched), reuse_prompts=False)
