@@ -350,11 +350,13 @@ class GrowingText:
 
     def _new_boundaries(self) -> tuple[int, ...]:
         """Return boundaries that became known, of bytes that have been emitted; those of bytes held back wait."""
-        for end in self.session.patch_ends[self._boundaries_seen :]:
-            index = end - 1 - self._first_position
-            if index < len(self._offsets):
-                self._boundaries.append(self._offsets[index] if index >= 0 else index)
-        self._boundaries_seen = len(self.session.patch_ends)
+        ends = self.session.patch_ends
+        if len(ends) != self._boundaries_seen:
+            for end in ends[self._boundaries_seen :]:
+                index = end - 1 - self._first_position
+                if index < len(self._offsets):
+                    self._boundaries.append(self._offsets[index] if index >= 0 else index)
+            self._boundaries_seen = len(ends)
         if not self._boundaries:
             return ()
         shown = tuple(b for b in self._boundaries if b < self._emitted)

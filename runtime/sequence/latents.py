@@ -91,8 +91,10 @@ class Latents:
             first: as for `make`.
             end: position after the last of them; no patch without a latent ends before it.
         """
+        if self.encodes_whole_patches:
+            return
         start = self.patches.next_latent_start
-        if not self.encodes_whole_patches and end > start:
+        if end > start:
             yield from self._encode(first, end, [start, end])
 
     def _encode(self, first: int, end: int, bounds: list[int]) -> Calls[None]:
