@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,11 @@ class Twins:
         """Forget the tokens of both from a position on."""
         self.shared.rewind(length)
         self.alone.rewind(length)
+
+    def close(self) -> None:
+        """End both."""
+        self.shared.close()
+        self.alone.close()
 
     def answer(self, request: Request, same: Request) -> None:
         """Let both answer a request alone, and compare the answers."""
@@ -133,6 +139,8 @@ def pick_at_random(seed: int) -> Pick:
 class Play:
     """Lets twins do what sequences do, at random: texts grow, are drafted, denoised, rewound, saved, leave and join.
 
+    Some end, and others begin in their places.
+
     Args:
         backend: of all sequences.
         batch: of the shared ones; it may be for fewer than there are.
@@ -142,7 +150,8 @@ class Play:
 
     def __init__(self, backend: Backend, batch: Batch, count: int, seed: int, tolerance: float = 0.0) -> None:
         self.batch = batch
-        self.twins = [Twins(backend, tolerance) for _ in range(count)]
+        self._begin = partial(Twins, backend, tolerance)
+        self.twins = [self._begin() for _ in range(count)]
         self._random = np.random.default_rng(seed)
         self._block = np.full(backend.config.block_size, MASK_ID)
         self._most = backend.max_bytes - 60
@@ -162,6 +171,10 @@ class Play:
                 answer_together(self.batch, asked)
             for twins in acting:
                 self._after(twins)
+            if random.random() < 0.2:
+                index = int(random.integers(len(self.twins)))
+                self.twins[index].close()
+                self.twins[index] = self._begin()
 
     def _request(self, twins: Twins, drafting: bool) -> tuple[Request, Request]:
         random, session = self._random, twins.shared

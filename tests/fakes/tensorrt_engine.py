@@ -81,6 +81,10 @@ class ICudaEngine:
         inputs = {*self._inputs, *self.header.get("inputs", [])}
         return TensorIOMode.INPUT if name in inputs else TensorIOMode.OUTPUT
 
+    def get_tensor_profile_shape(self, name: str, profile_index: int) -> list[tuple[int, ...]]:
+        """Return the least, usual and largest shape of an input in a profile."""
+        return [tuple(shape) for shape in self.header["profiles"][profile_index][name]]
+
     def get_aliased_input_tensor(self, name: str) -> str | None:
         found: str | None = self.header["aliases"].get(name)
         return found

@@ -15,6 +15,7 @@ from fastblt.runtime.backends.gpu.batch_limits import batch_bytes, sequences_of_
 from fastblt.runtime.backends.gpu.buffer_array import SharedMemory
 from fastblt.runtime.backends.gpu.cuda import CudaError, Stream
 from fastblt.runtime.backends.gpu.executor import Executor
+from fastblt.runtime.backends.gpu.places import block_of
 from fastblt.runtime.backends.gpu.sequence import DeviceSequence
 from fastblt.runtime.backends.gpu.sliding import CALL_ROWS
 from fastblt.runtime.backends.gpu.slot import Slot
@@ -120,7 +121,7 @@ class DeviceBackend:
     def new_batch(self, size: int) -> DeviceBatch:
         """Implement `BatchingBackend.new_batch`.
 
-        Where the backend was warmed up and no sequence is open, so is the batch, which takes as long again.
+        Where the backend was warmed up, so is the batch, which takes as long again.
 
         Raises:
             BundleError: the graphs, or the engines, take one sequence at a time.
@@ -137,17 +138,22 @@ class DeviceBackend:
                     f"{together} sequences: share calls of fewer texts"
                 )
             try:
-                batch = DeviceBatch(self, min(size, self.sequences), together)
+                batch = DeviceBatch(self, min(size, self.sequences), together, self._home(min(size, self.sequences)))
             except CudaError as error:
                 raise self.failure("decoder", error) from error
             self.batches.append(batch)
             try:
-                if self._warm and self.idle:
+                if self._warm:
                     batch.warm_up()
             except BaseException:
                 batch.close()
                 raise
             return batch
+
+    def _home(self, size: int) -> range:
+        """Return the places where a batch for ``size`` sequences keeps them: not those of another one, if possible."""
+        taken = [batch.home for batch in self.batches]
+        return block_of(size, self.sequences, 0, taken) or range(self.sequences)
 
     def take_back(self, slot: Slot) -> None:
         """Let another sequence have a slot.
@@ -156,9 +162,14 @@ class DeviceBackend:
         """
         self._free.append(slot)
 
+    @property
+    def free_slots(self) -> list[Slot]:
+        """Return the slots that no sequence has."""
+        return list(self._free)
+
     def reset_closed(self) -> None:
         """Let nothing be held where a sequence was closed, so that what pads calls of others has room there."""
-        for slot in list(self._free):
+        for slot in self.free_slots:
             slot.reset()
 
     def warm_up(self, on_progress: OnProgress = no_progress) -> None:

@@ -1,13 +1,14 @@
 """Implements `fastblt.runtime.backends.batching.Batch` on a GPU: one launch of a graph for many sequences.
 
-The caches of all slots lie side by side, so a sequence joins, runs alone and leaves without a copy. Only where the
-sequences of a batch are spread over more places than they need, after some have joined or left, do they move closer.
+The caches of all slots lie side by side, so a sequence runs alone and leaves without a copy. A batch has places of its
+own, its home: sequences that join it elsewhere are exchanged with what is there, once. Its calls begin with the first
+place of the home and take 2, 4, 8 or 16 of them, so few ranges occur, and all of them can be recorded beforehand.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -22,14 +23,14 @@ from fastblt.runtime.backends.batching import (
     PartCall,
     PatcherCall,
 )
-from fastblt.runtime.backends.gpu.batch_drafts import BatchDrafter
-from fastblt.runtime.backends.gpu.batch_graph import BatchGraph, covering
+from fastblt.runtime.backends.gpu.batch_drafts import BatchDrafter, Outcome
+from fastblt.runtime.backends.gpu.batch_graph import BatchGraph
 from fastblt.runtime.backends.gpu.batch_parts import BatchDecoder, BatchEncoder, BatchGlobal, BatchPatcher
 from fastblt.runtime.backends.gpu.cuda import CudaError
-from fastblt.runtime.backends.gpu.places import Exchange
+from fastblt.runtime.backends.gpu.places import Exchange, block_of
 from fastblt.runtime.backends.gpu.sequence import DeviceSequence
 from fastblt.runtime.backends.graph_error import GraphError
-from fastblt.runtime.backends.protocol import BackendSequence, CapacityError, DecoderRows, Drafted
+from fastblt.runtime.backends.protocol import BackendSequence, CapacityError, DecoderRows, Drafted, Pick
 
 if TYPE_CHECKING:
     from fastblt.runtime.backends.gpu.backend import DeviceBackend
@@ -49,17 +50,18 @@ class DeviceBatch:
         backend: theirs.
         size: most sequences.
         together: most of them in one call, a power of two.
+        home: places where its sequences are brought together, from the first one on.
     """
 
-    def __init__(self, backend: DeviceBackend, size: int, together: int) -> None:
-        self.size, self._most_together = size, together
+    def __init__(self, backend: DeviceBackend, size: int, together: int, home: range) -> None:
+        self.size, self._most_together, self.home = size, together, home
         self._backend, self._history = backend, backend.config.hash.context - 1
         self._members: list[weakref.ref[DeviceSequence]] = []
         self._settled = True
-        """Whether the members are as close together as they were when the last one joined or left."""
+        """Whether nobody has joined or left since the members were brought together."""
         self._exchange = Exchange(backend)
         slots, stream, config = backend.slots, backend.stream, backend.config
-        self.graphs = {part: _batch_graph(backend, part, together) for part in backend.executors}
+        self.graphs = {part: _batch_graph(backend, part, together, home) for part in backend.executors}
         self._most_rows = min(graph.most_rows for graph in self.graphs.values())
         patcher = self.graphs.get("patcher")
         self._patcher = None if patcher is None else BatchPatcher(patcher, stream)
@@ -130,30 +132,51 @@ class DeviceBatch:
                 del self._patcher, self._encoder, self._global, self._decoders, self._drafter, self._exchange
 
     def warm_up(self) -> None:
-        """Bind, run and record what calls of several sequences usually need, but for drafts; every slot is emptied.
+        """Bind, run and record what calls of several sequences at home usually need, but for drafts.
 
-        Classes of one sequence whose caches have moved closer are bound again, too.
+        All rows are padding, so sequences that are open keep what they have. Places that are free run classes of one
+        sequence, too, where the caches have moved closer and have other addresses since.
 
         Raises:
             GraphError: a graph fails.
         """
         backend = self._backend
-        for part, graph in self.graphs.items():
+        for name, part in self._parts().items():
             try:
-                for _ in range(_RUNS):
-                    graph.run_classes(self._most_together)
-                    for slot in backend.slots[1:]:
-                        slot.graphs[part].run_moved_classes()
+                for places, rows in self._usual_classes():
+                    with suppress(CapacityError):  # a text has reached its end there
+                        for _ in range(_RUNS):
+                            part.run_padding(places, rows)
+                for slot in backend.free_slots:
+                    for _ in range(_RUNS):
+                        slot.graphs[name].run_moved_classes()
                 backend.stream.synchronize()
             except (GraphError, CudaError, MemoryError) as error:
-                raise backend.failure(part, error) from error
-        for slot in backend.slots:
-            slot.clear()
+                raise backend.failure(name, error) from error
+
+    def _parts(self) -> dict[str, BatchPatcher | BatchEncoder | BatchGlobal | BatchDecoder]:
+        patcher = {} if self._patcher is None else {"patcher": self._patcher}
+        return {**patcher, "encoder": self._encoder, "global": self._global, **self._decoders}
+
+    def _usual_classes(self) -> Iterator[tuple[range, int]]:
+        """Return the places and rows of calls of 2, 4, 8 and more sequences that are at home."""
+        size, least = 2, self.graphs["decoder"].padded(1)
+        while size <= self._most_together:
+            rows, places = least, self.home[:size]
+            while rows <= self._most_rows:
+                yield places, rows
+                rows *= 2
+            size *= 2
 
     def clear(self) -> None:
         """Empty what padding rows may read."""
         for graph in self.graphs.values():
             graph.clear_links()
+
+    @property
+    def places(self) -> frozenset[int]:
+        """Return where its sequences are."""
+        return frozenset(member.slot.place for member in self._open())
 
     def _check(self, sequence: BackendSequence) -> DeviceSequence:
         """Return a sequence, which is of this backend; the batch is open."""
@@ -174,7 +197,7 @@ class DeviceBatch:
         self._members = [weakref.ref(member) for member in kept]
 
     def _join(self, callers: Sequence[DeviceSequence]) -> None:
-        """Let callers join that have not, and bring the sequences of the batch closer where they have changed."""
+        """Let callers join that have not, and bring the sequences of the batch together where they have changed."""
         self._backend.reset_closed()
         members = self._open()
         self._keep([*members, *(caller for caller in callers if caller not in members)])
@@ -182,10 +205,11 @@ class DeviceBatch:
             return
         self._settled = True
         slots = [member.slot for member in self._open()]
-        if len(slots) > 1 and len(covering([s.place for s in slots], self._backend.sequences)) > len(
-            covering(range(len(slots)), self._backend.sequences)
-        ):
-            self._exchange.gather(slots)
+        if len(slots) > 1:
+            taken = [batch.places for batch in self._backend.batches if batch is not self]
+            block = block_of(len(slots), self._backend.sequences, self.home.start, taken)
+            if block is not None:
+                self._exchange.gather(slots, block)
         for array in self._backend.memory.arrays.values():
             array.fit()
 
@@ -193,17 +217,28 @@ class DeviceBatch:
         """Return the entropies that were asked ahead, if a call asks for them."""
         if not isinstance(call, PatcherCall):
             return None
+        asked = sequence.slot.look_ahead.answer
         known = sequence.slot.look_ahead.take(*call)
-        return None if known is None else Answer(known, 0.0, 0.0, 0.0)
+        if asked is None or known is None:
+            return None
+        # Its seconds are those of the decoder, whose results came with the same wait.
+        return Answer(known, 0.0, self._moved_bytes("patcher", sequence, call, asked.together), 1 / asked.together)
 
     def _rows(self, call: PartCall) -> int:
         """Return the rows of a call, padding included."""
         return self.graphs["decoder"].padded(call.rows(self._backend.config))
 
     def _alone(self, sequence: DeviceSequence, call: PartCall) -> Answer:
-        """Make a call of one sequence, as it makes it without a batch."""
-        began = perf_counter()
-        result = call.run(sequence)
+        """Make a call of one sequence, as it makes it without a batch; what its pick raises ends no other."""
+        began, raised = perf_counter(), list[Exception]()
+        if isinstance(call, DraftCall) and call.pick is not None:
+            call = call._replace(pick=_noting(call.pick, raised))
+        try:
+            result = call.run(sequence)
+        except Exception as error:
+            if not raised:
+                raise
+            return Answer(None, perf_counter() - began, 0.0, 0.0, error)
         return self._answer(sequence, call, result, perf_counter() - began, 1)
 
     def _group(self, calls: Calls[PartCall]) -> list[Answer]:
@@ -246,17 +281,35 @@ class DeviceBatch:
         return dict(self._decoders[part].run(calls))
 
     def _answer(self, sequence: DeviceSequence, call: PartCall, result: Any, seconds: float, together: int) -> Answer:
-        part, steps = call.part(self._backend.config), 1
-        parts = [part]
+        if isinstance(result, Outcome):
+            return Answer(result.drafted, seconds, result.moved_bytes, result.calls, result.error)
+        config, steps = self._backend.config, 1
+        parts = [call.part(config)]
         if isinstance(call, DraftCall):
             drafted: Drafted = result
             steps = len(drafted.tokens)
-            parts += ["encoder"] if self._backend.config.decoder_reads_states else []
-        if together == 1:
-            moved: float = sum(sequence.moved_bytes(each, call[0], self._rows(call)) for each in parts)
-        else:
-            moved = sum(self.graphs[each].moved_bytes(together) for each in parts)
-        return Answer(result, seconds, moved * steps, steps / together)
+            parts += ["encoder"] if config.decoder_reads_states else []
+        moved = steps * sum(self._moved_bytes(part, sequence, call, together) for part in parts)
+        return Answer(result, seconds, moved, steps / together)
+
+    def _moved_bytes(self, part: str, sequence: DeviceSequence, call: PartCall, together: int) -> float:
+        """Return what a call of a part reads for one of ``together`` sequences."""
+        if together > 1:
+            return self.graphs[part].moved_bytes(together)
+        return sequence.moved_bytes(part, call[0], self._rows(call))
+
+
+def _noting(pick: Pick, raised: list[Exception]) -> Pick:
+    """Return a pick that notes what it raises."""
+
+    def noting(row: DecoderRows) -> tuple[int, bool]:
+        try:
+            return pick(row)
+        except Exception as error:
+            raised.append(error)
+            raise
+
+    return noting
 
 
 def _copy(result: Any) -> Any:
@@ -264,9 +317,9 @@ def _copy(result: Any) -> Any:
     return result.copy() if isinstance(result, DecoderRows | np.ndarray) else result
 
 
-def _batch_graph(backend: DeviceBackend, part: str, together: int) -> BatchGraph:
+def _batch_graph(backend: DeviceBackend, part: str, together: int, home: range) -> BatchGraph:
     """Bind the graph of a part to the places of all slots."""
     graphs = [slot.graphs[part] for slot in backend.slots]
     executor, latents = backend.executors[part], backend.slots[0].rows["latent_kv"]
     stores = latents.stores(together) if executor.spec.input("latent_kv") is not None else []
-    return BatchGraph(executor, graphs, backend.stream, together, stores)
+    return BatchGraph(executor, graphs, backend.stream, together, home, stores)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from time import perf_counter
+from typing import NamedTuple
 
 import numpy as np
 
@@ -21,6 +22,18 @@ from fastblt.runtime.backends.protocol import DRAFT_SLACK, DecoderRows, Drafted,
 
 #: Most chains that are kept, see `fastblt.runtime.backends.gpu.drafting`.
 _MOST_CHAINS = 16
+
+
+class Outcome(NamedTuple):
+    """Holds what came of one sequence's draft, and its share of what it cost."""
+
+    drafted: Drafted
+    calls: float
+    """Steps, each divided by the sequences that it served."""
+    moved_bytes: float
+    """Its share of the weights, and its caches, that the steps read."""
+    error: Exception | None = None
+    """What its pick has raised."""
 
 
 class BatchDrafter:
@@ -52,7 +65,7 @@ class BatchDrafter:
         self._chains: dict[tuple[range, int, bool, bool], BatchChain] = {}
         """By places, length, and whether encoder and patcher are in it; the one that was used last comes last."""
 
-    def draft(self, calls: Mapping[int, DraftCall]) -> dict[int, Drafted]:
+    def draft(self, calls: Mapping[int, DraftCall]) -> dict[int, Outcome]:
         """Return the drafts that `BackendSequence.draft` would make, by place."""
         longest = max(call.most for call in calls.values())
         if any(call.pick is not None for call in calls.values()) or not self._on_device or longest > DRAFT_SLACK:
@@ -61,15 +74,21 @@ class BatchDrafter:
         rows = {place: Rows(call.position, call.most, call.visible_from or None) for place, call in calls.items()}
         latents = {place: call.latent for place, call in calls.items()}
         chain = self._run(rows, {place: call.ids for place, call in calls.items()}, latents, longest, encoder, 0)
-        found = {}
+        found, together = {}, len(calls)
+        moved = longest * self._moved_bytes(together)  # all steps run for all of them
         for place, call in calls.items():
             tokens, probabilities, entropies = chain.results(place)
-            found[place] = Drafted(tokens[: call.most], probabilities[: call.most])
+            drafted = Drafted(tokens[: call.most], probabilities[: call.most])
+            found[place] = Outcome(drafted, longest / together, moved)
             if entropies is not None:
-                asked = np.concatenate([call.ids[-1:], found[place].tokens])
-                seen = call.visible_from or None
-                self._slots[place].look_ahead.keep(call.position, asked, seen, entropies[: call.most + 1])
+                asked, seen = np.concatenate([call.ids[-1:], drafted.tokens]), call.visible_from or None
+                self._slots[place].look_ahead.keep(call.position, asked, seen, entropies[: call.most + 1], together)
         return found
+
+    def _moved_bytes(self, together: int) -> float:
+        """Return what a step reads for each of ``together`` sequences."""
+        encoder = self._encoder.graph.moved_bytes(together) if self._decoder.reads_states else 0.0
+        return self._decoder.graph.moved_bytes(together) + encoder
 
     def make_room(self, place: int, call: DraftCall) -> None:
         """Make room for a draft and the row behind it.
@@ -98,7 +117,7 @@ class BatchDrafter:
             *_, entropies = chain.results(place)
             if entropies is not None:
                 look_ahead = self._slots[place].look_ahead
-                look_ahead.keep(one.position + 1, found[place].best, seen[place], entropies[:1])
+                look_ahead.keep(one.position + 1, found[place].best, seen[place], entropies[:1], len(calls))
         return found
 
     def _run(
@@ -159,42 +178,61 @@ class BatchDrafter:
             self._chains.pop(next(iter(self._chains))).settle()
         return chain
 
-    def _step(self, calls: Mapping[int, DraftCall]) -> dict[int, Drafted]:
+    def _step(self, calls: Mapping[int, DraftCall]) -> dict[int, Outcome]:
         """Draft with a wait after each byte; the encoder's time is that of queuing it, the wait is the decoder's."""
-        contexts = {place: call.ids.copy() for place, call in calls.items()}
-        tokens: dict[int, list[int]] = {place: [] for place in calls}
-        probabilities: dict[int, list[float]] = {place: [] for place in calls}
-        seconds = dict.fromkeys(calls, 0.0)
-        active, step = [place for place, call in calls.items() if call.most > 0], 0
-        while active:
-            rows = {p: Rows(calls[p].position + step, 1, calls[p].visible_from or None) for p in active}
+        drafts = {place: _Draft(call) for place, call in calls.items()}
+        while active := {place: draft for place, draft in drafts.items() if draft.more}:
+            rows = {place: Rows(one.position, 1, one.call.visible_from or None) for place, one in active.items()}
+            began = perf_counter()
             if self._decoder.reads_states:
-                began = perf_counter()
-                self._encoder.encode_row(rows, {place: contexts[place] for place in active})
-                for place in active:
-                    seconds[place] += (perf_counter() - began) / len(active)
-            latents = {place: np.array([calls[place].latent]) for place in active}
-            found = self._decoder.decode(rows, {place: contexts[place][-1:] for place in active}, latents)
-            step += 1
+                self._encoder.encode_row(rows, {place: draft.context for place, draft in active.items()})
+            seconds, moved = (perf_counter() - began) / len(active), self._moved_bytes(len(active))
+            latents = {place: np.array([draft.call.latent]) for place, draft in active.items()}
+            found = self._decoder.decode(rows, {place: draft.context[-1:] for place, draft in active.items()}, latents)
             for place, row in found.items():
-                call, more = calls[place], True
-                token = int(row.best[0])
-                probabilities[place].append(float(row.probability[0]))
-                if call.pick is not None:
-                    token, more = call.pick(row)
-                tokens[place].append(token)
-                contexts[place][:-1] = contexts[place][1:]
-                contexts[place][-1] = token
-                if not more or step == call.most:
-                    active = [one for one in active if one != place]
-        return {
-            place: Drafted(
-                np.array(tokens[place], dtype=np.int64),
-                np.array(probabilities[place], dtype=np.float32),
-                seconds[place],
-            )
-            for place in calls
-        }
+                draft = drafts[place]
+                draft.calls += 1 / len(active)
+                draft.moved += moved
+                draft.encoder_seconds += seconds
+                draft.take(row)
+        return {place: draft.outcome() for place, draft in drafts.items()}
+
+
+class _Draft:
+    """Holds the draft of one sequence as it grows step by step."""
+
+    def __init__(self, call: DraftCall) -> None:
+        self.call, self.context, self.more = call, call.ids.copy(), call.most > 0
+        self.calls = self.moved = self.encoder_seconds = 0.0
+        self._tokens: list[int] = []
+        self._probabilities: list[float] = []
+        self._error: Exception | None = None
+
+    @property
+    def position(self) -> int:
+        """Return that of the next row."""
+        return self.call.position + len(self._tokens)
+
+    def take(self, row: DecoderRows) -> None:
+        """Choose the token after a row."""
+        token, more = int(row.best[0]), True
+        if self.call.pick is not None:
+            try:
+                token, more = self.call.pick(row)
+            except Exception as error:
+                self._error, self.more = error, False
+                return
+        self._tokens.append(token)
+        self._probabilities.append(float(row.probability[0]))
+        self.context[:-1] = self.context[1:]
+        self.context[-1] = token
+        self.more = more and len(self._tokens) < self.call.most
+
+    def outcome(self) -> Outcome:
+        """Return what came of it."""
+        tokens, probabilities = np.array(self._tokens, np.int64), np.array(self._probabilities, np.float32)
+        drafted = Drafted(tokens, probabilities, self.encoder_seconds)
+        return Outcome(drafted, self.calls, self.moved, self._error)
 
 
 def _place(

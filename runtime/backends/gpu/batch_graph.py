@@ -7,9 +7,9 @@ next call overwrites, and nobody reads their results.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from fastblt.runtime.backends.batching import SHARED_ROWS
 from fastblt.runtime.backends.controls import write_controls
@@ -21,7 +21,7 @@ from fastblt.runtime.backends.live_rows import first_visible
 from fastblt.runtime.backends.protocol import Ids
 
 
-def covering(places: Iterable[int], count: int) -> range:
+def covering(places: Collection[int], count: int) -> range:
     """Return the smallest range of places that calls may take and that these are in, out of ``count``.
 
     Its size is a power of two, and it begins at a multiple of that, so that few ranges occur; the last one may be cut.
@@ -41,6 +41,7 @@ class BatchGraph(BoundGraph):
         graphs: the same graph in every slot, by place; theirs are the caches.
         stream: carries the work.
         together: most sequences of a call; a call takes no places of two pieces of as many.
+        home: places of the batch: calls of these begin with the first one, so that few ranges occur.
         latents: of all slots, in pieces of ``together``, where the graph reads them.
     """
 
@@ -50,9 +51,10 @@ class BatchGraph(BoundGraph):
         graphs: Sequence[DeviceGraph],
         stream: Stream,
         together: int,
+        home: range,
         latents: Sequence[Bound] = (),
     ) -> None:
-        self.graphs, self.together, self._latents = graphs, together, latents
+        self.graphs, self.together, self.home, self._latents = graphs, together, home, latents
         one = graphs[0]
         self.window = one.window
         self.most_rows = min(SHARED_ROWS, executor.batch_rows)
@@ -67,13 +69,20 @@ class BatchGraph(BoundGraph):
         """Return what is bound instead of memory for the rows of a call: the latents of the slots beside a place."""
         return {"latent_kv": self._latents[place // self.together]} if self._latents else {}
 
-    def range_of(self, places: Iterable[int]) -> range:
+    def range_of(self, places: Collection[int]) -> range:
         """Return the range of places that a call of these takes."""
-        return covering(places, len(self.graphs))
+        lowest, highest = min(places), max(places)
+        if lowest in self.home and highest in self.home:
+            lowest = max(self.home.start, lowest // self.together * self.together)
+        return covering((lowest, highest), len(self.graphs))
 
     def padded(self, rows: int) -> int:
         """Return the rows of the shape class that a call of ``rows`` belongs to."""
         return self.graphs[0].padded(rows)
+
+    def shape(self, rows: Mapping[int, Rows]) -> tuple[range, int]:
+        """Return the places, and the rows of each, of the smallest call that holds these."""
+        return self.range_of(rows), self.padded(max(each.number for each in rows.values()))
 
     def make_room(self, place: int, position: int | None, rows: int, padded: int) -> tuple[int, int]:
         """Make room for the rows of a place, and return position and slot of the first one.
@@ -110,16 +119,6 @@ class BatchGraph(BoundGraph):
             return found | ({"latents": whole["latent_kv"].shape[0]} if whole else {})
 
         return self._choose(key, sizes, one.cache_address, whole)
-
-    def run_classes(self, together: int) -> None:
-        """Queue every class of the first places once, on zeros, for up to ``together`` sequences."""
-        sizes = {min(1 << shift, together) for shift in range(1, together.bit_length() + 1)}
-        for size in sorted(sizes - {1}):
-            rows = self.padded(1)
-            while rows <= self.most_rows:
-                self.choose(range(size), rows)
-                self.queue_nothing()
-                rows *= 2
 
     def append_rows(self, rows: int, places: range, slots: Mapping[int, int], pool_slots: Mapping[int, int]) -> None:
         """Queue the copies of new rows into the caches, where the graph does not write them there itself.
@@ -161,6 +160,10 @@ class Rows(NamedTuple):
     """The last ones, which see each other."""
 
 
+#: Places of a call, and rows of each.
+Padding: TypeAlias = tuple[range, int]
+
+
 class GroupCall:
     """Begins a call of several sequences: makes room in their caches and writes the inputs that place the rows.
 
@@ -170,6 +173,7 @@ class GroupCall:
         graph: the graph.
         rows: of each sequence, by place.
         pool_slots: of the first row in the encoder's pool, by place, for every place of the range.
+        padding: places and rows of a call that computes nothing; None: the fewest that hold ``rows``.
 
     Raises:
         RewindError: the caches no longer hold what the rows see.
@@ -177,10 +181,13 @@ class GroupCall:
     """
 
     def __init__(
-        self, graph: BatchGraph, rows: Mapping[int, Rows], pool_slots: Mapping[int, int] = MappingProxyType({})
+        self,
+        graph: BatchGraph,
+        rows: Mapping[int, Rows],
+        pool_slots: Mapping[int, int] = MappingProxyType({}),
+        padding: Padding | None = None,
     ) -> None:
-        self.places = graph.range_of(rows)
-        self.padded = graph.padded(max(each.number for each in rows.values()))
+        self.places, self.padded = graph.shape(rows) if padding is None else padding
         self._graph, self._pool_slots = graph, pool_slots
         placed = {}
         for place in self.places:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from fastblt.runtime.backends.batching import DecoderCall, EncoderCall, GlobalCall, PatcherCall
-from fastblt.runtime.backends.gpu.batch_graph import BatchGraph, GroupCall, Rows
+from fastblt.runtime.backends.gpu.batch_graph import BatchGraph, GroupCall, Padding, Rows
 from fastblt.runtime.backends.gpu.cuda import Stream, Views
 from fastblt.runtime.backends.gpu.slot import Slot
 from fastblt.runtime.backends.host_embeddings import HostEmbeddings
@@ -37,6 +37,12 @@ class BatchPatcher:
         entropies = self.graph.fetch()["entropy"]
         self._stream.synchronize()
         return {place: entropies[group.index(place), : one.number] for place, one in rows.items()}
+
+    def run_padding(self, places: range, rows: int) -> None:
+        """Queue a call of which nobody reads anything."""
+        group = GroupCall(self.graph, {}, padding=(places, rows))
+        group.write("ids", {})
+        group.run()
 
 
 class BatchEncoder:
@@ -70,6 +76,10 @@ class BatchEncoder:
         """Encode one row of each sequence inside its open patch; ``ids`` are those of `EncoderCalls.encode_row`."""
         self._encode(rows, ids, {})
 
+    def run_padding(self, places: range, rows: int) -> None:
+        """Queue a call of which nobody reads anything."""
+        self._encode({}, {}, {}, (places, rows))
+
     def place_pool(self, places: range, rows: Mapping[int, Rows], padded: int) -> dict[int, int]:
         """Make room in the pools of a range of places, and return the slot of the first row of each."""
         found = {}
@@ -82,11 +92,15 @@ class BatchEncoder:
         return found
 
     def _encode(
-        self, rows: Mapping[int, Rows], ids: Mapping[int, Ids], patches: Mapping[int, tuple[Ids, Ids]]
+        self,
+        rows: Mapping[int, Rows],
+        ids: Mapping[int, Ids],
+        patches: Mapping[int, tuple[Ids, Ids]],
+        padding: Padding | None = None,
     ) -> GroupCall:
-        places, padded = self.graph.range_of(rows), self.graph.padded(max(one.number for one in rows.values()))
+        places, padded = padding or self.graph.shape(rows)
         pool_slots = self.place_pool(places, rows, padded)
-        group = GroupCall(self.graph, rows, pool_slots)
+        group = GroupCall(self.graph, rows, pool_slots, padding)
         self._write_ids(group, rows, ids)
         starts, ends, index = (group.arrays[name] for name in ("patch_start", "patch_end", "pool_index"))
         for at, place in enumerate(places):
@@ -135,6 +149,10 @@ class BatchGlobal:
         for place, one in rows.items():
             self._slots[place].rows["latent_kv"].copy_from(self.graph, one.position, one.number, group.row(place))
 
+    def run_padding(self, places: range, rows: int) -> None:
+        """Queue a call of which nobody reads anything."""
+        GroupCall(self.graph, {}, padding=(places, rows)).run()
+
 
 class BatchDecoder:
     """Runs the decoder, or the draft decoder.
@@ -172,6 +190,14 @@ class BatchDecoder:
         results = self.graph.fetch()
         self._stream.synchronize()
         return {place: rows_of(results, group.index(place), one.number) for place, one in rows.items()}
+
+    def run_padding(self, places: range, rows: int) -> None:
+        """Queue a call of which nobody reads anything."""
+        group = GroupCall(self.graph, {}, padding=(places, rows))
+        self._write_latents(group, {})
+        if not self.reads_states:
+            group.write("ids", {})
+        group.run()
 
     def _write_latents(self, group: GroupCall, latents: Mapping[int, Ids]) -> None:
         """Write which latents rows read; those that pad a call read the first one of their own slot."""

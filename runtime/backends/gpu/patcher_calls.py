@@ -6,6 +6,8 @@ entropies after the drafted bytes. Queued behind the decoder, the patcher answer
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from fastblt.runtime.backends.gpu.call import Call, pieces
@@ -14,7 +16,19 @@ from fastblt.runtime.backends.gpu.graph import DeviceGraph
 from fastblt.runtime.backends.gpu.sliding import CALL_ROWS
 from fastblt.runtime.backends.protocol import Floats, Ids
 
-Answer = tuple[int, Ids, int, Floats]
+
+class Asked(NamedTuple):
+    """Holds an answer of the patcher, and what it was asked."""
+
+    position: int
+    """Of the first token."""
+    ids: Ids
+    seen: int
+    """First position that the tokens may see."""
+    entropies: Floats
+    """After each token."""
+    together: int
+    """Sequences that shared the call."""
 
 
 class PatcherCalls:
@@ -54,14 +68,13 @@ class LookAhead:
     def __init__(self, graph: DeviceGraph | None, max_bytes: int) -> None:
         self._graph = graph
         self._max_bytes = max_bytes
-        self.answer: Answer | None = None
-        """Position, tokens, first visible position and entropies."""
+        self.answer: Asked | None = None
 
     def graph_for(self, position: int, rows: int) -> DeviceGraph | None:
         """Return the patcher's graph, for a caller that queues it behind the decoder; None where nothing is asked."""
         return self._graph if position <= self._max_bytes and rows <= CALL_ROWS else None
 
-    def keep(self, position: int, ids: Ids, visible_from: int | None, entropies: Floats) -> None:
+    def keep(self, position: int, ids: Ids, visible_from: int | None, entropies: Floats, together: int = 1) -> None:
         """Keep an answer.
 
         Args:
@@ -69,8 +82,9 @@ class LookAhead:
             ids: int64 [n], the tokens; copied.
             visible_from: first position that each of them may see; None: 0.
             entropies: float32 [n], after each of them; copied.
+            together: sequences that shared the call.
         """
-        self.answer = position, ids.copy(), visible_from or 0, entropies.copy()
+        self.answer = Asked(position, ids.copy(), visible_from or 0, entropies.copy(), together)
 
     def forget(self) -> None:
         """Drop the answer that was kept."""
@@ -85,11 +99,8 @@ class LookAhead:
             visible_from: int64 [n], first position that each of them may see; None: 0. An end of document among the
                 tokens hides more from those after it than was known when they were asked about.
         """
-        answer, self.answer = self.answer, None
-        if answer is None:
+        found, self.answer = self.answer, None
+        if found is None or found.position != position or len(ids) > len(found.ids):
             return None
-        known_position, known_ids, seen, entropies = answer
-        if known_position != position or len(ids) > len(known_ids):
-            return None
-        same_view = seen == 0 if visible_from is None else bool((visible_from == seen).all())
-        return entropies[: len(ids)] if same_view and np.array_equal(known_ids[: len(ids)], ids) else None
+        same_view = found.seen == 0 if visible_from is None else bool((visible_from == found.seen).all())
+        return found.entropies[: len(ids)] if same_view and np.array_equal(found.ids[: len(ids)], ids) else None

@@ -5,7 +5,7 @@ Recorded work belongs to addresses: it stays where it is, and the contents of th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from fastblt.runtime.backends.gpu.buffer_array import BufferArray, SharedMemory
@@ -24,6 +24,26 @@ def exchange_bytes(memory: SharedMemory) -> int:
     return max(_PIECE_BYTES, *(array.lanes * array.row_bytes for array in memory.arrays.values()))
 
 
+def block_of(size: int, count: int, start: int, taken: Iterable[range | frozenset[int]]) -> range | None:
+    """Return the places that ``size`` sequences of a batch should have: a range that one call can take.
+
+    Args:
+        size: number of sequences.
+        count: number of places.
+        start: where the range begins if that can be; a multiple of the power of two that holds ``size``.
+        taken: places of other batches; a range that has any of them is not returned.
+
+    Returns:
+        The range; None where every one has places of other batches.
+    """
+    room, others = 1 << (size - 1).bit_length(), frozenset().union(*taken)
+    for first in (start, *range(0, count, room)):
+        places = range(first, min(first + room, count))
+        if len(places) >= size and others.isdisjoint(places):
+            return places
+    return None
+
+
 class Exchange:
     """Holds the memory through which contents are exchanged.
 
@@ -35,11 +55,13 @@ class Exchange:
         self._backend = backend
         self._memory = DeviceMemory(backend.stream.cuda, exchange_bytes(backend.memory))
 
-    def gather(self, slots: Sequence[Slot]) -> None:
-        """Queue copies so that these slots have the first places, in order of those that they have."""
-        for place, slot in enumerate(sorted(slots, key=lambda slot: slot.place)):
-            if slot.place != place:
-                self.swap(slot, self._backend.slots[place])
+    def gather(self, slots: Sequence[Slot], places: range) -> None:
+        """Queue copies so that these slots are in a range of places, which has room for all of them."""
+        taken = {slot.place for slot in slots}
+        free = iter([place for place in places if place not in taken])
+        for slot in slots:
+            if slot.place not in places:
+                self.swap(slot, self._backend.slots[next(free)])
 
     def swap(self, one: Slot, other: Slot) -> None:
         """Queue copies so that two slots have each other's place."""

@@ -16,7 +16,7 @@ from fastblt.runtime.backends.gpu.drafting import DeviceDrafter, StepDrafter
 from fastblt.runtime.backends.gpu.encoder_calls import EncoderCalls
 from fastblt.runtime.backends.gpu.global_calls import GlobalCalls
 from fastblt.runtime.backends.gpu.graph import DeviceGraph
-from fastblt.runtime.backends.gpu.patcher_calls import Answer, LookAhead, PatcherCalls
+from fastblt.runtime.backends.gpu.patcher_calls import Asked, LookAhead, PatcherCalls
 from fastblt.runtime.backends.gpu.sliding import CALL_ROWS, SlidingBuffer, position_count
 from fastblt.runtime.backends.gpu.tensor_table import Binding, tensors_bound_as
 from fastblt.runtime.backends.gpu.warm_up import Step, warm_up_steps
@@ -42,7 +42,7 @@ class _State(NamedTuple):
     ends: dict[str, int]
     """Rows that are in use of what passes from graph to graph."""
     open_from: int
-    answer: Answer | None
+    answer: Asked | None
     """Of the patcher, asked ahead."""
 
 

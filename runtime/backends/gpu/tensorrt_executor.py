@@ -86,6 +86,14 @@ class TensorRtExecutor:
                 f"{self.path}: found {engine.num_optimization_profiles} profiles, "
                 f"expected {len(self._described.profiles)}"
             )
+        for index, profile in enumerate(self._described.profiles):
+            for name, expected_shapes in profile.shapes.items():
+                shapes = [tuple(shape) for shape in engine.get_tensor_profile_shape(name, index)]
+                if shapes != [tuple(shape) for shape in expected_shapes]:
+                    raise BundleError(
+                        f"{self.path}: profile {profile.name}: input {name}: found {shapes}, "
+                        f"expected {[tuple(shape) for shape in expected_shapes]} (least, usual, largest)"
+                    )
         for update, cache in self._described.aliases.items():
             aliased = engine.get_aliased_input_tensor(update)
             if aliased != cache:

@@ -21,3 +21,13 @@ def test_rows_and_caches_are_those_of_sequences_alone(load: Load, form: str) -> 
     batch.close()
     for twins in play.twins:
         twins.compare_states()
+
+
+def test_more_sequences_than_a_call_takes_come_and_go(load: Load) -> None:
+    backend = load("BLT-D engines", 36)
+    batch = backend.new_batch(18)
+    play = Play(backend, batch, 18, seed=3, tolerance=2e-4)
+    play.run(25)
+    batch.close()
+    for twins in play.twins:
+        twins.compare_states()

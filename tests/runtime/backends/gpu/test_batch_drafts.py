@@ -1,0 +1,77 @@
+"""Drafts of several sequences: a pick that fails ends its own, and each is booked its share of what they cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from fastblt.runtime.backends.batching import DecoderCall, DraftCall, PatcherCall
+from fastblt.runtime.backends.gpu.backend import DeviceBackend
+from fastblt.runtime.backends.protocol import DecoderRows
+
+Load = Callable[..., DeviceBackend]
+
+
+def seven(rows: DecoderRows) -> tuple[int, bool]:
+    """Pick a token that the row does not decide."""
+    return 7, True
+
+
+@pytest.mark.parametrize("form", ["BLT engines", "BLT-D sessions"])
+@pytest.mark.parametrize("others", [1, 0])
+def test_pick_that_raises_ends_its_own_draft_only(load: Load, form: str, others: int) -> None:
+    backend = load(form, 2)
+    sequences, batch = [backend.new_sequence() for _ in range(2)], backend.new_batch(2)
+    context, rows_seen = np.ones(backend.config.hash.context, dtype=np.int64), []
+
+    def failing(rows: DecoderRows) -> tuple[int, bool]:
+        rows_seen.append(rows)
+        if len(rows_seen) == 2:
+            raise LookupError("no such token")
+        return 9, True
+
+    calls = [DraftCall(5, context, 0, 4, failing, 0), DraftCall(5, context, 0, 4, seven, 0)][: 1 + others]
+    answers = batch.run(list(zip(sequences, calls, strict=False)))
+    assert isinstance(answers[0].error, LookupError)
+    for answer in answers[1:]:
+        assert answer.error is None
+        assert answer.result.tokens.tolist() == [7] * 4
+        # Two steps of two sequences, two of one.
+        assert answer.calls == pytest.approx(1 / 2 + 1 / 2 + 1 + 1)
+    batch.close()
+
+
+@pytest.mark.parametrize("picked", [False, True])
+def test_steps_of_a_draft_are_booked_to_those_that_they_serve(load: Load, picked: bool) -> None:
+    backend = load("BLT-D engines", 2)
+    sequences, batch = [backend.new_sequence() for _ in range(2)], backend.new_batch(2)
+    context, pick = np.ones(backend.config.hash.context, dtype=np.int64), seven if picked else None
+    calls = [DraftCall(5, context, 0, most, pick, 0) for most in (2, 6)]
+    short, long = batch.run(list(zip(sequences, calls, strict=True)))
+    assert short.calls + long.calls == pytest.approx(6), "as many as the decoder has been called"
+    assert [len(answer.result.tokens) for answer in (short, long)] == [2, 6]
+    weights = backend.executors["decoder"].spec.weight_bytes
+    assert short.moved_bytes + long.moved_bytes >= 6 * weights
+    assert (short.calls < long.calls) == picked, "a draft on the device takes all steps, whoever needs them"
+    batch.close()
+
+
+def test_patcher_that_was_asked_ahead_is_booked_when_its_answer_is_taken(load: Load) -> None:
+    backend = load("BLT-D engines", 2)
+    sequences, batch = [backend.new_sequence() for _ in range(2)], backend.new_batch(2)
+    one = np.ones(1, dtype=np.int64)
+    rows = [DecoderCall(5, one, np.zeros(1, dtype=np.int64), 0, None) for _ in sequences]
+    best = [answer.result.best.copy() for answer in batch.run(list(zip(sequences, rows, strict=True)))]
+    asked = [(sequence, PatcherCall(6, ids, None)) for sequence, ids in zip(sequences, best, strict=True)]
+    known = batch.run(asked)
+    assert [answer.calls for answer in known] == [1 / 2, 1 / 2]
+    weights = backend.executors["patcher"].spec.weight_bytes
+    assert sum(answer.moved_bytes for answer in known) >= weights
+    assert [answer.seconds for answer in known] == [0.0, 0.0]
+    again = batch.run(asked)  # what was known has been taken
+    for answer, other in zip(known, again, strict=True):
+        np.testing.assert_allclose(answer.result, other.result, rtol=1e-5)
+    assert again[0].seconds > 0
+    batch.close()
