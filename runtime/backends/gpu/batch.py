@@ -256,10 +256,11 @@ class DeviceBatch:
             results = self._run(part, by_place)
         except (GraphError, CudaError, MemoryError) as error:
             raise self._backend.failure(part, error) from error
-        seconds = (perf_counter() - began) / len(calls)
+        seconds, found = perf_counter() - began, [results.get(sequence.slot.place) for sequence, _ in calls]
+        parts = [result.calls if isinstance(result, Outcome) else 1.0 for result in found]
         return [
-            self._answer(sequence, call, results.get(sequence.slot.place), seconds, len(calls))
-            for sequence, call in calls
+            self._answer(sequence, call, result, seconds * part / sum(parts), len(calls))
+            for (sequence, call), result, part in zip(calls, found, parts, strict=True)
         ]
 
     def _run(self, part: str, calls: dict[int, Any]) -> dict[int, Any]:

@@ -75,11 +75,13 @@ class BatchDrafter:
         latents = {place: call.latent for place, call in calls.items()}
         chain = self._run(rows, {place: call.ids for place, call in calls.items()}, latents, longest, encoder, 0)
         found, together = {}, len(calls)
-        moved = longest * self._moved_bytes(together)  # all steps run for all of them
+        drafting = [sum(call.most > step for call in calls.values()) for step in range(longest)]
         for place, call in calls.items():
             tokens, probabilities, entropies = chain.results(place)
             drafted = Drafted(tokens[: call.most], probabilities[: call.most])
-            found[place] = Outcome(drafted, longest / together, moved)
+            # Its last steps are there for those whose drafts are longer.
+            shared = drafting[: call.most]
+            found[place] = Outcome(drafted, sum(1 / n for n in shared), sum(map(self._moved_bytes, shared)))
             if entropies is not None:
                 asked, seen = np.concatenate([call.ids[-1:], drafted.tokens]), call.visible_from or None
                 self._slots[place].look_ahead.keep(call.position, asked, seen, entropies[: call.most + 1], together)

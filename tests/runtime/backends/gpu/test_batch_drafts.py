@@ -45,16 +45,21 @@ def test_pick_that_raises_ends_its_own_draft_only(load: Load, form: str, others:
 
 @pytest.mark.parametrize("picked", [False, True])
 def test_steps_of_a_draft_are_booked_to_those_that_they_serve(load: Load, picked: bool) -> None:
-    backend = load("BLT-D engines", 2)
-    sequences, batch = [backend.new_sequence() for _ in range(2)], backend.new_batch(2)
+    backend = load("BLT-D engines", 4)
+    lengths = (2, 6, 6, 3)
+    sequences, batch = [backend.new_sequence() for _ in lengths], backend.new_batch(4)
     context, pick = np.ones(backend.config.hash.context, dtype=np.int64), seven if picked else None
-    calls = [DraftCall(5, context, 0, most, pick, 0) for most in (2, 6)]
-    short, long = batch.run(list(zip(sequences, calls, strict=True)))
-    assert short.calls + long.calls == pytest.approx(6), "as many as the decoder has been called"
-    assert [len(answer.result.tokens) for answer in (short, long)] == [2, 6]
-    weights = backend.executors["decoder"].spec.weight_bytes
-    assert short.moved_bytes + long.moved_bytes >= 6 * weights
-    assert (short.calls < long.calls) == picked, "a draft on the device takes all steps, whoever needs them"
+    calls = [DraftCall(5, context, 0, most, pick, 0) for most in lengths]
+    answers = batch.run(list(zip(sequences, calls, strict=True)))
+    assert [len(answer.result.tokens) for answer in answers] == list(lengths)
+    longest = 2 / 4 + 1 / 3 + 3 / 2
+    assert [answer.calls for answer in answers] == pytest.approx([2 / 4, longest, longest, 2 / 4 + 1 / 3])
+    rates = [answer.seconds / answer.calls for answer in answers]
+    assert rates == pytest.approx([rates[0]] * 4)
+    graph = batch.graphs["decoder"]
+    moved = {n: graph.moved_bytes(n) for n in (2, 3, 4)}
+    assert answers[3].moved_bytes == pytest.approx(2 * moved[4] + moved[3])
+    assert answers[1].moved_bytes == pytest.approx(2 * moved[4] + moved[3] + 3 * moved[2])
     batch.close()
 
 
