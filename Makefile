@@ -105,7 +105,7 @@ lock: $(TOOLS)/uv ## write locks/*.txt anew, from pyproject.toml and constraints
 	$(COMPILE_FOR_JETPACK) pyproject.toml --extra jetpack6 --output-file locks/jetpack6.txt
 	$(COMPILE) pyproject.toml --extra export --excludes locks/cuda.in --no-emit-package torch \
 		--no-emit-package cuda-bindings --no-emit-package cuda-pathfinder --output-file locks/export.txt
-	$(COMPILE) pyproject.toml --extra export --extra train --extra eval --extra serve --extra fleet --extra docs --extra dev --excludes locks/cuda.in \
+	$(COMPILE) pyproject.toml --extra export --extra train --extra eval --extra grammar --extra serve --extra fleet --extra docs --extra dev --excludes locks/cuda.in \
 		--no-emit-package torch --output-file locks/dev.txt
 
 advisories: $(TOOLS)/uv ## look up known vulnerabilities of what is in the locks; needs the network

@@ -98,6 +98,10 @@ SEQUENCES = 4_096
 STOP_STRINGS = 1_024
 STOP_BYTES = 2**20
 """All stop strings of a request together."""
+GRAMMAR_BYTES = 2**17
+"""A JSON schema, regular expression or grammar, as UTF-8."""
+GRAMMAR_CHOICES = 1_024
+"""Texts of ``choice``."""
 
 # What a client of a server asks for.
 CHOICES = 128

@@ -297,6 +297,7 @@ class GrowingText:
         stats = self.stats
         stats.rounds += 1
         stats.drafted += step.drafted
+        stats.forced += step.origins.count("forced")
         stats.accepted += step.accepted
         stats.total_seconds = time.perf_counter() - self._started
         if known == 0:

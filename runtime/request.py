@@ -6,14 +6,16 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 
 from fastblt.models import limits
 from fastblt.models.shown import shown
 from fastblt.models.tokens import BYTE_OFFSET, VOCAB_SIZE, utf8
-from fastblt.runtime.methods import Method, parse_method
+from fastblt.runtime.grammar.constraint import Constraint, constraint_of
+from fastblt.runtime.grammar.error import GrammarError
+from fastblt.runtime.methods import Method, MethodError, parse_method
 from fastblt.runtime.sequence.sampling import Distribution, Sampler, SamplingError, check_sampling, is_number
 
 #: New bytes of a generation unless the request specifies otherwise.
@@ -34,6 +36,11 @@ class GenerationOptions(TypedDict, total=False):
     stop: bytes | str | Sequence[bytes | str]
     stop_at_eos: bool
     logprobs: bool
+    response_format: Mapping[str, Any] | None
+    regex: str | None
+    grammar: str | None
+    choice: Sequence[str] | None
+    forced_bytes: bool
 
 
 @dataclass(frozen=True)
@@ -42,8 +49,14 @@ class GenerationRequest:
 
     `fastblt.runtime.sequence.sampling` describes the order in which bias, temperature, top-k, top-p and min-p apply.
 
+    At most one of ``response_format``, ``regex``, ``grammar`` and ``choice`` describes the form of the text
+    (docs/structured-output.md). The whole text has this form if it ends by itself (``eos``); where ``max_new_bytes``
+    cuts it, it is the beginning of one that has.
+
     Raises:
-        MethodError: the method does not exist, or is malformed.
+        GrammarError: the form is malformed, too large or impossible, needs the extra ``grammar``, or comes with what
+            contradicts it: stop strings, or a text that goes on after EOS.
+        MethodError: the method does not exist, is malformed, or does not verify the bytes of a text with a form.
         SamplingError: a parameter of sampling is out of range.
         ValueError: ``max_new_bytes`` is out of range, or a stop string is empty or neither bytes nor text, or there
             are too many or too long ones (`fastblt.models.limits`).
@@ -75,6 +88,17 @@ class GenerationRequest:
     """End at the end-of-document token; otherwise it is a token without a byte."""
     logprobs: bool = False
     """Report the log-probability of each new byte, see `Chunk.logprobs`."""
+    response_format: Mapping[str, Any] | None = field(default=None, hash=False)
+    """A JSON text, as OpenAI has it: ``{"type": "json_object"}``, or ``{"type": "json_schema", "json_schema":
+    {"schema": {...}}}``."""
+    regex: str | None = None
+    """A regular expression that the whole text matches, in the syntax of Rust's ``regex``."""
+    grammar: str | None = None
+    """A grammar in the Lark syntax of llguidance; its rule ``start`` is the text."""
+    choice: Sequence[str] | None = None
+    """Texts, one of which is written; kept as a tuple."""
+    forced_bytes: bool = True
+    """Write bytes that the form leaves no choice about without asking the model; the text is the same either way."""
 
     def __post_init__(self) -> None:
         count = self.max_new_bytes
@@ -86,7 +110,9 @@ class GenerationRequest:
         object.__setattr__(self, "stop", stop_strings(self.stop))
         object.__setattr__(self, "logit_bias", _checked_bias(self.logit_bias, self.banned_bytes))
         object.__setattr__(self, "banned_bytes", bytes(self.banned_bytes))
-        self.decoding_method()
+        if isinstance(self.choice, list):
+            object.__setattr__(self, "choice", tuple(self.choice))
+        self._check_form(self.decoding_method())
         check_sampling(self.temperature, self.top_p, self.top_k, self.min_p, self.seed)
 
     def decoding_method(self) -> Method:
@@ -95,8 +121,33 @@ class GenerationRequest:
             return parse_method("auto" if self.seed is None else "s:8")
         return parse_method(self.method)
 
+    def constraint(self) -> Constraint | None:
+        """Return the form of the text, compiled; None: any bytes."""
+        return constraint_of(self.response_format, self.regex, self.grammar, self.choice, forces=self.forced_bytes)
+
+    def _check_form(self, method: Method) -> None:
+        """Raise an error where something contradicts the form of the text."""
+        constraint = self.constraint()
+        if constraint is None:
+            return
+        if not method.lossless:
+            raise MethodError(
+                f"method {method.name!r}: found it with a {constraint.kind}, expected a method that verifies its "
+                "bytes: ar, s:K, dv:B@RULE or auto"
+            )
+        if self.stop:
+            raise GrammarError(
+                f"stop: found stop strings and a {constraint.kind}, expected one of them: a text that is stopped "
+                "need not have the form"
+            )
+        if not self.stop_at_eos:
+            raise GrammarError(
+                f"stop_at_eos: found False and a {constraint.kind}, expected True: nothing may follow the text"
+            )
+
     def sampler(self) -> Sampler:
         """Return a new sampler, in the state that the seed determines."""
+        constraint = self.constraint()
         return Sampler(
             self.temperature,
             self.top_p,
@@ -105,6 +156,7 @@ class GenerationRequest:
             min_p=self.min_p,
             bias=self._token_bias(),
             logprobs=self.logprobs,
+            matcher=None if constraint is None else constraint.matcher(),
         )
 
     def stop_rules(self) -> StopRules:

@@ -45,6 +45,7 @@ def sample_next(session: Session, sampler: Sampler) -> Steps[Round]:
     """Score the tokens that are not scored, and append the next one."""
     rows = yield from score()
     token = sampler.choose(rows, -1)
+    sampler.advance(token)
     logprobs = sampler.log_probabilities(rows.logits[-1:], [token])
     session.append([token])
     return Round((token,), ("sampled",), logprobs=logprobs)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from fastblt.models.tokens import MASK_ID
 from fastblt.runtime.backends.protocol import DecoderRows, Floats, Ids
+from fastblt.runtime.methods.legal_block import LegalBlock
 from fastblt.runtime.methods.method import Method, MethodError
 from fastblt.runtime.sequence.requests import Steps, denoise
 from fastblt.runtime.sequence.sampling import Distribution, Draft, Sampler, log_probabilities
@@ -144,15 +145,17 @@ def denoise_block(sampler: Sampler, size: int, rule: Rule, first_pass: FirstPass
             is part of the first call anyway; False: from the block, as the paper does.
 
     Returns:
-        The block as a draft; its log-probabilities, where wanted, are those of the rows that decided each byte.
+        The block as a draft, as far as a grammar allows it; its log-probabilities, where wanted, are those of the rows
+        that decided each byte.
     """
     block = np.full(size, MASK_ID, dtype=np.int64)
     decided = np.full(size, -1)  # step of each byte
     proposals: list[Distribution | None] = [None] * size
     logprobs = np.zeros(size)
     before, rows = yield from first_pass(block)
+    legal = LegalBlock(sampler, block)
     if clean_first:
-        block[0], proposals[0] = sampler.draw(before, -1)
+        proposals[0] = legal.draw(before, -1, 0)
         decided[0] = 0
         if sampler.logprobs:
             logprobs[:1] = log_probabilities(before.logits[-1:], block[:1])
@@ -162,7 +165,7 @@ def denoise_block(sampler: Sampler, size: int, rule: Rule, first_pass: FirstPass
             rows = yield from denoise(block)
         chosen = masked[rule(rows.probability[masked], rows.entropy[masked])]
         for index in chosen.tolist():
-            block[index], proposals[index] = sampler.draw(rows, index)
+            proposals[index] = legal.draw(rows, index, index)
         decided[chosen] = step
         if sampler.logprobs:
             logprobs[chosen] = log_probabilities(rows.logits[chosen], block[chosen])
@@ -170,4 +173,5 @@ def denoise_block(sampler: Sampler, size: int, rule: Rule, first_pass: FirstPass
     # A byte whose predecessors were decided later was not drawn given them.
     late = np.maximum.accumulate(decided) > decided
     known = [None if late[i] else q for i, q in enumerate(proposals)]
-    return Draft(block.tolist(), known, tuple(logprobs.tolist()) if sampler.logprobs else ())
+    tokens, forced = legal.finish()
+    return Draft(tokens, known[: len(tokens) - forced], tuple(logprobs.tolist()) if sampler.logprobs else (), forced)

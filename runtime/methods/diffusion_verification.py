@@ -14,6 +14,7 @@ from fastblt.models.config import BltConfig
 from fastblt.runtime.backends.protocol import DecoderRows, Ids
 from fastblt.runtime.methods.ar import sample_next
 from fastblt.runtime.methods.block_argument import BlockArgument, BlockMethod
+from fastblt.runtime.methods.draft_walk import DraftWalk
 from fastblt.runtime.methods.entry import MethodEntry
 from fastblt.runtime.methods.method import Round
 from fastblt.runtime.methods.replay_profile import ACCEPTANCE, Rates, ReplayError, ReplayProfile, rate_for
@@ -67,12 +68,18 @@ class DiffusionVerification(BlockMethod):
 
     def _reuse(self, session: Session, sampler: Sampler) -> Steps[Round]:
         """Draft from the newest closed latent by the decoder alone."""
+        walk = DraftWalk(sampler)
+        if not walk.goes_on:
+            return (yield from verify(session, sampler, walk.finish(), in_parts=True))
         draft = yield from self.argument.denoise(sampler, draft_with_block)
         return (yield from verify(session, sampler, draft, in_parts=True))
 
     def _recompute(self, session: Session, sampler: Sampler) -> Steps[Round]:
         """Score the last byte, draft from the open patch's latent; the last byte's row verifies the first draft."""
         kept: list[DecoderRows] = []
+        walk = DraftWalk(sampler)
+        if not walk.goes_on:
+            return (yield from verify(session, sampler, walk.finish(), in_parts=True))
 
         def first_pass(block: Ids) -> Steps[tuple[DecoderRows, DecoderRows]]:
             before, rows = yield from score_with_block(block, "partial")

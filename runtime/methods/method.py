@@ -6,13 +6,14 @@ from collections.abc import Generator, Iterator
 from typing import Literal, NamedTuple, Protocol, cast
 
 from fastblt.models.config import BltConfig
+from fastblt.runtime.grammar.matcher import Matcher
 from fastblt.runtime.sequence.requests import Request, Steps
 from fastblt.runtime.sequence.sampling import Sampler
 from fastblt.runtime.sequence.session import Session
 
 #: How a byte came about: by a decoder row of its own; drafted and verified; put by verification in place of a rejected
-#: draft; after a draft that was accepted whole; denoised in a block, without verification.
-Origin = Literal["sampled", "accepted", "corrected", "free", "denoised"]
+#: draft; after a draft that was accepted whole; denoised in a block, without verification; forced by a grammar.
+Origin = Literal["sampled", "accepted", "corrected", "free", "denoised", "forced"]
 
 
 class MethodError(ValueError):
@@ -27,7 +28,7 @@ class Round(NamedTuple):
     rejected: tuple[int, ...] = ()
     """Drafted tokens that verification threw away."""
     drafted: int = 0
-    """Tokens drafted for verification in this round."""
+    """Tokens drafted for verification in this round, without those that a grammar forces."""
     logprobs: tuple[float, ...] = ()
     """Natural logarithm of the model's probability of each of ``tokens``; empty where `Sampler.logprobs` is off."""
 
@@ -81,7 +82,19 @@ def steps_of(method: Method, session: Session, sampler: Sampler) -> Iterator[Ste
                 f"method {method.name!r}: found a {found} among its rounds, expected generators of requests "
                 "(docs/decoding.md)"
             )
-        yield _checked(method, steps)
+        yield _checked(method, steps) if sampler.matcher is None else _walked(method, steps, sampler.matcher)
+
+
+def _walked(method: Method, steps: Steps[Round], matcher: Matcher) -> Steps[Round]:
+    """Run a round; refuse it unless it has walked the grammar along its tokens."""
+    before = matcher.length
+    found = yield from _checked(method, steps)
+    if (walked := matcher.length - before) != len(found.tokens):
+        raise MethodError(
+            f"method {method.name!r}: found {walked} tokens that the grammar has read, expected the "
+            f"{len(found.tokens)} of the round; the method does not call Sampler.advance"
+        )
+    return found
 
 
 def _checked(method: Method, steps: Steps[Round]) -> Steps[Round]:

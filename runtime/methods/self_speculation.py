@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from fastblt.models.config import BltConfig
 from fastblt.runtime.backends.protocol import DRAFT_SLACK, DecoderRows
 from fastblt.runtime.methods.ar import sample_next
+from fastblt.runtime.methods.draft_walk import DraftWalk
 from fastblt.runtime.methods.entry import MethodEntry
 from fastblt.runtime.methods.method import MethodError, Round
 from fastblt.runtime.methods.replay_profile import ACCEPTANCE, Rates, ReplayProfile, rate_for
 from fastblt.runtime.methods.verification import verify
 from fastblt.runtime.sequence.requests import Latent, Steps, draft
-from fastblt.runtime.sequence.sampling import Distribution, Draft, Sampler
+from fastblt.runtime.sequence.sampling import Draft, Sampler
 from fastblt.runtime.sequence.session import Session
 
 
@@ -71,15 +72,14 @@ def draft_bytes(sampler: Sampler, count: int, latent: Latent) -> Steps[Draft]:
     if sampler.takes_best:
         tokens, _ = yield from draft(count, latent=latent)
         return Draft(tokens.tolist())
-    proposals: list[Distribution | None] = []
+    walk = DraftWalk(sampler)
 
     def pick(row: DecoderRows) -> tuple[int, bool]:
-        token, q = sampler.draw(row, 0)
-        proposals.append(q)
-        return token, True
+        return walk.add(row, 0), walk.goes_on
 
-    tokens, _ = yield from draft(count, pick, latent)
-    return Draft(tokens.tolist(), proposals)
+    if walk.goes_on:
+        yield from draft(count, pick, latent)
+    return walk.finish()
 
 
 ENTRY = MethodEntry(

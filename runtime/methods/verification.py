@@ -46,10 +46,12 @@ def verify(
     assert next_token is not None, "the row after the draft decides"
     session.rewind(start + kept)
     session.append([next_token])
-    origins: list[Origin] = ["accepted"] * kept
+    origins: list[Origin] = ["accepted"] * min(kept, draft.chosen)
+    origins += ["forced"] * (kept - len(origins))
     origins.append("free" if kept == len(draft.tokens) else "corrected")
     tokens = tuple(draft.tokens)
-    return Round((*tokens[:kept], next_token), tuple(origins), tokens[kept:], len(tokens), judge.logprobs)
+    rejected = tokens[kept : draft.chosen]
+    return Round((*tokens[:kept], next_token), tuple(origins), rejected, draft.chosen, judge.logprobs)
 
 
 class Judge:

@@ -3,7 +3,7 @@
 What a row's token is sampled from is made of its logits in this order, which is that of transformers
 (``GenerationMixin._get_logits_processor``; llama.cpp's default chain applies the temperature last):
 
-1. a bias is added to the logits; -inf bans a token;
+1. a bias is added to the logits; -inf bans a token; a grammar bans all tokens that may not follow;
 2. the temperature divides them;
 3. top-k keeps the k most likely tokens (Fan et al., arXiv 1805.04833);
 4. top-p keeps the smallest set of most likely tokens whose probability reaches p (Holtzman et al., arXiv 1904.09751);
@@ -21,6 +21,10 @@ one by one. Let p be the distribution of the model's row, after the steps above,
   is y, so this is right for every draft, but fewer drafts are kept.
 
 Greedy decoding is the second case, with all of p on a single token.
+
+With a grammar, p and q are both masked by what may follow the same tokens, so the text is distributed like that of a
+model whose every row is masked. A token that the grammar forces has p = q = 1, and is kept without a look at its row.
+The sampler walks the grammar (`Sampler.advance`) along what is kept, and along drafts, from where it is rewound.
 """
 
 from __future__ import annotations
@@ -35,6 +39,8 @@ from numpy.typing import NDArray
 
 from fastblt.models.shown import shown
 from fastblt.runtime.backends.protocol import DecoderRows, Floats, Ids
+from fastblt.runtime.grammar.error import GrammarError
+from fastblt.runtime.grammar.matcher import Matcher
 
 Distribution = NDArray[np.float64]
 
@@ -51,6 +57,13 @@ class Draft(NamedTuple):
     """What each token was drawn from, *given the drafted tokens before it*; None or missing where that is unknown."""
     logprobs: tuple[float, ...] = ()
     """Log-probability of each token in the row that decided it; empty where it is not wanted or not known."""
+    forced: int = 0
+    """How many of the last tokens a grammar forces, given those before them."""
+
+    @property
+    def chosen(self) -> int:
+        """Return how many tokens a drafter has chosen: the first ones."""
+        return len(self.tokens) - self.forced
 
     def proposal(self, index: int) -> Distribution | None:
         """Return what a token was drawn from, float64 [vocab], or None where that is unknown."""
@@ -69,6 +82,7 @@ class Sampler:
         min_p: least probability relative to the most likely token's, in [0, 1]; 0 keeps every token.
         bias: float64 [vocab], added to the logits of every row; None: nothing.
         logprobs: whether methods are to report log-probabilities of what they choose.
+        matcher: walks the grammar of the text; None: every token may follow.
 
     Raises:
         SamplingError: a parameter is out of range.
@@ -84,6 +98,7 @@ class Sampler:
         min_p: float = 0.0,
         bias: Distribution | None = None,
         logprobs: bool = False,
+        matcher: Matcher | None = None,
     ) -> None:
         check_sampling(temperature, top_p, top_k, min_p, seed)
         self.temperature = temperature
@@ -93,39 +108,69 @@ class Sampler:
         self.logprobs = logprobs
         self.greedy = temperature == 0.0
         self._bias = bias if bias is not None and bias.any() else None
+        self.matcher = matcher
         self._rng = np.random.default_rng(seed)
 
     @property
     def takes_best(self) -> bool:
         """Return whether every choice is the row's ``best``, so that a backend can draft without asking."""
-        return self.greedy and self._bias is None
+        return self.greedy and self._bias is None and self.matcher is None
 
-    def distribution(self, rows: DecoderRows, index: int) -> Distribution:
-        """Return what a row's token is sampled from, float64 [vocab]; not for greedy decoding."""
-        logits = rows.logits[index]
-        if self._bias is not None:
-            logits = logits + self._bias
+    def advance(self, token: int) -> bool:
+        """Walk the grammar along a token; return False, and do nothing, where it may not follow."""
+        return self.matcher is None or self.matcher.advance(token)
+
+    def forced(self, most: int) -> list[int]:
+        """Return up to ``most`` tokens that the grammar forces to follow; none of them has a bias of -inf."""
+        tokens = self.matcher.forced(most) if self.matcher is not None else []
+        if self._bias is None:
+            return tokens
+        banned = np.flatnonzero(np.isneginf(self._bias[tokens]))
+        return tokens[: banned[0]] if len(banned) else tokens
+
+    def distribution(self, rows: DecoderRows, index: int, *, masked: bool = True) -> Distribution:
+        """Return what a row's token is sampled from, float64 [vocab]; not for greedy decoding.
+
+        Args:
+            rows: of the decoder.
+            index: of the row.
+            masked: whether the row is about the token where the grammar's walk has arrived; False: leave it aside.
+        """
+        logits = self._allowed(rows.logits[index], masked)
         return probabilities(logits, self.temperature, self.top_p, self.top_k, self.min_p)
+
+    def _allowed(self, logits: Floats, masked: bool = True) -> NDArray[np.floating]:
+        """Return the logits [vocab] after bias and grammar."""
+        wide = logits if self._bias is None else logits + self._bias
+        if self.matcher is None or not masked:
+            return wide
+        wide = np.where(self.matcher.mask(), wide, -np.inf)
+        if np.isneginf(wide.max()):
+            raise GrammarError("grammar: found a bias of -inf on every byte that may follow, expected one without")
+        return wide
 
     def log_probabilities(self, logits: Floats, tokens: Sequence[int]) -> tuple[float, ...]:
         """Return the log-probabilities of tokens, as the function of this name does; () where they are not wanted."""
         return tuple(log_probabilities(logits, tokens).tolist()) if self.logprobs else ()
 
-    def choose(self, rows: DecoderRows, index: int) -> int:
+    def choose(self, rows: DecoderRows, index: int, *, masked: bool = True) -> int:
         """Choose a row's token: the most likely one (without a bias the graph has found it already), or a sample."""
         if self.greedy:
-            return int(rows.best[index]) if self._bias is None else int((rows.logits[index] + self._bias).argmax())
-        return self._sample(self.distribution(rows, index))
+            best = int(rows.best[index])
+            if self._bias is None and (self.matcher is None or not masked or self.matcher.mask()[best]):
+                return best
+            return int(self._allowed(rows.logits[index], masked).argmax())
+        return self._sample(self.distribution(rows, index, masked=masked))
 
-    def draw(self, rows: DecoderRows, index: int) -> tuple[int, Distribution | None]:
+    def draw(self, rows: DecoderRows, index: int, *, masked: bool = True) -> tuple[int, Distribution | None]:
         """Choose a token for a draft, and return what it was drawn from too (greedy: None)."""
         if self.greedy:
-            return self.choose(rows, index), None
-        q = self.distribution(rows, index)
+            return self.choose(rows, index, masked=masked), None
+        q = self.distribution(rows, index, masked=masked)
         return self._sample(q), q
 
     def verify(self, draft: Draft, kept: int, rows: DecoderRows) -> tuple[int, int | None]:
-        """Continue to verify a draft.
+        """Continue to verify a draft; the grammar is walked along all that is kept, and the token after it.
 
         Args:
             draft: n tokens.
@@ -140,9 +185,13 @@ class Sampler:
         size = len(draft.tokens)
         for row in range(len(rows.best)):
             if kept == size:
-                return kept, self.choose(rows, row)
+                found = self.choose(rows, row)
+                self.advance(found)
+                return kept, found
             token = draft.tokens[kept]
-            found = self._verify(token, draft.proposal(kept), rows, row)
+            forced = kept >= draft.chosen
+            found = token if forced else self._verify(token, draft.proposal(kept), rows, row)
+            self.advance(found)
             if found != token:
                 return kept, found
             kept += 1

@@ -27,6 +27,8 @@ class RunStats:
     """Bytes drafted."""
     accepted: int = 0
     """Drafted bytes that verification accepted."""
+    forced: int = 0
+    """Bytes that a grammar forced, and the model was not asked about."""
     prompt_bytes: int = 0
     """Bytes of the prompt."""
     reused_bytes: int = 0

@@ -32,6 +32,7 @@ STAIR: tuple[tuple[str, ...], ...] = (
     ("fastblt.runtime.request",),
     ("fastblt.runtime.methods",),
     ("fastblt.runtime.sequence",),
+    ("fastblt.runtime.grammar",),
     ("fastblt.runtime.backends",),
     ("fastblt.runtime.bundle",),
     ("fastblt.runtime",),
@@ -41,7 +42,7 @@ STAIR: tuple[tuple[str, ...], ...] = (
 #: Parts of `fastblt.runtime` that may import PyTorch.
 WITH_TORCH = ("fastblt.runtime.backends.eager", "fastblt.runtime.measure.peers")
 #: What generates; it does not measure.
-GENERATING = ("batching", "methods", "sequence", "backends", "bundle")
+GENERATING = ("batching", "methods", "sequence", "grammar", "backends", "bundle")
 
 
 def module_name(path: Path) -> str:

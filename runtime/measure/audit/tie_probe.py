@@ -33,11 +33,11 @@ class TieProbe(Sampler):
         """Return False: a backend that drafts by itself would choose unobserved."""
         return False
 
-    def choose(self, rows: DecoderRows, index: int) -> int:
+    def choose(self, rows: DecoderRows, index: int, *, masked: bool = True) -> int:
         """Choose a row's most likely token, and note by how much its logit exceeds the second one's."""
         second, best = np.partition(rows.logits[index], -2)[-2:].tolist()
         self.logit_gap = min(self.logit_gap, best - second)
-        return super().choose(rows, index)
+        return super().choose(rows, index, masked=masked)
 
     def __call__(self, probability: Floats, entropy: Floats) -> Indices:
         """Apply the rule, and note how little would have changed which bytes it decides."""

@@ -15,10 +15,11 @@ from fastblt.models.config import BltConfig
 from fastblt.models.tokens import MASK_ID
 from fastblt.runtime.backends.protocol import DecoderRows
 from fastblt.runtime.methods.adaptive.estimates import Acceptance, LinearCost, Pace
+from fastblt.runtime.methods.draft_walk import DraftWalk
 from fastblt.runtime.methods.method import Round
 from fastblt.runtime.methods.verification import verify
 from fastblt.runtime.sequence.requests import Steps, draft, draft_with_block, score_with_block
-from fastblt.runtime.sequence.sampling import Distribution, Draft, Sampler
+from fastblt.runtime.sequence.sampling import Sampler
 from fastblt.runtime.sequence.session import Session
 
 #: Bytes of a draft before anything is known.
@@ -53,24 +54,26 @@ class ByteDrafter:
         limit = self._longest_patch - (session.length - session.open_start)
         survival, surprise = acceptance.mean, 0.0
         kinds: list[int] = []
-        proposals: list[Distribution | None] = []
+        walk = DraftWalk(sampler)
 
         def pick(row: DecoderRows) -> tuple[int, bool]:
             nonlocal survival, surprise
-            token, q = sampler.draw(row, 0)
             surprise = max(surprise, row.entropy.item())
             kind = acceptance.classify(row.probability.item(), surprise, len(kinds) >= limit)
             kinds.append(kind)
-            proposals.append(q)
             survival *= acceptance.chance(kind)
-            return token, survival > price
+            token = walk.add(row, 0)
+            return token, survival > price and walk.goes_on
 
         began = session.now()
-        tokens, _ = yield from draft(LONGEST_DRAFT if now else _FIRST_DRAFT, pick)
+        if walk.goes_on:
+            yield from draft(LONGEST_DRAFT if now else _FIRST_DRAFT, pick)
         drafted = session.now()
-        found = yield from verify(session, sampler, Draft(tokens.tolist(), proposals), in_parts=False)
-        self._row.observe(len(tokens), drafted - began)
-        self._verification.observe(len(tokens), session.now() - drafted)
+        whole = walk.finish()
+        found = yield from verify(session, sampler, whole, in_parts=False)
+        if kinds:
+            self._row.observe(len(kinds), drafted - began)
+        self._verification.observe(len(whole.tokens), session.now() - drafted)
         acceptance.observe(kinds, found.accepted)
         return found
 
@@ -90,11 +93,16 @@ class BlockDrafter:
 
     def round(self, session: Session, sampler: Sampler) -> Steps[Round]:
         """Implement `Drafter.round`."""
-        before, rows, answer = yield from self._read()
-        cut, kinds = self._cut(sampler, before.followed_by(rows.part(1)))
+        walk = DraftWalk(sampler)
+        kinds: list[int] = []
+        answer: DecoderRows | None = None
+        if walk.goes_on:
+            before, rows, answer = yield from self._read()
+            kinds = self._cut(walk, before.followed_by(rows.part(1)))
+        cut = walk.finish()
         began = session.now()
         found = yield from verify(session, sampler, cut, in_parts=True, before=answer)
-        self._verification.observe(len(kinds), session.now() - began)
+        self._verification.observe(len(cut.tokens), session.now() - began)
         self._acceptance.observe(kinds, found.accepted)
         return found
 
@@ -106,12 +114,10 @@ class BlockDrafter:
         before, rows = yield from score_with_block(self._masked, self._latent)
         return before, rows, before.copy()
 
-    def _cut(self, sampler: Sampler, rows: DecoderRows) -> tuple[Draft, list[int]]:
-        """Return as many bytes as are worth verifying, at least one, and their classes."""
+    def _cut(self, walk: DraftWalk, rows: DecoderRows) -> list[int]:
+        """Draft as many bytes as are worth verifying, at least one, and return their classes."""
         now, price = self.pace.seconds_per_byte, self._verification.each
-        tokens: list[int] = []
         kinds: list[int] = []
-        proposals: list[Distribution | None] = []
         survival, surprise = 1.0, 0.0
         for index, (probability, entropy) in enumerate(
             zip(rows.probability.tolist(), rows.entropy.tolist(), strict=True)
@@ -119,10 +125,8 @@ class BlockDrafter:
             surprise = max(surprise, entropy)
             kind = self._acceptance.classify(probability, surprise, at_limit=False)
             survival *= self._acceptance.chance(kind)
-            if tokens and survival * now < price:
+            if kinds and (survival * now < price or not walk.goes_on):
                 break
-            token, q = sampler.draw(rows, index)
-            tokens.append(token)
+            walk.add(rows, index)
             kinds.append(kind)
-            proposals.append(q)
-        return Draft(tokens, proposals), kinds
+        return kinds

@@ -7,6 +7,7 @@ const ORIGINS = {
   corrected: "corrected",
   free: "free",
   denoised: "denoised",
+  forced: "forced",
 };
 
 export class Figures {

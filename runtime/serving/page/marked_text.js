@@ -10,6 +10,7 @@ export const WORDS = {
   corrected: "written in place of a rejected draft",
   free: "free, after a draft kept whole",
   denoised: "denoised in a block, not verified",
+  forced: "forced by a grammar",
   rejected: "drafted and rejected",
 };
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -9,7 +10,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, BinaryIO, Protocol, TextIO
+from typing import Annotated, Any, BinaryIO, Protocol, TextIO
 
 import typer
 from rich.console import Console
@@ -32,7 +33,8 @@ from fastblt.commands.prompts import default_prompt
 from fastblt.commands.show import Show, escaped
 from fastblt.commands.tuned import ProfileOption, tuned
 from fastblt.models.config import BltConfig
-from fastblt.models.limits import TEXT_BYTES
+from fastblt.models.limits import GRAMMAR_BYTES, TEXT_BYTES
+from fastblt.models.reading import read_text
 from fastblt.runtime.backends.protocol import parts_in
 from fastblt.runtime.backends.registry import DEFAULT_BACKEND, default_capacity
 from fastblt.runtime.blt_runtime import BltRuntime
@@ -89,6 +91,11 @@ def command(
     ban: Annotated[list[str] | None, typer.Option(help="Never write the bytes of this text; may be repeated.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of sampling  [default: a random one]")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be repeated.")] = None,
+    json_schema: Annotated[Path | None, typer.Option(help="Write JSON that fits the JSON schema in this file.")] = None,
+    json_object: Annotated[bool, typer.Option("--json-object", help="Write a JSON object.")] = False,
+    regex: Annotated[str | None, typer.Option(help="Write a text that matches this regular expression.")] = None,
+    grammar: Annotated[Path | None, typer.Option(help="Write a text of the Lark grammar in this file.")] = None,
+    choice: Annotated[list[str] | None, typer.Option(help="Write one of these texts; may be repeated.")] = None,
     backend: BackendOption = DEFAULT_BACKEND,
     provider: ProviderOption = "auto",
     threads: ThreadsOption = None,
@@ -134,6 +141,10 @@ def command(
             seed=seed,
             stop=tuple(map(os.fsencode, stop or ())),
             logprobs=logprobs is not None,
+            response_format=response_format(json_schema, json_object=json_object),
+            regex=regex,
+            grammar=None if grammar is None else read_text(grammar, GRAMMAR_BYTES),
+            choice=choice or None,
         )
     check_backend(backend)
     check_file_target(logprobs)
@@ -215,6 +226,24 @@ def parse_bias(items: Sequence[str]) -> dict[int, float]:
         except ValueError:
             raise ValueError(f"--logit-bias: found {item!r}, expected BYTE=VALUE, such as 10=-2.5") from None
     return found
+
+
+def response_format(schema: Path | None, *, json_object: bool) -> dict[str, Any] | None:
+    """Return the form of a JSON text, as `GenerationRequest` has it; None: any text.
+
+    Raises:
+        ValueError: both are given, or the file is not JSON.
+        OSError: the file cannot be read.
+    """
+    if schema is None:
+        return {"type": "json_object"} if json_object else None
+    if json_object:
+        raise ValueError("--json-object: found it together with --json-schema, expected at most one of them")
+    try:
+        content = json.loads(read_text(schema, GRAMMAR_BYTES))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{schema}: {error}, expected a JSON schema") from None
+    return {"type": "json_schema", "json_schema": {"schema": content}}
 
 
 def parse_ban(texts: Sequence[str]) -> bytes:
@@ -309,6 +338,7 @@ def statistics(generation: Generation, config: BltConfig, method: str) -> Table:
         "model calls (NFE)": calls,
         "rounds": str(stats.rounds),
         "accepted drafts": accepted,
+        **({"forced by the grammar": f"{stats.forced} bytes"} if stats.forced else {}),
         "estimated traffic": f"{stats.estimated_gb(config):.4g} GB of 16-bit weights (formula of arXiv 2605.08044)",
         "memory read": f"{stats.moved_bytes / 1e9:.4g} GB of weights and caches",
     }

@@ -21,6 +21,7 @@ STYLES = {
     "free": "cyan",
     "denoised": "magenta",
     "corrected": "yellow",
+    "forced": "blue",
     REJECTED: "red strike",
     BOUNDARY: "dim",
 }
@@ -33,6 +34,7 @@ _LEGEND = (
     ("denoised", "denoised block"),
     (REJECTED, "rejected draft"),
     ("corrected", "its correction"),
+    ("forced", "forced by a grammar"),
 )
 
 

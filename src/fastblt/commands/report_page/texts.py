@@ -22,6 +22,7 @@ _KINDS = {
     "accepted": "draft, kept",
     "corrected": "in place of a rejected draft",
     "free": "free, after a draft kept whole",
+    "forced": "forced by a grammar",
     "denoised": "denoised in a block, not checked",
     REJECTED: "draft, rejected",
 }

@@ -1,0 +1,1 @@
+"""Keeps generated text inside a grammar: which bytes may come next, and which must."""

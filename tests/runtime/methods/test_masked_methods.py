@@ -1,0 +1,146 @@
+"""Texts with a form: every lossless method writes what the autoregressive one writes, forced bytes or not."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+from fakes.table_backend import surprise
+
+from fastblt.models.tokens import BYTE_OFFSET, EOS_ID, encode
+from fastblt.runtime.blt_runtime import BltRuntime
+from fastblt.runtime.grammar.error import GrammarError
+from fastblt.runtime.grammar.matcher import Matcher
+from fastblt.runtime.methods import Method, MethodError
+from fastblt.runtime.methods.ar import Autoregressive
+from fastblt.runtime.sequence.sampling import Sampler
+
+DRAFTING = ("s:1", "s:4", "s:8", "s:3+partial", "dv:4@one", "dv:4@0.4", "dv:3@eb0.5+block", "dv:4@one+partial", "auto")
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 6},
+        "age": {"type": "integer", "minimum": 0, "maximum": 150},
+        "tags": {"type": "array", "items": {"enum": ["red", "green", "grün"]}, "minItems": 1, "maxItems": 3},
+    },
+    "required": ["name", "age", "tags"],
+    "additionalProperties": False,
+}
+FORMS: dict[str, dict[str, Any]] = {
+    "schema": {"response_format": {"type": "json_schema", "json_schema": {"schema": SCHEMA}}},
+    "regex": {"regex": "(ab|[c-f]{1,3}é){2,5}!?"},
+    "choice": {"choice": ["tiger", "tigers", "日本", "日本語", 'a "quoted"\nline']},
+    "grammar": {"grammar": 'start: "(" inner ")"\ninner: start | /[0-9]{1,4}/'},
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_greedy_text_is_that_of_ar_whatever_is_forced(alone: BltRuntime, form: str) -> None:
+    for prompt in (b"", b"The record: "):
+        expected = alone.generate(prompt, 60, method="ar", **FORMS[form])  # type: ignore[arg-type]
+        assert expected.stats.forced == 0
+        for method in DRAFTING:
+            for forced in (True, False):
+                found = alone.generate(prompt, 60, method=method, forced_bytes=forced, **FORMS[form])  # type: ignore[arg-type]
+                assert (found.data, found.finish) == (expected.data, expected.finish), (method, forced)
+                assert bool(found.stats.forced) <= forced
+                assert 0 <= found.stats.accepted <= found.stats.drafted
+
+
+def test_a_text_that_ends_by_itself_has_its_form(alone: BltRuntime) -> None:
+    found = alone.generate(b"x", 200, method="s:8", temperature=1.0, seed=3, **FORMS["schema"])  # type: ignore[arg-type]
+    assert found.finish == "eos"
+    assert list(json.loads(found.data)) == ["name", "age", "tags"]
+    assert found.stats.forced > 20
+    picked = alone.generate(b"x", 200, method="dv:4@one", temperature=1.0, seed=3, **FORMS["regex"])  # type: ignore[arg-type]
+    assert picked.finish == "eos"
+    assert re.fullmatch(FORMS["regex"]["regex"], picked.text)
+
+
+def test_forced_bytes_are_marked(alone: BltRuntime) -> None:
+    stream = alone.stream(b"", 200, method="s:4", **FORMS["schema"])  # type: ignore[arg-type]
+    chunks = list(stream)
+    origins = [origin for chunk in chunks for origin in chunk.origins]
+    assert origins.count("forced") == stream.stats.forced > 0
+    assert origins.count("accepted") == stream.stats.accepted
+    data = b"".join(chunk.data for chunk in chunks)
+    matcher = Matcher("json_schema", json.dumps(SCHEMA))
+    for byte, origin in zip(data, origins, strict=True):
+        assert origin != "forced" or matcher.mask().sum() == 1
+        assert matcher.advance(BYTE_OFFSET + byte)
+
+
+def test_log_probabilities_are_the_models_own(alone: BltRuntime) -> None:
+    found = alone.generate(b"x", 60, method="s:8", logprobs=True, **FORMS["regex"])  # type: ignore[arg-type]
+    np.testing.assert_allclose(found.logprobs, alone.score(b"x", found.data).logprobs, atol=1e-4)
+
+
+def test_a_bias_that_leaves_nothing_is_an_error(alone: BltRuntime) -> None:
+    for method in ("ar", "s:4", "dv:4@one"):
+        with pytest.raises(GrammarError, match="found a bias of -inf on every byte that may follow"):
+            alone.generate(b"x", 20, method=method, regex="[ab]c", banned_bytes=b"c")
+    assert alone.generate(b"x", 20, method="s:4", regex="[ab]c?", banned_bytes=b"ac").data == b"b"
+
+
+def test_a_method_that_does_not_walk_the_grammar_is_refused(alone: BltRuntime, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Sampler, "advance", lambda self, token: True)
+    own: Method = Autoregressive()
+    with pytest.raises(MethodError, match=r"found 0 tokens that the grammar has read, expected the 1 of the round"):
+        alone.generate(b"x", 20, method=own, regex="ab+")
+
+
+PATTERN = "(a[bc]|[de]{1,2}gh)(x?y|é)"
+PROMPT = b"we "
+SAMPLES = 800
+
+
+def expected_texts(runtime: BltRuntime, prompt: bytes, temperature: float) -> dict[tuple[int, ...], float]:
+    """The probability of every text of `PATTERN`: products over rows that are masked and normalized."""
+    known: dict[tuple[int, ...], float] = {}
+    matcher = Matcher("regex", PATTERN)
+
+    def visit(text: tuple[int, ...], weight: float) -> None:
+        with runtime.session() as session:
+            session.append(np.concatenate([encode(prompt, bos=False), np.array(text, dtype=np.int64)]))
+            logits = session.score().logits[-1].astype(np.float64) / temperature
+        p = np.exp(logits - logits.max()) * matcher.mask()
+        p /= p.sum()
+        for token in np.flatnonzero(p).tolist():
+            if token == EOS_ID:
+                known[text] = weight * p[token]
+                continue
+            assert matcher.advance(token)
+            visit((*text, token), weight * p[token])
+            matcher.rewind(len(text))
+
+    visit((), 1.0)
+    return known
+
+
+def sample(runtime: BltRuntime, method: str, *, forced: bool = True) -> Counter[tuple[int, ...]]:
+    """How often each text was written, by its tokens."""
+    seen: Counter[tuple[int, ...]] = Counter()
+    for seed in range(SAMPLES):
+        text = runtime.generate(
+            PROMPT, 20, method=method, temperature=2.0, seed=seed, regex=PATTERN, forced_bytes=forced
+        )
+        assert text.finish == "eos"
+        seen[tuple(BYTE_OFFSET + byte for byte in text.data)] += 1
+    return seen
+
+
+@pytest.mark.slow
+def test_sampled_texts_are_distributed_as_those_of_the_masked_model(
+    alone: BltRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = expected_texts(alone, PROMPT, 2.0)
+    assert sum(expected.values()) == pytest.approx(1.0)
+    assert len(expected) > 20
+    for method, forced in (("ar", True), ("s:4", True), ("s:4", False), ("dv:4@one", True), ("dv:4@0.02", True)):
+        assert surprise(sample(alone, method, forced=forced), expected) > 1e-3, (method, forced)
+    monkeypatch.setattr(Sampler, "_verify", lambda self, token, q, rows, index: token)
+    assert surprise(sample(alone, "s:4"), expected) < 1e-7, "drafts that nobody verifies are found out"
