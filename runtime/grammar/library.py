@@ -11,7 +11,8 @@ from fastblt.models.shown import shown
 from fastblt.runtime.grammar.error import GrammarError
 
 if TYPE_CHECKING:
-    from llguidance import JsonCompileOptions, LLMatcher, LLParserLimits, LLTokenizer
+    from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+    from llguidance._lib import JsonCompileOptions
 
 #: What the source of a grammar is written in.
 Kind = Literal["json_schema", "regex", "grammar"]

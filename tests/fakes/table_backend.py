@@ -205,7 +205,7 @@ def remember_distributions(sampler: Sampler) -> None:
     """Let a sampler compute the distribution of each row of logits once; thousands of texts share few rows."""
     compute, known = sampler.distribution, dict[bytes, Distribution]()
 
-    def distribution(rows: DecoderRows, index: int) -> Distribution:
+    def distribution(rows: DecoderRows, index: int, *, masked: bool = True) -> Distribution:
         key = rows.logits[index].tobytes()
         if key not in known:
             known[key] = compute(rows, index)

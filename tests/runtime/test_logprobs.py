@@ -79,8 +79,8 @@ def test_logprobs_of_blocks_are_those_of_the_rows_that_decide(
     decided: list[tuple[int, float]] = []
     draw = Sampler.draw
 
-    def noted(self: Sampler, rows: Any, index: int) -> Any:
-        token, q = draw(self, rows, index)
+    def noted(self: Sampler, rows: Any, index: int, *, masked: bool = True) -> Any:
+        token, q = draw(self, rows, index, masked=masked)
         p = torch.tensor(rows.logits[index]).double().log_softmax(-1)
         decided.append((token, float(p[token])))
         return token, q
