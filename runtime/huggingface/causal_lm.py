@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -218,6 +218,10 @@ class ORTBltForCausalLM:
         streamer: Any = None,
         seed: int | None = None,
         method: str | Method | None = None,
+        response_format: Mapping[str, Any] | None = None,
+        regex: str | None = None,
+        grammar: str | None = None,
+        choice: Sequence[str] | None = None,
         **others: Any,
     ) -> Any:
         """Continue a prompt. Arguments that are None come from ``generation_config``, else from transformers' defaults.
@@ -238,6 +242,10 @@ class ORTBltForCausalLM:
             streamer: ``put`` receives the prompt's ids [1, n], then new ids [m] as they are decided; ``end`` follows.
             seed: of sampling.
             method: default: the object's.
+            response_format: the form of the new text, see `GenerationRequest`, like the next three.
+            regex: a regular expression that it matches.
+            grammar: a Lark grammar.
+            choice: texts, one of which it is.
             others: arguments of transformers' ``generate`` that are off, or change nothing here.
 
         Returns:
@@ -269,7 +277,8 @@ class ORTBltForCausalLM:
         prompt = inputs if input_ids is None else input_ids
         ids = prompt_row(prompt)
         check_mask(attention_mask, len(ids))
-        request = generation_request(settings, len(ids), method or self.method, seed)
+        form = {"response_format": response_format, "regex": regex, "grammar": grammar, "choice": choice}
+        request = generation_request(settings, len(ids), method or self.method, seed, form)
 
         def read(stream: ByteStream) -> list[int]:
             _follow(stream, streamer, ids[None], lambda new: like(prompt, new))

@@ -82,7 +82,11 @@ def check_settings(settings: Mapping[str, Any]) -> None:
 
 
 def generation_request(
-    settings: Mapping[str, Any], prompt: int, method: str | Method | None, seed: int | None
+    settings: Mapping[str, Any],
+    prompt: int,
+    method: str | Method | None,
+    seed: int | None,
+    form: Mapping[str, Any] | None = None,
 ) -> GenerationRequest:
     """Return the request that settings describe; those of sampling count only where ``do_sample`` is True.
 
@@ -91,6 +95,7 @@ def generation_request(
         prompt: its tokens, BOS included.
         method: as in `GenerationRequest`.
         seed: as in `GenerationRequest`.
+        form: its fields about the form of the text; None: any.
 
     Raises:
         UnsupportedArgumentError: ``eos_token_id`` is neither the model's EOS nor negative.
@@ -106,6 +111,7 @@ def generation_request(
         min_p=settings.get("min_p", 0.0) if sampled else 0.0,
         seed=seed,
         stop_at_eos=_stops_at_eos(settings.get("eos_token_id", EOS_ID)),
+        **(form or {}),
     )
 
 

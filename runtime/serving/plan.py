@@ -103,9 +103,14 @@ def _common(host: ModelHost, body: TextFields, logprobs: bool) -> GenerationRequ
             logit_bias={int(byte): value for byte, value in (body.logit_bias or {}).items()},
             stop=body.stop or (),
             logprobs=logprobs,
+            response_format=body.response_format,
+            regex=body.regex,
+            grammar=body.grammar,
+            choice=body.choice,
         )
         parse_method(method).check(host.runtime.config)
     except ValueError as error:
-        name = str(error).partition(":")[0].partition(" ")[0]
+        name = str(error).partition(":")[0].partition(" ")[0].partition(".")[0]
+        name = "response_format" if name == "json_schema" else name
         raise wrong(name if name in TextFields.model_fields else None, str(error)) from None
     return request

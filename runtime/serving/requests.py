@@ -117,6 +117,14 @@ class TextFields(Strict):
     """The text ends before the first of these."""
     logit_bias: Annotated[dict[ByteKey, Bias], Field(max_length=256), Few] | None = None
     """What to add to the logits of bytes, by byte value."""
+    response_format: Annotated[dict[str, Any], Field(max_length=8), Few] | None = None
+    """The form of the text: ``text``, ``json_object``, or ``json_schema`` (docs/structured-output.md)."""
+    regex: Annotated[str, Field(max_length=limits.GRAMMAR_BYTES)] | None = None
+    """Extension: a regular expression that the whole text matches."""
+    grammar: Annotated[str, Field(max_length=limits.GRAMMAR_BYTES)] | None = None
+    """Extension: a grammar in Lark's syntax."""
+    choice: Annotated[list[Text], Field(min_length=1, max_length=limits.GRAMMAR_CHOICES, fail_fast=True)] | None = None
+    """Extension: texts, one of which is written."""
     n: Annotated[int, Field(ge=1, le=limits.CHOICES)] | None = None
     """Texts after each prompt."""
     stream: bool | None = None
@@ -204,7 +212,6 @@ class ChatRequest(TextFields):
     """Ignored: there are no tools."""
     functions: Annotated[Any, Only([])] = None
     function_call: Annotated[Any, Only("none", "auto")] = None
-    response_format: Annotated[Any, Only({"type": "text"})] = None
     modalities: Annotated[Any, Only(["text"])] = None
     audio: Annotated[Any, Only()] = None
     prediction: Annotated[Any, Only()] = None

@@ -30,10 +30,11 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 def stream_of(whole: type[BaseModel], part: type[BaseModel]) -> dict[str, Any]:
     """Return the description of an answer that is one object, or a stream of events."""
     events = f"Events of server-sent events, each the JSON of {part.__name__}, and `[DONE]` after the last"
+    event = {"type": "object", "properties": {"data": {"type": "string"}}, "required": ["data"]}
     return {
         "model": whole,
         "description": f"{whole.__name__}; with `stream`: {events}",
-        "content": {"text/event-stream": {"schema": {"type": "string", "description": events}}},
+        "content": {"text/event-stream": {"itemSchema": {**event, "description": events}}},
     }
 
 

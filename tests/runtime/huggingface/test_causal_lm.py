@@ -266,3 +266,8 @@ def test_threads_generate_at_the_same_time(tiny_bundle: Path) -> None:
         found = [call.result() for call in calls]
     assert found == [model.generate(text, max_new_tokens=8) for text in (b"one", b"two")]
     assert model.runtime.sequences == 2
+
+
+def test_a_text_may_have_a_form(model: ORTBltForCausalLM) -> None:
+    for form, texts in (({"choice": ["yes", "no"]}, ("yes", "no")), ({"regex": "ab{3}"}, ("abbb",))):
+        assert model.generate("a", max_new_tokens=12, method="s:4", **form) in {"a" + text for text in texts}

@@ -51,6 +51,14 @@ def test_greedy_text_is_that_of_ar_whatever_is_forced(alone: BltRuntime, form: s
                 assert 0 <= found.stats.accepted <= found.stats.drafted
 
 
+@pytest.mark.parametrize("method", ["s:8", "dv:4@one", "dv:4@0.4", "auto"])
+def test_texts_that_share_calls_are_those_that_grow_alone(alone: BltRuntime, method: str) -> None:
+    prompts = [b"", b"The record: ", b"x", b"of the", b"and God said"]
+    for form in FORMS.values():
+        expected = [alone.generate(prompt, 60, method="ar", **form).data for prompt in prompts]
+        assert [text.data for text in alone.generate_many(prompts, 60, method=method, **form)] == expected
+
+
 def test_a_text_that_ends_by_itself_has_its_form(alone: BltRuntime) -> None:
     found = alone.generate(b"x", 200, method="s:8", temperature=1.0, seed=3, **FORMS["schema"])  # type: ignore[arg-type]
     assert found.finish == "eos"
