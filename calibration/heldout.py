@@ -24,10 +24,10 @@ class Prompt:
 
     Attributes:
         id: ``<corpus>-<number>``, unique.
-        corpus: one of ``CORPORA``.
-        document: name of the held-out document within its corpus.
+        corpus: one of ``CORPORA``, or ``edit``.
+        document: name of the held-out document within its corpus; of ``edit``, the task.
         offset: first byte of the prompt within the document.
-        text: 64-160 bytes when encoded as UTF-8.
+        text: 64-160 bytes when encoded as UTF-8; of ``edit``, 64-320.
     """
 
     id: str
@@ -52,6 +52,15 @@ def load_prompts(corpus: str | None = None) -> list[Prompt]:
         _check_corpus(corpus)
     prompts = _parse_prompts(_folder() / "prompts.json")
     return [prompt for prompt in prompts if corpus in (None, prompt.corpus)]
+
+
+def load_edit_prompts() -> list[Prompt]:
+    """Return the shipped prompts that hold what is to be written again with a change, four of each task.
+
+    Raises:
+        ValueError: the shipped file is missing or malformed.
+    """
+    return _parse_prompts(_folder() / "edit.json")
 
 
 def load_text(corpus: str) -> bytes:

@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from fastblt.models.config import BltConfig
-from fastblt.runtime.methods import ar, block_diffusion, diffusion_verification, self_speculation
+from fastblt.runtime.methods import ar, block_diffusion, diffusion_verification, prompt_lookup, self_speculation
 from fastblt.runtime.methods.adaptive import policy
 from fastblt.runtime.methods.entry import MethodEntry
 from fastblt.runtime.methods.method import Method, MethodError
@@ -28,6 +28,7 @@ ENTRY_POINT_GROUP = "fastblt.methods"
 BUILT_IN = (
     ar.ENTRY,
     self_speculation.ENTRY,
+    prompt_lookup.ENTRY,
     diffusion_verification.ENTRY,
     block_diffusion.ENTRY,
     policy.ENTRY,

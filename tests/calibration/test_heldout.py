@@ -3,7 +3,7 @@ from itertools import pairwise
 
 import pytest
 
-from fastblt.calibration.heldout import CORPORA, Prompt, load_prompts, load_text
+from fastblt.calibration.heldout import CORPORA, Prompt, load_edit_prompts, load_prompts, load_text
 
 
 def test_prompts_are_24_of_each_corpus_with_unique_ids() -> None:
@@ -30,6 +30,17 @@ def test_prompts_overlap_neither_each_other_nor_the_text() -> None:
     spans = sorted((p.corpus, p.document, p.offset, len(p.data)) for p in prompts)
     for (*document, offset, length), (*next_document, next_offset, _) in pairwise(spans):
         assert document != next_document or offset + length <= next_offset
+
+
+def test_editing_prompts_are_four_of_each_task_and_hold_what_they_ask_for() -> None:
+    prompts = load_edit_prompts()
+    tasks = [prompt.document for prompt in prompts]
+    assert {task: tasks.count(task) for task in tasks} == {"rename": 4, "reword": 4, "table": 4, "list": 4}
+    assert len({prompt.id for prompt in prompts}) == len({prompt.text for prompt in prompts}) == 16
+    assert all(64 <= len(prompt.data) <= 320 and prompt.corpus == "edit" for prompt in prompts)
+    for prompt in prompts:
+        text = prompt.data
+        assert any(text.find(text[at : at + 6], at + 1) > 0 for at in range(len(text) - 6)), "there is no pattern"
 
 
 @pytest.mark.parametrize("corpus", CORPORA)

@@ -45,12 +45,14 @@ class ByteDrafter:
         self.pace = Pace()
         self._longest_patch = config.patching.max_patch_length or LONGEST_DRAFT
         self._acceptance = Acceptance(config.patching.threshold)
-        self._row, self._verification = LinearCost(), LinearCost()
+        self._row = LinearCost()
+        self.verification = LinearCost()
+        """Of a call that verifies a draft, by its length; other drafters observe it too."""
 
     def round(self, session: Session, sampler: Sampler) -> Steps[Round]:
         """Implement `Drafter.round`."""
         acceptance, now = self._acceptance, self.pace.seconds_per_byte
-        price = (self._row.mean + self._verification.each) / now if now else 0.0
+        price = (self._row.mean + self.verification.each) / now if now else 0.0
         limit = self._longest_patch - (session.length - session.open_start)
         survival, surprise = acceptance.mean, 0.0
         kinds: list[int] = []
@@ -73,7 +75,7 @@ class ByteDrafter:
         found = yield from verify(session, sampler, whole, in_parts=False)
         if kinds:
             self._row.observe(len(kinds), drafted - began)
-        self._verification.observe(len(whole.tokens), session.now() - drafted)
+        self.verification.observe(len(whole.tokens), session.now() - drafted)
         acceptance.observe(kinds, found.accepted)
         return found
 

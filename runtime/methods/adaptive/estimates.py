@@ -97,6 +97,12 @@ class LinearCost:
         return max(0.0, (n * xy - x * y) / spread)
 
     @property
+    def fixed(self) -> float:
+        """Return the seconds of a call that do not depend on its rows; 0 before the first call."""
+        n, x, y, _, _ = self._sums
+        return max(0.0, (y - self.each * x) / n) if n else 0.0
+
+    @property
     def mean(self) -> float:
         """Return the seconds per row, fixed costs included; 0 before the first call."""
         _, x, y, _, _ = self._sums

@@ -12,9 +12,11 @@ from threading import Lock
 
 from fastblt.models.config import BltConfig
 from fastblt.runtime.methods.adaptive.drafters import BlockDrafter, ByteDrafter, Drafter
+from fastblt.runtime.methods.adaptive.lookup import LONGEST_LOOKUP, LookupDrafter
 from fastblt.runtime.methods.ar import sample_next
 from fastblt.runtime.methods.entry import MethodEntry
 from fastblt.runtime.methods.method import MethodError, Round
+from fastblt.runtime.methods.prompt_lookup import History
 from fastblt.runtime.methods.replay_profile import ACCEPTANCE, Rates, ReplayProfile, rate_for
 from fastblt.runtime.sequence.requests import Steps
 from fastblt.runtime.sequence.sampling import Sampler
@@ -28,13 +30,32 @@ class Policy:
     """Chooses the drafter of each round, and keeps what has been learned about all of them, by any sequence."""
 
     def __init__(self, config: BltConfig) -> None:
-        self._drafters: list[Drafter] = [ByteDrafter(config)]
+        bytewise = ByteDrafter(config)
+        self._drafters: list[Drafter] = [bytewise]
+        self._lookup = LookupDrafter(bytewise.verification)
         if config.block_size:
             self._drafters.append(BlockDrafter(config))
         self._idle = [0] * len(self._drafters)
         self._choosing = Lock()
 
-    def round(self, session: Session, sampler: Sampler) -> Steps[Round]:
+    def round(self, session: Session, sampler: Sampler, history: History) -> Steps[Round]:
+        """Run one round of prompt lookup where that pays, else of another drafter; learn from it about both."""
+        history.read(session)
+        matched, looked_up = history.matched, history.continuation(LONGEST_LOOKUP)
+        if count := self._worth_looking_up(matched, len(looked_up)):
+            found = yield from self._lookup.round(session, sampler, looked_up[:count])
+        else:
+            found = yield from self._draft(session, sampler)
+        self._lookup.observe(matched, looked_up, found.tokens)
+        return found
+
+    def _worth_looking_up(self, matched: int, most: int) -> int:
+        """Return how many bytes to look up; none before all other drafters are known."""
+        if not most or not all(drafter.pace.known for drafter in self._drafters):
+            return 0
+        return self._lookup.worth(matched, most, min(drafter.pace.seconds_per_byte for drafter in self._drafters))
+
+    def _draft(self, session: Session, sampler: Sampler) -> Steps[Round]:
         """Run one round of the drafter that is fastest, or now and then of another one."""
         with self._choosing:
             chosen = self._choose()
@@ -95,8 +116,9 @@ class Adaptive:
         """Generate without end; the first round scores the prompt, which yields the first byte."""
         policy = session.learned.recall(Policy, lambda: Policy(session.config))
         yield sample_next(session, sampler)
+        history = History()
         while True:
-            yield policy.round(session, sampler)
+            yield policy.round(session, sampler, history)
 
 
 ENTRY = MethodEntry(

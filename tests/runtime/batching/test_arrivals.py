@@ -16,7 +16,7 @@ from properties import examples
 from fastblt.runtime.backends.protocol import Backend
 from fastblt.runtime.blt_runtime import BltRuntime
 
-METHODS = ("ar", "s:4", "s:7", "dv:4@one", "dv:3@0.3+partial", "auto", "d:4@0.7")
+METHODS = ("ar", "s:4", "s:7", "dv:4@one", "dv:3@0.3+partial", "auto", "d:4@0.7", "lookup:6")
 PLAIN = ("ar", "s:4", "s:7+partial", "auto")
 #: Fixture of the checkpoint, options of the export, methods.
 FORMS: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {

@@ -18,6 +18,7 @@ from fastblt.runtime.blt_runtime import BltRuntime
 from fastblt.runtime.methods import MethodError, parse_method
 from fastblt.runtime.methods.adaptive.drafters import LONGEST_DRAFT, BlockDrafter, ByteDrafter
 from fastblt.runtime.methods.adaptive.estimates import Acceptance, LinearCost, Pace
+from fastblt.runtime.methods.adaptive.lookup import LookupDrafter
 from fastblt.runtime.methods.adaptive.policy import Policy
 from fastblt.runtime.methods.method import Round
 from fastblt.runtime.sequence.requests import Request, ScoreRequest, Steps
@@ -113,7 +114,7 @@ def test_policy_takes_the_fastest_and_tries_the_other_now_and_then(tiny_config: 
             before = slow.rounds
             chosen = policy._drafters[policy._choose()]
             assert isinstance(chosen, TimedDrafter)
-            steps = policy.round(session, Sampler())
+            steps = policy._draft(session, Sampler())
             next(steps)
             clock[0] += seconds[chosen]
             with pytest.raises(StopIteration):
@@ -211,6 +212,36 @@ def test_drafts_end_where_another_byte_costs_more_than_it_is_worth(scripted: Scr
     assert lengths[0] == LONGEST_DRAFT
     assert 1 < lengths[1] < lengths[0]
     assert lengths[2] == 1
+
+
+def test_lookup_is_worth_what_its_chance_and_the_clock_say() -> None:
+    cost = LinearCost()
+    for rows in (4, 12, 20):
+        cost.observe(rows, 1.0 + 0.1 * rows)
+    lookup = LookupDrafter(cost)
+    for _ in range(60):
+        lookup.observe(40, [7] * 20, [7] * 20)
+        lookup.observe(5, [7, 7], [8, 7])
+    assert lookup.chance(40) > 0.95
+    assert lookup.chance(5) < 0.1
+    assert lookup.worth(40, 20, seconds_per_byte=1.0) == 20
+    assert lookup.worth(5, 20, seconds_per_byte=1.0) == 0, "hardly ever right"
+    assert lookup.worth(40, 20, seconds_per_byte=0.12) == 0, "another drafter is as fast"
+    assert lookup.worth(40, 0, seconds_per_byte=1.0) == 0
+
+
+def test_repeated_text_is_looked_up_and_nothing_shows(scripted: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[int] = []
+    worth = LookupDrafter.worth
+    monkeypatch.setattr(LookupDrafter, "worth", lambda *args: taken.append(worth(*args)) or taken[-1])
+    text = TEXT + TEXT
+    for misdrafted in (set[int](), set(range(0, 600, 7))):
+        backend = scripted(encode(text, bos=False).tolist(), misdrafted=misdrafted)
+        runtime = BltRuntime(backend)
+        for prompt in (4, 150):
+            found = runtime.generate(text[:prompt], 400, method="auto")
+            assert found.data == text[prompt : prompt + 400]
+    assert max(taken) > 8
 
 
 def test_argument_is_refused() -> None:

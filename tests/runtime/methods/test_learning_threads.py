@@ -8,12 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from fastblt.models.config import BltConfig
 from fastblt.runtime.methods.adaptive.estimates import Acceptance, LinearCost, Pace
 from fastblt.runtime.methods.adaptive.policy import Policy
 from fastblt.runtime.methods.method import Round
+from fastblt.runtime.methods.prompt_lookup import History
 from fastblt.runtime.sequence.learned import Learned
 from fastblt.runtime.sequence.requests import ScoreRequest, Steps
 from fastblt.runtime.sequence.sampling import Sampler
@@ -105,8 +107,8 @@ def test_no_round_is_lost_while_drafters_are_chosen(
     idle = Counting()
     idle.pace.observe(1e9, 1)  # as good as never tried again
     policy._drafters = [known, idle]
-    session: Any = SimpleNamespace(now=time.perf_counter)
-    together(lambda: [*policy.round(session, Sampler())])
+    session: Any = SimpleNamespace(now=time.perf_counter, tokens=np.zeros(0, np.int64), length=0)
+    together(lambda: [*policy.round(session, Sampler(), History())])
     assert policy._idle == [0, THREADS * TIMES]
 
 

@@ -57,7 +57,7 @@ def test_defaults_are_what_the_model_can_run() -> None:
     diffusion = dataclasses.replace(preset("tiny"), block_size=8)
     plain = dataclasses.replace(diffusion, decoder_input="encoder", block_size=0)
     everything = (
-        *("ar", "s:4", "s:8", "s:16", "dv:8@one", "dv:8@0.3", "dv:8@eb1.5", "dv:8@one+partial"),
+        *("ar", "s:4", "s:8", "s:16", "lookup:12", "dv:8@one", "dv:8@0.3", "dv:8@eb1.5", "dv:8@one+partial"),
         *("d:8@0.7", "d:8@eb1.0", "auto"),
     )
     blocks = tuple(name for name in everything if name[0] == "d")
@@ -68,7 +68,7 @@ def test_defaults_are_what_the_model_can_run() -> None:
     size = diffusion.block_size
     assert registry.trace_methods(diffusion) == ("ar", "s:8", f"dv:{size}@one", f"d:{size}@0.7")
     assert registry.trace_methods(plain) == ("ar", "s:8")
-    drafts = ("s:2", "s:3", "s:4", "s:6", "s:8", "s:12", "s:16")
+    drafts = ("s:2", "s:3", "s:4", "s:6", "s:8", "s:12", "s:16", "lookup:8", "lookup:16")
     assert registry.tune_methods(plain) == registry.tune_methods(plain, allow_lossy=True) == ("ar", *drafts, "auto")
     blocks = ("dv:4@one", "dv:6@one", "dv:8@one")
     assert registry.tune_methods(diffusion) == ("ar", *drafts, *blocks, "auto")
