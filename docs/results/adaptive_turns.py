@@ -43,6 +43,7 @@ def earlier_auto(revision: str) -> Method:
 
 def main(bundle: str, revision: str, out: str, count: str = "192") -> None:
     """Measure and write a table as JSON; seconds per group and method."""
+    revision = subprocess.run(["git", "rev-parse", revision], capture_output=True, check=True, text=True).stdout.strip()
     groups = {corpus: [prompt.data for prompt in load_prompts(corpus)[:PROMPTS]] for corpus in CORPORA}
     for prompt in load_edit_prompts():
         groups.setdefault(f"edit-{prompt.document}", []).append(prompt.data)
