@@ -88,7 +88,7 @@ def test_what_costs_too_much_gets_one_error_soon(fields: dict[str, Any]) -> None
     began = time.process_time()
     with pytest.raises(GrammarError) as found:
         GenerationRequest(**fields)
-    assert time.process_time() - began < 5
+    assert time.process_time() - began < 30  # the costliest takes two seconds here
     assert "\n" not in str(found.value)
     assert len(str(found.value)) < 500
 
