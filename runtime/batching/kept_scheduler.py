@@ -1,4 +1,4 @@
-"""Keeps a scheduler, and its batch, open from one call of a runtime to the next: a batch takes time to be made."""
+"""Keeps schedulers, and their batches, open from one call of a runtime to the next: a batch takes time to be made."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from fastblt.runtime.batching.round_scheduler import RoundScheduler, round_sched
 
 
 class KeptScheduler:
-    """Lends a scheduler to one call at a time; any number of threads may ask.
+    """Lends schedulers, each to one call at a time, and keeps those that come back; any number of threads may ask.
 
-    A call gets the scheduler that is kept, or one of its own where another call has that, or it is too small. Between
-    calls the largest so far is kept.
+    As many are kept as have been lent at once. Where one is too small for a call, all that are kept are closed first:
+    there may not be memory for more. One whose batch is smaller than was asked for, because memory was short, is not
+    kept: the next may get more.
 
     Args:
         backend: see `RoundScheduler`.
@@ -23,39 +24,42 @@ class KeptScheduler:
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
         self._lock = threading.Lock()
-        self._idle: RoundScheduler | None = None
+        self._idle: list[RoundScheduler] = []
         self._closed = False
 
     @contextmanager
     def lend(self, size: int) -> Iterator[RoundScheduler]:
         """Lend a scheduler for at least ``size`` streams; after an error it is closed instead of kept."""
-        with self._lock:
-            scheduler, self._idle = self._idle, None
-        if scheduler is not None and scheduler.size < size:
-            scheduler.close()  # before the next is made: there may not be memory for both
-            scheduler = None
-        if scheduler is None:
-            (scheduler,) = round_schedulers(self._backend, 1, size)
+        scheduler = self._take(size)
         try:
             yield scheduler
         except BaseException:
             scheduler.close()
             raise
-        self._keep(scheduler)
-
-    def close(self) -> None:
-        """Close the scheduler that is kept, and keep none from now on."""
         with self._lock:
-            self._closed = True
-            scheduler, self._idle = self._idle, None
-        if scheduler is not None:
+            keep = not self._closed and scheduler.slots == scheduler.size
+            if keep:
+                self._idle.append(scheduler)
+        if not keep:
             scheduler.close()
 
-    def _keep(self, scheduler: RoundScheduler) -> None:
-        """Keep the larger of a scheduler and the one that is kept, and close the other."""
+    def close(self) -> None:
+        """Close the schedulers that are kept, and keep none from now on."""
         with self._lock:
-            surplus: RoundScheduler | None = scheduler
-            if not self._closed and (self._idle is None or self._idle.size < scheduler.size):
-                surplus, self._idle = self._idle, scheduler
-        if surplus is not None:
-            surplus.close()
+            self._closed = True
+            idle, self._idle = self._idle, []
+        for scheduler in idle:
+            scheduler.close()
+
+    def _take(self, size: int) -> RoundScheduler:
+        with self._lock:
+            fitting = [each for each in self._idle if each.size >= size]
+            if fitting:
+                smallest = min(fitting, key=lambda each: each.size)
+                self._idle.remove(smallest)
+                return smallest
+            idle, self._idle = self._idle, []
+        for scheduler in idle:
+            scheduler.close()
+        (made,) = round_schedulers(self._backend, 1, size)
+        return made

@@ -171,7 +171,7 @@ class Play:
                 answer_together(self.batch, asked)
             for twins in acting:
                 self._after(twins)
-            if random.random() < 0.2:
+            if random.random() < 0.05:
                 index = int(random.integers(len(self.twins)))
                 self.twins[index].close()
                 self.twins[index] = self._begin()

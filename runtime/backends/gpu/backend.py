@@ -151,9 +151,9 @@ class DeviceBackend:
             return batch
 
     def _home(self, size: int) -> range:
-        """Return the places where a batch for ``size`` sequences keeps them: not those of another one, if possible."""
+        """Return the places where a batch for ``size`` sequences keeps them; empty where others have them."""
         taken = [batch.home for batch in self.batches]
-        return block_of(size, self.sequences, 0, taken) or range(self.sequences)
+        return block_of(size, self.sequences, 0, taken) or range(0)
 
     def take_back(self, slot: Slot) -> None:
         """Let another sequence have a slot.

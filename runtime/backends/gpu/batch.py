@@ -163,7 +163,7 @@ class DeviceBatch:
         size, least = 2, self.graphs["decoder"].padded(1)
         while size <= self._most_together:
             rows, places = least, self.home[:size]
-            while rows <= self._most_rows:
+            while places and rows <= self._most_rows:
                 yield places, rows
                 rows *= 2
             size *= 2
@@ -283,7 +283,8 @@ class DeviceBatch:
 
     def _answer(self, sequence: DeviceSequence, call: PartCall, result: Any, seconds: float, together: int) -> Answer:
         if isinstance(result, Outcome):
-            return Answer(result.drafted, seconds, result.moved_bytes, result.calls, result.error)
+            own = seconds if result.seconds is None else result.seconds
+            return Answer(result.drafted, own, result.moved_bytes, result.calls, result.error)
         config, steps = self._backend.config, 1
         parts = [call.part(config)]
         if isinstance(call, DraftCall):

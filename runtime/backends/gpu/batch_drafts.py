@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fastblt.runtime.backends.batching import DecoderCall, DraftCall
+from fastblt.runtime.backends.batching import SHARED_ROWS, DecoderCall, DraftCall
 from fastblt.runtime.backends.gpu.batch_chain import BatchChain, BatchPart, PlacedRows
 from fastblt.runtime.backends.gpu.batch_graph import BatchGraph, Rows
 from fastblt.runtime.backends.gpu.batch_parts import BatchDecoder, BatchEncoder, rows_of
@@ -32,6 +32,8 @@ class Outcome(NamedTuple):
     """Steps, each divided by the sequences that it served."""
     moved_bytes: float
     """Its share of the weights, and its caches, that the steps read."""
+    seconds: float | None
+    """Its share of the steps' seconds; None: of those of the call, as of the steps."""
     error: Exception | None = None
     """What its pick has raised."""
 
@@ -81,7 +83,7 @@ class BatchDrafter:
             drafted = Drafted(tokens[: call.most], probabilities[: call.most])
             # Its last steps are there for those whose drafts are longer.
             shared = drafting[: call.most]
-            found[place] = Outcome(drafted, sum(1 / n for n in shared), sum(map(self._moved_bytes, shared)))
+            found[place] = Outcome(drafted, sum(1 / n for n in shared), sum(map(self._moved_bytes, shared)), None)
             if entropies is not None:
                 asked, seen = np.concatenate([call.ids[-1:], drafted.tokens]), call.visible_from or None
                 self._slots[place].look_ahead.keep(call.position, asked, seen, entropies[: call.most + 1], together)
@@ -100,7 +102,9 @@ class BatchDrafter:
         """
         decoder, rows = self._decoder.graph, call.most + self._decoder.graph.padded(1)
         if self._decoder.reads_states:
-            self._encoder.place_pool(range(place, place + 1), {place: Rows(call.position, 0)}, rows)
+            # Each step asks the pool for SHARED_ROWS, the last one too.
+            pool_rows = max(rows, call.most - 1 + SHARED_ROWS)
+            self._encoder.place_pool(range(place, place + 1), {place: Rows(call.position, 0)}, pool_rows)
         decoder.make_room(place, call.position, 0, rows)
 
     def single_rows(self, calls: Mapping[int, DecoderCall]) -> dict[int, DecoderRows]:
@@ -188,14 +192,16 @@ class BatchDrafter:
             began = perf_counter()
             if self._decoder.reads_states:
                 self._encoder.encode_row(rows, {place: draft.context for place, draft in active.items()})
-            seconds, moved = (perf_counter() - began) / len(active), self._moved_bytes(len(active))
+            encoded, moved = perf_counter() - began, self._moved_bytes(len(active))
             latents = {place: np.array([draft.call.latent]) for place, draft in active.items()}
             found = self._decoder.decode(rows, {place: draft.context[-1:] for place, draft in active.items()}, latents)
+            seconds = perf_counter() - began
             for place, row in found.items():
                 draft = drafts[place]
                 draft.calls += 1 / len(active)
                 draft.moved += moved
-                draft.encoder_seconds += seconds
+                draft.seconds += seconds / len(active)
+                draft.encoder_seconds += encoded / len(active)
                 draft.take(row)
         return {place: draft.outcome() for place, draft in drafts.items()}
 
@@ -205,7 +211,7 @@ class _Draft:
 
     def __init__(self, call: DraftCall) -> None:
         self.call, self.context, self.more = call, call.ids.copy(), call.most > 0
-        self.calls = self.moved = self.encoder_seconds = 0.0
+        self.calls = self.moved = self.seconds = self.encoder_seconds = 0.0
         self._tokens: list[int] = []
         self._probabilities: list[float] = []
         self._error: Exception | None = None
@@ -234,7 +240,7 @@ class _Draft:
         """Return what came of it."""
         tokens, probabilities = np.array(self._tokens, np.int64), np.array(self._probabilities, np.float32)
         drafted = Drafted(tokens, probabilities, self.encoder_seconds)
-        return Outcome(drafted, self.calls, self.moved, self._error)
+        return Outcome(drafted, self.calls, self.moved, self.seconds, self._error)
 
 
 def _place(

@@ -112,4 +112,4 @@ def test_legend_has_a_shape_for_every_kind(page: Page) -> None:
     })""")
     kinds = legend.evaluate("list => [...list.querySelectorAll('span, del')].map(node => node.className)")
     marked = [shape for shape, kind in zip(shapes, kinds, strict=True) if kind not in (PROMPT, "sampled")]
-    assert len(set(marked)) == len(marked) == 6, "no two kinds differ by color alone"
+    assert len(set(marked)) == len(marked) == 7, "no two kinds differ by color alone"

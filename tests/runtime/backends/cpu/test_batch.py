@@ -67,7 +67,7 @@ def test_rows_and_caches_are_those_of_sequences_alone(backend: OnnxRuntimeBacken
     assert isinstance(backend, BatchingBackend)
     batch = backend.new_batch(4)
     play = Play(backend, batch, 4, seed=2, tolerance=1e-5 if backend.manifest.operators == "lowered" else 0.0)
-    play.run(55)
+    play.run(90)
     assert set(batch.copied) == {"join", "leave", "growth", "slide", "move"}
     batch.close()
     for twins in play.twins:
