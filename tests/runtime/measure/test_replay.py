@@ -17,6 +17,7 @@ from fastblt.runtime.measure.replay.backend import ReplayBackend
 from fastblt.runtime.measure.replay.draws import ReplayCounts, replay_text
 from fastblt.runtime.measure.replay.rates import ReplayRates
 from fastblt.runtime.methods.replay_profile import ReplayProfile
+from fastblt.runtime.sequence.session import Session
 
 PROMPT = b"prompt"
 LENGTH = 1200
@@ -158,7 +159,9 @@ def test_every_call_reaches_the_real_backend(config: BltConfig, method: str) -> 
     assert found.data == expected_text(200)
 
 
-def test_adaptive_method_learns_the_rate(config: BltConfig) -> None:
+def test_adaptive_method_learns_the_rate(config: BltConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Every call takes a millisecond, however crowded the machine is.
+    monkeypatch.setattr(Session, "now", lambda self: 1e-3 * self.stats.nfe.total())
     high, _ = replayed(config, "auto", "acceptance=0.95")
     low, _ = replayed(config, "auto", "acceptance=0.1")
     assert high.stats.accepted / high.stats.rounds > 4 > 1 > low.stats.accepted / low.stats.rounds
