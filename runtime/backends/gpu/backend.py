@@ -129,7 +129,7 @@ class DeviceBackend:
         """
         if size < 1:
             raise ValueError(f"batch: found a size of {size}, expected at least 1")
-        together = sequences_of_calls(self, size)
+        most, together = min(size, self.sequences), sequences_of_calls(self, size)
         with self.lock:
             needed, free = batch_bytes(self, together), self.stream.cuda.available_memory()
             if needed > free:
@@ -138,7 +138,7 @@ class DeviceBackend:
                     f"{together} sequences: share calls of fewer texts"
                 )
             try:
-                batch = DeviceBatch(self, min(size, self.sequences), together, self._home(min(size, self.sequences)))
+                batch = DeviceBatch(self, most, together, self._home(most))
             except CudaError as error:
                 raise self.failure("decoder", error) from error
             self.batches.append(batch)

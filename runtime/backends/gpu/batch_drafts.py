@@ -33,7 +33,7 @@ class Outcome(NamedTuple):
     moved_bytes: float
     """Its share of the weights, and its caches, that the steps read."""
     seconds: float | None
-    """Its share of the steps' seconds; None: of those of the call, as of the steps."""
+    """Its share of the steps' seconds; None: that part of the call's which ``calls`` is of all steps."""
     error: Exception | None = None
     """What its pick has raised."""
 
