@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 CORPORA = ("pycode", "pydocs", "web", "shak")
 """Python code, Python documentation, World English Bible, Shakespeare."""
+EDIT = "edit"
+"""Prompts that hold what is to be written again with a change."""
 
 
 @dataclass(frozen=True)
@@ -24,10 +26,10 @@ class Prompt:
 
     Attributes:
         id: ``<corpus>-<number>``, unique.
-        corpus: one of ``CORPORA``, or ``edit``.
-        document: name of the held-out document within its corpus; of ``edit``, the task.
+        corpus: one of `CORPORA`, or `EDIT`.
+        document: name of the held-out document within its corpus; of `EDIT`, the task.
         offset: first byte of the prompt within the document.
-        text: 64-160 bytes when encoded as UTF-8; of ``edit``, 64-320.
+        text: 64-160 bytes when encoded as UTF-8; of `EDIT`, 64-320.
     """
 
     id: str

@@ -1,6 +1,6 @@
 import pytest
 
-from fastblt.calibration.heldout import CORPORA, load_prompts, load_text
+from fastblt.calibration.heldout import CORPORA, load_edit_prompts, load_prompts, load_text
 from fastblt.commands.prompts import SHORTEST_PROMPT, default_prompt, heldout_prompts
 
 
@@ -42,3 +42,12 @@ def test_named_corpora_follow_one_another() -> None:
         heldout_prompts(1, 10, ["wbe"])
     with pytest.raises(ValueError, match="found 25 of 10 bytes, expected at most 24"):
         heldout_prompts(25, 10, ["web"])
+
+
+def test_editing_prompts_are_whole_and_of_each_task_in_turn() -> None:
+    found = heldout_prompts(5, SHORTEST_PROMPT, ["edit"])
+    shipped = {prompt.data: prompt.document for prompt in load_edit_prompts()}
+    tasks = [shipped[prompt] for prompt in found]
+    assert len(set(tasks[:4])) == 4
+    assert tasks[4] == tasks[0]
+    assert min(map(len, found)) > SHORTEST_PROMPT

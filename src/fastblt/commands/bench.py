@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from fastblt.calibration.heldout import CORPORA, EDIT
 from fastblt.commands.bench_checks import check_bench
 from fastblt.commands.bench_html import SampleRequest, write_page
 from fastblt.commands.bench_streams import bench_streams, parse_streams
@@ -82,7 +83,10 @@ def command(
     prompt_bytes: Annotated[int, typer.Option(min=1, help="Bytes of each prompt.")] = 64,
     corpora: Annotated[
         str,
-        typer.Option(help="Comma-separated corpora to take prompts from, one after the other  [default: all in turn]"),
+        typer.Option(
+            help=f"Comma-separated corpora to take prompts from, one after the other: {', '.join(CORPORA)}; or {EDIT}, "
+            "whole prompts with text to write again, changed  [default: the first four in turn]"
+        ),
     ] = "",
     max_new_bytes: Annotated[
         int, typer.Option(min=2, help="Bytes to generate after each prompt.")

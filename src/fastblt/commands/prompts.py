@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from fastblt.calibration.heldout import CORPORA, Prompt, load_prompts, load_text
+from fastblt.calibration.heldout import CORPORA, EDIT, Prompt, load_edit_prompts, load_prompts, load_text
 from fastblt.commands.errors import UsageError
 from fastblt.models.limits import JSON_BYTES
 from fastblt.models.reading import read_json, read_text
@@ -32,23 +32,25 @@ def default_prompt() -> Prompt:
 def heldout_prompts(count: int, size: int, corpora: Sequence[str] = ()) -> list[bytes]:
     """Return prompts of one size; the same ones at every call.
 
-    Up to `SHORTEST_PROMPT` bytes they are the shipped prompts, cut; longer ones come from the held-out text.
+    Up to `SHORTEST_PROMPT` bytes they are the shipped prompts, cut; longer ones come from the held-out text. Those of
+    ``edit`` are whole, whatever the size: cut, they would lack the text that is to be written again.
 
     Args:
         count: number of prompts.
         size: bytes of each.
-        corpora: corpora to take equal shares from, one after the other, so that the kind of text changes on the way.
-            Empty: all corpora in turn.
+        corpora: corpora to take equal shares from, one after the other, so that the kind of text changes on the way;
+            ``edit`` is one of them. Empty: all of `CORPORA` in turn.
 
     Raises:
         UsageError: a corpus does not exist, or there are fewer prompts of this size.
     """
-    unknown = [name for name in corpora if name not in CORPORA]
+    known = (*CORPORA, EDIT)
+    unknown = [name for name in corpora if name not in known]
     if unknown:
-        raise UsageError(f"corpora: found {unknown[0]!r}, expected some of {', '.join(CORPORA)}")
+        raise UsageError(f"corpora: found {unknown[0]!r}, expected some of {', '.join(known)}")
     cut = _shipped if size <= SHORTEST_PROMPT else _from_text
     chosen = list(corpora or CORPORA)
-    per_corpus = [cut(corpus, size) for corpus in chosen]
+    per_corpus = [_editing() if corpus == EDIT else cut(corpus, size) for corpus in chosen]
     available = len(chosen) * min(len(prompts) for prompts in per_corpus)
     if count > available:
         raise UsageError(f"prompts: found {count} of {size} bytes, expected at most {available}")
@@ -77,6 +79,14 @@ def distinct_prompts() -> list[tuple[str, bytes]]:
 
 def _shipped(corpus: str, size: int) -> list[bytes]:
     return [prompt.data[:size] for prompt in load_prompts(corpus)]
+
+
+def _editing() -> list[bytes]:
+    """Return the editing prompts, the tasks in turn."""
+    tasks: dict[str, list[bytes]] = {}
+    for prompt in load_edit_prompts():
+        tasks.setdefault(prompt.document, []).append(prompt.data)
+    return [data for group in zip(*tasks.values(), strict=True) for data in group]
 
 
 def _from_text(corpus: str, size: int) -> list[bytes]:
