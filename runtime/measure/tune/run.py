@@ -24,12 +24,11 @@ from fastblt.runtime.measure.tune.settings import DEFAULT_METHOD, Engine, Settin
 from fastblt.runtime.methods import MethodError, parse_method
 from fastblt.runtime.methods.registry import tune_methods
 from fastblt.runtime.progress import OnProgress, no_progress
+from fastblt.runtime.request import GenerationRequest
 
 #: New bytes of a measurement, fewest and most; between them so many that all settings can be measured in a part of the
-#: time budget. Few bytes are too few rounds of a long draft.
-_FEWEST_BYTES, MOST_BYTES, _ROUND_SHARE = 16, 64, 1 / 12
-#: New bytes of a setting's unmeasured first text, at most.
-_WARM_UP_BYTES = 48
+#: time budget. The most is as long as a text is by default: drafts of what has been written before pay late in a text.
+_FEWEST_BYTES, MOST_BYTES, _ROUND_SHARE = 16, GenerationRequest.max_new_bytes, 1 / 12
 #: Engines of a bundle in the last race, and part of the time that choosing them may take.
 _ENGINES, _ENGINES_SHARE = 2, 0.25
 
@@ -142,15 +141,17 @@ class _Tuning:
 
     def size_for(self, settings: Sequence[Setting], seconds: float, most: int) -> None:
         """Choose the new bytes of a measurement, so that a round takes a small part of so many seconds."""
-        self._warm.add(settings[0])
         self._generate(settings[0], 0, _FEWEST_BYTES)
         pace = self._generate(settings[0], 0, _FEWEST_BYTES)
         self.new_bytes = int(min(most, max(_FEWEST_BYTES, _ROUND_SHARE * seconds / (len(settings) * pace))))
 
     def measure(self, setting: Setting, turn: int) -> float:
-        """Return the seconds per byte of a setting after the prompt of a round, the prompt left out."""
+        """Return the seconds per byte of a setting after the prompt of a round, the prompt left out.
+
+        Before the first measurement it generates a whole text: `auto` is measured with what it has learned.
+        """
         if setting not in self._warm:
-            self._generate(setting, turn, min(_WARM_UP_BYTES, self.new_bytes))
+            self._generate(setting, turn, self.new_bytes)
             self._warm.add(setting)
         return self._generate(setting, turn, self.new_bytes)
 
