@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from fastblt.runtime.sequence.likelihood import Score
     from fastblt.runtime.sequences.sequence import Sequence
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "BltRuntime",
