@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future
 from functools import cache
 from threading import Lock
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -32,21 +33,36 @@ class _Library(NamedTuple):
 
 
 class _Kept:
-    """Keeps matchers in their first state, those of the grammars that were asked for last."""
+    """Keeps matchers in their first state, those of the grammars that were asked for last.
+
+    The lock is held to look, never to compile: a thread waits for the grammar it wants, not for those of others.
+    """
 
     def __init__(self) -> None:
-        self._found: dict[tuple[Kind, str], LLMatcher] = {}
+        self._found: dict[tuple[Kind, str], Future[LLMatcher]] = {}
         self._lock = Lock()
 
     def copy(self, kind: Kind, source: str) -> LLMatcher:
-        """Return a matcher of its own; compile the grammar if it is not kept."""
+        """Return a matcher of its own; compile the grammar if it is not kept, and no other thread is about to."""
+        key = kind, source
         with self._lock:
-            if (found := self._found.pop((kind, source), None)) is None:
-                found = _compile(kind, source)
-            self._found[kind, source] = found
+            known = self._found.pop(key, None)
+            found: Future[LLMatcher] = Future() if known is None else known
+            self._found[key] = found
             if len(self._found) > _KEPT:
                 del self._found[next(iter(self._found))]
-            return found.deep_copy()
+        if known is None:
+            self._fill(key, found)
+        return found.result().deep_copy()
+
+    def _fill(self, key: tuple[Kind, str], found: Future[LLMatcher]) -> None:
+        try:
+            found.set_result(_compile(*key))
+        except BaseException as error:
+            with self._lock:
+                if self._found.get(key) is found:
+                    del self._found[key]
+            found.set_exception(error)
 
 
 _kept = _Kept()

@@ -86,7 +86,7 @@ def _add_texts(app: FastAPI, host: ModelHost) -> None:
         """Continue one or more prompts."""
         check_model(host, body)
         prompts = prompts_of(body)
-        wanted = plan_texts(host, body, prompts, new_bytes=body.max_tokens, logprobs=body.logprobs is not None)
+        wanted = await plan_texts(host, body, prompts, new_bytes=body.max_tokens, logprobs=body.logprobs is not None)
         writer = CompletionWriter(host.model_name, body)
         return await Reply(host, request, writer, wanted, echo=bool(body.echo)).respond()
 
@@ -95,7 +95,7 @@ def _add_texts(app: FastAPI, host: ModelHost) -> None:
         """Write the next message of a chat."""
         check_model(host, body)
         prompt = prompt_of(body, template, host.runtime.backend.max_bytes)
-        wanted = plan_texts(host, body, [prompt], new_bytes=new_bytes_of(body), logprobs=bool(body.logprobs))
+        wanted = await plan_texts(host, body, [prompt], new_bytes=new_bytes_of(body), logprobs=bool(body.logprobs))
         return await Reply(host, request, ChatWriter(host.model_name, body), wanted).respond()
 
 

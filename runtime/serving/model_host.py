@@ -7,9 +7,11 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 from fastblt.runtime.blt_runtime import BltRuntime
 from fastblt.runtime.generation import Prompt
+from fastblt.runtime.machine import usable_cores
 from fastblt.runtime.methods import parse_method
 from fastblt.runtime.methods.registry import methods, runnable
 from fastblt.runtime.request import GenerationRequest
@@ -53,6 +55,8 @@ class ModelHost:
         """The text that the model writes after `KNOWN_PROMPT`."""
         self.requests = 0
         """Requests for texts that are being answered."""
+        self.compilers = ThreadPoolExecutor(max(1, usable_cores() // 2), thread_name_prefix="fastblt-forms")
+        """Threads that compile the forms of texts; the other cores are left to texts that grow."""
         self._source = source
         self._loading: threading.Thread | None = None
         self.metrics.gauge("ready", "Whether texts can be had", lambda: float(self.ready))
@@ -180,6 +184,7 @@ class ModelHost:
         if self.scheduler is not None:
             await asyncio.to_thread(self.scheduler.close)
             self.scheduler = None
+        self.compilers.shutdown(wait=False, cancel_futures=True)
 
     def _count(self, name: str) -> float:
         return float(getattr(self.scheduler, name, 0))

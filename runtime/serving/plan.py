@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 from fastblt.models.limits import SEED
 from fastblt.models.tokens import decode
@@ -16,10 +18,12 @@ from fastblt.runtime.serving.requests import TextFields
 from fastblt.runtime.serving.settings import DEFAULT_NEW_BYTES
 
 
-def plan_texts(
+async def plan_texts(
     host: ModelHost, body: TextFields, prompts: Sequence[Prompt], *, new_bytes: int | None, logprobs: bool
 ) -> list[tuple[Prompt, GenerationRequest]]:
     """Return prompt and request of every text: all choices of the first prompt, then those of the second.
+
+    A form is compiled in a thread, while the event loop answers others.
 
     Args:
         host: of the model.
@@ -31,6 +35,13 @@ def plan_texts(
     Raises:
         ApiError: a value cannot be used, or a text would be too long.
     """
+    plan = partial(_plan, host, body, prompts, new_bytes, logprobs)
+    return await asyncio.get_running_loop().run_in_executor(host.compilers, plan) if body.has_form else plan()
+
+
+def _plan(
+    host: ModelHost, body: TextFields, prompts: Sequence[Prompt], new_bytes: int | None, logprobs: bool
+) -> list[tuple[Prompt, GenerationRequest]]:
     check_model(host, body)
     choices = body.n or 1
     most = host.settings.choices

@@ -153,6 +153,12 @@ class TextFields(Strict):
         return self.fastblt is not None and self.fastblt.details
 
     @property
+    def has_form(self) -> bool:
+        """Return whether the text has to have a form, which is compiled."""
+        forms = (self.response_format, self.regex, self.grammar, self.choice)
+        return any(form is not None for form in forms)
+
+    @property
     def with_usage(self) -> bool:
         """Return whether the stream ends with counts."""
         return self.stream_options is not None and self.stream_options.include_usage

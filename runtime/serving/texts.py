@@ -9,8 +9,9 @@ from typing import NamedTuple
 
 from fastblt.runtime.backends.protocol import CapacityError
 from fastblt.runtime.generation import Chunk, Prompt
+from fastblt.runtime.grammar.error import GrammarError
 from fastblt.runtime.request import GenerationRequest
-from fastblt.runtime.serving.api_error import ApiError, internal, unavailable
+from fastblt.runtime.serving.api_error import ApiError, internal, unavailable, wrong
 from fastblt.runtime.serving.scheduler import QueueFullError, Scheduler
 from fastblt.runtime.serving.text_job import TextJob
 from fastblt.runtime.turns import BusyError
@@ -88,6 +89,9 @@ class Texts:
     def _check_end(job: TextJob) -> None:
         if isinstance(job.error, BusyError | CapacityError | MemoryError):
             raise unavailable("found no memory for another text, expected some; ask again later", "busy") from job.error
+        if isinstance(job.error, GrammarError):  # a bound that a later step exceeds: the request's, and no defect
+            message = f"the form of the text failed after {job.stats.new_bytes} bytes: {job.error}"
+            raise wrong(None, message, "form_failed") from None
         if job.error is not None:
             raise internal() from job.error
         if job.finish not in ("length", "stop", "eos"):

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import openai
 import pytest
+from fakes.served import error_of
 
 from fastblt.runtime.blt_runtime import BltRuntime
+from fastblt.runtime.grammar import library
 
 SCHEMA = {
     "type": "object",
@@ -57,3 +61,64 @@ def test_texts_of_many_forms_grow_together(served: Any, reference: BltRuntime, m
     for text, fields in zip(texts, wanted, strict=True):
         form = {name: value for name, value in fields.items() if name != "prompt"}
         assert text == reference.generate(fields["prompt"], 48, method="ar", **form).text, fields
+
+
+#: A grammar whose seventh byte has more alternatives than a step of the parser may have.
+WIDE = "start: /[ab]{6}/ wide\nwide: " + " | ".join(f'"{number}" "y"' for number in range(2500))
+
+
+@pytest.mark.parametrize("method", ["ar", "s:8"])
+def test_a_form_that_fails_within_a_text_is_one_error_and_frees_its_place(
+    served: Any, reference: BltRuntime, method: str
+) -> None:
+    def ask(**fields: Any) -> Any:
+        body = {"model": "tiny", "prompt": "In the", "max_tokens": 24, "temperature": 0, "method": method, **fields}
+        return served.http.post("/v1/completions", json=body)
+
+    with ThreadPoolExecutor(3) as pool:
+        whole, streamed, beside = pool.submit(ask, grammar=WIDE), pool.submit(ask, grammar=WIDE, stream=True), ask()
+    error = error_of(whole.result())
+    assert error["code"] == "form_failed"
+    assert "the form of the text failed after" in error["message"]
+    assert "Current row has 2501 items; max is 2000" in error["message"]
+    *_, last = [line for line in streamed.result().text.splitlines() if line.startswith("data:")]
+    assert json.loads(last.removeprefix("data:"))["error"]["code"] == "form_failed"
+    served.wait_idle()
+    expected = reference.generate("In the", 24, method="ar").text
+    assert [each.json()["choices"][0]["text"] for each in (beside, ask())] == [expected] * 2
+
+
+@pytest.fixture
+def compiling(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[threading.Event, threading.Event]]:
+    """An event that is set when a grammar is about to be compiled, and one that lets it be."""
+    begun, allowed = threading.Event(), threading.Event()
+    compiled = library._compile
+
+    def held(kind: library.Kind, source: str) -> Any:
+        begun.set()
+        assert allowed.wait(20)
+        return compiled(kind, source)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(library, "_compile", held)
+        yield begun, allowed
+        allowed.set()
+
+
+def test_nobody_waits_for_the_form_of_another(served: Any, compiling: tuple[threading.Event, threading.Event]) -> None:
+    begun, allowed = compiling
+    kept = {"prompt": "a", "max_tokens": 8, "regex": "x{2}"}
+    with ThreadPoolExecutor(2) as pool:
+        allowed.set()
+        assert served.http.post("/v1/completions", json=kept).json()["choices"][0]["text"] == "xx"
+        allowed.clear()
+        begun.clear()
+        slow = pool.submit(served.http.post, "/v1/completions", json={**kept, "regex": "x{3}"})
+        assert begun.wait(20)
+        assert served.http.get("/health").status_code == 200
+        assert served.http.post("/v1/completions", json={"prompt": "a", "max_tokens": 2}).status_code == 200
+        # With one core, the only thread that compiles is the one that waits; a kept form is ready there, too.
+        assert library.new_matcher("regex", "x{2}") is not None
+        assert not slow.done()
+        allowed.set()
+        assert slow.result().json()["choices"][0]["text"] == "xxx"

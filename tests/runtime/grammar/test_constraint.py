@@ -6,6 +6,7 @@ import json
 import re
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -127,3 +128,21 @@ def test_as_many_grammars_are_kept_as_are_worth_it() -> None:
         GenerationRequest(regex=f"a{{{count + 1}}}")
     assert len(library._kept._found) == library._KEPT
     assert limits.GRAMMAR_BYTES < 2**20
+
+
+def test_a_grammar_that_many_threads_want_is_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[str] = []
+    original = library._compile
+
+    def counted(kind: library.Kind, source: str) -> Any:
+        compiled.append(source)
+        time.sleep(0.05)
+        return original(kind, source)
+
+    monkeypatch.setattr(library, "_compile", counted)
+    with ThreadPoolExecutor(8) as pool:
+        assert len(list(pool.map(library.new_matcher, ["regex"] * 8, ["wanted by [0-9]+"] * 8))) == 8
+        assert compiled == ["wanted by [0-9]+"]
+        failures = [pool.submit(library.new_matcher, "regex", "wanted (") for _ in range(8)]
+        assert {type(each.exception()) for each in failures} == {GrammarError}
+    assert ("regex", "wanted (") not in library._kept._found
