@@ -112,6 +112,8 @@ MESSAGES = 4_096
 """Messages of a chat."""
 CONTENT_PARTS = 1_024
 """Parts of one message."""
+TOOLS = 128
+"""Functions that a model may call, as OpenAI has it; calls of one message."""
 LABEL_CHARACTERS = 512
 """A text that a client sends for its own use: a user, a key of a cache."""
 LOGIT_BIAS = 100.0

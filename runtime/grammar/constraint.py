@@ -86,10 +86,19 @@ def schema_of(response_format: Mapping[str, Any]) -> str | None:
     schema = holder.get("schema") if isinstance(holder, Mapping) else None
     if not isinstance(schema, Mapping):
         raise GrammarError(f"response_format.json_schema.schema: found {shown(schema)}, expected an object, a schema")
+    return schema_source(schema, "response_format.json_schema.schema")
+
+
+def schema_source(schema: Mapping[str, Any], name: str) -> str:
+    """Return a JSON schema as JSON.
+
+    Raises:
+        GrammarError: it has something that JSON has not; the message begins with ``name``.
+    """
     try:
         return utf8(json.dumps(schema, ensure_ascii=False, allow_nan=False), "json_schema").decode()
     except (TypeError, ValueError, RecursionError) as error:
-        raise GrammarError(f"response_format.json_schema.schema: {error}, expected JSON") from None
+        raise GrammarError(f"{name}: {error}, expected JSON") from None
 
 
 def _text(value: object, name: str) -> str:

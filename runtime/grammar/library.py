@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 #: What the source of a grammar is written in.
 Kind = Literal["json_schema", "regex", "grammar"]
 #: JSON without white space between its parts: nothing to decide, and nothing that a model could repeat without end.
-_COMPACT: JsonCompileOptions = {"whitespace_flexible": False, "item_separator": ",", "key_separator": ":"}
+JSON_OPTIONS: JsonCompileOptions = {"whitespace_flexible": False, "item_separator": ",", "key_separator": ":"}
 #: Compiled grammars that are kept.
 _KEPT = 64
 
@@ -88,7 +88,7 @@ def _compile(kind: Kind, source: str) -> LLMatcher:
     made = library.matcher
     try:
         if kind == "json_schema":
-            compiled = made.grammar_from_json_schema(source, overrides=_COMPACT)
+            compiled = made.grammar_from_json_schema(source, overrides=JSON_OPTIONS)
         elif kind == "regex":
             compiled = made.grammar_from_regex(source)
         else:

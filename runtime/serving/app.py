@@ -20,15 +20,18 @@ from fastblt.runtime.serving import responses as answers
 from fastblt.runtime.serving.answers import Reply
 from fastblt.runtime.serving.api_error import ApiError
 from fastblt.runtime.serving.chat import ChatWriter, new_bytes_of, prompt_of
+from fastblt.runtime.serving.chat_requests import ChatRequest
 from fastblt.runtime.serving.chat_template import load_template
 from fastblt.runtime.serving.completions import CompletionWriter, prompts_of
 from fastblt.runtime.serving.gates import FACTS, BodyLimit, KeyCheck, RequestLog, log_defect
 from fastblt.runtime.serving.model_host import Loader, ModelHost, not_ready
 from fastblt.runtime.serving.page_files import page_router
 from fastblt.runtime.serving.plan import check_model, plan_texts, unknown_model
-from fastblt.runtime.serving.requests import ChatRequest, CompletionRequest
+from fastblt.runtime.serving.requests import CompletionRequest
 from fastblt.runtime.serving.schema import ERRORS, describe, stream_of
 from fastblt.runtime.serving.settings import ServingSettings
+from fastblt.runtime.serving.tool_calls import ToolCallWriter
+from fastblt.runtime.serving.tools import functions_to_call
 from fastblt.runtime.serving.validation import first_error, unreadable
 
 #: Type of Prometheus's text.
@@ -94,9 +97,13 @@ def _add_texts(app: FastAPI, host: ModelHost) -> None:
     async def chat(request: Request, body: ChatRequest) -> Response:
         """Write the next message of a chat."""
         check_model(host, body)
+        functions = functions_to_call(body)
         prompt = prompt_of(body, template, host.runtime.backend.max_bytes)
-        wanted = await plan_texts(host, body, [prompt], new_bytes=new_bytes_of(body), logprobs=bool(body.logprobs))
-        return await Reply(host, request, ChatWriter(host.model_name, body), wanted).respond()
+        wanted = await plan_texts(
+            host, body, [prompt], new_bytes=new_bytes_of(body), logprobs=bool(body.logprobs), functions=functions
+        )
+        writer = (ToolCallWriter if functions else ChatWriter)(host.model_name, body)
+        return await Reply(host, request, writer, wanted).respond()
 
 
 def _add_model(app: FastAPI, host: ModelHost) -> None:

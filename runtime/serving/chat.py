@@ -9,9 +9,9 @@ from fastblt.models.tokens import utf8
 from fastblt.runtime.generation import Prompt
 from fastblt.runtime.serving.answers import Writer, merged_pieces
 from fastblt.runtime.serving.api_error import wrong
+from fastblt.runtime.serving.chat_requests import ChatRequest
 from fastblt.runtime.serving.chat_template import ChatTemplate, ChatTemplateError, LongChatError
 from fastblt.runtime.serving.pieces import ByteLogprob, Piece, in_base64
-from fastblt.runtime.serving.requests import ChatRequest
 
 
 def prompt_of(body: ChatRequest, template: ChatTemplate, longest: int) -> Prompt:
@@ -26,7 +26,8 @@ def prompt_of(body: ChatRequest, template: ChatTemplate, longest: int) -> Prompt
         ApiError: the template refuses the messages, or they are too long or no UTF-8.
     """
     try:
-        prompt = template.render([message.plain() for message in body.messages], longest)
+        tools = [tool.model_dump(exclude_unset=True) for tool in body.tools or ()]
+        prompt = template.render([message.plain() for message in body.messages], longest, tools)
         return utf8(prompt, "messages") if isinstance(prompt, str) else prompt
     except LongChatError as error:
         raise wrong("messages", str(error), "context_length_exceeded") from None
@@ -57,21 +58,25 @@ class ChatWriter(Writer):
 
     def first_choice(self, index: int, echo: Piece | None) -> dict[str, Any] | None:
         """Return who speaks."""
-        return _part(index, {"role": "assistant", "content": ""}, [], None)
+        return self.delta(index, {"role": "assistant", "content": ""}, [], None)
 
     def part_choice(self, index: int, piece: Piece) -> dict[str, Any]:
         """Return a piece of the message."""
-        delta = {"content": piece.text, **self._bytes(piece)}
-        return {**_part(index, delta, piece.logprobs, None), **self.extras(piece)}
+        delta = {"content": piece.text, **self.bytes_of(piece)}
+        return {**self.delta(index, delta, piece.logprobs, None), **self.extras(piece)}
 
     def last_choice(self, index: int, rest: str, finish: str) -> dict[str, Any]:
         """Return why the message ended."""
-        return _part(index, {"content": rest} if rest else {}, [], finish)
+        return self.delta(index, {"content": rest} if rest else {}, [], finish)
 
     def whole_choice(self, index: int, pieces: Sequence[Piece], rest: str, finish: str) -> dict[str, Any]:
         """Return a whole message."""
         piece = merged_pieces(pieces)
-        message = {"role": "assistant", "content": piece.text + rest, "refusal": None, **self._bytes(piece)}
+        message = {"role": "assistant", "content": piece.text + rest, "refusal": None, **self.bytes_of(piece)}
+        return self.whole_message(index, message, piece, finish)
+
+    def whole_message(self, index: int, message: dict[str, Any], piece: Piece, finish: str) -> dict[str, Any]:
+        """Return a choice with a whole message, and what is known of its bytes."""
         with_logprobs = bool(getattr(self.body, "logprobs", None))
         return {
             "index": index,
@@ -81,13 +86,15 @@ class ChatWriter(Writer):
             **self.extras(piece),
         }
 
-    def _bytes(self, piece: Piece) -> dict[str, str]:
+    def bytes_of(self, piece: Piece) -> dict[str, str]:
+        """Return the exact bytes, where they are wanted."""
         return {"bytes": in_base64(piece.data)} if self.body.return_bytes else {}
 
-
-def _part(index: int, delta: dict[str, Any], logprobs: Sequence[ByteLogprob], finish: str | None) -> dict[str, Any]:
-    found = _logprobs(logprobs) if logprobs else None
-    return {"index": index, "delta": delta, "logprobs": found, "finish_reason": finish}
+    @staticmethod
+    def delta(index: int, delta: dict[str, Any], logprobs: Sequence[ByteLogprob], finish: str | None) -> dict[str, Any]:
+        """Return a choice with a piece of a message."""
+        found = _logprobs(logprobs) if logprobs else None
+        return {"index": index, "delta": delta, "logprobs": found, "finish_reason": finish}
 
 
 def _logprobs(found: Sequence[ByteLogprob]) -> dict[str, Any]:

@@ -25,7 +25,13 @@ from fastblt.runtime.generation import Prompt
 #: Files of a checkpoint with a template, in the order in which they are looked for.
 TEMPLATE_FILE, TOKENIZER_FILE = "chat_template.jinja", "tokenizer_config.json"
 #: For models that come without a template.
-PLAIN = "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}assistant:"
+PLAIN = """
+{%- if tools %}system: Functions, called by {"name": NAME, "arguments": {...}}:{{ "\\n" }}
+{%- for tool in tools %}{{ tool.function | tojson }}{{ "\\n" }}{% endfor %}
+{%- endif %}
+{%- for message in messages %}{{ message.role }}: {{ message.content }}
+{%- for call in message.tool_calls or () %}{{ call.function | tojson(separators=(",", ":")) }}{% endfor %}{{ "\\n" }}
+{%- endfor %}assistant:"""
 
 
 class ChatTemplateError(ValueError):
@@ -57,15 +63,18 @@ class ChatTemplate:
         except (TemplateError, RecursionError) as error:
             raise ChatTemplateError(f"{name}: found a malformed template ({_line(error)}), expected Jinja") from None
 
-    def render(self, messages: Sequence[Mapping[str, str]], longest: int) -> Prompt:
+    def render(
+        self, messages: Sequence[Mapping[str, Any]], longest: int, tools: Sequence[Mapping[str, Any]] = ()
+    ) -> Prompt:
         """Return the prompt that messages make.
 
         ``eos_token`` of a template becomes the end-of-document token. ``bos_token`` is empty: every prompt begins with
         that token anyway.
 
         Args:
-            messages: role and content of each.
+            messages: role and content of each; calls and what they answer, as templates of Hugging Face expect them.
             longest: most bytes of the prompt.
+            tools: functions that may be called, as OpenAI's clients describe them.
 
         Raises:
             LongChatError: the template writes more.
@@ -80,7 +89,7 @@ class ChatTemplate:
                 add_generation_prompt=True,
                 bos_token="",
                 eos_token=eos,
-                tools=None,
+                tools=[dict(tool) for tool in tools] or None,
             ):
                 parts.append(part)
                 length += len(part) - part.count(eos) * len(eos)
@@ -164,8 +173,8 @@ def _refuse(message: object) -> None:
     raise ChatTemplateError(_shortened(message))
 
 
-def _to_json(value: Any, indent: int | None = None) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent)
+def _to_json(value: Any, indent: int | None = None, separators: tuple[str, str] | None = None) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=indent, separators=separators)
 
 
 def _line(error: Exception) -> str:

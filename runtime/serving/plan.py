@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from fastblt.models.limits import SEED
 from fastblt.models.tokens import decode
@@ -13,13 +14,21 @@ from fastblt.runtime.generation import Prompt
 from fastblt.runtime.methods import parse_method
 from fastblt.runtime.request import GenerationRequest
 from fastblt.runtime.serving.api_error import ApiError, wrong
+from fastblt.runtime.serving.chat_requests import FunctionFields
 from fastblt.runtime.serving.model_host import ModelHost
 from fastblt.runtime.serving.requests import TextFields
 from fastblt.runtime.serving.settings import DEFAULT_NEW_BYTES
+from fastblt.runtime.serving.tools import form_of
 
 
 async def plan_texts(
-    host: ModelHost, body: TextFields, prompts: Sequence[Prompt], *, new_bytes: int | None, logprobs: bool
+    host: ModelHost,
+    body: TextFields,
+    prompts: Sequence[Prompt],
+    *,
+    new_bytes: int | None,
+    logprobs: bool,
+    functions: Sequence[FunctionFields] = (),
 ) -> list[tuple[Prompt, GenerationRequest]]:
     """Return prompt and request of every text: all choices of the first prompt, then those of the second.
 
@@ -31,16 +40,24 @@ async def plan_texts(
         prompts: bytes, or token ids.
         new_bytes: most of each text; None: the default.
         logprobs: whether log-probabilities are wanted.
+        functions: the text is a call of one of these; none: the request says which form it has.
 
     Raises:
         ApiError: a value cannot be used, or a text would be too long.
     """
-    plan = partial(_plan, host, body, prompts, new_bytes, logprobs)
-    return await asyncio.get_running_loop().run_in_executor(host.compilers, plan) if body.has_form else plan()
+    plan = partial(_plan, host, body, prompts, new_bytes, logprobs, functions)
+    if body.form or functions:
+        return await asyncio.get_running_loop().run_in_executor(host.compilers, plan)
+    return plan()
 
 
 def _plan(
-    host: ModelHost, body: TextFields, prompts: Sequence[Prompt], new_bytes: int | None, logprobs: bool
+    host: ModelHost,
+    body: TextFields,
+    prompts: Sequence[Prompt],
+    new_bytes: int | None,
+    logprobs: bool,
+    functions: Sequence[FunctionFields],
 ) -> list[tuple[Prompt, GenerationRequest]]:
     check_model(host, body)
     choices = body.n or 1
@@ -49,7 +66,7 @@ def _plan(
         raise wrong("n", f"n: found {len(prompts)} prompts with {choices} choices each, expected at most {most} texts")
     if body.stream_options is not None and not body.stream:
         raise wrong("stream_options", "stream_options: found them without stream, expected stream to be true")
-    common = _common(host, body, logprobs)
+    common = _common(host, body, logprobs, {"grammar": form_of(functions)} if functions else body.form)
     wanted = []
     for prompt in prompts:
         length = prompt_length(prompt)
@@ -101,7 +118,7 @@ def _new_bytes(host: ModelHost, length: int, asked: int | None) -> int:
     return min(DEFAULT_NEW_BYTES, most - length) if asked is None else asked
 
 
-def _common(host: ModelHost, body: TextFields, logprobs: bool) -> GenerationRequest:
+def _common(host: ModelHost, body: TextFields, logprobs: bool, form: Mapping[str, Any]) -> GenerationRequest:
     """Return what all texts of a request share."""
     method = body.method or host.default_method(body.seed)
     try:
@@ -114,10 +131,7 @@ def _common(host: ModelHost, body: TextFields, logprobs: bool) -> GenerationRequ
             logit_bias={int(byte): value for byte, value in (body.logit_bias or {}).items()},
             stop=body.stop or (),
             logprobs=logprobs,
-            response_format=body.response_format,
-            regex=body.regex,
-            grammar=body.grammar,
-            choice=body.choice,
+            **form,
         )
         parse_method(method).check(host.runtime.config)
     except ValueError as error:

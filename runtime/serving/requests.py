@@ -153,10 +153,10 @@ class TextFields(Strict):
         return self.fastblt is not None and self.fastblt.details
 
     @property
-    def has_form(self) -> bool:
-        """Return whether the text has to have a form, which is compiled."""
-        forms = (self.response_format, self.regex, self.grammar, self.choice)
-        return any(form is not None for form in forms)
+    def form(self) -> dict[str, Any]:
+        """Return the fields that say which form the text has; none: any."""
+        fields = {name: getattr(self, name) for name in ("response_format", "regex", "grammar", "choice")}
+        return {name: value for name, value in fields.items() if value is not None}
 
     @property
     def with_usage(self) -> bool:
@@ -180,50 +180,3 @@ class CompletionRequest(TextFields):
     """Whether the text begins with the prompt."""
     best_of: Annotated[Any, Only(1)] = None
     suffix: Annotated[Any, Only("")] = None
-
-
-class ContentPart(Strict):
-    """Holds a part of a message; text is the only kind."""
-
-    type: Literal["text"]
-    text: Text
-
-
-class ChatMessage(Strict):
-    """Holds a message of a chat."""
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Text | Annotated[list[ContentPart], Field(min_length=1, max_length=limits.CONTENT_PARTS, fail_fast=True)]
-    """Text; parts are joined."""
-    name: Label | None = None
-
-    def plain(self) -> dict[str, str]:
-        """Return what a template sees."""
-        content = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-        return {"role": self.role, "content": content, **({} if self.name is None else {"name": self.name})}
-
-
-class ChatRequest(TextFields):
-    """Asks for the next message of a chat."""
-
-    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=limits.MESSAGES, fail_fast=True)]
-    max_completion_tokens: NewBytes | None = None
-    """The later name of ``max_tokens``."""
-    logprobs: bool | None = None
-    """Whether to report the log-probability of each new byte."""
-    top_logprobs: Annotated[Any, Only(0)] = None
-    tools: Annotated[Any, Only([])] = None
-    tool_choice: Annotated[Any, Only("none", "auto")] = None
-    parallel_tool_calls: bool | None = None
-    """Ignored: there are no tools."""
-    functions: Annotated[Any, Only([])] = None
-    function_call: Annotated[Any, Only("none", "auto")] = None
-    modalities: Annotated[Any, Only(["text"])] = None
-    audio: Annotated[Any, Only()] = None
-    prediction: Annotated[Any, Only()] = None
-    reasoning_effort: Annotated[Any, Only("none")] = None
-    verbosity: Annotated[Any, Only("medium")] = None
-    web_search_options: Annotated[Any, Only()] = None
-    store: Annotated[Any, Only(False)] = None
-    metadata: Annotated[dict[Label, Label], Field(max_length=16), Few] | None = None
-    """Ignored."""

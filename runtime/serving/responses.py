@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict
 from fastblt.runtime.methods import Origin
 
 FinishReason = Literal["stop", "length"]
+ChatFinishReason = Literal["stop", "length", "tool_calls"]
 
 
 class Answer(BaseModel):
@@ -133,12 +134,30 @@ class ChatLogprobs(Answer):
     refusal: None
 
 
+class FunctionCall(Answer):
+    """Holds the call of a function."""
+
+    name: str
+    arguments: str
+    """JSON; where the text was cut, its beginning."""
+
+
+class ToolCall(Answer):
+    """Holds a call, and the id that its result is to name."""
+
+    id: str
+    type: Literal["function"]
+    function: FunctionCall
+
+
 class AssistantMessage(Answer):
     """Holds the message of the model."""
 
     role: Literal["assistant"]
-    content: str
+    content: str | None
+    """Text; null: the message is a call."""
     refusal: None
+    tool_calls: list[ToolCall] | None = None
     bytes: str | None = None
 
 
@@ -148,7 +167,7 @@ class ChatChoice(Answer):
     index: int
     message: AssistantMessage
     logprobs: ChatLogprobs | None
-    finish_reason: FinishReason
+    finish_reason: ChatFinishReason
     fastblt: Details | None = None
 
 
@@ -164,11 +183,28 @@ class ChatCompletion(Answer):
     fastblt: Costs | None = None
 
 
+class FunctionDelta(Answer):
+    """Holds a piece of the call of a function."""
+
+    name: str | None = None
+    arguments: str
+
+
+class ToolCallDelta(Answer):
+    """Holds a piece of a call; the first one has its id and the name of the function."""
+
+    index: int
+    id: str | None = None
+    type: Literal["function"] | None = None
+    function: FunctionDelta
+
+
 class Delta(Answer):
     """Holds a piece of a message."""
 
     role: Literal["assistant"] | None = None
     content: str | None = None
+    tool_calls: list[ToolCallDelta] | None = None
     bytes: str | None = None
 
 
@@ -178,7 +214,7 @@ class ChatChunkChoice(Answer):
     index: int
     delta: Delta
     logprobs: ChatLogprobs | None
-    finish_reason: FinishReason | None
+    finish_reason: ChatFinishReason | None
     fastblt: Details | None = None
 
 

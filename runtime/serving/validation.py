@@ -78,7 +78,7 @@ def _message(found: Any) -> str:
         return f"{name}: {message}"
     expected = message.removeprefix("Input should be ")
     because = f"expected {expected}" if expected != message else message[:1].lower() + message[1:]
-    if kind == "string_pattern_mismatch":  # only keys of `logit_bias` have a pattern
+    if kind == "string_pattern_mismatch" and found["loc"][-1] == "[key]":  # of `logit_bias`
         because = "expected a byte value from 0 to 255, in digits"
     return f"{name}: found {shown(found.get('input'))}, {because}"
 

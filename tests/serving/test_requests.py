@@ -9,7 +9,8 @@ import pytest
 from fakes.served import error_of
 from pydantic import BaseModel, ValidationError
 
-from fastblt.runtime.serving.requests import ChatRequest, CompletionRequest
+from fastblt.runtime.serving.chat_requests import ChatRequest
+from fastblt.runtime.serving.requests import CompletionRequest
 
 #: Requests with many things that are wrong with them.
 WRONG_OFTEN: list[tuple[type[BaseModel], dict[str, Any]]] = [
@@ -101,7 +102,13 @@ def test_a_chat_that_is_too_long(served: Any) -> None:
     ("fields", "param", "code"),
     [
         ({"messages": []}, "messages", "invalid_value"),
-        ({"messages": [{"role": "tool", "content": "a"}]}, "messages[0].role", "invalid_value"),
+        ({"messages": [{"role": "robot", "content": "a"}]}, "messages[0].role", "invalid_value"),
+        ({"messages": [{"role": "tool", "content": "a"}]}, "messages[0].tool_call_id", "missing_required_parameter"),
+        (
+            {"messages": [{"role": "user", "content": "a", "tool_call_id": "b"}]},
+            "messages[0].tool_call_id",
+            "invalid_value",
+        ),
         ({"messages": [{"role": "user"}]}, "messages[0].content", "missing_required_parameter"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
@@ -109,7 +116,7 @@ def test_a_chat_that_is_too_long(served: Any) -> None:
             "invalid_value",
         ),
         ({"top_logprobs": 2, "logprobs": True}, "top_logprobs", "unsupported_value"),
-        ({"tools": [{"type": "function"}]}, "tools", "unsupported_value"),
+        ({"tools": [{"type": "function"}]}, "tools[0].function", "missing_required_parameter"),
         ({"response_format": {"type": "xml"}}, "response_format", "invalid_value"),
         (
             {"response_format": {"type": "json_schema", "json_schema": {"schema": {"enum": []}}}},
