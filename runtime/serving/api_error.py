@@ -63,6 +63,12 @@ def unavailable(message: str, code: str, seconds: int = 1) -> ApiError:
     return ApiError(503, message, code=code, headers={"Retry-After": str(seconds)})
 
 
+def queue_full(waiting: str) -> ApiError:
+    """Return the error of a request that would have to wait behind too many others."""
+    message = f"found {waiting}, expected fewer; ask again later"
+    return ApiError(429, message, code="queue_full", headers={"Retry-After": "1"})
+
+
 def internal() -> ApiError:
     """Return the error of a defect: what is inside stays inside."""
     return ApiError(500, "the server failed; its log has the reason under this request's X-Request-Id", code="internal")

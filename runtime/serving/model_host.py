@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 from fastblt.runtime.blt_runtime import BltRuntime
 from fastblt.runtime.generation import Prompt
@@ -15,7 +16,7 @@ from fastblt.runtime.machine import usable_cores
 from fastblt.runtime.methods import parse_method
 from fastblt.runtime.methods.registry import methods, runnable
 from fastblt.runtime.request import GenerationRequest
-from fastblt.runtime.serving.api_error import ApiError, unavailable
+from fastblt.runtime.serving.api_error import ApiError, queue_full, unavailable
 from fastblt.runtime.serving.metrics import Metrics
 from fastblt.runtime.serving.scheduler import Scheduler, default_workers
 from fastblt.runtime.serving.settings import ServingSettings
@@ -26,6 +27,7 @@ log = logging.getLogger("fastblt.serving")
 #: What the known text continues, and its length in bytes.
 KNOWN_PROMPT, KNOWN_BYTES = b"In the beginning", 16
 
+Planned = TypeVar("Planned")
 #: Loads the model that is to be served.
 Loader = Callable[[], BltRuntime]
 
@@ -55,8 +57,8 @@ class ModelHost:
         """The text that the model writes after `KNOWN_PROMPT`."""
         self.requests = 0
         """Requests for texts that are being answered."""
-        self.compilers = ThreadPoolExecutor(max(1, usable_cores() // 2), thread_name_prefix="fastblt-forms")
-        """Threads that compile the forms of texts; the other cores are left to texts that grow."""
+        self._compilers = ThreadPoolExecutor(max(2, usable_cores() // 2), thread_name_prefix="fastblt-forms")
+        self._compiling = 0
         self._source = source
         self._loading: threading.Thread | None = None
         self.metrics.gauge("ready", "Whether texts can be had", lambda: float(self.ready))
@@ -149,6 +151,20 @@ class ModelHost:
             raise not_ready(self)
         return Texts(self.scheduler, wanted, self.settings.timeout)
 
+    async def compile(self, plan: Callable[[], Planned]) -> Planned:
+        """Return what a function returns that compiles the form of texts, run in one of few threads.
+
+        Raises:
+            ApiError: 429, as many compile or wait for it as may have or wait for a place.
+        """
+        if self._compiling >= self.settings.queue + self.places:
+            raise queue_full(f"{self._compiling} forms that wait to be compiled")
+        self._compiling += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._compilers, plan)
+        finally:
+            self._compiling -= 1
+
     async def reproduce(self) -> None:
         """Generate the known text once more, next to whatever else is being generated.
 
@@ -184,7 +200,7 @@ class ModelHost:
         if self.scheduler is not None:
             await asyncio.to_thread(self.scheduler.close)
             self.scheduler = None
-        self.compilers.shutdown(wait=False, cancel_futures=True)
+        self._compilers.shutdown(wait=False, cancel_futures=True)
 
     def _count(self, name: str) -> float:
         return float(getattr(self.scheduler, name, 0))

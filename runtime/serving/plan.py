@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -32,7 +31,7 @@ async def plan_texts(
 ) -> list[tuple[Prompt, GenerationRequest]]:
     """Return prompt and request of every text: all choices of the first prompt, then those of the second.
 
-    A form is compiled in a thread, while the event loop answers others.
+    A form is compiled in another thread, while the event loop answers others.
 
     Args:
         host: of the model.
@@ -43,12 +42,10 @@ async def plan_texts(
         functions: the text is a call of one of these; none: the request says which form it has.
 
     Raises:
-        ApiError: a value cannot be used, or a text would be too long.
+        ApiError: a value cannot be used, a text would be too long, or too many forms wait to be compiled.
     """
     plan = partial(_plan, host, body, prompts, new_bytes, logprobs, functions)
-    if body.form or functions:
-        return await asyncio.get_running_loop().run_in_executor(host.compilers, plan)
-    return plan()
+    return await host.compile(plan) if body.form or functions else plan()
 
 
 def _plan(

@@ -11,7 +11,7 @@ from fastblt.runtime.backends.protocol import CapacityError
 from fastblt.runtime.generation import Chunk, Prompt
 from fastblt.runtime.grammar.error import GrammarError
 from fastblt.runtime.request import GenerationRequest
-from fastblt.runtime.serving.api_error import ApiError, internal, unavailable, wrong
+from fastblt.runtime.serving.api_error import ApiError, internal, queue_full, unavailable, wrong
 from fastblt.runtime.serving.scheduler import QueueFullError, Scheduler
 from fastblt.runtime.serving.text_job import TextJob
 from fastblt.runtime.turns import BusyError
@@ -49,12 +49,7 @@ class Texts:
         try:
             scheduler.submit(self.jobs)
         except QueueFullError:
-            raise ApiError(
-                429,
-                f"found {scheduler.waiting} texts that wait for a place, expected fewer; ask again later",
-                code="queue_full",
-                headers={"Retry-After": "1"},
-            ) from None
+            raise queue_full(f"{scheduler.waiting} texts that wait for a place") from None
 
     async def growth(self) -> AsyncIterator[Growth]:
         """Yield what the texts grow by, as it comes, until all have ended.

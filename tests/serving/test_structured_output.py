@@ -10,10 +10,11 @@ from typing import Any
 
 import openai
 import pytest
-from fakes.served import error_of
+from fakes.served import error_of, serve, wait_until
 
 from fastblt.runtime.blt_runtime import BltRuntime
 from fastblt.runtime.grammar import library
+from fastblt.runtime.serving.settings import ServingSettings
 
 SCHEMA = {
     "type": "object",
@@ -117,8 +118,25 @@ def test_nobody_waits_for_the_form_of_another(served: Any, compiling: tuple[thre
         assert begun.wait(20)
         assert served.http.get("/health").status_code == 200
         assert served.http.post("/v1/completions", json={"prompt": "a", "max_tokens": 2}).status_code == 200
-        # With one core, the only thread that compiles is the one that waits; a kept form is ready there, too.
-        assert library.new_matcher("regex", "x{2}") is not None
+        assert served.http.post("/v1/completions", json=kept).json()["choices"][0]["text"] == "xx"
         assert not slow.done()
         allowed.set()
         assert slow.result().json()["choices"][0]["text"] == "xxx"
+
+
+def test_as_many_forms_wait_to_be_compiled_as_texts_for_a_place(
+    runtime: BltRuntime, compiling: tuple[threading.Event, threading.Event]
+) -> None:
+    _, allowed = compiling
+    with serve(runtime, ServingSettings(queue=1)) as small, ThreadPoolExecutor(5) as pool:
+
+        def ask(number: int) -> Any:
+            body = {"prompt": "a", "max_tokens": 2, "regex": f"queued{number}", "temperature": 0}
+            return small.http.post("/v1/completions", json=body)
+
+        waiting = [pool.submit(ask, number) for number in range(runtime.sequences + 1)]
+        wait_until(lambda: small.host._compiling == runtime.sequences + 1)
+        refused = error_of(ask(9), 429)
+        assert (refused["code"], refused["message"][:35]) == ("queue_full", "found 5 forms that wait to be compi")
+        allowed.set()
+        assert {each.result().status_code for each in waiting} == {200}
