@@ -1,7 +1,7 @@
 """Turns the messages of a chat into a prompt, by a template that can do nothing but that.
 
 Templates come with checkpoints, from people whom nobody has to trust: they run in Jinja's sandbox, see the messages
-and nothing else, and end when what they write is too long.
+and tools and nothing else, and end when what they write is too long.
 """
 
 from __future__ import annotations
