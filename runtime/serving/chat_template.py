@@ -19,6 +19,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from fastblt.models.limits import JSON_BYTES
 from fastblt.models.reading import read_json, read_text
+from fastblt.models.shown import shown
 from fastblt.models.tokens import BOS_ID, EOS_ID, encode
 from fastblt.runtime.generation import Prompt
 
@@ -48,18 +49,20 @@ class ChatTemplate:
     Args:
         source: the template, in Jinja's language.
         name: where it is from, for errors.
+        with_tools: the template for chats with tools; None: the same.
 
     Raises:
-        ChatTemplateError: it is malformed.
+        ChatTemplateError: one of them is malformed.
     """
 
-    def __init__(self, source: str = PLAIN, name: str = "the default template") -> None:
+    def __init__(self, source: str = PLAIN, name: str = "the default template", with_tools: str | None = None) -> None:
         self.name = name
         environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
         environment.globals["raise_exception"] = _refuse
         environment.filters["tojson"] = _to_json
         try:
             self._template: Template = environment.from_string(source)
+            self._with_tools = self._template if with_tools is None else environment.from_string(with_tools)
         except (TemplateError, RecursionError) as error:
             raise ChatTemplateError(f"{name}: found a malformed template ({_line(error)}), expected Jinja") from None
 
@@ -84,7 +87,7 @@ class ChatTemplate:
         parts: list[str] = []
         length = 0
         try:
-            for part in self._template.generate(
+            for part in (self._with_tools if tools else self._template).generate(
                 messages=[dict(message) for message in messages],
                 add_generation_prompt=True,
                 bos_token="",
@@ -158,15 +161,18 @@ def _of_file(path: Path) -> ChatTemplate:
 
 
 def _of_json(path: Path) -> ChatTemplate:
-    """Return the template in the settings of a tokenizer: text, or a list in which one is named ``default``."""
+    """Return the template in the settings of a tokenizer: text, or a list of ``default`` and perhaps ``tool_use``."""
     settings = read_json(path, ChatTemplateError, "settings of a tokenizer")
     found = settings.get("chat_template") if isinstance(settings, dict) else None
+    with_tools = None
     if isinstance(found, list):
         named = {each.get("name"): each.get("template") for each in found if isinstance(each, dict)}
-        found = named.get("default")
+        found, with_tools = named.get("default"), named.get("tool_use")
     if not isinstance(found, str):
         raise ChatTemplateError(f"{path}: found no chat_template, expected text, or a list with one named default")
-    return ChatTemplate(found, str(path))
+    if not (with_tools is None or isinstance(with_tools, str)):
+        raise ChatTemplateError(f"{path}: found {shown(with_tools)} as the chat_template tool_use, expected text")
+    return ChatTemplate(found, str(path), with_tools)
 
 
 def _refuse(message: object) -> None:

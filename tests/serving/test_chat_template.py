@@ -76,6 +76,11 @@ def test_files(tmp_path: Path) -> None:
     named = [{"name": "tool_use", "template": "tools"}, {"name": "default", "template": "two"}]
     settings.write_text(json.dumps({"chat_template": named}))
     assert load_template(tmp_path).render([], 10) == load_template(settings).render([], 10) == "two"
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    assert load_template(tmp_path).render([], 10, tools) == "tools"
+    settings.write_text(json.dumps({"chat_template": [*named[1:], {"name": "tool_use", "template": 5}]}))
+    with pytest.raises(ChatTemplateError, match="found 5 as the chat_template tool_use, expected text"):
+        load_template(tmp_path)
     (tmp_path / "chat_template.jinja").write_text("three")
     assert load_template(tmp_path).render([], 10) == "three"
 
