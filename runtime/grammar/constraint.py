@@ -95,8 +95,10 @@ def schema_source(schema: Mapping[str, Any], name: str) -> str:
     Raises:
         GrammarError: it has something that JSON has not; the message begins with ``name``.
     """
+    # llguidance reads options from there, such as to leave out keywords that it cannot enforce.
+    own = {key: value for key, value in schema.items() if key != "x-guidance"}
     try:
-        return utf8(json.dumps(schema, ensure_ascii=False, allow_nan=False), "json_schema").decode()
+        return utf8(json.dumps(own, ensure_ascii=False, allow_nan=False), "json_schema").decode()
     except (TypeError, ValueError, RecursionError) as error:
         raise GrammarError(f"{name}: {error}, expected JSON") from None
 

@@ -21,6 +21,13 @@ Kind = Literal["json_schema", "regex", "grammar"]
 JSON_OPTIONS: JsonCompileOptions = {"whitespace_flexible": False, "item_separator": ",", "key_separator": ":"}
 #: Compiled grammars that are kept.
 _KEPT = 64
+#: What llguidance's errors hold, and what is said in their place.
+_PROBLEMS = {
+    "NoExtension": "found a grammar that no text fits, expected one that a text can fit",
+    "ff_tokens": "found bytes that must follow without end or beyond llguidance's bounds, expected a text that can end",
+    "oneOf constraints are not supported": "found oneOf with alternatives that may fit together, expected anyOf, or "
+    "alternatives that differ in type, in the text of const or enum, or in a required property that does",
+}
 
 
 class _Library(NamedTuple):
@@ -95,7 +102,7 @@ def _compile(kind: Kind, source: str) -> LLMatcher:
             compiled = made.grammar_from_lark(source)
         matcher = made(library.tokenizer, compiled, log_level=0, limits=library.limits)
     except ValueError as error:
-        raise GrammarError(f"{kind}: {_first_line(str(error))}") from None
+        raise GrammarError(f"{kind}: {_problem(str(error))}") from None
     check(matcher, kind)
     # What the first steps cost belongs to compiling; they show what has no text at all, too.
     trial = matcher.deep_copy()
@@ -111,10 +118,7 @@ def _compile(kind: Kind, source: str) -> LLMatcher:
 def check(matcher: LLMatcher, kind: Kind) -> None:
     """Raise `GrammarError` where a matcher has met an error, a bound included."""
     if matcher.is_error():
-        problem = _first_line(matcher.get_error())
-        if problem.startswith("NoExtension"):
-            problem = "found a grammar that no text fits, expected one that a text can fit"
-        raise GrammarError(f"{kind}: {problem}")
+        raise GrammarError(f"{kind}: {_problem(matcher.get_error())}")
 
 
 @cache
@@ -137,9 +141,12 @@ def _library(kind: Kind) -> _Library:
     return _Library(LLMatcher, LLTokenizer("byte"), bounds)
 
 
-def _first_line(message: str) -> str:
+def _problem(message: str) -> str:
     """Return what is wrong in one line; the library quotes the grammar and its own state behind that."""
     line = message.split("\n", maxsplit=1)[0].removesuffix("<non-verbose/>").strip()
+    for part, problem in _PROBLEMS.items():
+        if part in line:
+            return problem
     if line.startswith("panic:"):
         line = "found a grammar that llguidance cannot compile, expected a smaller one"
     return line if len(line) <= 300 else shown(line)

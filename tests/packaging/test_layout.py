@@ -160,10 +160,12 @@ def test_setup_stops_when_link_is_copy_of_folder(tree: Path) -> None:
 def test_wheel_holds_every_module_and_type_marker(wheel: Path) -> None:
     files = names_in(wheel)
     modules = {f"fastblt/{p.relative_to(ROOT)}" for name in SUBPACKAGES for p in (ROOT / name).rglob("*.py")}
-    assert modules - files == {"fastblt/calibration/heldout/select_pieces.py"}, "a script, not part of the package"
+    scripts = {"heldout/select_pieces.py", "schemas/select_schemas.py"}
+    assert modules - files == {f"fastblt/calibration/{name}" for name in scripts}, "not part of the package"
     assert {f"fastblt/{name}/__init__.py" for name in SUBPACKAGES} <= files
     assert {"fastblt/__init__.py", "fastblt/py.typed", "fastblt/calibration/heldout/sample.txt"} <= files
-    kept = [*(ROOT / "calibration/heldout").iterdir(), *(ROOT / "models/training/recipes").iterdir()]
+    folders = ("calibration/heldout", "calibration/schemas", "models/training/recipes")
+    kept = [path for folder in folders for path in (ROOT / folder).iterdir()]
     data = [path for path in kept if path.suffix in (".json", ".md", ".txt")]
     assert len(data) >= 10
     page = [*(ROOT / "runtime/serving/page").iterdir()]

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from fastblt.models import limits
+from fastblt.models.tokens import BYTE_OFFSET, EOS_ID
 from fastblt.runtime.grammar import library
 from fastblt.runtime.grammar.constraint import constraint_of
 from fastblt.runtime.grammar.error import GrammarError
@@ -30,6 +31,29 @@ def chain(depth: int) -> object:
     return schema
 
 
+def demanding(**properties: object) -> dict[str, object]:
+    return {"type": "object", "properties": properties, "required": [*properties], "additionalProperties": False}
+
+
+#: Alternatives of `oneOf` that llguidance cannot tell apart, though those of the last two never fit together.
+OVERLAPPING: tuple[list[object], ...] = (
+    [{"type": "integer"}, {"type": "number"}],
+    [demanding(a={"type": "string"}), {"type": "object"}],
+    [{"const": 1}, {"const": 2}],
+    [{"type": "string", "maxLength": 3}, {"type": "string", "minLength": 4}],
+)
+#: Every text of these would have to go on forever.
+ENDLESS: tuple[dict[str, object], ...] = (
+    demanding(child={"$ref": "#"}),
+    {"type": "array", "items": {"$ref": "#"}, "minItems": 1, "maxItems": 2},
+    {
+        "$ref": "#/$defs/a",
+        "$defs": {
+            "a": demanding(b={"$ref": "#/$defs/b"}),
+            "b": {"type": "array", "items": {"$ref": "#/$defs/a"}, "minItems": 1},
+        },
+    },
+)
 IMPOSSIBLE: tuple[tuple[dict[str, Any], str], ...] = (
     ({"regex": "("}, "invalid regex"),
     ({"regex": ""}, "expected text that is not empty"),
@@ -51,6 +75,9 @@ IMPOSSIBLE: tuple[tuple[dict[str, Any], str], ...] = (
     ({"response_format": schema_format({"$ref": "#"})}, "no text fits"),
     ({"response_format": schema_format({"a": float("nan")})}, "expected JSON"),
     ({"response_format": schema_format({"a": b""})}, "expected JSON"),
+    ({"response_format": schema_format({"not": {}, "x-guidance": {"lenient": True}})}, "Unimplemented"),
+    *(({"response_format": schema_format({"oneOf": each})}, "found oneOf with altern") for each in OVERLAPPING),
+    *(({"response_format": schema_format(each)}, "found bytes that must follow without end") for each in ENDLESS),
 )
 
 
@@ -60,6 +87,37 @@ def test_what_has_no_text_gets_one_error(fields: dict[str, Any], reason: str) ->
         GenerationRequest(**fields)
     assert "\n" not in str(found.value)
     assert len(str(found.value)) < 500
+
+
+@pytest.mark.parametrize(
+    ("alternatives", "texts"),
+    [
+        ([{"type": "string", "maxLength": 1}, {"type": "boolean"}], ['"a"', "true"]),
+        ([{"enum": ["a", "c"]}, {"const": "b"}], ['"a"', '"b"', '"c"']),
+        (
+            [demanding(k={"const": "a"}), demanding(k={"const": "b"}, n={"type": "null"})],
+            ['{"k":"a"}', '{"k":"b","n":null}'],
+        ),
+        ([demanding(k={"type": "boolean"}), demanding(k={"type": "null"})], ['{"k":true}', '{"k":null}']),
+    ],
+)
+def test_alternatives_of_one_of_that_exclude_each_other_are_taken(alternatives: list[object], texts: list[str]) -> None:
+    constraint = GenerationRequest(response_format=schema_format({"oneOf": alternatives})).constraint()
+    assert constraint is not None
+    for text in texts:
+        matcher = constraint.matcher()
+        assert all(matcher.advance(BYTE_OFFSET + byte) for byte in text.encode()), text
+        assert matcher.mask()[EOS_ID], text
+
+
+def test_options_in_a_schema_loosen_nothing() -> None:
+    schema = demanding(a={"const": 1})
+    options = {"whitespace_flexible": True, "whitespace_pattern": "x*", "key_separator": "="}
+    plain, other = (
+        GenerationRequest(response_format=schema_format(each)).constraint()
+        for each in (schema, schema | {"x-guidance": options})
+    )
+    assert plain == other
 
 
 BOMBS: tuple[dict[str, Any], ...] = (
