@@ -8,6 +8,7 @@ from typing import Any
 import jsonschema
 import pytest
 import regex
+from fakes.masked_texts import json_format
 
 from fastblt.calibration.schemas import load_expressions, load_schemas
 from fastblt.runtime.blt_runtime import BltRuntime
@@ -17,10 +18,6 @@ DRAFTING = ("s:8", "dv:4@one", "dv:4@0.4", "auto")
 #: Random weights seldom end a string, an array or an object.
 ENDING = {ord(mark): 8.0 for mark in '"]}'}
 NEW_BYTES = 128
-
-
-def json_format(schema: dict[str, Any]) -> dict[str, Any]:
-    return {"type": "json_schema", "json_schema": {"schema": schema}}
 
 
 def judge(schema: dict[str, Any]) -> Any:
