@@ -29,16 +29,16 @@ class Matcher:
     def __init__(self, kind: Kind, source: str, *, forces: bool = True) -> None:
         self.length = 0
         """Tokens that have been read."""
-        self._kind, self._forces = kind, forces
+        self._kind, self._source, self._forces = kind, source, forces
         self._inner = new_matcher(kind, source)
-        self._bytes = 0
-        """How many of them are bytes; EOS and what follows it are not."""
+        self._read: list[int] = []
+        """Those of them that are bytes, as byte values; EOS and what follows it are not."""
         self._mask: Mask | None = None
 
     @property
     def ended(self) -> bool:
         """Return whether EOS has been read."""
-        return self._bytes < self.length
+        return len(self._read) < self.length
 
     def mask(self) -> Mask:
         """Return which tokens may follow, bool [`VOCAB_SIZE`]; at least one may. It is valid until the next move.
@@ -58,18 +58,22 @@ class Matcher:
             mask[BYTE_OFFSET:] = np.unpackbits(bits, bitorder="little")
             mask[EOS_ID] = self._inner.is_accepting()
             if not mask.any():
-                raise GrammarError(f"{self._kind}: found no byte that may follow {self._bytes} bytes of the text")
+                raise GrammarError(f"{self._kind}: found no byte that may follow {len(self._read)} bytes of the text")
         else:
             mask[EOS_ID] = True
         return mask
 
     def advance(self, token: int) -> bool:
-        """Read a token; return False, and read nothing, where it may not follow."""
+        """Read a token; return False, and read nothing, where it may not follow.
+
+        Raises:
+            GrammarError: the step costs more than it may; `rewind` makes the matcher usable again.
+        """
         if token >= BYTE_OFFSET and not self.ended:
             if not self._inner.try_consume_tokens([token - BYTE_OFFSET]):
                 check(self._inner, self._kind)
                 return False
-            self._bytes += 1
+            self._read.append(token - BYTE_OFFSET)
         elif token != EOS_ID or not (self.ended or self._inner.is_accepting()):
             return False
         self.length += 1
@@ -84,19 +88,29 @@ class Matcher:
         """
         if not 0 <= length <= self.length:
             raise ValueError(f"rewind: found length {length}, expected 0..{self.length}")
-        if length == self.length:
-            return
-        if (gone := self._bytes - min(self._bytes, length)) > 0:
-            self._inner.rollback(gone)
-            check(self._inner, self._kind)
-        self._bytes -= gone
+        gone = max(0, len(self._read) - length)
+        del self._read[len(self._read) - gone :]
+        if self._inner.is_error() or (gone and not self._inner.rollback(gone)):
+            self._read_again()
+        if length < self.length:
+            self._mask = None
         self.length = length
-        self._mask = None
+
+    def _read_again(self) -> None:
+        """Take a new matcher to where this one is: what has met a bound once can do nothing more."""
+        self._inner = new_matcher(self._kind, self._source)
+        self._inner.try_consume_tokens(self._read)
+        check(self._inner, self._kind)
 
     def forced(self, most: int) -> list[int]:
-        """Return the tokens that must follow, as far as each is the only one that may, at most ``most``."""
+        """Return the tokens that must follow, as far as each is the only one that may, at most ``most``.
+
+        Where finding them costs more than it may, there are none.
+        """
         if not self._forces or self.ended or most <= 0:
             return []
         found = self._inner.compute_ff_bytes()[:most]
-        check(self._inner, self._kind)
+        if self._inner.is_error():
+            self._read_again()
+            return []
         return [BYTE_OFFSET + byte for byte in found]

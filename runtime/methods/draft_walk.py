@@ -7,6 +7,7 @@ verification, behind what was drafted.
 from __future__ import annotations
 
 from fastblt.runtime.backends.protocol import DRAFT_SLACK, DecoderRows
+from fastblt.runtime.grammar.error import GrammarError
 from fastblt.runtime.sequence.sampling import Distribution, Draft, Sampler
 
 #: Most tokens of a draft, forced ones included: the room behind the longest text.
@@ -27,20 +28,28 @@ class DraftWalk:
         """Those that have been drafted."""
         self._proposals: list[Distribution | None] = []
         self._forced = sampler.forced(_LONGEST)
+        self._stuck = False
+        """Whether walking on would exceed the bounds of a step. Verification decides whether the text gets there."""
 
     @property
     def goes_on(self) -> bool:
         """Return whether the token that follows is to be drafted: it is not forced, nor is there an end before it."""
+        if self._forced or self._stuck:
+            return False
         matcher = self._sampler.matcher
-        return not self._forced and (matcher is None or not matcher.ended)
+        return matcher is None or (not matcher.ended and (not self.tokens or self._sampler.can_draw()))
 
     def add(self, rows: DecoderRows, index: int) -> int:
         """Draft the token that a row is about, and return it."""
         token, q = self._sampler.draw(rows, index)
         self.tokens.append(token)
         self._proposals.append(q)
-        self._sampler.advance(token)
-        self._forced = self._sampler.forced(_LONGEST - len(self.tokens))
+        try:
+            self._sampler.advance(token)
+        except GrammarError:
+            self._stuck = True
+        else:
+            self._forced = self._sampler.forced(_LONGEST - len(self.tokens))
         return token
 
     def finish(self) -> Draft:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from fastblt.models.tokens import MASK_ID
 from fastblt.runtime.backends.protocol import DRAFT_SLACK, DecoderRows, Ids
+from fastblt.runtime.grammar.error import GrammarError
 from fastblt.runtime.sequence.sampling import Distribution, Sampler
 
 
@@ -30,6 +31,8 @@ class LegalBlock:
 
     def draw(self, rows: DecoderRows, row: int, index: int) -> Distribution | None:
         """Decide byte ``index`` from a row, and return what it was drawn from (greedy: None)."""
+        if self._walked and not self._over:
+            self._over = not self._sampler.can_draw()
         legal = index == self._walked and not self._over
         self._block[index], q = self._sampler.draw(rows, row, masked=legal)
         if self._matcher is not None:
@@ -39,11 +42,18 @@ class LegalBlock:
     def _walk(self) -> None:
         assert self._matcher is not None
         while not self._over and self._walked < len(self._block) and self._block[self._walked] != MASK_ID:
-            if not self._sampler.advance(int(self._block[self._walked])):
+            if not self._advance(int(self._block[self._walked])):
                 self._over = True
                 return
             self._walked += 1
             self._over = self._matcher.ended
+
+    def _advance(self, token: int) -> bool:
+        """Walk along a token; return False where it may not follow, or the step would exceed its bounds."""
+        try:
+            return self._sampler.advance(token)
+        except GrammarError:
+            return False
 
     def finish(self) -> tuple[list[int], int]:
         """Return the tokens of the draft, and how many of the last ones the grammar forces; the walk goes back."""

@@ -120,6 +120,19 @@ class Sampler:
         """Walk the grammar along a token; return False, and do nothing, where it may not follow."""
         return self.matcher is None or self.matcher.advance(token)
 
+    def can_draw(self) -> bool:
+        """Return whether something may follow where the grammar's walk has arrived, and is found within the bounds.
+
+        A draft ends where this is False; whether the text gets there is for verification to decide.
+        """
+        if self.matcher is None:
+            return True
+        try:
+            mask = self.matcher.mask()
+        except GrammarError:
+            return False
+        return self._bias is None or not bool(np.isneginf(self._bias[mask]).all())
+
     def forced(self, most: int) -> list[int]:
         """Return up to ``most`` tokens that the grammar forces to follow; none of them has a bias of -inf."""
         tokens = self.matcher.forced(most) if self.matcher is not None else []

@@ -152,3 +152,43 @@ def test_sampled_texts_are_distributed_as_those_of_the_masked_model(
         assert surprise(sample(alone, method, forced=forced), expected) > 1e-3, (method, forced)
     monkeypatch.setattr(Sampler, "_verify", lambda self, token, q, rows, index: token)
     assert surprise(sample(alone, "s:4"), expected) < 1e-7, "drafts that nobody verifies are found out"
+
+
+def only(name: str, value: object) -> dict[str, object]:
+    return {"type": "object", "properties": {name: value}, "required": [name], "additionalProperties": False}
+
+
+#: One of four letters, and one of two: what follows the latter may have no end, and exceeds a step's bounds.
+ENDLESS = {
+    "anyOf": [
+        *(only(f"{letter}a", {"$ref": "#/$defs/loop"}) for letter in "pqrs"),
+        *(only(f"{letter}b", {"const": 1}) for letter in "pqrs"),
+    ],
+    "$defs": {"loop": only("c", {"$ref": "#/$defs/loop"})},
+}
+DEAD_ENDS: dict[str, dict[str, Any]] = {
+    "bounds of a step": {"response_format": {"type": "json_schema", "json_schema": {"schema": ENDLESS}}},
+    "banned bytes": {"regex": "[a-z]{4}([p-s]X|[t-w]Y)", "banned_bytes": b"X"},
+}
+
+
+def outcome(runtime: BltRuntime, prompt: bytes, method: str, form: dict[str, Any]) -> tuple[bytes, str]:
+    """Return a text and what ended it, an error included."""
+    try:
+        found = runtime.generate(prompt, 30, method=method, **form)
+    except GrammarError as error:
+        return b"", str(error)
+    return found.data, found.finish
+
+
+@pytest.mark.parametrize("end", DEAD_ENDS)
+def test_only_texts_that_run_into_a_dead_end_are_errors(alone: BltRuntime, end: str) -> None:
+    """Drafts run into it more often: those that are rejected there leave the text alone."""
+    form, seen = DEAD_ENDS[end], Counter[str]()
+    for number in range(24):
+        prompt = b"prompt %d " % number
+        expected = outcome(alone, prompt, "ar", form)
+        seen[expected[1]] += 1
+        for method in ("s:4", "dv:4@one", "dv:4@0.4", "auto"):
+            assert outcome(alone, prompt, method, form) == expected, (prompt, method)
+    assert len(seen) > 1, "some prompts lead to an error, and some do not"
