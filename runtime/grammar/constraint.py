@@ -12,7 +12,7 @@ from fastblt.models import limits
 from fastblt.models.shown import shown
 from fastblt.models.tokens import utf8
 from fastblt.runtime.grammar.error import GrammarError
-from fastblt.runtime.grammar.library import Kind
+from fastblt.runtime.grammar.library import JSON_OPTIONS, Kind
 from fastblt.runtime.grammar.matcher import Matcher
 
 #: Types of ``response_format``, as OpenAI names them.
@@ -90,13 +90,12 @@ def schema_of(response_format: Mapping[str, Any]) -> str | None:
 
 
 def schema_source(schema: Mapping[str, Any], name: str) -> str:
-    """Return a JSON schema as JSON.
+    """Return a JSON schema as JSON, with our options of llguidance in place of those in it, which could loosen it.
 
     Raises:
         GrammarError: it has something that JSON has not; the message begins with ``name``.
     """
-    # llguidance reads options from there, such as to leave out keywords that it cannot enforce.
-    own = {key: value for key, value in schema.items() if key != "x-guidance"}
+    own = {**schema, "x-guidance": JSON_OPTIONS}
     try:
         return utf8(json.dumps(own, ensure_ascii=False, allow_nan=False), "json_schema").decode()
     except (TypeError, ValueError, RecursionError) as error:

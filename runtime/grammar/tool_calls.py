@@ -8,7 +8,7 @@ from typing import Any
 
 from fastblt.runtime.grammar.constraint import schema_source
 from fastblt.runtime.grammar.error import GrammarError
-from fastblt.runtime.grammar.library import JSON_OPTIONS, new_matcher
+from fastblt.runtime.grammar.library import new_matcher
 
 
 def call_grammar(functions: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
@@ -37,7 +37,7 @@ def _grammar(functions: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
     rules = [f"start: {' | '.join(f'call{number}' for number in range(len(functions)))}"]
     for number, (name, schema) in enumerate(functions):
         head = json.dumps(f'{{"name":"{name}","arguments":')
-        arguments = schema_source({**schema, "x-guidance": JSON_OPTIONS}, name)
+        arguments = schema_source(schema, name)
         rules += [f'call{number}: {head} arguments{number} "}}"', f"arguments{number}: %json {arguments}"]
     return "\n".join(rules)
 
