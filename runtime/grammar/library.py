@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from concurrent.futures import Future
 from functools import cache
 from threading import Lock
@@ -21,11 +22,12 @@ Kind = Literal["json_schema", "regex", "grammar"]
 JSON_OPTIONS: JsonCompileOptions = {"whitespace_flexible": False, "item_separator": ",", "key_separator": ":"}
 #: Compiled grammars that are kept.
 _KEPT = 64
-#: What llguidance's errors hold, and what is said in their place.
+#: How llguidance's errors begin, and what is said in their place. Names of the grammar may be quoted behind that.
 _PROBLEMS = {
-    "NoExtension": "found a grammar that no text fits, expected one that a text can fit",
-    "ff_tokens": "found bytes that must follow without end or beyond llguidance's bounds, expected a text that can end",
-    "oneOf constraints are not supported": "found oneOf with alternatives that may fit together, expected anyOf, or "
+    r"NoExtension": "found a grammar that no text fits, expected one that a text can fit",
+    r"parser error: Too many items \(limit \d+; ff_tokens\)": "found bytes that must follow without end or beyond "
+    "llguidance's bounds, expected a text that can end",
+    r"oneOf constraints are not supported": "found oneOf with alternatives that may fit together, expected anyOf, or "
     "alternatives that differ in type, in the text of const or enum, or in a required property that does",
 }
 
@@ -144,8 +146,8 @@ def _library(kind: Kind) -> _Library:
 def _problem(message: str) -> str:
     """Return what is wrong in one line; the library quotes the grammar and its own state behind that."""
     line = message.split("\n", maxsplit=1)[0].removesuffix("<non-verbose/>").strip()
-    for part, problem in _PROBLEMS.items():
-        if part in line:
+    for beginning, problem in _PROBLEMS.items():
+        if re.match(beginning, line):
             return problem
     if line.startswith("panic:"):
         line = "found a grammar that llguidance cannot compile, expected a smaller one"

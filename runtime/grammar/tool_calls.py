@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fastblt.models import limits
 from fastblt.runtime.grammar.constraint import schema_source
 from fastblt.runtime.grammar.error import GrammarError
 from fastblt.runtime.grammar.library import new_matcher
@@ -24,6 +25,7 @@ def call_grammar(functions: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
             message begins with the name of the function where it is about one.
     """
     source = _grammar(functions)
+    _check_size(functions, source)
     try:
         new_matcher("grammar", source)
     except GrammarError as error:
@@ -40,6 +42,14 @@ def _grammar(functions: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
         arguments = schema_source(schema, name)
         rules += [f'call{number}: {head} arguments{number} "}}"', f"arguments{number}: %json {arguments}"]
     return "\n".join(rules)
+
+
+def _check_size(functions: Sequence[tuple[str, Mapping[str, Any]]], source: str) -> None:
+    """Refuse what is too large before any of it is compiled."""
+    schemas = [(name, schema_source(schema, name)) for name, schema in functions]
+    for name, found in [*schemas, ("all functions together", source)]:
+        if (size := len(found.encode())) > limits.GRAMMAR_BYTES:
+            raise GrammarError(f"{name}: found {size} bytes, expected at most {limits.GRAMMAR_BYTES}")
 
 
 def _check_alone(name: str, schema: Mapping[str, Any]) -> None:

@@ -73,6 +73,8 @@ IMPOSSIBLE: tuple[tuple[dict[str, Any], str], ...] = (
     ({"response_format": schema_format({"$ref": "http://127.0.0.1:9/x"})}, "not present"),
     ({"response_format": schema_format({"not": {"type": "string"}})}, "Unimplemented"),
     ({"response_format": schema_format({"$ref": "#"})}, "no text fits"),
+    ({"response_format": schema_format({"properties": {"a": {"$ref": "#/$defs/NoExtension"}}})}, "does not exist"),
+    ({"grammar": "start: ff_tokens"}, 'unknown name: "ff_tokens"'),
     ({"response_format": schema_format({"a": float("nan")})}, "expected JSON"),
     ({"response_format": schema_format({"a": b""})}, "expected JSON"),
     ({"response_format": schema_format({"not": {}, "x-guidance": {"lenient": True}})}, "Unimplemented"),

@@ -8,6 +8,7 @@ import pytest
 
 from fastblt.models import limits
 from fastblt.models.tokens import BYTE_OFFSET, EOS_ID
+from fastblt.runtime.grammar import library
 from fastblt.runtime.grammar.error import GrammarError
 from fastblt.runtime.grammar.matcher import Matcher
 from fastblt.runtime.grammar.tool_calls import call_grammar
@@ -62,13 +63,21 @@ def test_what_only_one_function_leaves_open_is_all_that_is_asked() -> None:
         ([("f", NOTHING), ("g", {"type": "object", "not": {}})], "g: json_schema: "),
         ([("f", {"type": "object", "default": float("nan")})], "f: .*expected JSON"),
         ([("f", {"type": "object", "title": "\ud800"})], "f: .*expected JSON"),
-        ([("f", {"type": "object", "title": "x" * limits.GRAMMAR_BYTES})], "f: json_schema: found .* at most 131072"),
+        ([("f", {"type": "object", "title": "x" * limits.GRAMMAR_BYTES})], "f: found .* at most 131072"),
         (
             [(name, {"type": "object", "title": "x" * 70_000}) for name in "fg"],
-            "all functions together: grammar: found",
+            "all functions together: found 140.* bytes, expected at most 131072",
         ),
     ],
 )
 def test_what_cannot_be_enforced_names_its_function(functions: Any, message: str) -> None:
     with pytest.raises(GrammarError, match=message):
         call_grammar(functions)
+
+
+def test_what_is_too_large_is_refused_before_any_of_it_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[str] = []
+    monkeypatch.setattr(library, "_compile", lambda kind, source: compiled.append(source))
+    with pytest.raises(GrammarError, match="all functions together: found"):
+        call_grammar([(f"f{number}", {"type": "object", "title": "x" * 2_000}) for number in range(128)])
+    assert not compiled
