@@ -179,8 +179,15 @@ def _refuse(message: object) -> None:
     raise ChatTemplateError(_shortened(message))
 
 
-def _to_json(value: Any, indent: int | None = None, separators: tuple[str, str] | None = None) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent, separators=separators)
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """Return JSON, as the filter that templates of Hugging Face expect: its options, in its order."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 def _line(error: Exception) -> str:

@@ -90,7 +90,7 @@ class ModelHost:
     @property
     def idle(self) -> bool:
         """Return whether nobody waits for anything."""
-        return self.requests == 0 and self.texts == 0
+        return self.requests == 0 and self._compiling == 0 and self.texts == 0
 
     @property
     def places(self) -> int:
@@ -155,8 +155,11 @@ class ModelHost:
         """Return what a function returns that compiles the form of texts, run in one of few threads.
 
         Raises:
-            ApiError: 429, as many compile or wait for it as may have or wait for a place.
+            ApiError: 429, as many compile or wait for it as may have or wait for a place; 503 while the model is
+                loading or the server is ending.
         """
+        if not self.ready:
+            raise not_ready(self)
         if self._compiling >= self.settings.queue + self.places:
             raise queue_full(f"{self._compiling} forms that wait to be compiled")
         self._compiling += 1

@@ -34,6 +34,19 @@ def test_what_templates_of_checkpoints_use() -> None:
 
 
 @pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ("", '{"b": "ü", "a": 1}'),
+        ("(ensure_ascii=False, sort_keys=True)", '{"a": 1, "b": "ü"}'),
+        ("(ensure_ascii=True, separators=(',', ':'))", '{"b":"\\u00fc","a":1}'),
+        ("(True, 1)", '{\n "b": "\\u00fc",\n "a": 1\n}'),
+    ],
+)
+def test_json_in_templates_has_the_options_of_hugging_face(options: str, expected: str) -> None:
+    assert ChatTemplate("{{ {'b': 'ü', 'a': 1} | tojson" + options + " }}").render([], 100) == expected
+
+
+@pytest.mark.parametrize(
     "source",
     [
         "{{ ''.__class__.__mro__[1].__subclasses__() }}",

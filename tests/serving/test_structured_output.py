@@ -140,3 +140,20 @@ def test_as_many_forms_wait_to_be_compiled_as_texts_for_a_place(
         assert (refused["code"], refused["message"][:35]) == ("queue_full", "found 5 forms that wait to be compi")
         allowed.set()
         assert {each.result().status_code for each in waiting} == {200}
+
+
+def test_a_server_that_is_ending_waits_for_the_form_it_compiles_and_compiles_no_other(
+    runtime: BltRuntime, compiling: tuple[threading.Event, threading.Event]
+) -> None:
+    begun, allowed = compiling
+    with serve(runtime) as ending, ThreadPoolExecutor(1) as pool:
+        body = {"prompt": "a", "max_tokens": 2, "regex": "y{2}"}
+        late = pool.submit(ending.http.post, "/v1/completions", json=body)
+        assert begun.wait(20)
+        assert not ending.host.idle
+        ending.host.drain()
+        assert error_of(ending.http.post("/v1/completions", json={**body, "regex": "y{3}"}), 503)["code"] == "draining"
+        assert not late.done()
+        allowed.set()
+        assert error_of(late.result(), 503)["code"] == "draining"
+        wait_until(lambda: ending.host.idle)
