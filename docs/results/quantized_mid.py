@@ -12,7 +12,6 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -88,9 +87,9 @@ def _fastblt(*arguments: str) -> None:
     subprocess.run([sys.executable, "-m", "fastblt", *arguments], check=True, stdout=subprocess.DEVNULL)
 
 
-def main(build: Sequence[str]) -> None:
+def main(build: str) -> None:
     """Measure and write."""
-    bundles = prepare(Path(*build))
+    bundles = prepare(Path(build))
     found: dict[str, Found] = {bundle.name: {method: [] for method in METHODS} for bundle in bundles}
     for _ in range(ROUNDS):
         for bundle in bundles:
@@ -101,4 +100,6 @@ def main(build: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    if len(sys.argv) != 2:
+        raise SystemExit("usage: python docs/results/quantized_mid.py BUILD")
+    main(sys.argv[1])

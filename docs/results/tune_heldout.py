@@ -81,4 +81,6 @@ def main(bundle: str, seconds: str = "60") -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) not in (2, 3):
+        raise SystemExit("usage: python docs/results/tune_heldout.py BUNDLE [SECONDS]")
     main(*sys.argv[1:])
