@@ -132,8 +132,8 @@ class GenerationRequest:
             return
         if not method.lossless:
             raise MethodError(
-                f"method {method.name!r}: found it with a {constraint.kind}, expected a method that verifies its "
-                "bytes: ar, s:K, dv:B@RULE or auto"
+                f"method {method.name!r}: found it with a form of the text, expected a method that verifies its "
+                "bytes: ar, s:K, lookup:K, dv:B@RULE or auto"
             )
         if self.stop:
             raise GrammarError(

@@ -32,6 +32,10 @@ _PROBLEMS = {
 }
 
 
+#: What the library says about a regular expression: that it is invalid, and the reason some lines below.
+_REGEX_REASON = re.compile(r"invalid regex .*?regex parse error:.*?\nerror: ([^\n]*)", re.DOTALL)
+
+
 class _Library(NamedTuple):
     """Holds what is made once a process."""
 
@@ -145,6 +149,8 @@ def _library(kind: Kind) -> _Library:
 
 def _problem(message: str) -> str:
     """Return what is wrong in one line; the library quotes the grammar and its own state behind that."""
+    if found := _REGEX_REASON.search(message):
+        return f"found an invalid expression ({found[1]}), expected a regular one"
     line = message.split("\n", maxsplit=1)[0].removesuffix("<non-verbose/>").strip()
     for beginning, problem in _PROBLEMS.items():
         if re.match(beginning, line):

@@ -1,7 +1,8 @@
 """Collects a draft token by token, along a grammar where there is one.
 
-A draft ends where the grammar forces what follows: those tokens need no decoder row of their own, and go into the same
-verification, behind what was drafted.
+A draft ends where the grammar forces more than a few of the next tokens: those need no decoder row of their own, and go
+into the same verification, behind what was drafted. Through a few forced ones it goes on: their rows cost less than
+another verification.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from fastblt.runtime.sequence.sampling import Distribution, Draft, Sampler
 
 #: Most tokens of a draft, forced ones included: the room behind the longest text.
 _LONGEST = DRAFT_SLACK - 1
+#: Most forced tokens that are drafted like others.
+_FEW = 2
 
 
 class DraftWalk:
@@ -33,8 +36,8 @@ class DraftWalk:
 
     @property
     def goes_on(self) -> bool:
-        """Return whether the token that follows is to be drafted: it is not forced, nor is there an end before it."""
-        if self._forced or self._stuck:
+        """Return whether the token that follows is to be drafted: few are forced, and there is no end before it."""
+        if len(self._forced) > _FEW or self._stuck:
             return False
         matcher = self._sampler.matcher
         return matcher is None or (not matcher.ended and (not self.tokens or self._sampler.can_draw()))

@@ -244,7 +244,8 @@ def usage(texts: Texts, choices: int) -> dict[str, Any]:
     prompts = texts.jobs[::choices]
     prompt = sum(prompt_length(job.prompt) for job in prompts)
     new = sum(job.stats.new_bytes for job in texts.jobs)
-    accepted = sum(job.stats.accepted for job in texts.jobs)
+    # The last draft may go on behind the end of the text.
+    accepted = sum(min(job.stats.accepted, job.stats.new_bytes) for job in texts.jobs)
     rejected = sum(job.stats.drafted - job.stats.accepted for job in texts.jobs)
     return {
         "prompt_tokens": prompt,

@@ -83,12 +83,16 @@ def bind(host: str, port: int) -> socket.socket:
     """
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family, backlog=2048)
+        listening = socket.create_server((host, port), family=family, backlog=2048)
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise OSError(
             f"{host}:{port}: cannot listen there ({reason}), expected a free address of this machine"
         ) from None
+    # Accepted connections inherit it. uvloop sets it itself; asyncio does not for a socket that it has not made, and
+    # a stream on a connection that is kept alive would wait for the client's delayed acknowledgments, 40 ms each.
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listening
 
 
 def url_of(listening: socket.socket) -> str:

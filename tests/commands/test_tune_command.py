@@ -13,6 +13,7 @@ import typer
 from typer.testing import CliRunner
 
 from fastblt.cli import app
+from fastblt.commands.tune import _mixed
 from fastblt.commands.tuned import Tuned, tuned
 from fastblt.runtime.blt_runtime import BltRuntime
 from fastblt.runtime.bundle.manifest import load_manifest
@@ -215,3 +216,11 @@ def test_options_come_before_the_profile(tiny_bundle: Path) -> None:
     assert tuned(tiny_bundle, *PLACE, method="ar", threads=1, profile=True) == Tuned(tiny_bundle, "ar", 1)
     assert tuned(tiny_bundle, *PLACE, method=None, threads=None, profile=False) == Tuned(tiny_bundle, None, None)
     assert load_manifest(tiny_bundle).files.keys() == {path.name for path in tiny_bundle.iterdir()} - {"manifest.json"}
+
+
+def test_prompts_of_a_file_are_mixed() -> None:
+    prompts = [f"{corpus} {number}" for corpus in ("code", "prose") for number in range(20)]
+    mixed = [data.decode() for data in _mixed(prompts)]
+    assert sorted(mixed) == sorted(prompts)
+    assert len({prompt.split()[0] for prompt in mixed[:5]}) == 2
+    assert [data.decode() for data in _mixed(prompts)] == mixed

@@ -61,6 +61,18 @@ def test_completion_is_what_the_runtime_writes(
         assert counts.rejected_prediction_tokens == expected.stats.drafted - expected.stats.accepted
 
 
+def test_drafts_that_are_cut_count_as_far_as_the_text_goes(client: openai.OpenAI) -> None:
+    for length in range(1, 6):
+        found = client.completions.create(
+            prompt=PROMPT, extra_body={"method": "s:8"}, **{**GREEDY, "max_tokens": length}
+        )
+        assert found.usage is not None
+        assert found.usage.completion_tokens_details is not None
+        accepted = found.usage.completion_tokens_details.accepted_prediction_tokens
+        assert accepted is not None
+        assert accepted <= found.usage.completion_tokens == length
+
+
 def test_stream_is_the_same_text_in_pieces(client: openai.OpenAI, reference: BltRuntime) -> None:
     expected = reference.generate(PROMPT, 24, method="s:8")
     extra = {"method": "s:8", "return_bytes": True, "fastblt": {"details": True}}

@@ -20,7 +20,7 @@ from fastblt.cli import app
 from fastblt.commands.errors import describe
 from fastblt.runtime.blt_runtime import BltRuntime
 from fastblt.runtime.serving import model_host
-from fastblt.runtime.serving.listen import exposed
+from fastblt.runtime.serving.listen import bind, exposed
 from fastblt.runtime.serving.settings import ServingSettings
 
 #: A text that takes seconds, whatever the model is: every byte is x.
@@ -164,6 +164,14 @@ def test_a_damaged_bundle_is_refused_before_the_server_listens(tiny_bundle: Path
     assert result.stdout == ""
     [line] = result.stderr.splitlines()
     assert line.startswith(f"error: {graph}: found ")
+
+
+def test_streams_do_not_wait_for_acknowledgments() -> None:
+    """asyncio sets this option for sockets of its own only, uvloop for all."""
+    with bind("127.0.0.1", 0) as listening, socket.create_connection(listening.getsockname()):
+        accepted, _ = listening.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_an_address_that_is_taken(tiny_bundle: Path) -> None:

@@ -10,12 +10,19 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import pairwise
+from statistics import median
 from threading import Lock
 
 #: Bounds between classes of a drafter's top probability.
 _PROBABILITY = (0.2, 0.4, 0.6, 0.8, 0.95)
 #: Bounds between classes of the highest entropy of a draft so far, in units of the patching threshold.
 _SURPRISE = (0.5, 0.8, 1.1)
+#: Times above this many usual ones count as that.
+_UNUSUAL = 3.0
+#: Times until the usual one follows the newest, and observations that it is a mean of.
+_FIRST = 12
+#: What is left of the evidence of a pace that is in doubt.
+_DOUBTED = 0.25
 
 
 class Acceptance:
@@ -72,20 +79,33 @@ class Acceptance:
 
 
 class LinearCost:
-    """Estimates the seconds of a call as ``fixed + each * rows``, by least squares with forgetting."""
+    """Estimates the seconds of a call as ``fixed + each * rows``, by least squares with forgetting.
+
+    Times far above the usual one count as `_UNUSUAL` times that: the machine did something else meanwhile, and what
+    looks too expensive may never be tried again.
+    """
 
     def __init__(self, forget: float = 0.02) -> None:
         self._keep = 1.0 - forget
         self._sums = (0.0, 0.0, 0.0, 0.0, 0.0)
         """Weights of calls: n, x, y, xx, xy with x for rows and y for seconds."""
+        self._usual = Usual()
         self._observing = Lock()
 
     def observe(self, rows: int, seconds: float) -> None:
         """Learn that a call of some rows took some time."""
-        k = self._keep
         with self._observing:
-            n, x, y, xx, xy = self._sums
-            self._sums = (n * k + 1.0, x * k + rows, y * k + seconds, xx * k + rows * rows, xy * k + rows * seconds)
+            known = self._usual.read(rows, seconds)
+            sums = (0.0, 0.0, 0.0, 0.0, 0.0) if len(known) > 1 else self._sums
+            for x, y in known:
+                sums = self._added(sums, x, y)
+            self._sums = sums
+
+    def _added(self, sums: tuple[float, ...], x: int, y: float) -> tuple[float, float, float, float, float]:
+        """Return the sums with one more call."""
+        k = self._keep
+        n, sum_x, sum_y, sum_xx, sum_xy = sums
+        return n * k + 1.0, sum_x * k + x, sum_y * k + y, sum_xx * k + x * x, sum_xy * k + x * y
 
     @property
     def each(self) -> float:
@@ -110,7 +130,7 @@ class LinearCost:
 
 
 class Pace:
-    """Estimates seconds per byte over the last rounds.
+    """Estimates seconds per byte over the last rounds; rounds that take unusually long count as in `LinearCost`.
 
     Args:
         cold: first rounds that do not count, since new sizes of calls are slow the first time.
@@ -122,6 +142,7 @@ class Pace:
         self._keep = 1.0 - forget
         self._sums = (0.0, 0.0)
         """Weights of rounds: seconds, bytes."""
+        self._usual = Usual()
         self._missing = trial
         self._cold = cold
         self._observing = Lock()
@@ -132,9 +153,18 @@ class Pace:
             if self._cold:
                 self._cold -= 1
                 return
-            all_seconds, all_bytes = self._sums
-            self._sums = (all_seconds * self._keep + seconds, all_bytes * self._keep + count)
+            known = self._usual.read(count, seconds)
+            all_seconds, all_bytes = (0.0, 0.0) if len(known) > 1 else self._sums
+            for byte_count, taken in known:
+                all_seconds, all_bytes = all_seconds * self._keep + taken, all_bytes * self._keep + byte_count
+            self._sums = (all_seconds, all_bytes)
             self._missing -= 1  # after the sums: a pace that is known is a number
+
+    def doubt(self) -> None:
+        """Let what is known weigh less: it is long ago, and the next rounds are to show whether it still holds."""
+        with self._observing:
+            all_seconds, all_bytes = self._sums
+            self._sums = (_DOUBTED * all_seconds, _DOUBTED * all_bytes)
 
     @property
     def known(self) -> bool:
@@ -146,3 +176,25 @@ class Pace:
         """Return the seconds per byte; 0 until a round has been observed."""
         seconds, count = self._sums
         return seconds / count if count else 0.0
+
+
+class Usual:
+    """Limits times to what is usual: `_UNUSUAL` times the median of the first ones, later of a running mean."""
+
+    def __init__(self) -> None:
+        self._first: list[tuple[int, float]] = []
+        self._mean = 0.0
+
+    def read(self, size: int, seconds: float) -> list[tuple[int, float]]:
+        """Return what is to be learned from one more time: sizes and limited times.
+
+        It is a single pair, the new one, or all from the beginning, as long as these are few: what is usual is not
+        known from the first one.
+        """
+        if len(self._first) >= _FIRST:
+            limited = min(seconds, _UNUSUAL * self._mean)
+            self._mean += (limited - self._mean) / _FIRST
+            return [(size, limited)]
+        self._first.append((size, seconds))
+        self._mean = median(each for _, each in self._first)
+        return [(known, min(each, _UNUSUAL * self._mean)) for known, each in self._first]

@@ -22,8 +22,9 @@ from fastblt.runtime.sequence.requests import Steps
 from fastblt.runtime.sequence.sampling import Sampler
 from fastblt.runtime.sequence.session import Session
 
-#: A drafter that is not the fastest is tried once in this many rounds, and less often the slower it was.
-_EXPLORE = 32
+#: A drafter that is not the fastest is tried once in this many rounds, and less often the slower it was, up to
+#: `_RARELY` times: it may have been measured at a bad moment.
+_EXPLORE, _RARELY = 32, 16
 
 
 class Policy:
@@ -74,7 +75,8 @@ class Policy:
         paces = [drafter.pace.seconds_per_byte for drafter in self._drafters]
         best = min(range(len(paces)), key=paces.__getitem__)
         for index, idle in enumerate(self._idle):
-            if idle > _EXPLORE * (paces[index] / paces[best]) ** 4:
+            if idle > _EXPLORE * min(_RARELY, (paces[index] / paces[best]) ** 4):
+                self._drafters[index].pace.doubt()
                 return index
         return best
 

@@ -152,5 +152,7 @@ def _run(
             found = adapter.resume()
             where = f"continues at step {adapter.progress.step}" if found else "holds no run yet, starts one"
             console.print(f"{out}: {where}", soft_wrap=True)
+        if not adapter.progress.step:
+            console.print("measuring the model on held-out text, before the first step")
         done = run_shown(adapter, console, out, max_seconds, "bits/hidden byte", first=processes.first)
         print_ending(console, out, done=done)

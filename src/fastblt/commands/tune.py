@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -88,7 +89,7 @@ def command(
     check_file_target(json)
     for each in (bundle, *others):
         check_bundle(each)
-    texts = [text.encode() for text in read_prompts(prompts)] if prompts else heldout_prompts(_PROMPTS, _PROMPT_BYTES)
+    texts = _mixed(read_prompts(prompts)) if prompts else heldout_prompts(_PROMPTS, _PROMPT_BYTES)
     with progress("tuning", redraw=False) as on_progress:
         report = run_tune(bundle, request, texts, on_progress)
     found = profiles(bundle, request, report, len(texts))
@@ -165,3 +166,11 @@ def summary(profile: Profile) -> str:
         f"{profile.bundle.path}: {profile.method}{runs}{threads}: {profile.bytes_per_s:.1f} bytes/s, "
         f"{profile.times_default:.2f} times the default"
     )
+
+
+def _mixed(prompts: list[str]) -> list[bytes]:
+    """Return prompts in another order, the same one at every call: whatever lies together in a file comes in turn.
+
+    The first rounds decide who drops out, so they have to be like all of them.
+    """
+    return [text.encode() for text in random.Random(0).sample(prompts, len(prompts))]

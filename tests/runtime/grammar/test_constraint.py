@@ -55,7 +55,7 @@ ENDLESS: tuple[dict[str, object], ...] = (
     },
 )
 IMPOSSIBLE: tuple[tuple[dict[str, Any], str], ...] = (
-    ({"regex": "("}, "invalid regex"),
+    ({"regex": "("}, "found an invalid expression (unclosed group)"),
     ({"regex": ""}, "expected text that is not empty"),
     ({"regex": "\ud800"}, "surrogate"),
     ({"grammar": "start: a\na: a"}, "no text fits"),
@@ -167,7 +167,7 @@ def test_what_contradicts_the_form_is_refused() -> None:
     with pytest.raises(GrammarError, match="stop_at_eos: found False and a regex"):
         GenerationRequest(regex="a+", stop_at_eos=False)
     with pytest.raises(
-        MethodError, match=r"method 'd:8@0.7': found it with a json_schema, expected a method that veri"
+        MethodError, match=r"method 'd:8@0.7': found it with a form of the text, expected a method that veri"
     ):
         GenerationRequest(response_format={"type": "json_object"}, method="d:8@0.7")
 

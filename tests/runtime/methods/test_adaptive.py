@@ -90,6 +90,26 @@ def test_pace_leaves_cold_rounds_out() -> None:
     assert pace.seconds_per_byte == pytest.approx(0.25)
 
 
+@pytest.mark.parametrize("disturbed", [(0, 3, 4), (2, 7, 30), ()])
+def test_what_the_machine_does_in_between_is_not_learned(disturbed: tuple[int, ...]) -> None:
+    cost, pace = LinearCost(), Pace(cold=0)
+    for number in range(60):
+        delay = 1.0 if number in disturbed else 0.0
+        rows = 1 + number % 8
+        cost.observe(rows, 2e-3 + 1e-4 * rows + delay)
+        pace.observe(4e-3 + delay, 4)
+    assert pace.seconds_per_byte < 1.5e-3
+    assert cost.fixed + 4 * cost.each < 2 * 2.4e-3
+    assert cost.each < 1e-3
+
+
+def test_times_that_rise_for_good_are_followed() -> None:
+    pace = Pace(cold=0)
+    for seconds in [1.0] * 20 + [10.0] * 200:
+        pace.observe(seconds, 1)
+    assert pace.seconds_per_byte == pytest.approx(10.0, rel=0.25)
+
+
 class TimedDrafter:
     """A drafter of which only the speed matters."""
 
@@ -195,6 +215,21 @@ def test_drafts_never_show_in_the_text(scripted: Scripted, surprising: set[int],
     backend = scripted(encode(TEXT, bos=False).tolist(), surprising=surprising, misdrafted=misdrafted)
     found = BltRuntime(backend).generate(TEXT[:4], 180, method="auto")
     assert found.data == TEXT[4:184]
+
+
+def test_a_drafter_that_was_measured_at_a_bad_moment_gets_another_chance(tiny_config: BltConfig) -> None:
+    policy, fast, unlucky = Policy(tiny_config), TimedDrafter(), TimedDrafter()
+    policy._drafters = [unlucky, fast]
+    clock = [0.0]
+    session: Any = SimpleNamespace(now=lambda: clock[0])
+    for number in range(4000):
+        before = unlucky.rounds
+        steps = policy._draft(session, Sampler())
+        next(steps)
+        clock[0] += (30.0 if number == 0 else 0.5) if unlucky.rounds > before else 1.0
+        with pytest.raises(StopIteration):
+            steps.send(None)
+    assert unlucky.rounds > 1000
 
 
 def test_drafts_end_where_another_byte_costs_more_than_it_is_worth(scripted: Scripted) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from fastblt.models.config import BltConfig
+from fastblt.runtime.methods.adaptive import policy as policy_module
 from fastblt.runtime.methods.adaptive.estimates import Acceptance, LinearCost, Pace
 from fastblt.runtime.methods.adaptive.policy import Policy
 from fastblt.runtime.methods.method import Round
@@ -100,8 +101,9 @@ class Counting:
 
 
 def test_no_round_is_lost_while_drafters_are_chosen(
-    tiny_config: BltConfig, together: Callable[[Callable[[], object]], None]
+    tiny_config: BltConfig, together: Callable[[Callable[[], object]], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(policy_module, "_RARELY", float("inf"))
     policy, known = Policy(tiny_config), Counting()
     known.pace.observe(1.0, 1)
     idle = Counting()
