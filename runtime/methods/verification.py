@@ -46,11 +46,13 @@ def verify(
     assert next_token is not None, "the row after the draft decides"
     session.rewind(start + kept)
     session.append([next_token])
-    origins: list[Origin] = ["accepted"] * min(kept, draft.chosen)
-    origins += ["forced"] * (kept - len(origins))
-    origins.append("free" if kept == len(draft.tokens) else "corrected")
     tokens = tuple(draft.tokens)
-    rejected = tokens[kept : draft.chosen]
+    agreed = kept + (tokens[kept : kept + 1] == (next_token,))  # before a dead end, the draft's own token is the next
+    origins: list[Origin] = ["accepted"] * min(agreed, draft.chosen)
+    origins += ["forced"] * (agreed - len(origins))
+    if agreed == kept:
+        origins.append("free" if kept == len(tokens) else "corrected")
+    rejected = tokens[agreed : draft.chosen]
     return Round((*tokens[:kept], next_token), tuple(origins), rejected, draft.chosen, judge.logprobs)
 
 
@@ -69,7 +71,7 @@ class Judge:
         """Judge the tokens that the next rows are about."""
         first, sampler = self.kept, self._sampler
         self.kept, self.next_token = sampler.verify(self._draft, first, rows)
-        if sampler.logprobs:
+        if sampler.logprobs and self.kept >= first:
             after = [] if self.next_token is None else [self.next_token]
             decided = [*self._draft.tokens[first : self.kept], *after]
             self.logprobs += sampler.log_probabilities(rows.logits[: len(decided)], decided)

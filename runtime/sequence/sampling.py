@@ -128,10 +128,16 @@ class Sampler:
         if self.matcher is None:
             return True
         try:
-            mask = self.matcher.mask()
+            self.matcher.mask()
         except GrammarError:
             return False
-        return self._bias is None or not bool(np.isneginf(self._bias[mask]).all())
+        return not self._only_banned()
+
+    def _only_banned(self) -> bool:
+        """Return whether all that may follow where the grammar's walk has arrived has a bias of -inf."""
+        if self.matcher is None or self._bias is None:
+            return False
+        return bool(np.isneginf(self._bias[self.matcher.mask()]).all())
 
     def forced(self, most: int) -> list[int]:
         """Return up to ``most`` tokens that the grammar forces to follow; none of them has a bias of -inf."""
@@ -193,10 +199,13 @@ class Sampler:
 
         Returns:
             How many tokens are kept now, and the token after them: the correction, or a free one after a whole
-            draft; None where the rows end before that is decided.
+            draft; None where the rows end before that is decided. Where only banned tokens may follow, the token after
+            those that are kept is the draft's own: the text may end with it, and only the next round may not.
         """
         size = len(draft.tokens)
         for row in range(len(rows.best)):
+            if kept and not draft.chosen <= kept < size and self._only_banned():
+                return kept - 1, draft.tokens[kept - 1]
             if kept == size:
                 found = self.choose(rows, row)
                 self.advance(found)

@@ -172,10 +172,12 @@ DEAD_ENDS: dict[str, dict[str, Any]] = {
 }
 
 
-def outcome(runtime: BltRuntime, prompt: bytes, method: str, form: dict[str, Any]) -> tuple[bytes, str]:
+def outcome(
+    runtime: BltRuntime, prompt: bytes, method: str, form: dict[str, Any], count: int = 30
+) -> tuple[bytes, str]:
     """Return a text and what ended it, an error included."""
     try:
-        found = runtime.generate(prompt, 30, method=method, **form)
+        found = runtime.generate(prompt, count, method=method, **form)
     except GrammarError as error:
         return b"", str(error)
     return found.data, found.finish
@@ -192,3 +194,16 @@ def test_only_texts_that_run_into_a_dead_end_are_errors(alone: BltRuntime, end: 
         for method in ("s:4", "dv:4@one", "dv:4@0.4", "auto"):
             assert outcome(alone, prompt, method, form) == expected, (prompt, method)
     assert len(seen) > 1, "some prompts lead to an error, and some do not"
+
+
+def test_texts_that_end_before_banned_bytes_are_no_errors(alone: BltRuntime) -> None:
+    """A round that drafts as far as there decides nothing behind the text's end."""
+    form, finishes = DEAD_ENDS["banned bytes"], Counter[str]()
+    for count in (3, 4, 5, 6):
+        for number in range(12):
+            prompt = b"prompt %d " % number
+            expected = outcome(alone, prompt, "ar", form, count)
+            finishes[expected[1]] += 1
+            for method in ("s:4", "s:8", "lookup:4", "dv:4@one", "dv:4@0.4", "auto"):
+                assert outcome(alone, prompt, method, form, count) == expected, (prompt, method, count)
+    assert finishes["length"] > 20
