@@ -206,4 +206,7 @@ def test_texts_that_end_before_banned_bytes_are_no_errors(alone: BltRuntime) -> 
             finishes[expected[1]] += 1
             for method in ("s:4", "s:8", "lookup:4", "dv:4@one", "dv:4@0.4", "auto"):
                 assert outcome(alone, prompt, method, form, count) == expected, (prompt, method, count)
+                if expected[1] == "length":
+                    found = alone.generate(prompt, count, method=method, logprobs=True, **form)
+                    assert (found.data, len(found.logprobs)) == (expected[0], count)
     assert finishes["length"] > 20
