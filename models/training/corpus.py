@@ -25,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastblt.models.atomic_folder import replacing_folder
+from fastblt.models.atomic_partial import named_errors
 from fastblt.models.limits import NAME_CHARACTERS
 from fastblt.models.reading import read_json
 from fastblt.models.shown import shown
@@ -140,7 +141,8 @@ def _write_corpus(
             row = {"corpus": source.name, "name": name, "offset": sizes[split], "length": len(text)}
             tables[split].append(row)
             sizes[split] += len(text)
-            with (folder / f"{split}.bin").open("ab") as stream:
+            path = folder / f"{split}.bin"
+            with named_errors(path, path), path.open("ab") as stream:
                 stream.write(text)
         entries.append(
             {
@@ -159,7 +161,9 @@ def _write_corpus(
         path = folder / f"{split}.bin"
         path.touch()
         index[split] = {"bytes": sizes[split], "sha256": file_digest(path), "documents": tables[split]}
-    (folder / INDEX_FILE).write_text(json.dumps(index, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    path = folder / INDEX_FILE
+    with named_errors(path, path):
+        path.write_text(json.dumps(index, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _checked_digest(source: Source, documents: list[Document], allow_other_python: bool) -> str:

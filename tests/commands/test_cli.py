@@ -255,3 +255,10 @@ def test_help_lists_what_the_registries_hold() -> None:
     text = " ".join(CliRunner().invoke(app, ["generate", "--help"]).stdout.split())
     assert all(f"{entry.syntax} (" in text for entry in methods())
     assert all(f"{entry.name} (" in text for entry in backends())
+
+
+def test_lm_eval_prints_no_control_characters_of_its_arguments() -> None:
+    result = CliRunner().invoke(app, ["lm-eval", "--model", "fastblt", "\x1b[31m"])
+    assert result.exit_code == 2
+    assert "\x1b" not in result.output
+    assert "found control characters in '\\x1b[31m', expected text" in result.output

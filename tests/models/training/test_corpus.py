@@ -1,3 +1,4 @@
+import errno
 import io
 import json
 import tarfile
@@ -127,6 +128,28 @@ def test_nothing_is_left_when_the_build_is_interrupted(tmp_path: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         build_corpus(out, tmp_path, sources=[SOURCE, replace(SOURCE, name="second")], reader=read_then_stop)
+    assert list(tmp_path.iterdir()) == []
+
+
+class FullFile(io.FileIO):
+    """A file whose last bytes do not fit: closing it says so, without its name."""
+
+    def close(self) -> None:
+        was_open = not self.closed
+        super().close()
+        if was_open:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_full_disk_is_named_whatever_call_finds_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usual = Path.open
+
+    def open_full(path: Path, mode: str = "r", **options: Any) -> Any:
+        return FullFile(path, mode) if path.name == "heldout.bin" and mode == "ab" else usual(path, mode, **options)
+
+    monkeypatch.setattr(Path, "open", open_full)
+    with pytest.raises(OSError, match=r"No space left on device: '.*corpus/heldout.bin'"):
+        build_corpus(tmp_path / "corpus", tmp_path / "cache", sources=[SOURCE], reader=read_toy)
     assert list(tmp_path.iterdir()) == []
 
 
