@@ -52,7 +52,7 @@ def test_text_streams_in_and_figures_with_it(page: Page, watched: Any) -> None:
     assert page.locator(".state").inner_text() == "reached its length"
     seen = page.evaluate("() => window['seen-columns']")
     assert len({len(text) for text in seen}) > 10, "the text grows piece by piece"
-    figures = re.compile(r"writing.*bytes/s.*\d patcher", re.DOTALL)
+    figures = re.compile(r"writing.*bytes/s.*\d % of \d.*\d patcher", re.DOTALL)
     assert any(figures.search(text) for text in seen), "and so do its figures"
     announced = page.evaluate("() => window['seen-announcement']")
     assert announced[0] == "Generating."
