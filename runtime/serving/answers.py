@@ -20,6 +20,7 @@ from fastblt.runtime.backends.protocol import parts_in
 from fastblt.runtime.generation import Prompt
 from fastblt.runtime.request import GenerationRequest
 from fastblt.runtime.serving.api_error import ApiError, internal, to_json
+from fastblt.runtime.serving.deadline import Deadline
 from fastblt.runtime.serving.gates import FACTS, log_defect
 from fastblt.runtime.serving.model_host import ModelHost
 from fastblt.runtime.serving.pieces import Piece, PieceReader, details, merged
@@ -104,6 +105,7 @@ class Reply:
         request: Request,
         writer: Writer,
         wanted: Sequence[tuple[Prompt, GenerationRequest]],
+        deadline: Deadline,
         *,
         echo: bool = False,
     ) -> None:
@@ -114,7 +116,7 @@ class Reply:
         self.echo = echo
         self.readers = [PieceReader() for _ in wanted]
         self.facts: dict[str, Any] = request.scope[FACTS]
-        self.texts = host.submit(wanted)
+        self.texts = host.submit(wanted, deadline)
         host.requests += 1
 
     async def respond(self) -> Response:

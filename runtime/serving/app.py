@@ -88,22 +88,30 @@ def _add_texts(app: FastAPI, host: ModelHost) -> None:
     async def completions(request: Request, body: CompletionRequest) -> Response:
         """Continue one or more prompts."""
         check_model(host, body)
-        prompts = prompts_of(body)
-        wanted = await plan_texts(host, body, prompts, new_bytes=body.max_tokens, logprobs=body.logprobs is not None)
+        deadline, prompts = host.deadline(), prompts_of(body)
+        wanted = await plan_texts(
+            host, body, prompts, deadline, new_bytes=body.max_tokens, logprobs=body.logprobs is not None
+        )
         writer = CompletionWriter(host.model_name, body)
-        return await Reply(host, request, writer, wanted, echo=bool(body.echo)).respond()
+        return await Reply(host, request, writer, wanted, deadline, echo=bool(body.echo)).respond()
 
     @app.post("/v1/chat/completions", responses={200: stream_of(answers.ChatCompletion, answers.ChatChunk), **ERRORS})
     async def chat(request: Request, body: ChatRequest) -> Response:
         """Write the next message of a chat."""
         check_model(host, body)
-        functions = functions_to_call(body)
+        deadline, functions = host.deadline(), functions_to_call(body)
         prompt = prompt_of(body, template, host.runtime.backend.max_bytes)
         wanted = await plan_texts(
-            host, body, [prompt], new_bytes=new_bytes_of(body), logprobs=bool(body.logprobs), functions=functions
+            host,
+            body,
+            [prompt],
+            deadline,
+            new_bytes=new_bytes_of(body),
+            logprobs=bool(body.logprobs),
+            functions=functions,
         )
         writer = (ToolCallWriter if functions else ChatWriter)(host.model_name, body)
-        return await Reply(host, request, writer, wanted).respond()
+        return await Reply(host, request, writer, wanted, deadline).respond()
 
 
 def _add_model(app: FastAPI, host: ModelHost) -> None:

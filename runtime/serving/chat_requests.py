@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, ValidationInfo, field_validator
@@ -18,10 +19,17 @@ def _refuse(constant: str) -> None:
     raise ValueError(constant)
 
 
+def _number(text: str) -> float:
+    found = float(text)
+    if math.isinf(found):
+        raise ValueError(text)  # JSON again, it would be no number
+    return found
+
+
 def _arguments(text: str) -> str:
     """Check the arguments of a call that was made: the JSON of an object."""
     try:
-        found = json.loads(text, parse_constant=_refuse)
+        found = json.loads(text, parse_constant=_refuse, parse_float=_number)
     except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
@@ -116,14 +124,14 @@ class FunctionFields(Strict):
     name: FunctionName
     description: Text | None = None
     parameters: Annotated[dict[str, Any], Few] | None = None
-    """JSON schema of the arguments, an object; null: the function has none."""
+    """JSON schema of the arguments, an object; null or empty: the function has none."""
     strict: bool | None = None
     """Ignored: arguments always fit the schema."""
 
     @field_validator("parameters")
     @classmethod
     def _an_object(cls, found: dict[str, Any] | None) -> dict[str, Any] | None:
-        if found is not None and found.get("type") != "object":
+        if found and found.get("type") != "object":
             raise PydanticCustomError("no_object", 'expected a JSON schema with "type": "object"')
         return found
 

@@ -17,6 +17,7 @@ from fastblt.runtime.methods import parse_method
 from fastblt.runtime.methods.registry import methods, runnable
 from fastblt.runtime.request import GenerationRequest
 from fastblt.runtime.serving.api_error import ApiError, queue_full, unavailable
+from fastblt.runtime.serving.deadline import Deadline
 from fastblt.runtime.serving.metrics import Metrics
 from fastblt.runtime.serving.scheduler import Scheduler, default_workers
 from fastblt.runtime.serving.settings import ServingSettings
@@ -141,7 +142,11 @@ class ModelHost:
         }
         log.info("the model is ready", extra={"facts": facts})
 
-    def submit(self, wanted: Sequence[tuple[Prompt, GenerationRequest]]) -> Texts:
+    def deadline(self) -> Deadline:
+        """Return when a request that has just come is given up."""
+        return Deadline(self.settings.timeout)
+
+    def submit(self, wanted: Sequence[tuple[Prompt, GenerationRequest]], deadline: Deadline) -> Texts:
         """Begin the texts of a request.
 
         Raises:
@@ -149,14 +154,14 @@ class ModelHost:
         """
         if self.scheduler is None or self.draining:
             raise not_ready(self)
-        return Texts(self.scheduler, wanted, self.settings.timeout)
+        return Texts(self.scheduler, wanted, deadline)
 
-    async def compile(self, plan: Callable[[], Planned]) -> Planned:
+    async def compile(self, plan: Callable[[], Planned], deadline: Deadline) -> Planned:
         """Return what a function returns that compiles the form of texts, run in one of few threads.
 
         Raises:
             ApiError: 429, as many compile or wait for it as may have or wait for a place; 503 while the model is
-                loading or the server is ending.
+                loading or the server is ending; 504, it is not compiled in time.
         """
         if not self.ready:
             raise not_ready(self)
@@ -164,7 +169,8 @@ class ModelHost:
             raise queue_full(f"{self._compiling} forms that wait to be compiled")
         self._compiling += 1
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._compilers, plan)
+            compiled = asyncio.get_running_loop().run_in_executor(self._compilers, plan)
+            return await deadline.wait(compiled, "found a form that is not compiled yet, expected it to be")
         finally:
             self._compiling -= 1
 
@@ -176,7 +182,7 @@ class ModelHost:
             NotReproducedError: the model writes something else.
         """
         request = _known_request(self.runtime, "ar")
-        texts = self.submit([(KNOWN_PROMPT[: self.runtime.backend.max_bytes - 1], request)])
+        texts = self.submit([(KNOWN_PROMPT[: self.runtime.backend.max_bytes - 1], request)], self.deadline())
         found = b""
         try:
             async for growth in texts.growth():

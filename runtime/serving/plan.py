@@ -14,6 +14,7 @@ from fastblt.runtime.methods import parse_method
 from fastblt.runtime.request import GenerationRequest
 from fastblt.runtime.serving.api_error import ApiError, wrong
 from fastblt.runtime.serving.chat_requests import FunctionFields
+from fastblt.runtime.serving.deadline import Deadline
 from fastblt.runtime.serving.model_host import ModelHost
 from fastblt.runtime.serving.requests import TextFields
 from fastblt.runtime.serving.settings import DEFAULT_NEW_BYTES
@@ -24,6 +25,7 @@ async def plan_texts(
     host: ModelHost,
     body: TextFields,
     prompts: Sequence[Prompt],
+    deadline: Deadline,
     *,
     new_bytes: int | None,
     logprobs: bool,
@@ -37,15 +39,17 @@ async def plan_texts(
         host: of the model.
         body: what is asked for.
         prompts: bytes, or token ids.
+        deadline: of the request.
         new_bytes: most of each text; None: the default.
         logprobs: whether log-probabilities are wanted.
         functions: the text is a call of one of these; none: the request says which form it has.
 
     Raises:
-        ApiError: a value cannot be used, a text would be too long, or too many forms wait to be compiled.
+        ApiError: a value cannot be used, a text would be too long, too many forms wait to be compiled, or this one is
+            not compiled in time.
     """
     plan = partial(_plan, host, body, prompts, new_bytes, logprobs, functions)
-    return await host.compile(plan) if body.form or functions else plan()
+    return await host.compile(plan, deadline) if body.form or functions else plan()
 
 
 def _plan(

@@ -154,9 +154,9 @@ class TextFields(Strict):
 
     @property
     def form(self) -> dict[str, Any]:
-        """Return the fields that say which form the text has; none: any."""
+        """Return the fields that say which form the text has; none, as with ``{"type": "text"}``: any."""
         fields = {name: getattr(self, name) for name in ("response_format", "regex", "grammar", "choice")}
-        return {name: value for name, value in fields.items() if value is not None}
+        return {name: value for name, value in fields.items() if value not in (None, {"type": "text"})}
 
     @property
     def with_usage(self) -> bool:

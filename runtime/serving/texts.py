@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Sequence
 from typing import NamedTuple
 
@@ -11,7 +10,8 @@ from fastblt.runtime.backends.protocol import CapacityError
 from fastblt.runtime.generation import Chunk, Prompt
 from fastblt.runtime.grammar.error import GrammarError
 from fastblt.runtime.request import GenerationRequest
-from fastblt.runtime.serving.api_error import ApiError, internal, queue_full, unavailable, wrong
+from fastblt.runtime.serving.api_error import internal, queue_full, unavailable, wrong
+from fastblt.runtime.serving.deadline import Deadline
 from fastblt.runtime.serving.scheduler import QueueFullError, Scheduler
 from fastblt.runtime.serving.text_job import TextJob
 from fastblt.runtime.turns import BusyError
@@ -32,19 +32,18 @@ class Texts:
     Args:
         scheduler: runs them.
         wanted: prompt and request of each.
-        timeout: seconds after which all of them are given up.
+        deadline: when all of them are given up.
 
     Raises:
         ApiError: 429, too many texts wait already.
     """
 
     def __init__(
-        self, scheduler: Scheduler, wanted: Sequence[tuple[Prompt, GenerationRequest]], timeout: float
+        self, scheduler: Scheduler, wanted: Sequence[tuple[Prompt, GenerationRequest]], deadline: Deadline
     ) -> None:
         self._scheduler = scheduler
         self._changed = asyncio.Event()
-        self._timeout = timeout
-        self._deadline = time.monotonic() + timeout
+        self._deadline = deadline
         self.jobs = [TextJob(prompt, request, self._changed) for prompt, request in wanted]
         try:
             scheduler.submit(self.jobs)
@@ -70,14 +69,7 @@ class Texts:
                     yield Growth(index, chunks, ended)
 
     async def _wait(self) -> None:
-        left = self._deadline - time.monotonic()
-        try:
-            if left <= 0:
-                raise TimeoutError  # even if there always is something to take
-            await asyncio.wait_for(self._changed.wait(), left)
-        except (TimeoutError, asyncio.TimeoutError):
-            message = f"found no end of the text after {self._timeout:g} s, expected one; ask for fewer bytes"
-            raise ApiError(504, message, code="timeout") from None
+        await self._deadline.wait(self._changed.wait(), "found no end of the text, expected one; ask for fewer bytes")
         self._changed.clear()
 
     @staticmethod

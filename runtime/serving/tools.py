@@ -52,7 +52,7 @@ def form_of(functions: Sequence[FunctionFields]) -> str:
     Raises:
         ApiError: the parameters of a function cannot be enforced, or are too large.
     """
-    schemas = [(function.name, _NO_ARGUMENTS if (p := function.parameters) is None else p) for function in functions]
+    schemas = [(function.name, function.parameters or _NO_ARGUMENTS) for function in functions]
     try:
         return call_grammar(schemas)
     except GrammarError as error:
@@ -72,5 +72,5 @@ def _undecided(choice: str | None) -> ApiError:
 def _check_alone(body: ChatRequest) -> None:
     """Raise an error where the message has to have another form than that of a call."""
     for name, found in {**body.form, "stop": body.stop}.items():
-        if found not in (None, [], {"type": "text"}):
+        if found not in (None, []):
             raise wrong(name, f"{name}: found it with a function that has to be called, expected one of them")

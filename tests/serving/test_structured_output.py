@@ -124,6 +124,22 @@ def test_nobody_waits_for_the_form_of_another(served: Any, compiling: tuple[thre
         assert slow.result().json()["choices"][0]["text"] == "xxx"
 
 
+def test_the_time_of_a_request_includes_that_of_its_form(
+    runtime: BltRuntime, compiling: tuple[threading.Event, threading.Event]
+) -> None:
+    begun, allowed = compiling
+    with serve(runtime, ServingSettings(timeout=1.0)) as hurried:
+        body = {"prompt": "a", "max_tokens": 2, "regex": "hurried"}
+        error = error_of(hurried.http.post("/v1/completions", json=body), 504)
+        assert begun.is_set()
+        assert error["code"] == "timeout"
+        assert error["message"] == "after 1 s: found a form that is not compiled yet, expected it to be"
+        plain = {"prompt": "a", "max_tokens": 2, "response_format": {"type": "text"}}
+        hurried.host.compile = pytest.fail  # type: ignore[assignment]
+        assert hurried.http.post("/v1/completions", json=plain).status_code == 200
+        allowed.set()
+
+
 def test_as_many_forms_wait_to_be_compiled_as_texts_for_a_place(
     runtime: BltRuntime, compiling: tuple[threading.Event, threading.Event]
 ) -> None:

@@ -183,6 +183,7 @@ def one(parameters: Any) -> Any:
 OBJECT: Any = {"type": "object"}
 CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 WRONG_CALL = {**CALL, "function": {"name": "f", "arguments": "[1]"}}
+INFINITE_CALL = {**CALL, "function": {"name": "f", "arguments": '{"x":-1e999}'}}
 FORCED = {"tools": FEW, "tool_choice": "required"}
 
 
@@ -214,6 +215,11 @@ FORCED = {"tools": FEW, "tool_choice": "required"}
             "found '[1]', expected the JSON of an object",
         ),
         (
+            {"messages": [{"role": "assistant", "tool_calls": [INFINITE_CALL]}]},
+            "messages[0].tool_calls[0].function.arguments",
+            "expected the JSON of an object",
+        ),
+        (
             {"messages": [{"role": "user", "content": "a", "tool_calls": [CALL]}]},
             "messages[0].tool_calls",
             "expected none: only the assistant calls",
@@ -231,8 +237,9 @@ def test_what_asks_for_no_tool_is_accepted(served: Served) -> None:
         body = {"messages": ASK, "max_tokens": 2, "parallel_tool_calls": True, **fields}
         assert served.http.post("/v1/chat/completions", json=body).status_code == 200
     formed = {**FORCED, "stop": [], "response_format": {"type": "text"}, "max_tokens": 64}
-    answer = served.http.post("/v1/chat/completions", json={"messages": ASK, **formed}).json()
-    assert answer["choices"][0]["message"]["tool_calls"][0]["function"] == {"name": "stop-now", "arguments": "{}"}
+    for tools, name in ((FEW, "stop-now"), (one(None), "f"), (one({}), "f")):
+        answer = served.http.post("/v1/chat/completions", json={"messages": ASK, **formed, "tools": tools}).json()
+        assert answer["choices"][0]["message"]["tool_calls"][0]["function"] == {"name": name, "arguments": "{}"}
 
 
 def test_answers_with_everything_that_can_be_asked_for_are_what_the_schema_has(served: Served) -> None:

@@ -163,6 +163,7 @@ class Pace:
     def doubt(self) -> None:
         """Let what is known weigh less: it is long ago, and the next rounds are to show whether it still holds."""
         with self._observing:
+            self._usual.settle()
             all_seconds, all_bytes = self._sums
             self._sums = (_DOUBTED * all_seconds, _DOUBTED * all_bytes)
 
@@ -184,6 +185,11 @@ class Usual:
     def __init__(self) -> None:
         self._first: list[tuple[int, float]] = []
         self._mean = 0.0
+        self._settled = False
+
+    def settle(self) -> None:
+        """Let the times so far decide what is usual, however few they are; none: the next ones do."""
+        self._settled = bool(self._first)
 
     def read(self, size: int, seconds: float) -> list[tuple[int, float]]:
         """Return what is to be learned from one more time: sizes and limited times.
@@ -191,7 +197,7 @@ class Usual:
         It is a single pair, the new one, or all from the beginning, as long as these are few: what is usual is not
         known from the first one.
         """
-        if len(self._first) >= _FIRST:
+        if self._settled or len(self._first) >= _FIRST:
             limited = min(seconds, _UNUSUAL * self._mean)
             self._mean += (limited - self._mean) / _FIRST
             return [(size, limited)]

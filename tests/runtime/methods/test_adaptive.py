@@ -110,6 +110,28 @@ def test_times_that_rise_for_good_are_followed() -> None:
     assert pace.seconds_per_byte == pytest.approx(10.0, rel=0.25)
 
 
+@pytest.mark.parametrize("rounds", [1, 6, 11, 12, 40])
+def test_a_pace_in_doubt_weighs_less_however_few_rounds_are_known(rounds: int) -> None:
+    paces = [Pace(cold=0), Pace(cold=0)]
+    for pace in paces:
+        for _ in range(rounds):
+            pace.observe(2.0, 1)
+    paces[1].doubt()
+    assert paces[0].seconds_per_byte == paces[1].seconds_per_byte == pytest.approx(2.0)
+    for pace in paces:
+        pace.observe(1.0, 1)
+    sure, doubted = (2.0 - pace.seconds_per_byte for pace in paces)
+    assert doubted > 1.5 * sure
+
+
+def test_a_pace_in_doubt_before_its_first_round_learns_as_any_other() -> None:
+    pace = Pace(cold=0)
+    pace.doubt()
+    for seconds in (1.0, 0.1, 0.1):
+        pace.observe(seconds, 1)
+    assert pace.seconds_per_byte < 0.2
+
+
 class TimedDrafter:
     """A drafter of which only the speed matters."""
 
