@@ -12,6 +12,7 @@ from fakes.watched_batch import WatchedBackend
 
 from fastblt.runtime.backends.cpu.backend import OnnxRuntimeBackend
 from fastblt.runtime.backends.protocol import Backend
+from fastblt.runtime.batching.round_scheduler import RoundScheduler
 from fastblt.runtime.blt_runtime import BltRuntime
 from fastblt.runtime.generation import Generation
 from fastblt.runtime.measure.bench.plan import Contender, make_bench_plan
@@ -128,8 +129,10 @@ def test_texts_that_share_nothing_have_nothing_to_compare() -> None:
 
 @pytest.mark.parametrize("method", ["ar", "s:4"])
 def test_texts_grow_alike_and_share_their_calls(runtime: BltRuntime, method: str) -> None:
-    together = grow(runtime, PROMPTS, 24, method)
-    in_turn = grow(runtime, PROMPTS, 24, method, share=False)
+    scheduler = RoundScheduler(runtime.backend, len(PROMPTS))
+    together = grow(runtime, scheduler, PROMPTS, 24, method)
+    scheduler.close()
+    in_turn = grow(runtime, RoundScheduler(runtime.backend, len(PROMPTS), slots=1), PROMPTS, 24, method)
     expected = [runtime.generate(p, 24, method=method, stop_at_eos=False).data for p in PROMPTS]
     assert together.texts == in_turn.texts == expected
     assert together.whole.new_bytes == in_turn.whole.new_bytes == sum(map(len, expected))
@@ -159,7 +162,7 @@ def test_an_error_closes_all_texts(runtime: BltRuntime) -> None:
 
     watched.new_batch = failing  # type: ignore[method-assign]
     with pytest.raises(RuntimeError, match="no more"):
-        grow(own, [b"a", b"b"], 5, "ar")
+        grow(own, RoundScheduler(own.backend, 2), [b"a", b"b"], 5, "ar")
     assert own.sequences_in_use == 0
 
 
@@ -184,6 +187,20 @@ def test_units_are_measured_with_calls_shared_and_in_turn(runtime: BltRuntime) -
     assert len({id(value) for each in known for value in each.values()}) == len(known) == 3, (
         "each has learned for itself"
     )
+
+
+def test_one_batch_serves_all_units_of_a_backend(runtime: BltRuntime, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+    new_batch = OnnxRuntimeBackend.new_batch
+    monkeypatch.setattr(OnnxRuntimeBackend, "new_batch", lambda self, size: made.append(size) or new_batch(self, size))
+    plan = make_bench_plan("onnxruntime", ["s:4"])
+    measurement = StreamsMeasurement({"onnxruntime": runtime}, plan, (2, 3), PROMPTS, 8, weights(runtime))
+    made.clear()
+    assert all(row.as_in_turn for row in measurement.measure(2))
+    assert made == [3]
+    backend = runtime.backend
+    assert isinstance(backend, OnnxRuntimeBackend)
+    assert not backend.batches, "none is left open"
 
 
 def test_replays_draw_alike_with_calls_shared_and_in_turn(runtime: BltRuntime) -> None:

@@ -92,18 +92,17 @@ class _Text:
 
 
 def grow(
-    runtime: BltRuntime, prompts: Sequence[bytes], max_new_bytes: int, method: str, *, share: bool = True
+    runtime: BltRuntime, scheduler: RoundScheduler, prompts: Sequence[bytes], max_new_bytes: int, method: str
 ) -> Growth:
     """Generate after all prompts at the same time, greedily, a round of each text in turn.
 
     Args:
         runtime: has room for as many texts.
+        scheduler: of the runtime's backend, for as many texts or more.
         prompts: at least one.
         max_new_bytes: bytes of each text; none ends before.
         method: of all.
-        share: whether calls run together where the backend can.
     """
-    scheduler = RoundScheduler(runtime.backend, len(prompts), slots=None if share else 1)
     began = perf_counter()
     texts: list[_Text] = []
     steady = _Steady()
@@ -123,7 +122,6 @@ def grow(
     finally:
         for text in texts:
             text.stream.close()
-        scheduler.close()
     return Growth(
         [b"".join(text.pieces) for text in texts],
         whole,

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from fastblt.runtime.backends.protocol import BackendSequence
+from fastblt.runtime.backends.protocol import Backend, BackendSequence
+from fastblt.runtime.batching.kept_scheduler import KeptScheduler
 from fastblt.runtime.batching.round_scheduler import RoundScheduler
 from fastblt.runtime.blt_runtime import BltRuntime
 from fastblt.runtime.measure.bench.plan import BenchPlan, Contender
@@ -82,6 +83,8 @@ class StreamsMeasurement:
             for unit in self._units:
                 runtime = runtimes[unit.contender.backend]
                 self._replays[unit] = replayed(runtime, profiles[unit.contender], lent)
+        self._kept: dict[Backend, KeptScheduler] = {}
+        """Lends the batch of the backend that was measured last, as a server keeps one: it takes time to be made."""
         self._learned: dict[_Unit, dict[type[object], object]] = {unit: {} for unit in self._units}
         self._grown: dict[_Unit, list[Growth]] = {unit: [] for unit in self._units}
 
@@ -98,6 +101,12 @@ class StreamsMeasurement:
             repeats: how often.
             on_progress: called after each run, unmeasured ones included.
         """
+        try:
+            return self._measure(repeats, on_progress)
+        finally:
+            self._close_batches()
+
+    def _measure(self, repeats: int, on_progress: OnProgress) -> list[StreamsRow]:
         done, total = 0, len(self._units) * (1 + repeats)
         on_progress(done, total, "")
         for turn in range(-1, repeats):
@@ -121,12 +130,29 @@ class StreamsMeasurement:
             learned = session.learned
         before = learned.exchange(self._learned[unit])
         try:
-            grown = grow(runtime, prompts, max_new_bytes, unit.contender.method, share=unit.shared)
+            grown = self._grow_by(runtime, unit, prompts, max_new_bytes)
         finally:
             self._learned[unit] = learned.exchange(before)
         backend = runtime.backend
         grown.replay = backend.take_counts() if isinstance(backend, ReplayBackend) else None
         return grown
+
+    def _grow_by(self, runtime: BltRuntime, unit: _Unit, prompts: Sequence[bytes], max_new_bytes: int) -> Growth:
+        method, backend = unit.contender.method, runtime.backend
+        if not unit.shared:
+            return grow(runtime, RoundScheduler(backend, len(prompts), slots=1), prompts, max_new_bytes, method)
+        cold = backend not in self._kept
+        if cold:  # there may be no memory for two batches
+            self._close_batches()
+            self._kept[backend] = KeptScheduler(backend)
+        with self._kept[backend].lend(max(self._streams)) as scheduler:
+            if cold and not isinstance(backend, ReplayBackend):  # whose draws would go on from here
+                grow(runtime, scheduler, prompts, min(max_new_bytes, _WARM_UP_BYTES), method)
+            return grow(runtime, scheduler, prompts, max_new_bytes, method)
+
+    def _close_batches(self) -> None:
+        while self._kept:
+            self._kept.popitem()[1].close()
 
     def _rows(self) -> list[StreamsRow]:
         compared = [self._compared(contender, count) for contender in self._plan.contenders for count in self._streams]
