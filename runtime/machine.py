@@ -13,6 +13,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from fastblt import __version__
+
 #: Models with fewer weight bytes than this fit a processor's caches, where one thread beats several.
 _SMALL_MODEL_BYTES = 64 * 2**20
 
@@ -26,7 +28,7 @@ def device_info(threads: int | None = None) -> dict[str, Any]:
         threads: number that the runtimes were asked to use; None: their own choice.
     """
     gpu_packages = ("cuda-bindings", "tensorrt", "tensorrt-rtx-cu13", "tensorrt-rtx-cu12")
-    packages = ("fastblt", "numpy", "onnxruntime-gpu", "onnxruntime", "torch", *gpu_packages)
+    packages = ("numpy", "onnxruntime-gpu", "onnxruntime", "torch", *gpu_packages)
     return {
         "cpu": cpu_model(),
         "cores": os.cpu_count(),
@@ -36,7 +38,7 @@ def device_info(threads: int | None = None) -> dict[str, Any]:
         "gpus": _gpus(),
         "os": platform.platform(),
         "python": platform.python_version(),
-        "versions": {name: version for name in packages if (version := package_version(name)) is not None},
+        "versions": {"fastblt": __version__} | {name: found for name in packages if (found := package_version(name))},
     }
 
 
