@@ -27,6 +27,7 @@ QUANTIZE = "--rounding rtn --budget bpb=1000% --samples 16 --prompts 1 --windows
 #: Options of `fastblt quantize` by bundle.
 SCHEMES = {
     "mid-w8": "--scheme w8",
+    "mid-w8-patcher": "--scheme w8 --patcher",
     "mid-w4": "--scheme w4",
     "mid-w4-64": "--scheme w4 --block 64",
     "mid-w4-patcher": "--scheme w4 --patcher",
