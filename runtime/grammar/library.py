@@ -33,7 +33,9 @@ _PROBLEMS = {
 
 
 #: What the library says about a regular expression: that it is invalid, and the reason some lines below.
-_REGEX_REASON = re.compile(r"invalid regex .*?regex parse error:.*?\nerror: ([^\n]*)", re.DOTALL)
+_REGEX_REASON = re.compile(r"(?:invalid regex .*?|\A)regex parse error:.*?\nerror: ([^\n]*)", re.DOTALL)
+#: What it says about keywords of a schema that it does not enforce.
+_KEYWORDS = re.compile(r"Unimplemented keys: \[(.*)\]")
 
 
 class _Library(NamedTuple):
@@ -152,6 +154,8 @@ def _problem(message: str) -> str:
     if found := _REGEX_REASON.search(message):
         return f"found an invalid expression ({found[1]}), expected a regular one"
     line = message.split("\n", maxsplit=1)[0].removesuffix("<non-verbose/>").strip()
+    if found := _KEYWORDS.fullmatch(line):
+        return f"found {found[1]}, expected a schema without keywords that cannot be enforced"
     for beginning, problem in _PROBLEMS.items():
         if re.match(beginning, line):
             return problem
