@@ -46,14 +46,14 @@ def constraint_of(
     Raises:
         GrammarError: there is more than one, or it is malformed, too large, or no text fits it.
     """
-    fields = {"response_format": response_format, "regex": regex, "grammar": grammar, "choice": choice}
+    schema = None if response_format is None else schema_of(response_format)
+    fields = {"response_format": schema, "regex": regex, "grammar": grammar, "choice": choice}
     given = [name for name, value in fields.items() if value is not None]
     if len(given) > 1:
         raise GrammarError(f"{given[0]}: found {' and '.join(given)}, expected at most one of them")
     found: tuple[Kind, str] | None = None
-    if response_format is not None:
-        schema = schema_of(response_format)
-        found = None if schema is None else ("json_schema", schema)
+    if schema is not None:
+        found = "json_schema", schema
     elif regex is not None:
         found = "regex", _text(regex, "regex")
     elif grammar is not None:

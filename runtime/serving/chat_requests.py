@@ -27,13 +27,13 @@ def _number(text: str) -> float:
 
 
 def _arguments(text: str) -> str:
-    """Check the arguments of a call that was made: the JSON of an object."""
+    """Check the arguments of a call that was made: the JSON of an object, its numbers finite."""
     try:
         found = json.loads(text, parse_constant=_refuse, parse_float=_number)
     except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
-        raise PydanticCustomError("no_object", "expected the JSON of an object")
+        raise PydanticCustomError("no_object", "expected the JSON of an object with finite numbers")
     return text
 
 

@@ -27,7 +27,7 @@ class Deadline:
         """Return a result that is there in time.
 
         Args:
-            result: to wait for; once the time is over it is canceled, even if it could be had at once.
+            result: to wait for; it is canceled once the time is over, a coroutine even if it need not wait.
             missing: what the error says: what was found at the end of the time, and what was expected.
 
         Raises:

@@ -7,8 +7,8 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
 
 from fastblt.runtime.blt_runtime import BltRuntime
 from fastblt.runtime.generation import Prompt
@@ -60,6 +60,8 @@ class ModelHost:
         """Requests for texts that are being answered."""
         self._compilers = ThreadPoolExecutor(max(2, usable_cores() // 2), thread_name_prefix="fastblt-forms")
         self._compiling = 0
+        """Forms that are being compiled, or wait for it."""
+        self._counting = threading.Lock()
         self._source = source
         self._loading: threading.Thread | None = None
         self.metrics.gauge("ready", "Whether texts can be had", lambda: float(self.ready))
@@ -167,11 +169,16 @@ class ModelHost:
             raise not_ready(self)
         if self._compiling >= self.settings.queue + self.places:
             raise queue_full(f"{self._compiling} forms that wait to be compiled")
-        self._compiling += 1
-        try:
-            compiled = asyncio.get_running_loop().run_in_executor(self._compilers, plan)
-            return await deadline.wait(compiled, "found a form that is not compiled yet, expected it to be")
-        finally:
+        work = self._compilers.submit(plan)
+        with self._counting:
+            self._compiling += 1
+        work.add_done_callback(self._count_compiled)
+        missing = "found a form that is not compiled yet, expected it to be"
+        return await deadline.wait(asyncio.wrap_future(work), missing)
+
+    def _count_compiled(self, _: Future[Any]) -> None:
+        """Count a form as compiled, or given up before its turn; one that is given up later counts until it ends."""
+        with self._counting:
             self._compiling -= 1
 
     async def reproduce(self) -> None:

@@ -217,7 +217,7 @@ FORCED = {"tools": FEW, "tool_choice": "required"}
         (
             {"messages": [{"role": "assistant", "tool_calls": [INFINITE_CALL]}]},
             "messages[0].tool_calls[0].function.arguments",
-            "expected the JSON of an object",
+            "expected the JSON of an object with finite numbers",
         ),
         (
             {"messages": [{"role": "user", "content": "a", "tool_calls": [CALL]}]},

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from fastblt.runtime.backends.protocol import BackendSequence
 from fastblt.runtime.blt_runtime import BltRuntime
 from fastblt.runtime.machine import memory_bandwidth, peak_rss_mb, usable_cores
 from fastblt.runtime.measure.bench.plan import BenchPlan, Contender
 from fastblt.runtime.measure.bench.rows import Measurement, Run
 from fastblt.runtime.measure.peers import Generator
 from fastblt.runtime.measure.replay.backend import ReplayBackend, replay_over
+from fastblt.runtime.measure.replay.lent import Lent
 from fastblt.runtime.measure.rotation import rotated
 from fastblt.runtime.methods import parse_method
 from fastblt.runtime.methods.replay_profile import ReplayError, ReplayProfile
@@ -62,7 +62,7 @@ def measure(
 
     for contender in plan.contenders:
         parse_method(contender.method).check(runtimes[contender.backend].config)
-    lent: dict[str, list[BackendSequence]] = {}
+    lent: dict[str, Lent] = {}
     runtime_of = {
         c: replayed(runtimes[c.backend], profiles[c], lent) if profiles else runtimes[c.backend]
         for c in plan.contenders
@@ -95,14 +95,13 @@ def measure(
     return Measurement(plan, prompts, max_new_bytes, repeats, config, devices, runs, peaks, bandwidth, profiles)
 
 
-def replayed(runtime: Generator, profile: ReplayProfile, lent: dict[str, list[BackendSequence]]) -> BltRuntime:
+def replayed(runtime: Generator, profile: ReplayProfile, lent: dict[str, Lent]) -> BltRuntime:
     """Return a runtime that replays over the backend of another one.
 
     Args:
         runtime: the other one.
         profile: the rates.
-        lent: those of each backend that replays share, by its name: texts of different replays come one after the
-            other, and a GPU has few sequences. Those that are missing are made.
+        lent: what the replays over each backend share, by its name; what is missing is added.
 
     Raises:
         ReplayError: a peer is to be replayed.
@@ -112,4 +111,4 @@ def replayed(runtime: Generator, profile: ReplayProfile, lent: dict[str, list[Ba
             "replay: found a peer among the contenders, expected backends only: a peer's answers cannot be replaced"
         )
     backend = runtime.backend
-    return BltRuntime(replay_over(backend, profile, lent.setdefault(backend.name, [])), reuse_prompts=False)
+    return BltRuntime(replay_over(backend, profile, lent.setdefault(backend.name, Lent(backend))), reuse_prompts=False)

@@ -14,6 +14,7 @@ from fastblt.models.config import BltConfig
 from fastblt.runtime.backends.batching import Answer, Batch, BatchingBackend, PartCall
 from fastblt.runtime.backends.protocol import Backend, BackendSequence
 from fastblt.runtime.measure.replay.draws import ReplayCounts
+from fastblt.runtime.measure.replay.lent import Lent
 from fastblt.runtime.measure.replay.sequence import ReplaySequence
 from fastblt.runtime.methods.replay_profile import ReplayProfile
 
@@ -24,11 +25,11 @@ class ReplayBackend:
     Args:
         real: its sequences run every call.
         profile: the rates.
-        lent: sequences of ``real`` that other replays use too, text by text; those that are missing are added, and
-            none is closed. None: sequences of its own.
+        lent: what other replays use too, text by text; nothing of it is closed. None: sequences, and batches, of its
+            own.
     """
 
-    def __init__(self, real: Backend, profile: ReplayProfile, lent: list[BackendSequence] | None = None) -> None:
+    def __init__(self, real: Backend, profile: ReplayProfile, lent: Lent | None = None) -> None:
         self.real = real
         self.profile = profile
         self.name = real.name
@@ -63,11 +64,7 @@ class ReplayBackend:
         return found
 
     def _real_sequence(self, index: int) -> BackendSequence:
-        if self._lent is None:
-            return self.real.new_sequence()
-        while len(self._lent) <= index:
-            self._lent.append(self.real.new_sequence())
-        return self._lent[index]
+        return self.real.new_sequence() if self._lent is None else self._lent.sequence(index)
 
 
 class BatchingReplay(ReplayBackend):
@@ -75,19 +72,28 @@ class BatchingReplay(ReplayBackend):
 
     def new_batch(self, size: int) -> Batch:
         """Implement `BatchingBackend.new_batch`."""
-        return _ReplayBatch(cast("BatchingBackend", self.real).new_batch(size))
+        if self._lent is not None:
+            return _ReplayBatch(self._lent.batch(size), owned=False)
+        return _ReplayBatch(cast("BatchingBackend", self.real).new_batch(size), owned=True)
 
 
 class _ReplayBatch:
-    """Runs calls together on the real backend, and replaces what it answers."""
+    """Runs calls together on the real backend, and replaces what it answers.
 
-    def __init__(self, real: Batch) -> None:
+    Args:
+        real: batch of the real backend.
+        owned: whether it is closed with this one; otherwise all leave it.
+    """
+
+    def __init__(self, real: Batch, *, owned: bool) -> None:
         self.size = real.size
-        self._real = real
+        self._real, self._owned = real, owned
+        self._members: set[BackendSequence] = set()
 
     def run(self, calls: Sequence[tuple[BackendSequence, PartCall]]) -> list[Answer]:
         """Implement `Batch.run`."""
         own = [(cast("ReplaySequence", sequence), call) for sequence, call in calls]
+        self._members.update(sequence.real for sequence, _ in own)
         answers = self._real.run([(sequence.real, sequence.asked(call)) for sequence, call in own])
         return [
             answer._replace(result=sequence.replaced(call, answer.result))
@@ -96,14 +102,19 @@ class _ReplayBatch:
 
     def leave(self, sequence: BackendSequence) -> None:
         """Implement `Batch.leave`."""
-        self._real.leave(cast("ReplaySequence", sequence).real)
+        real = cast("ReplaySequence", sequence).real
+        self._real.leave(real)
+        self._members.discard(real)
 
     def close(self) -> None:
         """Implement `Batch.close`."""
-        self._real.close()
+        if self._owned:
+            self._real.close()
+        while self._members:
+            self._real.leave(self._members.pop())
 
 
-def replay_over(real: Backend, profile: ReplayProfile, lent: list[BackendSequence] | None = None) -> ReplayBackend:
+def replay_over(real: Backend, profile: ReplayProfile, lent: Lent | None = None) -> ReplayBackend:
     """Return a `ReplayBackend` that can run sequences together if the real one can."""
     kind = BatchingReplay if isinstance(real, BatchingBackend) else ReplayBackend
     return kind(real, profile, lent)

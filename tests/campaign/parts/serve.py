@@ -55,19 +55,19 @@ class Serve:
             export_bundle(_CHECKPOINT, fixtures / _BUNDLE, verify=False)
 
     def attempt(self, rng: random.Random, seconds: float, place: Place) -> Counts:
-        """Put on load and reset connections in turn, for about ``seconds`` and at least once; then end the server."""
+        """Put on load and reset connections in turn, for about ``seconds`` and at least twice; then end the server."""
         place.announce({"serve": seconds})
         bundle = place.fixtures / _BUNDLE
         works = known_works(rng, bundle, _WORKS)
-        share = min(1.0, seconds / 170)  # of the load and the resets, where there is less time than they take
+        share = min(1.0, seconds / 340)  # of the load and the resets, where there is less time than two laps take
         with running_server(bundle, place.scratch / "server.log", "--sequences", str(_PLACES)) as server:
             clients = Clients(server, works)
             end = time.monotonic() + seconds
-            total, longest = Counts(), 0.0
-            while not total.tries or time.monotonic() + longest < end:
+            total, laps, longest = Counts(), 0, 0.0
+            while laps < 2 or time.monotonic() + longest < end:
                 began = time.monotonic()
-                total.add(asyncio.run(_lap(rng, clients, share, first=not total.tries)))
-                longest = max(longest, time.monotonic() - began)
+                total.add(asyncio.run(_lap(rng, clients, share, first=not laps)))
+                laps, longest = laps + 1, max(longest, time.monotonic() - began)
             total.add(asyncio.run(_drain(rng, clients)))
         return total
 

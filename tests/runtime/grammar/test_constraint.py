@@ -159,6 +159,9 @@ def test_what_costs_too_much_gets_one_error_soon(fields: dict[str, Any]) -> None
 def test_there_is_one_form_or_none() -> None:
     assert constraint_of(None, None, None, None) is None
     assert GenerationRequest(response_format={"type": "text"}).constraint() is None
+    beside = GenerationRequest(response_format={"type": "text"}, regex="a").constraint()
+    assert beside is not None
+    assert beside.matcher().forced(2) == [BYTE_OFFSET + ord("a")]
     with pytest.raises(GrammarError, match="regex: found regex and choice, expected at most one"):
         GenerationRequest(regex="a", choice=["a"])
 

@@ -161,8 +161,10 @@ def test_an_error_closes_all_texts(runtime: BltRuntime) -> None:
         return batch
 
     watched.new_batch = failing  # type: ignore[method-assign]
+    scheduler = RoundScheduler(own.backend, 2)
     with pytest.raises(RuntimeError, match="no more"):
-        grow(own, RoundScheduler(own.backend, 2), [b"a", b"b"], 5, "ar")
+        grow(own, scheduler, [b"a", b"b"], 5, "ar")
+    scheduler.close()
     assert own.sequences_in_use == 0
 
 
@@ -189,14 +191,19 @@ def test_units_are_measured_with_calls_shared_and_in_turn(runtime: BltRuntime) -
     )
 
 
-def test_one_batch_serves_all_units_of_a_backend(runtime: BltRuntime, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("replays", [False, True])
+def test_one_batch_serves_all_units_of_a_backend(
+    runtime: BltRuntime, monkeypatch: pytest.MonkeyPatch, replays: bool
+) -> None:
     made: list[int] = []
     new_batch = OnnxRuntimeBackend.new_batch
     monkeypatch.setattr(OnnxRuntimeBackend, "new_batch", lambda self, size: made.append(size) or new_batch(self, size))
     plan = make_bench_plan("onnxruntime", ["s:4"])
-    measurement = StreamsMeasurement({"onnxruntime": runtime}, plan, (2, 3), PROMPTS, 8, weights(runtime))
+    rates = ReplayRates.parse("acceptance=0.8,patch=3", plan.methods)
+    profiles = {c: rates.profile(c.method, runtime.config) for c in plan.contenders} if replays else None
+    measurement = StreamsMeasurement({"onnxruntime": runtime}, plan, (2, 3), PROMPTS, 8, weights(runtime), profiles)
     made.clear()
-    assert all(row.as_in_turn for row in measurement.measure(2))
+    assert all(row.calls_shared and row.as_in_turn is (None if replays else True) for row in measurement.measure(2))
     assert made == [3]
     backend = runtime.backend
     assert isinstance(backend, OnnxRuntimeBackend)

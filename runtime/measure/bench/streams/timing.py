@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from fastblt.runtime.backends.protocol import Backend, BackendSequence
+from fastblt.runtime.backends.protocol import Backend
 from fastblt.runtime.batching.kept_scheduler import KeptScheduler
 from fastblt.runtime.batching.round_scheduler import RoundScheduler
 from fastblt.runtime.blt_runtime import BltRuntime
@@ -15,6 +15,7 @@ from fastblt.runtime.measure.bench.streams.rows import Compared, StreamsRow
 from fastblt.runtime.measure.bench.timing import replayed
 from fastblt.runtime.measure.peers import BatchGenerator, Generator
 from fastblt.runtime.measure.replay.backend import ReplayBackend
+from fastblt.runtime.measure.replay.lent import Lent
 from fastblt.runtime.measure.rotation import rotated
 from fastblt.runtime.methods import parse_method
 from fastblt.runtime.methods.replay_profile import ReplayProfile
@@ -77,14 +78,15 @@ class StreamsMeasurement:
             for count in streams
             for shared in self._ways(contender, count)
         ]
-        lent: dict[str, list[BackendSequence]] = {}
+        self._lent: dict[str, Lent] = {}
         self._replays: dict[_Unit, BltRuntime] = {}
         if profiles is not None:
             for unit in self._units:
                 runtime = runtimes[unit.contender.backend]
-                self._replays[unit] = replayed(runtime, profiles[unit.contender], lent)
+                self._replays[unit] = replayed(runtime, profiles[unit.contender], self._lent)
         self._kept: dict[Backend, KeptScheduler] = {}
-        """Lends the batch of the backend that was measured last, as a server keeps one: it takes time to be made."""
+        """Lends the batch of the backend that was measured last, as a server keeps one: it takes time to be made.
+        Replays over one backend share a batch."""
         self._learned: dict[_Unit, dict[type[object], object]] = {unit: {} for unit in self._units}
         self._grown: dict[_Unit, list[Growth]] = {unit: [] for unit in self._units}
 
@@ -143,16 +145,21 @@ class StreamsMeasurement:
             return grow(runtime, RoundScheduler(backend, len(prompts), slots=1), prompts, max_new_bytes, method)
         cold = backend not in self._kept
         if cold:  # there may be no memory for two batches
-            self._close_batches()
+            self._close_batches(backend)
             self._kept[backend] = KeptScheduler(backend)
         with self._kept[backend].lend(max(self._streams)) as scheduler:
             if cold and not isinstance(backend, ReplayBackend):  # whose draws would go on from here
                 grow(runtime, scheduler, prompts, min(max_new_bytes, _WARM_UP_BYTES), method)
             return grow(runtime, scheduler, prompts, max_new_bytes, method)
 
-    def _close_batches(self) -> None:
+    def _close_batches(self, wanted: Backend | None = None) -> None:
+        """Let go of all batches but what a replay that is wanted next shares with others."""
         while self._kept:
             self._kept.popitem()[1].close()
+        real = wanted.real if isinstance(wanted, ReplayBackend) else None
+        for lent in self._lent.values():
+            if lent.real is not real:
+                lent.close_batch()
 
     def _rows(self) -> list[StreamsRow]:
         compared = [self._compared(contender, count) for contender in self._plan.contenders for count in self._streams]
