@@ -10,6 +10,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
+from fastblt.models.atomic_partial import named_errors
 from fastblt.models.limits import JSON_BYTES
 from fastblt.models.shown import shown
 
@@ -18,8 +19,13 @@ def open_regular(path: Path) -> BufferedReader:
     """Open a regular file for reading; a pipe or a device in its place would block, or never end.
 
     Raises:
-        OSError: it cannot be opened, or is something else than a file.
+        OSError: it cannot be opened, or is something else than a file; the error names it.
     """
+    with named_errors(path, path):
+        return _open_regular(path)
+
+
+def _open_regular(path: Path) -> BufferedReader:
     # A FIFO without a writer would block before it could be recognized; Windows has no such flag, and no FIFOs.
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     try:

@@ -6,6 +6,7 @@ from itertools import islice
 from typing import Any
 
 _CHARACTERS = 80
+_LINE = 200
 _ITEMS = 8
 _LEVELS = 3
 _DIGITS = 40
@@ -39,3 +40,9 @@ def abridged(value: object, levels: int = _LEVELS) -> Any:
         fields = {abridged(key): abridged(value[key], levels - 1) for key in islice(value, _ITEMS)}
         return fields if len(value) <= _ITEMS else {**fields, "...": f"{len(value)} fields"}
     return value
+
+
+def shown_text(text: str) -> str:
+    """Return what a library says in one line without control characters: it may quote a file."""
+    line = " ".join(text.split())[:_LINE]
+    return line if line.isprintable() else shown(line)

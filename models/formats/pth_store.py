@@ -11,7 +11,7 @@ from torch import Tensor
 from fastblt.models.formats.errors import CheckpointError
 from fastblt.models.formats.stores import DTYPE_NAMES, StoredTensor, check_names
 from fastblt.models.plain_zip import check_plain
-from fastblt.models.shown import shown
+from fastblt.models.shown import shown_text
 
 #: Begins what PyTorch's unpickler reports; the text before it advises to load what may run code.
 _REASON = "WeightsUnpickler error: "
@@ -71,7 +71,7 @@ def _reason(error: Exception) -> str:
     """Return one line about an error."""
     lines = str(error).partition(_REASON)[2].strip().splitlines() or str(error).strip().splitlines()
     text = lines[0] if lines else type(error).__name__
-    return text[:200] if text.isprintable() else shown(text)
+    return shown_text(text)
 
 
 def _is_named_tensor(name: object, value: object) -> bool:

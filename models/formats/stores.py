@@ -19,7 +19,7 @@ from torch import Tensor
 from fastblt.models.formats.errors import CheckpointError, listing
 from fastblt.models.limits import FILES, NAME_CHARACTERS, SAFETENSORS_HEADER_BYTES, STORED_TENSORS
 from fastblt.models.reading import open_regular, read_json
-from fastblt.models.shown import shown
+from fastblt.models.shown import shown, shown_text
 
 #: Types that weights may have, by safetensors' names.
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -103,7 +103,7 @@ class SafetensorsStore:
             try:
                 yield file
             except (SafetensorError, OSError, RuntimeError) as error:
-                raise CheckpointError(f"{path}: {name} cannot be read ({error})") from error
+                raise CheckpointError(f"{path}: {name} cannot be read ({shown_text(str(error))})") from error
 
 
 def open_file(path: Path) -> Any:
@@ -121,7 +121,7 @@ def open_file(path: Path) -> Any:
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: no such file, expected the checkpoint's weights") from error
     except (SafetensorError, OSError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else shown_text(str(error))
         raise CheckpointError(f"{path}: not a readable safetensors file ({reason})") from error
 
 

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from fastblt.models.atomic_folder import scratch_folder
+from fastblt.models.atomic_partial import named_errors
 
 Document = tuple[str, bytes]
 """A document's name, unique within its source, and its text (UTF-8, Unix line ends, one newline last)."""
@@ -126,7 +127,7 @@ SOURCES: tuple[Source, ...] = (
 
 def file_digest(path: Path) -> str:
     """Return the SHA-256 of a file's bytes, in hexadecimal."""
-    with path.open("rb") as stream:
+    with named_errors(path, path), path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 

@@ -83,7 +83,10 @@ def become_command(request: dict[str, Any]) -> None:
     sys.argv = ["fastblt", *request["arguments"]]
     if request["rule"]:
         ctypes.CDLL(None).fault_arm(request["rule"].encode())
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))
+    try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))
+    except KeyboardInterrupt:  # it came before the command began, which is what ends so
+        os._exit(128 + signal.SIGINT)
 
 
 def run_to_the_end(command: Callable[[], object]) -> NoReturn:

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import time
@@ -44,6 +45,21 @@ def irregular(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     else:
         path.symlink_to("/dev/zero")
     return path
+
+
+def test_errors_after_a_file_has_been_opened_name_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "thing"
+    path.write_bytes(b"{}")
+    before = len(os.listdir("/proc/self/fd"))
+
+    def fails(descriptor: int) -> os.stat_result:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    with monkeypatch.context() as patch, pytest.raises(PermissionError) as caught:
+        patch.setattr(os, "fstat", fails)
+        open_regular(path)
+    assert (caught.value.errno, caught.value.filename) == (errno.EACCES, str(path))
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_what_is_no_file_is_refused_at_once(irregular: Path) -> None:

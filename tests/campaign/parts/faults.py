@@ -35,8 +35,9 @@ _ERRORS = {
     "list": (errno.EIO, errno.EACCES),
     "stat": (errno.EIO, errno.EACCES),
 }
-#: Calls whose failure a command may ignore if what it writes is whole: there is another way, or nothing to save.
-_DISPENSABLE = {"remove", "link", "mode", "copy", "stat", "list", "map", "open-read", "close", "mkdir"}
+#: Calls whose failure a command may ignore if what it writes is whole: there is another way (two folders that cannot
+#: swap names in one call do so in two), or nothing to save.
+_DISPENSABLE = {"remove", "link", "mode", "copy", "stat", "list", "map", "open-read", "close", "mkdir", "rename"}
 #: Calls whose failure may prevent a command from cleaning up.
 _CLEANS_UP = {"remove", "close", "list", "open-read", "stat"}
 #: Calls that can be cut short.

@@ -163,6 +163,15 @@ def test_header_of_safetensors_is_bounded(header: bytes, reason: str, copy: Path
     assert reason in refusal(lambda: open_checkpoint(copy), copy / WEIGHTS)
 
 
+@pytest.mark.parametrize("dtype", ["\nF32", "\x1b[31mF32"])
+def test_what_the_library_quotes_from_a_header_is_one_printable_line(dtype: str, copy: Path) -> None:
+    header = json.dumps({"a": {"dtype": dtype, "shape": [1], "data_offsets": [0, 4]}}, ensure_ascii=False).encode()
+    (copy / WEIGHTS).unlink()
+    (copy / WEIGHTS).write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    line = refusal(lambda: open_checkpoint(copy), copy / WEIGHTS)
+    assert "not a readable safetensors file" in line
+
+
 @pytest.mark.parametrize("name", ["\x1b[31m", "x" * 256, "a\nb", ""])
 def test_name_of_a_tensor_is_short_and_printable(name: str, copy: Path, tmp_path: Path) -> None:
     tensors = {**load_file(copy / WEIGHTS), name: torch.zeros(1)}
