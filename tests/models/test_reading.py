@@ -55,9 +55,10 @@ def test_errors_after_a_file_has_been_opened_name_it(tmp_path: Path, monkeypatch
     def fails(descriptor: int) -> os.stat_result:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
-    with monkeypatch.context() as patch, pytest.raises(PermissionError) as caught:
+    with monkeypatch.context() as patch:
         patch.setattr(os, "fstat", fails)
-        open_regular(path)
+        with pytest.raises(PermissionError) as caught:
+            open_regular(path)
     assert (caught.value.errno, caught.value.filename) == (errno.EACCES, str(path))
     assert len(os.listdir("/proc/self/fd")) == before
 
